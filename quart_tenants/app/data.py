@@ -1,0 +1,47 @@
+"""Show the tenant's data, page by page."""
+
+import re
+
+from quart import Blueprint, jsonify, request, url_for
+from quart.wrappers import Response
+
+from quart_tenants.app.auth import login_required
+from quart_tenants.errors import InvalidRequestError
+from quart_tenants.web.context import tenant_connection
+from quart_tenants.web.routing import TENANT_HOST
+
+data = Blueprint("data", __name__)
+
+_MAX_LIMIT = 1000  # rows
+_SMALLEST_ID = -(2**63)
+_LARGEST_ID = 2**63 - 1
+_INTEGER = re.compile("-?[0-9]{1,19}")
+
+# $1 the last id seen, $2 a limit in rows.
+_LIST_DATA = "SELECT id, description FROM company_data WHERE id > $1::bigint ORDER BY id LIMIT $2"
+
+
+@data.get("/data", host=TENANT_HOST)
+@login_required
+async def list_data() -> Response:
+    """Return rows in order of id, with a link to the next page if there is one."""
+    limit = _read_integer("limit", default=_MAX_LIMIT, low=1, high=_MAX_LIMIT)
+    after = _read_integer("after", default=_SMALLEST_ID, low=_SMALLEST_ID, high=_LARGEST_ID)
+    async with tenant_connection() as connection:
+        # One row more than asked for tells whether there is a next page.
+        rows = await connection.fetch(_LIST_DATA, after, limit + 1)
+    page = rows[:limit]
+    response = jsonify(data=[{"id": row["id"], "description": row["description"]} for row in page])
+    if len(rows) > limit:
+        following = url_for("data.list_data", limit=limit, after=page[-1]["id"])
+        response.headers["Link"] = f'<{following}>; rel="next"'
+    return response
+
+
+def _read_integer(name: str, *, default: int, low: int, high: int) -> int:
+    text = request.args.get(name)
+    if text is None:
+        return default
+    if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+        raise InvalidRequestError(f"{name} must be a whole number from {low} to {high}")
+    return int(text)

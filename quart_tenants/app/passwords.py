@@ -1,0 +1,138 @@
+"""Hash and check passwords in threads, a bounded number at a time. The only import of passlib."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from passlib.context import CryptContext
+
+from quart_tenants.errors import HashQueueFullError, PasswordTooLongError
+from quart_tenants.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MAX_PASSWORD_LENGTH = 4096
+"""Characters. passlib refuses more, and so do we, before any work is done."""
+
+# The OWASP Password Storage Cheat Sheet: argon2id with 19 MiB (in KiB here), 2 passes, 1 lane.
+_ARGON2 = {
+    "argon2__type": "ID",
+    "argon2__memory_cost": 19456,
+    "argon2__time_cost": 2,
+    "argon2__parallelism": 1,
+}
+# The seed's hashes. Fewer than what is advised today, which is why they are replaced at login.
+_PBKDF2 = {"pbkdf2_sha256__rounds": 29000}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordCheck:
+    """What checking a password found.
+
+    Attributes:
+        matched: The password is right.
+        replacement: A better hash to store instead, if the stored one is of an older kind.
+    """
+
+    matched: bool
+    replacement: str | None
+
+
+class PasswordHasher:
+    """Checks passwords without blocking the event loop, and at the same cost whoever asks.
+
+    Every check runs once through each accepted scheme: through the stored hash where that is the
+    user's scheme, through a dummy elsewhere. So an unknown user, a wrong password, and a user whose
+    hash is of an older kind cannot be told apart by time.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._schemes = settings.password_schemes
+        options = _ARGON2 | _PBKDF2
+        self._context = CryptContext(
+            schemes=list(self._schemes),
+            deprecated="auto",
+            **{name: value for name, value in options.items() if name.partition("__")[0] in self._schemes},
+        )
+        self._limit = settings.password_hash_concurrency + settings.password_hash_queue
+        self._executor = ThreadPoolExecutor(settings.password_hash_concurrency, thread_name_prefix="password")
+        self._dummies: dict[str, str] = {}
+        self._pending = 0
+        self._lock = threading.Lock()
+
+    async def warm(self) -> None:
+        """Make the dummies, so that the first login takes no longer than the others."""
+        await self._run(self._make_dummies)
+
+    async def close(self) -> None:
+        """End the threads. A check that is under way is finished, its result dropped."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def hash(self, password: str) -> str:
+        """Return what to store for *password*, in the modular crypt format.
+
+        Raises:
+            PasswordTooLongError: It has more than 4,096 characters.
+            HashQueueFullError: Too many are waiting.
+        """
+        _check_length(password)
+        return await self._run(self._context.hash, password)
+
+    async def check(self, password: str, stored: str | None) -> PasswordCheck:
+        """Check *password* against the hash *stored*, or against nothing at the same cost.
+
+        A check whose caller is cancelled leaves the queue, or is finished if it had begun.
+
+        Raises:
+            PasswordTooLongError: It has more than 4,096 characters.
+            HashQueueFullError: Too many are waiting.
+        """
+        _check_length(password)
+        return await self._run(self._check, password, stored)
+
+    async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            if self._pending >= self._limit:
+                raise HashQueueFullError(f"{self._pending} passwords are being checked or wait for it")
+            self._pending += 1
+        future = self._executor.submit(function, *args, **kwargs)
+        # Not when the caller ends: a thread that has begun cannot be cancelled and keeps its place.
+        future.add_done_callback(self._leave)
+        return await asyncio.wrap_future(future)
+
+    def _leave(self, future: "Future[T]") -> None:
+        with self._lock:
+            self._pending -= 1
+
+    def _make_dummies(self) -> None:
+        for scheme in self._schemes:
+            self._dummies[scheme] = self._context.handler(scheme).hash("dummy")
+
+    def _check(self, password: str, stored: str | None) -> PasswordCheck:
+        if not self._dummies:
+            self._make_dummies()
+        matched = False
+        stored_scheme = self._context.identify(stored) if stored else None
+        for scheme in self._schemes:
+            mine = scheme == stored_scheme
+            try:
+                right = self._context.verify(password, stored if mine else self._dummies[scheme])
+            except ValueError as error:
+                # Also the UnicodeEncodeError of half a surrogate pair. Never the hash or the password.
+                logger.warning("a password could not be checked: %s", type(error).__name__)
+                right = False
+            matched = matched or (mine and right)
+        replace = matched and self._context.needs_update(stored)
+        return PasswordCheck(matched, self._context.hash(password) if replace else None)
+
+
+def _check_length(password: str) -> None:
+    if len(password) > MAX_PASSWORD_LENGTH:
+        raise PasswordTooLongError(MAX_PASSWORD_LENGTH)

@@ -1,0 +1,39 @@
+"""Serve what is the same for everybody: static files, the public page, the probes."""
+
+from pathlib import Path
+
+from quart import Blueprint, render_template, send_from_directory
+from quart.wrappers import Response
+
+from quart_tenants.web.context import get_extension
+from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST
+
+site = Blueprint("site", __name__)
+
+_STATIC = Path(__file__).parent / "static"
+
+
+@site.get("/static/<path:filename>", host=TENANT_HOST)
+@site.get("/static/<path:filename>", host=APEX_HOST, endpoint="apex_static")
+async def static(filename: str) -> Response:
+    """Send the one shared file of that name."""
+    return await send_from_directory(_STATIC, filename)
+
+
+@site.get("/", host=APEX_HOST)
+async def index() -> str:
+    """Show the public page. It names no tenant: who the customers are is nobody's business."""
+    return await render_template("index.html", domain=get_extension().settings.domain)
+
+
+@site.get("/healthz", host=ANY_HOST)
+async def healthz() -> dict[str, str]:
+    """Say that the process is up."""
+    return {"status": "ok"}
+
+
+@site.get("/readyz", host=ANY_HOST)
+async def readyz() -> dict[str, str]:
+    """Say that the database answers and holds the registry at the right version, or answer 503."""
+    await get_extension().registry.check()
+    return {"status": "ready"}

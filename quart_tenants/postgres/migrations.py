@@ -1,0 +1,112 @@
+"""Read migration files, plan what is missing, and run it in one schema."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.errors import MigrationFailedError, MigrationFileError
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.database import Connection
+
+_FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+
+_RECORD = """
+INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256) VALUES ($1, $2, $3, $4)
+"""
+_LIST_APPLIED = "SELECT version, sha256 FROM quart_tenants.applied_migrations WHERE schema_name = $1"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file `NNNN_what_it_does.sql`.
+
+    Attributes:
+        version: NNNN, from 1 and without a gap.
+        name: The file's name.
+        sql: What it does: unqualified names, so that it runs in any tenant's schema.
+    """
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the file's text, in hex."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def read_migrations(folder: Path) -> tuple[Migration, ...]:
+    """Return the migrations in *folder* in order of version.
+
+    Raises:
+        MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice, or
+            there are none.
+    """
+    migrations: list[Migration] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is None:
+            raise MigrationFileError(f"{path}: a migration is named like 0001_what_it_does.sql")
+        try:
+            migration = Migration(int(match[1]), path.name, path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise MigrationFileError(f"{path}: cannot be read: {error}") from error
+        if migration.version != len(migrations) + 1:
+            raise MigrationFileError(
+                f"{path}: expected number {len(migrations) + 1:04}; numbers start at 0001, without a gap or a double"
+            )
+        migrations.append(migration)
+    if not migrations:
+        raise MigrationFileError(f"{folder}: has no file named like 0001_what_it_does.sql")
+    return tuple(migrations)
+
+
+def plan_migrations(migrations: Sequence[Migration], applied: Mapping[int, str]) -> tuple[Migration, ...]:
+    """Return those of *migrations* that are missing from *applied* (version → sha256). Pure.
+
+    Versions in *applied* that are newer than every file are left alone: a newer program made them.
+
+    Raises:
+        MigrationFileError: A file was changed after it was applied.
+    """
+    for migration in migrations:
+        if applied.get(migration.version, migration.sha256) != migration.sha256:
+            raise MigrationFileError(
+                f"{migration.name} was changed after it was applied; put the file back and write a new one"
+            )
+    return tuple(migration for migration in migrations if migration.version not in applied)
+
+
+async def list_applied(connection: "Connection", schema: str) -> dict[int, str]:
+    """Return the versions applied in *schema*, each with the sha256 of its file."""
+    return {row["version"]: row["sha256"] for row in await connection.fetch(_LIST_APPLIED, schema)}
+
+
+async def apply_migrations(connection: "Connection", schema: str, migrations: Sequence[Migration]) -> None:
+    """Run *migrations* in the transaction and on the path of *connection*, and record them for *schema*.
+
+    Raises:
+        MigrationFailedError: A statement failed; the transaction is lost, the database unchanged.
+    """
+    for migration in migrations:
+        try:
+            await connection.execute(migration.sql)
+        except asyncpg.PostgresError as error:
+            raise MigrationFailedError(schema, migration.name, str(error)) from error
+    await record_migrations(connection, schema, migrations)
+
+
+async def record_migrations(connection: "Connection", schema: str, migrations: Sequence[Migration]) -> None:
+    """Write down that *migrations* are applied in *schema*, without running them."""
+    await connection.executemany(
+        _RECORD, [(schema, migration.version, migration.name, migration.sha256) for migration in migrations]
+    )

@@ -1,0 +1,201 @@
+"""Check every `TENANTS_*` setting. Pure: reads a mapping, neither files nor the environment."""
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from quart_tenants.errors import SettingError
+
+PREFIX = "TENANTS_"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
+
+
+def _setting(default: object, check: Callable[[Any], object], unit: str, purpose: str) -> Any:
+    return field(default=default, metadata={"check": check, "unit": unit, "purpose": purpose})
+
+
+def _check_url(value: object) -> str:
+    if isinstance(value, str) and urlsplit(value).scheme in ("postgresql", "postgres"):
+        return value
+    # The value itself is never repeated: it holds a password.
+    raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
+
+
+def _check_domain(value: object) -> str:
+    domain = value.lower().rstrip(".") if isinstance(value, str) else ""
+    if _DOMAIN.fullmatch(domain):
+        return domain
+    raise ValueError(f"is {value!r}, which is no domain: give it like example.com, without port and scheme")
+
+
+def _check_names(value: object) -> frozenset[str]:
+    names = value.split(",") if isinstance(value, str) else value
+    if isinstance(names, Collection) and all(isinstance(name, str) for name in names):
+        return frozenset(stripped for name in names if (stripped := name.strip()))
+    raise ValueError(f"is {value!r}: give names, with commas between them")
+
+
+def _check_networks(value: object) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(name) for name in sorted(_check_names(value)))
+    except ValueError as error:
+        raise ValueError(f"is {value!r}: give networks such as 127.0.0.1 or 10.0.0.0/8 ({error})") from None
+
+
+def _check_folder(value: object) -> Path:
+    if isinstance(value, str | Path) and Path(value).is_dir():
+        return Path(value)
+    raise ValueError(f"is {str(value)!r}, which is no folder")
+
+
+def _check_schemes(value: object) -> tuple[str, ...]:
+    schemes = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+    known = ("argon2", "pbkdf2_sha256")
+    if isinstance(schemes, tuple | list) and schemes and all(name in known for name in schemes):
+        return tuple(schemes)
+    raise ValueError(f"is {value!r}: give {' or '.join(known)}, or both, the one for new passwords first")
+
+
+def _between(low: float, high: float, number: type[int] | type[float]) -> Callable[[object], float]:
+    def check(value: object) -> float:
+        # True is a number to Python; the environment's "true" is not one to us.
+        accepted = int if number is int else int | float
+        if isinstance(value, accepted) and not isinstance(value, bool) and low <= value <= high:
+            return number(value)
+        raise ValueError(f"is {value!r}: give a {'whole ' if number is int else ''}number from {low:g} to {high:g}")
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings, checked. The setting `TENANTS_DOMAIN` is the attribute `domain`."""
+
+    database_url: str | None = _setting(
+        None,
+        _check_url,
+        "URL",
+        "The PostgreSQL database that holds the tenants. Needed by everything that touches a table.",
+    )
+    domain: str = _setting(
+        "localhost", _check_domain, "domain", "Tenants answer at `<tenant>.<domain>`, on any port and in any case."
+    )
+    reserved_slugs: frozenset[str] = _setting(
+        frozenset({"admin", "api", "app", "mail", "static", "www"}),
+        _check_names,
+        "names",
+        "Subdomains that no new tenant may take.",
+    )
+    migrations_dir: Path | None = _setting(
+        None,
+        _check_folder,
+        "folder",
+        "The files `NNNN_what_it_does.sql` that make a tenant's tables. Unset: those of the reference app.",
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        (),
+        _check_networks,
+        "networks",
+        "Proxies whose `X-Forwarded-*` headers are believed. Everybody else's are ignored.",
+    )
+    pool_min_size: int = _setting(1, _between(0, 1000, int), "connections", "Kept open by each worker, also when idle.")
+    pool_max_size: int = _setting(
+        10,
+        _between(1, 1000, int),
+        "connections",
+        "The most that each worker opens for tenants; one more reads the registry.",
+    )
+    acquire_timeout: float = _setting(
+        5.0, _between(0.01, 3600, float), "seconds", "How long a block waits for a connection before it answers 503."
+    )
+    connect_timeout: float = _setting(
+        5.0, _between(0.01, 3600, float), "seconds", "How long opening a connection may take."
+    )
+    command_timeout: float = _setting(
+        30.0, _between(0.01, 86400, float), "seconds", "How long one statement may take before it is cancelled."
+    )
+    statement_cache_size: int = _setting(
+        0,
+        _between(0, 10000, int),
+        "statements",
+        "Prepared statements kept by each connection. 0 is safe while tenants' tables differ, as in a migration.",
+    )
+    registry_poll_interval: float = _setting(
+        1.0, _between(0.05, 60, float), "seconds", "How often each worker reads which tenants changed."
+    )
+    registry_max_age: float = _setting(
+        10.0,
+        _between(0.1, 3600, float),
+        "seconds",
+        "After so long without news each worker answers 503 rather than trust what it remembers.",
+    )
+    password_schemes: tuple[str, ...] = _setting(
+        ("argon2", "pbkdf2_sha256"),
+        _check_schemes,
+        "schemes",
+        "Accepted password hashes, the one for new passwords first. Each costs its time at every login, "
+        "so drop `pbkdf2_sha256` when no user has such a hash any more.",
+    )
+    password_hash_concurrency: int = _setting(
+        2, _between(1, 64, int), "logins", "Passwords that each worker checks at the same time."
+    )
+    password_hash_queue: int = _setting(
+        32, _between(0, 10000, int), "logins", "Logins that may wait for that; the next one is answered 503."
+    )
+
+    @property
+    def required_database_url(self) -> str:
+        """The database's URL.
+
+        Raises:
+            SettingError: It is not set.
+        """
+        if self.database_url is None:
+            raise SettingError(
+                f"{PREFIX}DATABASE_URL",
+                "is not set: put the database's URL into the environment as QUART_TENANTS_DATABASE_URL, "
+                "such as postgresql://user:password@host:5432/database",
+            )
+        return self.database_url
+
+
+def get_key(setting: Field[Any]) -> str:
+    """Return the key of a field of `Settings`: `TENANTS_DOMAIN` for `domain`."""
+    return PREFIX + setting.name.upper()
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Return the settings in *config*, where other keys than `TENANTS_*` are ignored.
+
+    A value of None means the default.
+
+    Raises:
+        SettingError: A value is wrong, or a `TENANTS_*` key is unknown.
+    """
+    known = {get_key(setting): setting for setting in fields(Settings)}
+    values = {}
+    for key, value in config.items():
+        if not key.startswith(PREFIX) or value is None:
+            continue
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            raise SettingError(key, "is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+        try:
+            values[known[key].name] = known[key].metadata["check"](value)
+        except ValueError as error:
+            raise SettingError(key, str(error)) from None
+    settings = Settings(**values)
+    if settings.pool_min_size > settings.pool_max_size:
+        raise SettingError(
+            "TENANTS_POOL_MIN_SIZE",
+            f"is {settings.pool_min_size}, more than TENANTS_POOL_MAX_SIZE {settings.pool_max_size}",
+        )
+    return settings

@@ -1,0 +1,113 @@
+"""Say what a tenant is and what it may be called. Pure: no I/O."""
+
+import re
+from dataclasses import dataclass
+from typing import NewType
+
+from quart_tenants.errors import InvalidNameError, InvalidSchemaNameError, InvalidSlugError
+
+Slug = NewType("Slug", str)
+"""A tenant's subdomain, checked by `parse_slug`."""
+
+# One DNS label (RFC 1035, section 2.3.1, relaxed by RFC 1123, section 2.1: a digit may come first).
+# Its 63 characters are also the 63 bytes that PostgreSQL keeps of a name.
+SLUG_PATTERN = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+
+REGISTRY_SCHEMA = "quart_tenants"
+"""The schema that holds the registry; never a tenant's."""
+
+_SLUG = re.compile(SLUG_PATTERN)
+_MAX_NAME_BYTES = 63
+_MAX_DISPLAY_NAME_LENGTH = 200
+_RESERVED_NAMES = frozenset({"public", "information_schema", REGISTRY_SCHEMA})
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaName:
+    """The name of a tenant's schema, checked by `parse_schema_name`."""
+
+    name: str
+
+    @property
+    def quoted(self) -> str:
+        """The name as an SQL identifier. The only place that quotes one."""
+        return '"' + self.name.replace('"', '""') + '"'
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One customer: one subdomain, one schema.
+
+    Attributes:
+        id: The registry's number. Never used again after a drop, so that what was issued to a
+            dropped tenant (a session) is worth nothing to the next tenant of that name.
+        slug: The label before the domain.
+        schema: The schema that holds the tenant's tables.
+        name: What people call the customer.
+    """
+
+    id: int
+    slug: Slug
+    schema: SchemaName
+    name: str
+
+
+def parse_slug(text: str) -> Slug:
+    """Return *text* as a slug.
+
+    Raises:
+        InvalidSlugError: *text* is reserved, or no DNS label in lower case.
+    """
+    reason = _find_reserved(text)
+    if reason is None and not _SLUG.fullmatch(text):
+        reason = "use 1 to 63 of a-z, 0-9 and -, with no - at either end"
+    # An internationalised label (RFC 5890, section 2.3.1). Two spellings of one name, and looks
+    # alike to a person: exactly what a tenant's address must not be.
+    if reason is None and text[2:4] == "--":
+        reason = "punycode names (xn--…) are not accepted"
+    if reason is not None:
+        raise InvalidSlugError(text, reason)
+    return Slug(text)
+
+
+def parse_schema_name(text: str) -> SchemaName:
+    """Return *text* as the name of a tenant's schema. Case and blanks are kept as they are.
+
+    Raises:
+        InvalidSchemaNameError: *text* is reserved, empty, or longer than PostgreSQL keeps.
+    """
+    reason = _find_reserved(text)
+    if reason is None and not text:
+        reason = "it is empty"
+    if reason is None and ("\0" in text or not text.isprintable()):
+        reason = "it has characters that cannot be printed"
+    # PostgreSQL would cut the rest off silently: two tenants could meet in one schema.
+    if reason is None and len(text.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
+        reason = f"it is longer than {_MAX_NAME_BYTES} bytes"
+    if reason is not None:
+        raise InvalidSchemaNameError(text, reason)
+    return SchemaName(text)
+
+
+def parse_display_name(text: str) -> str:
+    """Return *text* without blanks at its ends, as what people call a customer.
+
+    Raises:
+        InvalidNameError: It is empty, longer than 200 characters, or not printable.
+    """
+    name = text.strip()
+    if not 0 < len(name) <= _MAX_DISPLAY_NAME_LENGTH or not name.isprintable():
+        raise InvalidNameError(
+            f"{text!r} cannot be a tenant's name: use 1 to {_MAX_DISPLAY_NAME_LENGTH} printable characters"
+        )
+    return name
+
+
+def _find_reserved(text: str) -> str | None:
+    name = text.lower()
+    if name.startswith("pg_") or name in _RESERVED_NAMES:
+        return "the name is reserved"
+    return None

@@ -1,0 +1,1 @@
+"""Everything that speaks Quart. Knows no SQL."""

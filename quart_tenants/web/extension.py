@@ -1,0 +1,168 @@
+"""Give a Quart app tenants: routes by host, the registry, connections, sessions."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import click
+from quart import Quart, request, websocket
+
+from quart_tenants.errors import SettingError
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.provisioning import create_tenant
+from quart_tenants.postgres.registry import Registry
+from quart_tenants.settings import PREFIX, Settings, read_settings
+from quart_tenants.tenant import Tenant, parse_slug
+from quart_tenants.web.cli import tenant_commands
+from quart_tenants.web.context import EXTENSION_NAME, find_current_tenant
+from quart_tenants.web.environment import read_environment
+from quart_tenants.web.problems import answer_tenant_errors
+from quart_tenants.web.proxies import TrustedProxies
+from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, drop_host_arguments
+from quart_tenants.web.sessions import TenantSessionInterface
+
+
+class QuartTenants:
+    """The extension: `QuartTenants(app)`, or `init_app(app)` later; one object for one app.
+
+    Settings are the `TENANTS_*` keys of `app.config`; `QUART_TENANTS_*` in the environment go first.
+
+    Attributes:
+        host: For `host=` of a route that serves every tenant.
+        apex_host: For `host=` of a route on the domain itself.
+        any_host: For `host=` of a route that answers whatever the Host header says.
+        settings: The checked settings.
+        commands: The click group `quart tenants`, open for the app's own commands.
+    """
+
+    host = TENANT_HOST
+    apex_host = APEX_HOST
+    any_host = ANY_HOST
+    settings: Settings
+    commands: click.Group
+
+    def __init__(self, app: Quart | None = None) -> None:
+        self._app: Quart | None = None
+        self._database: Database | None = None
+        self._registry: Registry | None = None
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Quart) -> None:
+        """Add tenants to *app*: converters, hooks, sessions, commands. Connects to nothing yet.
+
+        Raises:
+            SettingError: A setting is wrong, or *app* does not match routes by host.
+        """
+        if self._app is not None:
+            raise RuntimeError("this object serves an app already: make one QuartTenants for each app")
+        if not app.url_map.host_matching:
+            raise SettingError(
+                "host_matching", "is off: make the app by Quart(__name__, host_matching=True, static_folder=None)"
+            )
+        app.config.update(read_environment())
+        self.settings = read_settings(app.config)
+        _check_quart_settings(app)
+        self._app = app
+        app.extensions[EXTENSION_NAME] = self
+        app.session_interface = TenantSessionInterface()
+        add_host_routing(app, self.settings.domain)
+        answer_tenant_errors(app)
+        if self.settings.trusted_proxies:
+            app.asgi_app = TrustedProxies(app.asgi_app, self.settings.trusted_proxies)  # type: ignore[method-assign]
+        self.commands = tenant_commands()
+        app.cli.add_command(self.commands)
+
+        # Not by url_value_preprocessor: Quart 0.22 calls those with the missing request of a websocket.
+        @app.before_request
+        async def enter_tenant() -> None:
+            find_current_tenant()
+            drop_host_arguments(request.view_args)
+
+        @app.before_websocket
+        async def enter_tenant_of_websocket() -> None:
+            find_current_tenant()
+            drop_host_arguments(websocket.view_args)
+
+        resources = AsyncExitStack()
+
+        @app.before_serving
+        async def start() -> None:
+            _check_quart_settings(app)
+            await resources.enter_async_context(self.running())
+
+        @app.after_serving
+        async def stop() -> None:
+            await resources.aclose()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Hold the connections and the registry open. Serving does this by itself; a script needs it.
+
+        `async with app.app_context(), tenants.running(): …`
+
+        Raises:
+            SettingError: The database's address is missing or malformed.
+            DatabaseUnavailableError: Nobody answers there.
+            RegistryNotReadyError: `quart-tenants init` has not run there.
+        """
+        async with AsyncExitStack() as stack:
+            database = await stack.enter_async_context(await Database.open(self.settings))
+            # Of its own: a pool that the tenants have exhausted must not starve the feed of changes.
+            feed = await stack.enter_async_context(await Database.open(self.settings, max_size=1))
+            registry = Registry(feed, self.settings)
+            await registry.load()
+            follower = asyncio.create_task(registry.follow(), name="quart_tenants registry")
+            stack.push_async_callback(_cancel, follower)
+            self._database, self._registry = database, registry
+            try:
+                yield
+            finally:
+                self._database = self._registry = None
+
+    @property
+    def database(self) -> Database:
+        """The pool of this worker."""
+        if self._database is None:
+            raise _not_running()
+        return self._database
+
+    @property
+    def registry(self) -> Registry:
+        """The tenants, as this worker knows them."""
+        if self._registry is None:
+            raise _not_running()
+        return self._registry
+
+    async def create(self, slug: str, *, name: str | None = None) -> Tenant:
+        """Create a tenant, such as at a sign-up. This worker knows it at once, the others within two seconds.
+
+        Args:
+            slug: Its subdomain, and the name of its schema.
+            name: What people call it; default: the slug.
+
+        Raises what `create_tenant` raises.
+        """
+        tenant = await create_tenant(self.database, parse_slug(slug), name or slug, settings=self.settings)
+        await self.registry.refresh()
+        return tenant
+
+
+def _check_quart_settings(app: Quart) -> None:
+    if app.config["SERVER_NAME"]:
+        raise SettingError(
+            "SERVER_NAME", f"must stay unset, or every host would be served as that one; set {PREFIX}DOMAIN instead"
+        )
+    if app.config["SESSION_COOKIE_DOMAIN"]:
+        raise SettingError("SESSION_COOKIE_DOMAIN", "must stay unset: a session belongs to one tenant's host")
+
+
+def _not_running() -> RuntimeError:
+    return RuntimeError("the app is not serving; in a script: async with app.app_context(), tenants.running():")
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,43 @@
+"""Find which tenant an HTTP host belongs to. Pure: no I/O, no Quart."""
+
+import re
+from dataclasses import dataclass
+
+from quart_tenants.errors import UnknownHostError
+from quart_tenants.tenant import SLUG_PATTERN, Slug
+
+# A port of any number, or an empty one (RFC 3986, section 3.2.3), behind at most one trailing dot.
+_END = r"\.?(?::[0-9]{0,5})?"
+
+
+@dataclass(frozen=True, slots=True)
+class HostPatterns:
+    """What hosts look like below one domain, as regular expressions without groups, for lower case."""
+
+    tenant: str
+    apex: str
+
+    @classmethod
+    def of(cls, domain: str) -> "HostPatterns":
+        """Return the patterns for *domain*, given in lower case and without port."""
+        apex = re.escape(domain) + _END
+        return cls(tenant=rf"{SLUG_PATTERN}\.{apex}", apex=apex)
+
+
+def parse_host(host: str, domain: str) -> Slug | None:
+    """Return the tenant address named by *host*, or None for the domain itself.
+
+    Args:
+        host: The Host header as sent: any case, may end in a port or a dot.
+        domain: Lower case, without port, for example `example.com`.
+
+    Raises:
+        UnknownHostError: *host* is outside *domain*, more than one label deep, or malformed.
+    """
+    host = host.lower()
+    patterns = HostPatterns.of(domain)
+    if re.fullmatch(patterns.tenant, host, re.ASCII):
+        return Slug(host.partition(".")[0])
+    if re.fullmatch(patterns.apex, host, re.ASCII):
+        return None
+    raise UnknownHostError(host)

@@ -1,0 +1,109 @@
+"""Answer errors as problem documents (RFC 9457). Holds the one table: error class → status."""
+
+import logging
+import uuid
+from http import HTTPStatus
+
+from quart import Quart, json, request
+from quart.wrappers import Response
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import HTTPException
+
+from quart_tenants import errors
+from quart_tenants.errors import TenantError
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER = 2
+"""Seconds. A pool, a queue or a restarting database has usually recovered by then."""
+
+STATUS: dict[type[TenantError], HTTPStatus] = {
+    errors.UnknownHostError: HTTPStatus.NOT_FOUND,
+    errors.UnknownTenantError: HTTPStatus.BAD_REQUEST,
+    errors.WrongTenantError: HTTPStatus.BAD_REQUEST,
+    errors.NotLoggedInError: HTTPStatus.UNAUTHORIZED,
+    errors.InvalidCredentialsError: HTTPStatus.UNAUTHORIZED,
+    errors.InvalidRequestError: HTTPStatus.BAD_REQUEST,
+    errors.InvalidSlugError: HTTPStatus.BAD_REQUEST,
+    errors.InvalidSchemaNameError: HTTPStatus.BAD_REQUEST,
+    errors.InvalidNameError: HTTPStatus.BAD_REQUEST,
+    errors.InvalidUserError: HTTPStatus.BAD_REQUEST,
+    errors.PasswordTooLongError: HTTPStatus.BAD_REQUEST,
+    errors.TenantExistsError: HTTPStatus.CONFLICT,
+    errors.SchemaExistsError: HTTPStatus.CONFLICT,
+    errors.UserExistsError: HTTPStatus.CONFLICT,
+    errors.UnknownSchemaError: HTTPStatus.NOT_FOUND,
+    errors.HashQueueFullError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.DatabaseTimeoutError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.PoolExhaustedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.RegistryNotReadyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.RegistryStaleError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.NoTenantError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.TransactionLostError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.SettingError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.MigrationFileError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.MigrationFailedError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.EmbeddedPostgresError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.AddressInUseError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+
+
+def answer_tenant_errors(app: Quart) -> None:
+    """Let *app* answer every `TenantError` as a problem document."""
+    app.register_error_handler(TenantError, _answer_tenant_error)
+
+
+def answer_all_errors(app: Quart) -> None:
+    """Let *app* answer every error as a problem document; a bug's details go to the log only.
+
+    For an app that serves machines. Replaces Quart's debug page, too.
+    """
+    answer_tenant_errors(app)
+    app.register_error_handler(HTTPException, _answer_http_exception)
+    app.register_error_handler(Exception, _answer_bug)
+
+
+def make_problem(status: HTTPStatus, detail: str, code: str, **more: str) -> Response:
+    """Return a problem document. Its `type` is `about:blank`: the status and our `code` say it all."""
+    body = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, "code": code, **more}
+    response = Response(json.dumps(body), status, content_type="application/problem+json")
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers["Retry-After"] = str(RETRY_AFTER)
+    return response
+
+
+async def _answer_tenant_error(error: TenantError) -> Response:
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return make_problem(status, str(error), error.code)
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        return await _answer_bug(error)
+    # The message may name hosts, roles and limits of ours: the visitor gets the class's own sentence.
+    logger.warning("%s %s: %s: %s", request.method, request.path, error.code, error)
+    return make_problem(status, (type(error).__doc__ or "").partition("\n")[0], error.code)
+
+
+async def _answer_http_exception(error: HTTPException) -> Response:
+    # Redirects are exceptions, too, and have an answer of their own.
+    if error.code is None or error.code < HTTPStatus.BAD_REQUEST:
+        return Response(status=error.code, headers=Headers(error.get_headers()))
+    status = HTTPStatus(error.code)
+    # Not the exception's own words, so that each status has one body: a host outside the domain must
+    # not be told apart from an unknown path.
+    problem = make_problem(status, status.description or status.phrase, status.name.lower())
+    for name, value in error.get_headers():
+        if name not in ("Content-Type", "Content-Length"):
+            problem.headers[name] = value
+    return problem
+
+
+async def _answer_bug(error: Exception) -> Response:
+    request_id = uuid.uuid4().hex
+    logger.error("request %s failed: %s %s", request_id, request.method, request.path, exc_info=error)
+    return make_problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "Something went wrong on our side; it was written down under this request_id.",
+        "internal_server_error",
+        request_id=request_id,
+    )

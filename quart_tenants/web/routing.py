@@ -1,0 +1,87 @@
+"""Teach Quart's host matching which hosts are tenants, the domain itself, or any.
+
+A route names the whole host by one converter: Werkzeug matches hosts with their port, and a rule
+made of text and a label would fix the port.
+"""
+
+from typing import Any, Final
+
+from quart import Quart, has_request_context
+from quart.globals import request_ctx, websocket_ctx
+from werkzeug.routing import BaseConverter
+
+from quart_tenants.errors import UnknownHostError
+from quart_tenants.tenant import Slug, Tenant
+from quart_tenants.web.context import TENANT_ARGUMENT
+from quart_tenants.web.hosts import HostPatterns, parse_host
+
+_APEX_ARGUMENT = "_apex"
+_ANY_ARGUMENT = "_host"
+
+TENANT_HOST: Final = f"<tenant_host:{TENANT_ARGUMENT}>"
+"""For `host=` of a route: `<tenant>.<domain>` on any port."""
+
+APEX_HOST: Final = f"<apex_host:{_APEX_ARGUMENT}>"
+"""For `host=` of a route: the domain itself, on any port."""
+
+ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
+"""For `host=` of a route: every host, an address or none included. For probes."""
+
+
+def add_host_routing(app: Quart, domain: str) -> None:
+    """Let the routes of *app* use `TENANT_HOST`, `APEX_HOST` and `ANY_HOST`, and `url_for` build them."""
+    patterns = HostPatterns.of(domain)
+
+    class TenantHost(BaseConverter):
+        regex = patterns.tenant
+
+        def to_python(self, value: str) -> Slug | None:
+            return parse_host(value, domain)
+
+    class ApexHost(BaseConverter):
+        regex = patterns.apex
+
+    class AnyHost(BaseConverter):
+        regex = ".*"
+
+    app.url_map.converters.update(tenant_host=TenantHost, apex_host=ApexHost, any_host=AnyHost)
+
+    def add_host(endpoint: str, values: dict[str, Any]) -> None:
+        here = _get_host_and_port()
+        if app.url_map.is_endpoint_expecting(endpoint, TENANT_ARGUMENT):
+            values[TENANT_ARGUMENT] = _get_tenant_host(here, domain, values.get(TENANT_ARGUMENT))
+        if app.url_map.is_endpoint_expecting(endpoint, _APEX_ARGUMENT):
+            values[_APEX_ARGUMENT] = _get_apex(here, domain)
+        if app.url_map.is_endpoint_expecting(endpoint, _ANY_ARGUMENT):
+            values[_ANY_ARGUMENT] = here
+
+    app.url_defaults(add_host)
+
+
+def drop_host_arguments(arguments: dict[str, Any] | None) -> None:
+    """Take the arguments that only routing needs out of a view's."""
+    if arguments:
+        arguments.pop(_APEX_ARGUMENT, None)
+        arguments.pop(_ANY_ARGUMENT, None)
+
+
+def _get_host_and_port() -> str:
+    context = request_ctx if has_request_context() else websocket_ctx
+    adapter = context.url_adapter
+    if adapter is None:
+        raise RuntimeError("an address can be built in a request only: elsewhere the host and the port are unknown")
+    return adapter.server_name
+
+
+def _get_tenant_host(here: str, domain: str, tenant: Tenant | str | None) -> str:
+    if tenant is None:
+        return here
+    return f"{tenant.slug if isinstance(tenant, Tenant) else tenant}.{_get_apex(here, domain)}"
+
+
+def _get_apex(here: str, domain: str) -> str:
+    try:
+        at_tenant = parse_host(here, domain) is not None
+    except UnknownHostError:
+        return domain
+    return here.partition(".")[2] if at_tenant else here
