@@ -8,7 +8,7 @@ happens, which is why this is safe under cancellation and behind a pooler where 
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 import asyncpg
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     Connection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
     """What a block lends: an asyncpg connection inside a transaction."""
+    DriverConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+else:
+    DriverConnection = asyncpg.Connection
 
 # asyncpg's own reset, and three things it leaves behind that reached the next user of a connection:
 # the role, temporary tables and the state of sequences. Never DISCARD ALL: it would also drop the
@@ -48,6 +51,25 @@ _SERVER_GONE_ERRORS = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
 )
+
+
+class _BlockConnection(DriverConnection):
+    """A connection that knows about its block, so that `transaction()` inside it makes a savepoint.
+
+    asyncpg refuses `transaction()` in a transaction that it did not begin itself, and begins one by a
+    message of its own; ours comes together with the path.
+    """
+
+    __slots__ = ()
+    _top_xact: asyncpg.transaction.Transaction | None
+
+    async def begin_block(self, statements: str, seconds: float) -> None:
+        await self.execute(statements, timeout=seconds)
+        self._top_xact = self.transaction()
+
+    async def end_block(self, statements: str, seconds: float | None = None) -> None:
+        self._top_xact = None
+        await self.execute(statements, timeout=seconds)
 
 
 class Database:
@@ -81,6 +103,7 @@ class Database:
                 command_timeout=settings.command_timeout,
                 statement_cache_size=settings.statement_cache_size,
                 reset=_leave_as_is,
+                connection_class=_BlockConnection,
                 server_settings={"search_path": "", "application_name": "quart_tenants"},
             )
             await pool
@@ -177,10 +200,10 @@ class Block:
             attempts -= 1
             connection = await self._acquire(deadline - loop.time())
             try:
-                await connection.execute(self._begin, timeout=max(deadline - loop.time(), 0.001))
+                await _see_through(connection).begin_block(self._begin, max(deadline - loop.time(), 0.001))
             except BaseException as error:
                 # Also on cancellation: nobody knows how far BEGIN came.
-                connection.terminate()
+                _discard(connection)
                 if isinstance(error, TimeoutError):
                     raise DatabaseUnavailableError("the database did not answer BEGIN in time") from error
                 if not isinstance(error, _DRIVER_ERRORS):
@@ -202,11 +225,13 @@ class Block:
             raise DatabaseUnavailableError(f"cannot connect to the database: {_describe(error)}") from error
 
     async def _commit(self, connection: "Connection") -> None:
-        if not connection.is_closed() and not connection.is_in_transaction():
+        if _is_lost(connection):
+            raise DatabaseUnavailableError("the connection to the database was lost before the block ended")
+        if not connection.is_in_transaction():
             await self._roll_back(connection)
             raise TransactionLostError("the block's transaction was ended inside the block; leave that to the block")
         try:
-            await connection.execute(f"{_COMMIT}; {self._reset}")
+            await _see_through(connection).end_block(f"{_COMMIT}; {self._reset}")
         except asyncpg.InFailedSQLTransactionError as error:
             await self._roll_back(connection)
             raise TransactionLostError(
@@ -220,7 +245,7 @@ class Block:
                 await self._roll_back(connection)
                 raise
             # Also on cancellation: nobody knows how far COMMIT came, and the reset did not.
-            connection.terminate()
+            _discard(connection)
             if translated is not None:
                 raise translated from error
             raise
@@ -228,14 +253,16 @@ class Block:
 
     async def _roll_back(self, connection: "Connection") -> None:
         """Give *connection* back clean, or close it. Raises nothing but a cancellation."""
+        if _is_lost(connection):
+            return
         try:
             # asyncpg first waits until the statement that was interrupted is cancelled.
-            await connection.execute(f"ROLLBACK; {self._reset}", timeout=self._timeout)
+            await _see_through(connection).end_block(f"ROLLBACK; {self._reset}", self._timeout)
         except _DRIVER_ERRORS:
             # TimeoutError is an OSError.
-            connection.terminate()
+            _discard(connection)
         except BaseException:
-            connection.terminate()
+            _discard(connection)
             raise
         else:
             await self._pool.release(connection)
@@ -262,9 +289,28 @@ def _translate(error: BaseException, connection: "Connection") -> TenantError | 
         return None
     if isinstance(error, TimeoutError):
         return DatabaseTimeoutError("a statement took too long and was cancelled")
-    if isinstance(error, _DRIVER_ERRORS) and (connection.is_closed() or isinstance(error, _SERVER_GONE_ERRORS)):
+    if isinstance(error, _DRIVER_ERRORS) and (_is_lost(connection) or isinstance(error, _SERVER_GONE_ERRORS)):
         return DatabaseUnavailableError(f"the connection to the database was lost: {_describe(error)}")
     return None
+
+
+def _see_through(connection: "Connection") -> _BlockConnection:
+    # The pool's proxy passes on what it does not know itself.
+    return cast("_BlockConnection", connection)
+
+
+def _is_lost(connection: "Connection") -> bool:
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        # asyncpg takes a connection back into the pool in the moment it dies.
+        return True
+
+
+def _discard(connection: "Connection") -> None:
+    """Close *connection*; the pool opens another one in its place."""
+    if not _is_lost(connection):
+        connection.terminate()
 
 
 def _describe(error: BaseException) -> str:

@@ -7,13 +7,11 @@ import importlib.util
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 from urllib.parse import quote
 
@@ -113,13 +111,14 @@ class EmbeddedPostgres:
         Raises:
             EmbeddedPostgresError: A server runs there, or the files cannot be removed.
         """
-        if not os.path.lexists(self.data_dir):
+        if not self.data_dir.exists():
             return
         with self._explain_failure():
             self._create_data_dir()
-            async with self._locked(time.monotonic() + _START_TIMEOUT):
+            deadline = time.monotonic() + _START_TIMEOUT
+            async with self._locked(deadline):
                 with _open_private(self._log) as log:
-                    if not _try_lock(log) or await self._find_server() is not None:
+                    if await self._find_server_or_lock(log, deadline) is not None:
                         raise EmbeddedPostgresError(f"a PostgreSQL runs in {self.data_dir}: stop it before erasing")
                     await self._remove_new_cluster()
                     if self._cluster.exists():
@@ -131,28 +130,16 @@ class EmbeddedPostgres:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def _attach_or_start(self, postgres: Path, deadline: float) -> None:
         """Return when a server is up: one found running, or else a new one."""
         with _open_private(self._log) as log:
-            # Every program we start writes to server.log and so inherits this lock, which the kernel
-            # lifts when the last of them has ended. A process number proves nothing: it is reused.
-            while True:
-                self._url = await self._find_server()
-                if self._url is not None:
-                    self._server = None
-                    return
-                if _try_lock(log):
-                    break
-                if time.monotonic() > deadline:
-                    raise EmbeddedPostgresError(
-                        f"an earlier PostgreSQL in {self.data_dir} neither answers nor ends; see {self._log}"
-                    )
-                await asyncio.sleep(_POLL_INTERVAL)
+            self._url = await self._find_server_or_lock(log, deadline)
+            if self._url is not None:
+                self._server = None
+                return
             if log.seek(0, os.SEEK_END) > _MAX_LOG_BYTES:
                 log.truncate(0)
             account = choose_account(postgres, self.data_dir, self._cluster, _OWN_NAMES)
@@ -164,8 +151,7 @@ class EmbeddedPostgres:
 
     async def _create_cluster(self, initdb: Path, account: Account, log: BinaryIO, deadline: float) -> None:
         await self._remove_new_cluster()
-        self._new_cluster.mkdir(mode=0o700)
-        account.own(self._new_cluster)
+        account.create_folder(self._new_cluster)
         settings = "--locale-provider=builtin --locale=C.UTF-8 --encoding=UTF8 -A trust --no-sync -U postgres -D"
         log_start = log.seek(0, os.SEEK_END)
         process = account.start([initdb, *settings.split(), self._new_cluster], self.data_dir, log.fileno())
@@ -209,6 +195,20 @@ class EmbeddedPostgres:
             raise
         self._url = url
 
+    async def _find_server_or_lock(self, log: BinaryIO, deadline: float) -> str | None:
+        """Return the address of the server that runs; without one return None and hold the lock of *log*.
+
+        Every program we start writes to server.log and inherits its lock, which the kernel lifts when
+        the last of them has ended. A process number would prove nothing: it is reused.
+        """
+        while (url := await self._find_server()) is None and not _try_lock(log):
+            if time.monotonic() > deadline:
+                raise EmbeddedPostgresError(
+                    f"an earlier PostgreSQL in {self.data_dir} neither answers nor ends; see {self._log}"
+                )
+            await asyncio.sleep(_POLL_INTERVAL)
+        return url
+
     async def _find_server(self) -> str | None:
         """Return the address of the server that answers for our cluster, if one does."""
         try:
@@ -250,7 +250,7 @@ class EmbeddedPostgres:
             ) from error
 
     def _create_data_dir(self) -> None:
-        if os.path.lexists(self.data_dir) and not self.data_dir.is_dir():
+        if self.data_dir.exists() and not self.data_dir.is_dir():
             raise EmbeddedPostgresError(f"{self.data_dir} is not a folder; choose another with --data-dir DIR")
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -275,15 +275,7 @@ class EmbeddedPostgres:
         # Not TMPDIR, which may be long too or closed to the account. The name is always the same, so
         # that a kill -9 leaves one empty folder at most; what a stranger put there is refused.
         folder = Path(f"/tmp/quart-tenants-{os.geteuid()}-{digest}")  # noqa: S108
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        status = folder.lstat()
-        owners = {os.geteuid(), account.uid}
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid not in owners or status.st_mode & 0o077:
-            raise EmbeddedPostgresError(
-                f"{folder} is in the way of our socket; remove it, or choose another --data-dir"
-            )
-        account.own(folder)
+        account.create_folder(folder)
         self._own_socket_folder = folder
         return folder
 

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -65,6 +66,20 @@ class Account:
         except (OSError, subprocess.SubprocessError) as error:
             return f"it cannot reach {folder} or {postgres}: {error}"
         return None if process.wait() == 0 else said or f"{postgres} does not run"
+
+    def create_folder(self, path: Path) -> None:
+        """Create *path* for the account alone, or take over an empty-handed earlier try.
+
+        Raises:
+            EmbeddedPostgresError: Something else is in the way, perhaps put there by another user.
+        """
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        status = path.lstat()
+        strange = status.st_uid not in {os.geteuid(), self.uid} or status.st_mode & 0o077
+        if strange or not stat.S_ISDIR(status.st_mode):
+            raise EmbeddedPostgresError(f"{path} is in the way; remove it, or choose another --data-dir")
+        self.own(path)
 
     def own(self, path: Path) -> None:
         """Give *path* to the account. Does nothing for this process's own."""

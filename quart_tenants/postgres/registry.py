@@ -154,7 +154,7 @@ async def init_registry(database: Database) -> int:
                 await connection.execute(_CREATE_REGISTRY_SCHEMA)
             except asyncpg.InsufficientPrivilegeError as error:
                 raise RegistryNotReadyError(
-                    f"cannot create the schema {REGISTRY_SCHEMA}: {error}; an administrator can GRANT CREATE ON DATABASE"
+                    f"cannot create the schema {REGISTRY_SCHEMA}: {error}; GRANT CREATE ON DATABASE to this role"
                 ) from error
         missing = plan_migrations(migrations, applied)
         await apply_migrations(connection, REGISTRY_SCHEMA, missing)

@@ -1,0 +1,1 @@
+"""The specification. Folders mirror the package; `isolation/` holds the product's promises."""

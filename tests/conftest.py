@@ -1,0 +1,94 @@
+"""A real PostgreSQL for every test: the embedded one, or the one that `TEST_DATABASE_URL` names."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.embedded import EmbeddedPostgres
+from quart_tenants.postgres.registry import get_tenant
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Tenant, parse_slug
+from tests.databases import fill_template, new_database, new_database_between_loops
+
+# Nothing has to survive a crash of the machine here.
+FAST_AND_FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment_without_settings() -> Iterator[None]:
+    """Keep the developer's own settings, and PostgreSQL's variables, out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith(("QUART_", "PG")):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server's URL, with a database to connect to for making others."""
+    url = os.environ.get("TEST_DATABASE_URL")
+    if url:
+        yield url
+        return
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), options=FAST_AND_FORGETFUL)
+    asyncio.run(server.start())
+    yield server.url
+    asyncio.run(server.stop())
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> Iterator[str]:
+    """The name of a database with a registry and four tenants."""
+    with new_database_between_loops(server_url) as url:
+        asyncio.run(fill_template(url))
+        yield url.partition("?")[0].rpartition("/")[2]
+
+
+@pytest.fixture
+async def empty_database_url(server_url: str) -> AsyncIterator[str]:
+    """The URL of a database of the test's own, with nothing in it."""
+    async with new_database(server_url) as url:
+        yield url
+
+
+@pytest.fixture
+async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
+    """The URL of a database of the test's own: tenants acme, globex, company1 and company2."""
+    async with new_database(server_url, template) as url:
+        yield url
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    """Settings for `database_url`."""
+    return Settings(database_url=database_url, pool_max_size=5)
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """A pool on `database_url`."""
+    async with await Database.open(settings) as database:
+        yield database
+
+
+@pytest.fixture
+async def one_connection_database(settings: Settings) -> AsyncIterator[Database]:
+    """A pool of one connection, which so serves one tenant after the other."""
+    async with await Database.open(settings, max_size=1) as database:
+        yield database
+
+
+@pytest.fixture
+async def acme(database: Database) -> Tenant:
+    """One tenant."""
+    return await get_tenant(database, parse_slug("acme"))
+
+
+@pytest.fixture
+async def globex(database: Database) -> Tenant:
+    """Another tenant."""
+    return await get_tenant(database, parse_slug("globex"))

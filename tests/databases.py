@@ -1,0 +1,66 @@
+"""Databases for tests: a template made once, cloned for each test."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.provisioning import create_tenant
+from quart_tenants.postgres.registry import init_registry
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import parse_slug
+
+ISOLATION_TENANTS = ("acme", "globex")
+DEMO_TENANTS = ("company1", "company2")
+DEMO_SQL = Path(__file__).parents[1] / "sql" / "demo"
+
+
+def name_database(url: str, name: str) -> str:
+    """Return *url* with the database *name*."""
+    parts = urlsplit(url)
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}/{name}{query}"
+
+
+@asynccontextmanager
+async def new_database(server_url: str, template: str = "template0") -> AsyncIterator[str]:
+    """Make a database, yield its URL, and drop it with whoever is still connected."""
+    name = f"qt_{secrets.token_hex(6)}"
+    connection = await asyncpg.connect(server_url)
+    try:
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield name_database(server_url, name)
+        finally:
+            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def new_database_between_loops(server_url: str, template: str = "template0") -> Iterator[str]:
+    """Do the same for a fixture that outlives a test's event loop."""
+    with asyncio.Runner() as runner:
+        manager = new_database(server_url, template)
+        url = runner.run(manager.__aenter__())
+        try:
+            yield url
+        finally:
+            runner.run(manager.__aexit__(None, None, None))
+
+
+async def fill_template(url: str) -> None:
+    """Make the registry, two empty tenants for the isolation tests and the two companies of the seed."""
+    settings = Settings(database_url=url)
+    async with await Database.open(settings, max_size=1) as database:
+        await init_registry(database)
+        for slug in ISOLATION_TENANTS:
+            await create_tenant(database, parse_slug(slug), slug.title(), settings=settings)
+        for slug in DEMO_TENANTS:
+            first_rows = (DEMO_SQL / f"{slug}.sql").read_text(encoding="utf-8")
+            await create_tenant(database, parse_slug(slug), slug, settings=settings, first_rows=first_rows)

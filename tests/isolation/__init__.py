@@ -1,0 +1,1 @@
+"""The promises: each with a naive variant that must fail the same test."""

@@ -1,0 +1,1 @@
+"""The rooms that speak SQL, on a real PostgreSQL."""

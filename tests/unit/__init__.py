@@ -1,0 +1,1 @@
+"""The pure rooms: names, settings, hosts, plans."""

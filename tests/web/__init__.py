@@ -1,0 +1,1 @@
+"""The rooms that speak Quart, in the test's own process."""
