@@ -19,7 +19,8 @@ REGISTRY_SCHEMA = "quart_tenants"
 _SLUG = re.compile(SLUG_PATTERN)
 _MAX_NAME_BYTES = 63
 _MAX_DISPLAY_NAME_LENGTH = 200
-_RESERVED_NAMES = frozenset({"public", "information_schema", REGISTRY_SCHEMA})
+# "$user" in a search_path means the role's own schema, also when it is quoted.
+_RESERVED_NAMES = frozenset({"public", "information_schema", "$user", REGISTRY_SCHEMA})
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ async def server(data_dir: Path) -> AsyncIterator[EmbeddedPostgres]:
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """Lend a folder into which every user may look; pytest's own are closed to others."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # noqa: S108
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
         yield folder

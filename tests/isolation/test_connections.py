@@ -1,0 +1,200 @@
+"""Promise: a connection carries nothing from one tenant to the next.
+
+Each trace is left by acme and looked for by globex on the same connection: by our blocks, where it
+must be gone, and by the naive lender of the seed, where the same look finds it.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.tenant import SchemaName, Tenant, parse_slug
+from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.database import Connection
+
+Act = Callable[["Connection"], Awaitable[object]]
+
+
+def run(statement: str) -> Act:
+    """Return an act that executes *statement*."""
+    return lambda connection: connection.execute(statement)
+
+
+def ask(query: str) -> Act:
+    """Return an act that fetches one value."""
+    return lambda connection: connection.fetchval(query)
+
+
+# What acme leaves behind, how globex looks for it, and what globex finds on a clean connection.
+TRACES: dict[str, tuple[Act, Act, object]] = {
+    "path": (run("SET search_path TO acme, public"), ask("SELECT current_schemas(false)::text"), "{globex}"),
+    "setting": (run("SET statement_timeout TO 54321"), ask("SHOW statement_timeout"), "0"),
+    "custom setting": (
+        run("SET app.secret TO 'acme'"),
+        ask("SELECT coalesce(current_setting('app.secret', true), '')"),
+        "",
+    ),
+    "role": (run("SET ROLE pg_monitor"), ask("SELECT current_user = session_user"), True),
+    "session user": (
+        run("SET SESSION AUTHORIZATION pg_monitor"),
+        ask("SELECT session_user <> 'pg_monitor'"),
+        True,
+    ),
+    "temporary table": (
+        run("CREATE TEMP TABLE company_notes AS SELECT 'acme' AS owner"),
+        ask("SELECT to_regclass('pg_temp.company_notes')::text"),
+        None,
+    ),
+    "advisory lock": (
+        ask("SELECT pg_advisory_lock(42)::text"),
+        ask("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"),
+        0,
+    ),
+    "listener": (run("LISTEN acme_news"), ask("SELECT count(*) FROM pg_listening_channels()"), 0),
+    "cursor": (
+        run("DECLARE all_data CURSOR WITH HOLD FOR SELECT * FROM company_data"),
+        ask("SELECT count(*) FROM pg_cursors WHERE name = 'all_data'"),
+        0,
+    ),
+    "prepared statement": (
+        run("PREPARE list_data AS SELECT * FROM company_data"),
+        ask("SELECT count(*) FROM pg_prepared_statements WHERE from_sql"),
+        0,
+    ),
+}
+
+
+@pytest.fixture
+async def naive_lender(database_url: str) -> AsyncIterator[Lender]:
+    """The seed's way, on one connection."""
+    pool = await open_naive_pool(database_url, 1)
+    yield set_path_and_forget(pool)
+    await pool.close()
+
+
+async def leave_and_look(lend: Lender, acme: Tenant, globex: Tenant, trace: str) -> object:
+    """Let acme leave *trace*; return what globex finds."""
+    leave, look, _ = TRACES[trace]
+    async with lend(acme) as connection:
+        await leave(connection)
+    async with lend(globex) as connection:
+        return await look(connection)
+
+
+@pytest.mark.parametrize("trace", TRACES)
+async def test_returned_connection_forgets(
+    one_connection_database: Database, acme: Tenant, globex: Tenant, trace: str
+) -> None:
+    """Nothing that a handler can leave on a connection reaches the next tenant."""
+    found = await leave_and_look(one_connection_database.tenant_connection, acme, globex, trace)
+
+    assert found == TRACES[trace][2]
+
+
+@pytest.mark.parametrize("trace", [name for name in TRACES if name != "path"])
+async def test_naive_connection_remembers(naive_lender: Lender, acme: Tenant, globex: Tenant, trace: str) -> None:
+    """Negative control: on a connection that is only given back, globex finds what acme left."""
+    found = await leave_and_look(naive_lender, acme, globex, trace)
+
+    assert found != TRACES[trace][2]
+
+
+async def test_sequence_state_does_not_cross(one_connection_database: Database, acme: Tenant, globex: Tenant) -> None:
+    """`lastval()` of a tenant that inserted nothing is an error, and no number of another tenant."""
+    async with one_connection_database.tenant_connection(acme) as connection:
+        await connection.execute("INSERT INTO company_data (description) VALUES ('x')")
+        assert await connection.fetchval("SELECT lastval()") == 1
+
+    with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
+        async with one_connection_database.tenant_connection(globex) as connection:
+            await connection.fetchval("SELECT lastval()")
+
+
+async def test_naive_sequence_state_crosses(naive_lender: Lender, acme: Tenant, globex: Tenant) -> None:
+    """Negative control: without a full reset globex reads the number of acme's row."""
+    async with naive_lender(acme) as connection:
+        await connection.execute("INSERT INTO company_data (description) VALUES ('x')")
+
+    async with naive_lender(globex) as connection:
+        assert await connection.fetchval("SELECT lastval()") == 1
+
+
+async def test_trace_left_before_an_error_is_gone_too(
+    one_connection_database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    """A block that fails cleans its connection as well as one that succeeds."""
+    with pytest.raises(ZeroDivisionError):
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.fetchval("SELECT pg_advisory_lock(42)::text")
+            raise ZeroDivisionError
+
+    async with one_connection_database.tenant_connection(globex) as connection:
+        assert await TRACES["advisory lock"][1](connection) == 0
+
+
+async def test_two_tenants_see_their_own_rows(database: Database, acme: Tenant, globex: Tenant) -> None:
+    """The same query at the same time reads each tenant's own table."""
+    for tenant in (acme, globex):
+        async with database.tenant_connection(tenant) as connection:
+            await connection.execute("INSERT INTO company_data (description) VALUES ($1)", tenant.slug)
+
+    async with database.tenant_connection(acme) as first, database.tenant_connection(globex) as second:
+        query = "SELECT description FROM company_data"
+        assert [row["description"] for row in await first.fetch(query)] == ["acme"]
+        assert [row["description"] for row in await second.fetch(query)] == ["globex"]
+
+
+async def test_rolled_back_savepoint_keeps_the_tenant(database: Database, acme: Tenant) -> None:
+    """The path was set before every savepoint, so no rollback to one takes it back."""
+    async with database.tenant_connection(acme) as connection:
+        with pytest.raises(ZeroDivisionError):
+            async with connection.transaction():
+                await connection.execute("SET LOCAL search_path TO globex")
+                raise ZeroDivisionError
+
+        assert await connection.fetchval("SELECT current_schemas(false)::text") == "{acme}"
+
+
+async def test_dropped_schema_reads_nothing(database: Database, acme: Tenant) -> None:
+    """A tenant whose schema is gone gets an error, also where public has a table of that name."""
+    async with database.connection() as connection:
+        await connection.execute("DROP SCHEMA acme CASCADE; CREATE TABLE public.company_data (description text)")
+
+    with pytest.raises(asyncpg.UndefinedTableError):
+        async with database.tenant_connection(acme) as connection:
+            await connection.fetch("SELECT description FROM company_data")
+
+
+async def test_public_on_the_path_reads_somebody_elses_rows(database: Database) -> None:
+    """Negative control: with `public` behind the schema the same query quietly reads shared rows."""
+    async with database.connection() as connection:
+        await connection.execute(
+            "DROP SCHEMA acme CASCADE; CREATE TABLE public.company_data (description text);"
+            "INSERT INTO public.company_data VALUES ('shared')"
+        )
+        await connection.execute("SET LOCAL search_path TO acme, public")
+
+        assert await connection.fetchval("SELECT description FROM company_data") == "shared"
+
+
+@pytest.mark.parametrize("name", ['"', 'a"b', "x'; DROP SCHEMA acme; --", "Ünï", "a,b", "a b", "$users"])
+async def test_odd_schema_name_is_one_name(database: Database, name: str) -> None:
+    """An adopted schema may be called anything; the path still holds exactly that one."""
+    schema = SchemaName(name)
+    tenant = Tenant(99, parse_slug("odd"), schema, "Odd")
+    async with database.connection() as connection:
+        await connection.execute(f"CREATE SCHEMA {schema.quoted}")
+
+    async with database.tenant_connection(tenant) as connection:
+        assert await connection.fetchval("SELECT current_schemas(false)") == [name]
+
+
+async def test_unquoted_name_is_a_list() -> None:
+    """Negative control: put into SET as it is, one name becomes two and another changes its case."""
+    for name in ("a,b", "Upper"):
+        assert SchemaName(name).quoted != name
