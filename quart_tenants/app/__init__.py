@@ -12,6 +12,7 @@ from quart_tenants.app.passwords import PasswordHasher
 from quart_tenants.app.site import site
 from quart_tenants.app.user_commands import user_commands
 from quart_tenants.web.extension import QuartTenants
+from quart_tenants.web.lingering import LingeringClose
 from quart_tenants.web.problems import answer_all_errors
 from quart_tenants.web.sessions import check_secret_key
 
@@ -45,4 +46,5 @@ def create_app(config: Mapping[str, Any] | None = None) -> Quart:
         await hasher.warm()
 
     app.after_serving(hasher.close)
+    app.asgi_app = LingeringClose(app.asgi_app)  # type: ignore[method-assign]
     return app

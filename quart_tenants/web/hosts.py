@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from quart_tenants.errors import UnknownHostError
 from quart_tenants.tenant import SLUG_PATTERN, Slug
 
-# A port of any number, or an empty one (RFC 3986, section 3.2.3), behind at most one trailing dot.
-_END = r"\.?(?::[0-9]{0,5})?"
+# At most one trailing dot, and any port.
+_END = r"\.?(?::[0-9]{1,5})?"
 
 
 @dataclass(frozen=True, slots=True)

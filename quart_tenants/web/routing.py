@@ -4,16 +4,21 @@ A route names the whole host by one converter: Werkzeug matches hosts with their
 made of text and a label would fix the port.
 """
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from quart import Quart, has_request_context
 from quart.globals import request_ctx, websocket_ctx
-from werkzeug.routing import BaseConverter
+from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.exceptions import BadHost
+from werkzeug.routing import BaseConverter, MapAdapter
 
 from quart_tenants.errors import UnknownHostError
 from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.web.context import TENANT_ARGUMENT
 from quart_tenants.web.hosts import HostPatterns, parse_host
+
+if TYPE_CHECKING:
+    from quart.routing import QuartMap
 
 _APEX_ARGUMENT = "_apex"
 _ANY_ARGUMENT = "_host"
@@ -56,6 +61,18 @@ def add_host_routing(app: Quart, domain: str) -> None:
             values[_ANY_ARGUMENT] = here
 
     app.url_defaults(add_host)
+
+    url_map = cast("QuartMap", app.url_map)
+    bind = url_map.bind_to_request
+
+    def bind_to_any(request: BaseRequestWebsocket, subdomain: str | None, server_name: str | None) -> MapAdapter:
+        try:
+            return bind(request, subdomain, server_name)
+        except BadHost:
+            # Such as "a..b". Raised before Quart can answer an error, so it would be a 500: no host instead.
+            return bind(request, subdomain, "")
+
+    url_map.bind_to_request = bind_to_any  # type: ignore[method-assign]
 
 
 def drop_host_arguments(arguments: dict[str, Any] | None) -> None:

@@ -55,6 +55,8 @@ async def make_stamps(url: str, tenants: Sequence[Tenant]) -> None:
 async def soak(lend: "Lender", tenants: Sequence[Tenant], *, blocks: int, seed: int, concurrency: int = 16) -> Findings:
     """Run *blocks* blocks, one in ten cancelled at a random moment; return what was seen."""
     chance = random.Random(seed)  # noqa: S311
+    # A few large customers and many small ones (Zipf's law).
+    weights = [1 / rank for rank in range(1, len(tenants) + 1)]
     findings = Findings()
 
     async def run_block(tenant: Tenant) -> None:
@@ -68,9 +70,10 @@ async def soak(lend: "Lender", tenants: Sequence[Tenant], *, blocks: int, seed: 
         loop = asyncio.get_running_loop()
         while findings.blocks < blocks:
             findings.blocks += 1
-            task = asyncio.create_task(run_block(chance.choice(tenants)))
-            if chance.random() < 0.1:
-                # A block takes a millisecond or a few on a busy pool: from before it began to after it ended.
+            task = asyncio.create_task(run_block(*chance.choices(tenants, weights)))
+            if chance.random() < 0.16:
+                # A block takes a few milliseconds on a busy pool: from before it began to after it ended,
+                # which about a third of these do before they are cut off.
                 loop.call_later(chance.random() * 0.006, task.cancel)
             try:
                 await task
