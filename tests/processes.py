@@ -5,8 +5,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,14 @@ class Server:
     def tenant(self, slug: str) -> httpx.AsyncClient:
         """Return a client at the tenant's address on localhost."""
         return self.client(f"{slug}.localhost:{{port}}")
+
+    @asynccontextmanager
+    async def member(self, number: int = 1) -> AsyncIterator[httpx.AsyncClient]:
+        """Yield a client that is logged in to company1 as user_1, or to company2 as user_2."""
+        async with self.tenant(f"company{number}") as client:
+            answer = await client.post("/login", data={"uname": f"user_{number}", "passwd": "foo"})
+            answer.raise_for_status()
+            yield client
 
 
 def make_environment(**settings: str) -> dict[str, str]:
