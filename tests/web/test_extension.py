@@ -1,0 +1,234 @@
+"""What an adopting developer types: the extension on an app of one's own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from quart import Quart, ResponseReturnValue, url_for, websocket
+
+from quart_tenants import (
+    InvalidSlugError,
+    NoTenantError,
+    QuartTenants,
+    RegistryNotReadyError,
+    Tenant,
+    TenantExistsError,
+    UnknownTenantError,
+    WrongTenantError,
+    current_tenant,
+    parse_slug,
+    tenant_connection,
+)
+from quart_tenants.postgres.provisioning import drop_tenant
+
+COUNT = "SELECT count(*) FROM company_data"
+
+
+def make_app(database_url: str | None) -> tuple[Quart, QuartTenants]:
+    """Return an app with routes on every kind of host."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL=database_url)
+    tenants = QuartTenants(app)
+
+    @app.get("/count", host=tenants.host)
+    async def count() -> ResponseReturnValue:
+        async with tenant_connection() as connection:
+            return {"tenant": current_tenant.slug, "rows": await connection.fetchval(COUNT)}
+
+    @app.get("/peek/<other>", host=tenants.host)
+    async def peek(other: str) -> ResponseReturnValue:
+        async with tenant_connection(other) as connection:
+            return {"rows": await connection.fetchval(COUNT)}
+
+    @app.get("/links", host=tenants.host)
+    async def links() -> ResponseReturnValue:
+        return {
+            "here": url_for("count"),
+            "absolute": url_for("count", _external=True),
+            "other": url_for("count", tenant="globex"),
+            "apex": url_for("home"),
+            "probe": url_for("probe"),
+        }
+
+    @app.get("/", host=tenants.apex_host)
+    async def home() -> ResponseReturnValue:
+        return {"acme": url_for("count", tenant="acme")}
+
+    @app.get("/nowhere", host=tenants.apex_host)
+    async def nowhere() -> ResponseReturnValue:
+        async with tenant_connection() as connection:
+            return {"rows": await connection.fetchval(COUNT)}
+
+    @app.get("/probe", host=tenants.any_host)
+    async def probe() -> ResponseReturnValue:
+        return {"ok": True}
+
+    @app.websocket("/talk", host=tenants.host)
+    async def talk() -> None:
+        await websocket.accept()
+        async with tenant_connection() as connection:
+            await websocket.send(f"{current_tenant.slug}: {await connection.fetchval(COUNT)}")
+
+    return app, tenants
+
+
+@pytest.fixture
+async def app(database_url: str) -> AsyncIterator[Quart]:
+    """The app, serving."""
+    app, _ = make_app(database_url)
+    async with app.test_app():
+        yield app
+
+
+@pytest.fixture
+def tenants(app: Quart) -> QuartTenants:
+    """The app's extension."""
+    extension = app.extensions["quart_tenants"]
+    assert isinstance(extension, QuartTenants)
+    return extension
+
+
+async def get_json(app: Quart, host: str, path: str) -> dict[str, object]:
+    """Return the JSON that *host* answers."""
+    answer = await app.test_client().get(path, headers={"Host": host})
+    return {"status": answer.status_code, **(await answer.get_json())}
+
+
+async def test_view_gets_its_tenant_and_no_extra_argument(app: Quart) -> None:
+    """The host's part of the route is not passed to the view; the tenant is in `current_tenant`."""
+    answer = await get_json(app, "acme.localhost:5000", "/count")
+
+    assert answer == {"status": 200, "tenant": "acme", "rows": 0}
+
+
+async def test_request_cannot_open_another_tenant(app: Quart) -> None:
+    """At a tenant's host only that tenant's connection is lent, also when another one is named."""
+    refused = await get_json(app, "acme.localhost", "/peek/globex")
+    allowed = await get_json(app, "acme.localhost", "/peek/acme")
+
+    assert (refused["status"], refused["code"]) == (400, "wrong_tenant")
+    assert allowed["rows"] == 0
+
+
+async def test_request_without_a_tenant_opens_none(app: Quart) -> None:
+    """On the domain itself there is no tenant, and no default."""
+    answer = await app.test_client().get("/nowhere", headers={"Host": "localhost"})
+
+    assert answer.status_code == 500
+    assert (await answer.get_json())["code"] == "internal_server_error"
+
+
+async def test_urls_keep_the_host_and_the_port(app: Quart) -> None:
+    """`url_for` stays at the tenant, leads to another one by name, and knows the port."""
+    answer = await get_json(app, "acme.localhost:5000", "/links")
+
+    assert answer == {
+        "status": 200,
+        "here": "/count",
+        "absolute": "http://acme.localhost:5000/count",
+        "other": "http://globex.localhost:5000/count",
+        "apex": "http://localhost:5000/",
+        "probe": "/probe",
+    }
+    assert (await get_json(app, "localhost:5000", "/"))["acme"] == "http://acme.localhost:5000/count"
+
+
+async def test_websocket_has_a_tenant(app: Quart) -> None:
+    """The same call serves a websocket."""
+    async with app.test_client().websocket("/talk", headers={"Host": "globex.localhost"}) as talk:
+        assert await talk.receive() == "globex: 0"
+
+
+async def test_job_names_its_tenant(app: Quart, tenants: QuartTenants) -> None:
+    """Outside a request the tenant is given by name or as an object."""
+    async with app.app_context():
+        for tenant in ("acme", tenants.registry.get_tenant(parse_slug("acme"))):
+            async with tenant_connection(tenant) as connection:
+                assert await connection.fetchval("SELECT current_schemas(false)::text") == "{acme}"
+
+
+async def test_job_without_a_tenant_is_an_error(app: Quart) -> None:
+    """Outside a request there is no default tenant."""
+    async with app.app_context():
+        with pytest.raises(NoTenantError, match=r"tenant_connection\(tenant\)"):
+            tenant_connection()
+        with pytest.raises(UnknownTenantError):
+            tenant_connection("nobody")
+        with pytest.raises(InvalidSlugError):
+            tenant_connection("No Body")
+
+
+async def test_call_outside_an_app_is_an_error() -> None:
+    """Without an app the error says what to write around the call."""
+    with pytest.raises(NoTenantError, match="app_context"):
+        tenant_connection("acme")
+
+
+async def test_job_of_a_dropped_tenant_does_not_reach_its_successor(app: Quart, tenants: QuartTenants) -> None:
+    """A tenant object from before a drop opens nothing, also when the name is taken again."""
+    async with app.app_context():
+        old = await tenants.create("initech")
+        await drop_tenant(tenants.database, old.slug)
+        await tenants.registry.refresh()
+        with pytest.raises(UnknownTenantError):
+            tenant_connection(old)
+        await tenants.create("initech")
+        with pytest.raises(WrongTenantError):
+            tenant_connection(old)
+
+
+async def test_created_tenant_is_served_at_once(app: Quart, tenants: QuartTenants) -> None:
+    """A sign-up can send its visitor to the new tenant's address straight away."""
+    tenant = await tenants.create("initech", name="Initech")
+
+    assert isinstance(tenant, Tenant)
+    assert (await get_json(app, "initech.localhost", "/count"))["rows"] == 0
+    with pytest.raises(TenantExistsError):
+        await tenants.create("initech")
+
+
+async def test_script_runs_without_serving(database_url: str) -> None:
+    """`running` opens for a script what serving opens for requests, and closes it again."""
+    app, tenants = make_app(database_url)
+
+    async with app.app_context(), tenants.running(), tenant_connection("acme") as connection:
+        assert await connection.fetchval(COUNT) == 0
+
+    with pytest.raises(RuntimeError, match="not serving"):
+        _ = tenants.database
+
+
+async def test_app_without_a_registry_does_not_start(empty_database_url: str) -> None:
+    """A database that was never set up is told at the start, with the command that helps."""
+    _, tenants = make_app(empty_database_url)
+
+    with pytest.raises(RegistryNotReadyError, match="quart-tenants init"):
+        async with tenants.running():
+            pass
+
+
+async def test_concurrent_requests_keep_their_tenants_apart(app: Quart) -> None:
+    """Requests that run at the same time never see each other's tenant."""
+    slugs = ("acme", "globex", "company1", "company2") * 10
+
+    answers = await asyncio.gather(*(get_json(app, f"{slug}.localhost", "/count") for slug in slugs))
+
+    assert [answer["tenant"] for answer in answers] == list(slugs)
+    assert [answer["rows"] for answer in answers] == [0, 0, 1, 1] * 10
+
+
+def test_one_object_serves_one_app(database_url: str) -> None:
+    """An extension that has an app takes no second one."""
+    _, tenants = make_app(database_url)
+
+    with pytest.raises(RuntimeError, match="one QuartTenants for each app"):
+        tenants.init_app(Quart(__name__, host_matching=True, static_folder=None))
+
+
+def test_environment_goes_before_the_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment changes by QUART_TENANTS_* what the code sets."""
+    monkeypatch.setenv("QUART_TENANTS_DOMAIN", "example.org")
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config["TENANTS_DOMAIN"] = "example.com"
+
+    assert QuartTenants(app).settings.domain == "example.org"
