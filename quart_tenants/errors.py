@@ -232,6 +232,12 @@ class PoolExhaustedError(TenantError):
     code = "pool_exhausted"
 
 
+class DatabaseRefusedError(TenantError):
+    """The database refused a statement."""
+
+    code = "database_refused"
+
+
 class TransactionLostError(TenantError):
     """The transaction was not saved."""
 

@@ -1,5 +1,6 @@
 """Check every `TENANTS_*` setting. Pure: reads a mapping, neither files nor the environment."""
 
+import contextlib
 import difflib
 import ipaddress
 import re
@@ -23,15 +24,24 @@ def _setting(default: object, check: Callable[[Any], object], unit: str, purpose
 
 
 def _check_url(value: object) -> str:
-    if isinstance(value, str) and urlsplit(value).scheme in ("postgresql", "postgres"):
-        return value
-    # The value itself is never repeated: it holds a password.
-    raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
+    # Neither the value nor an error about it is ever repeated: it holds a password.
+    parts = None
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(value)
+    if parts is None or parts.scheme not in ("postgresql", "postgres"):
+        raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
+    # A password with one of / ? # ends the host early, and the driver would name the rest of it in an error.
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("has an @ behind the host: in a password write / as %2F, ? as %3F, # as %23 and @ as %40")
+    return str(value)
 
 
 def _check_domain(value: object) -> str:
-    domain = value.lower().rstrip(".") if isinstance(value, str) else ""
-    if _DOMAIN.fullmatch(domain):
+    # ASCII, because lower() makes a k of the Kelvin sign.
+    domain = value.lower().removesuffix(".") if isinstance(value, str) and value.isascii() else ""
+    # What ends in a number is an address to every browser (WHATWG URL, section 3.5), which has no subdomains.
+    if _DOMAIN.fullmatch(domain) and not domain.rpartition(".")[2].isdigit():
         return domain
     raise ValueError(f"is {value!r}, which is no domain: give it like example.com, without port and scheme")
 
@@ -51,8 +61,12 @@ def _check_networks(value: object) -> tuple[Network, ...]:
 
 
 def _check_folder(value: object) -> Path:
-    if isinstance(value, str | Path) and Path(value).is_dir():
-        return Path(value)
+    # An empty text is no way to say "here": an empty variable in the environment is a mistake.
+    if isinstance(value, str | Path) and value:
+        # Such as a name that is too long, or a folder above it that is not for us.
+        with contextlib.suppress(OSError):
+            if Path(value).is_dir():
+                return Path(value)
     raise ValueError(f"is {str(value)!r}, which is no folder")
 
 
@@ -60,7 +74,8 @@ def _check_schemes(value: object) -> tuple[str, ...]:
     schemes = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
     known = ("argon2", "pbkdf2_sha256")
     if isinstance(schemes, tuple | list) and schemes and all(name in known for name in schemes):
-        return tuple(schemes)
+        # Each once: passlib refuses a double.
+        return tuple(dict.fromkeys(schemes))
     raise ValueError(f"is {value!r}: give {' or '.join(known)}, or both, the one for new passwords first")
 
 
@@ -197,5 +212,11 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         raise SettingError(
             "TENANTS_POOL_MIN_SIZE",
             f"is {settings.pool_min_size}, more than TENANTS_POOL_MAX_SIZE {settings.pool_max_size}",
+        )
+    if settings.registry_max_age <= settings.registry_poll_interval:
+        raise SettingError(
+            "TENANTS_REGISTRY_MAX_AGE",
+            f"is {settings.registry_max_age:g}: give more than TENANTS_REGISTRY_POLL_INTERVAL, "
+            f"which is {settings.registry_poll_interval:g}, or each worker would answer 503 between two polls",
         )
     return settings

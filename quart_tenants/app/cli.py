@@ -44,7 +44,7 @@ def serve_command(port: int | None, config: Path | None) -> None:
 )
 @click.option("--fresh", is_flag=True, help="Begin anew: delete the data of earlier starts.")
 def demo_command(port: int, data_dir: Path | None, fresh: bool) -> None:
-    """Start two companies on a private PostgreSQL, with nothing to install.
+    """Start two companies on a private PostgreSQL.
 
     Ctrl-C ends everything that it started. The data is kept for the next start.
     """

@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from passlib.context import CryptContext
 
-from quart_tenants.errors import HashQueueFullError, PasswordTooLongError
+from quart_tenants.errors import HashQueueFullError, InvalidUserError, PasswordTooLongError
 from quart_tenants.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,15 @@ class PasswordHasher:
 
         Raises:
             PasswordTooLongError: It has more than 4,096 characters.
+            InvalidUserError: It holds half of a surrogate pair, as made of bytes that are no UTF-8.
             HashQueueFullError: Too many are waiting.
         """
         _check_length(password)
+        try:
+            password.encode()
+        except UnicodeEncodeError:
+            # Not as the cause: it holds the password.
+            raise InvalidUserError("the password is no valid Unicode text") from None
         return await self._run(self._context.hash, password)
 
     async def check(self, password: str, stored: str | None) -> PasswordCheck:
@@ -112,8 +118,8 @@ class PasswordHasher:
             self._pending -= 1
 
     def _make_dummies(self) -> None:
-        for scheme in self._schemes:
-            self._dummies[scheme] = self._context.handler(scheme).hash("dummy")
+        # All at once: another thread must not see some of them.
+        self._dummies = {scheme: self._context.handler(scheme).hash("dummy") for scheme in self._schemes}
 
     def _check(self, password: str, stored: str | None) -> PasswordCheck:
         if not self._dummies:

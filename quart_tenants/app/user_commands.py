@@ -10,7 +10,7 @@ from quart_tenants.errors import InvalidUserError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.registry import get_tenant
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import parse_slug
+from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.cli import with_database
 
 
@@ -25,16 +25,26 @@ def user_commands() -> click.Group:
 @click.argument("slug")
 @click.argument("username")
 @click.option("--password-stdin", is_flag=True, help="Read the password from standard input: its first line.")
-@with_database
-async def add_command(database: Database, settings: Settings, slug: str, username: str, password_stdin: bool) -> None:
+def add_command(slug: str, username: str, password_stdin: bool) -> None:
     """Let USERNAME log in to tenant SLUG.
 
     Asks for the password, or reads it with --password-stdin; never give it as an argument, where
     other users of the machine can read it.
     """
     # First what can fail without asking anybody for a password.
-    tenant = await get_tenant(database, parse_slug(slug))
+    tenant = _find_tenant(parse_slug(slug))
     password = _read_password(from_stdin=password_stdin)
+    _add_user(tenant, username, password)
+    click.echo(f"added {username} to {tenant.slug}")
+
+
+@with_database
+async def _find_tenant(database: Database, settings: Settings, slug: Slug) -> Tenant:
+    return await get_tenant(database, slug)
+
+
+@with_database
+async def _add_user(database: Database, settings: Settings, tenant: Tenant, username: str, password: str) -> None:
     hasher = PasswordHasher(settings)
     try:
         password_hash = await hasher.hash(password)
@@ -42,7 +52,6 @@ async def add_command(database: Database, settings: Settings, slug: str, usernam
         await hasher.close()
     async with database.tenant_connection(tenant) as connection:
         await add_user(connection, tenant.slug, username, password_hash)
-    click.echo(f"added {username} to {tenant.slug}")
 
 
 def _read_password(*, from_stdin: bool) -> str:

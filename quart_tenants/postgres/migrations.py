@@ -14,7 +14,7 @@ from quart_tenants.errors import MigrationFailedError, MigrationFileError
 if TYPE_CHECKING:
     from quart_tenants.postgres.database import Connection
 
-_FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+_FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
 _RECORD = """
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256) VALUES ($1, $2, $3, $4)
@@ -46,11 +46,15 @@ def read_migrations(folder: Path) -> tuple[Migration, ...]:
     """Return the migrations in *folder* in order of version.
 
     Raises:
-        MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice, or
-            there are none.
+        MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice,
+            there are none, or the folder cannot be read.
     """
     migrations: list[Migration] = []
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise MigrationFileError(f"{folder}: cannot be read: {error}") from error
+    for path in paths:
         if path.name.startswith("."):
             continue
         match = _FILE_NAME.fullmatch(path.name)

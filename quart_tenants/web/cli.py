@@ -4,7 +4,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 from quart.cli import ScriptInfo
@@ -12,12 +12,14 @@ from quart.cli import ScriptInfo
 from quart_tenants.errors import TenantError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, drop_tenant
+from quart_tenants.postgres.refusals import translate_refusals
 from quart_tenants.postgres.registry import init_registry, list_tenants
 from quart_tenants.settings import Settings, read_settings
-from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
+from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.environment import read_environment
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TenantGroup(click.Group):
@@ -45,19 +47,27 @@ def find_settings() -> Settings:
 
 
 def with_database(
-    command: Callable[Concatenate[Database, Settings, P], Awaitable[None]],
-) -> Callable[P, None]:
-    """Give *command* the database that the settings name, and the settings; close it afterwards."""
+    command: Callable[Concatenate[Database, Settings, P], Awaitable[T]],
+) -> Callable[P, T]:
+    """Give *command* the database that the settings name, and the settings; close it afterwards.
+
+    *command* must not ask the operator anything: inside the event loop a Ctrl-C does not end the
+    waiting for an answer.
+
+    Raises:
+        DatabaseRefusedError: PostgreSQL refused a statement, such as for a lack of rights.
+    """
 
     @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
         settings = find_settings()
 
-        async def run_with_database() -> None:
+        async def run_with_database() -> T:
             async with await Database.open(settings, max_size=1) as database:
-                await command(database, settings, *args, **kwargs)
+                return await command(database, settings, *args, **kwargs)
 
-        asyncio.run(run_with_database())
+        with translate_refusals():
+            return asyncio.run(run_with_database())
 
     return run
 
@@ -111,10 +121,14 @@ async def adopt_command(database: Database, settings: Settings, schemas: tuple[s
     Nothing inside them is touched. The subdomain is the schema's name, or SLUG where that is not
     fit for one: acme-corp=AcmeCorp. All are registered, or none.
     """
-    parsed = {}
+    parsed: dict[Slug, SchemaName] = {}
     for text in schemas:
-        slug, _, schema = text.rpartition("=")
-        parsed[parse_slug(slug or schema)] = parse_schema_name(schema)
+        # At the first =, because a schema may have one in its name and a slug cannot.
+        before, separator, after = text.partition("=")
+        slug = parse_slug(before)
+        if slug in parsed:
+            raise click.UsageError(f"{slug} is given twice")
+        parsed[slug] = parse_schema_name(after if separator else before)
     for tenant in await adopt_schemas(database, parsed, settings=settings, version=at_version):
         click.echo(f"adopted {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
 
@@ -162,8 +176,10 @@ def drop_command(slug: str, yes: bool) -> None:
 def _print_table(tenants: list[Tenant]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("tenant", "schema", "name", box=None, pad_edge=False)
     for tenant in tenants:
-        table.add_row(tenant.slug, str(tenant.schema), tenant.name)
+        # As Text: rich reads [red] and :smile: in a plain str as its own markup.
+        table.add_row(*(Text(cell) for cell in (tenant.slug, str(tenant.schema), tenant.name)))
     Console().print(table)

@@ -34,10 +34,10 @@ def parse_host(host: str, domain: str) -> Slug | None:
     Raises:
         UnknownHostError: *host* is outside *domain*, more than one label deep, or malformed.
     """
-    host = host.lower()
     patterns = HostPatterns.of(domain)
-    if re.fullmatch(patterns.tenant, host, re.ASCII):
-        return Slug(host.partition(".")[0])
-    if re.fullmatch(patterns.apex, host, re.ASCII):
+    # Not lower() first: it makes a k of the Kelvin sign.
+    if re.fullmatch(patterns.tenant, host, re.ASCII | re.IGNORECASE):
+        return Slug(host.partition(".")[0].lower())
+    if re.fullmatch(patterns.apex, host, re.ASCII | re.IGNORECASE):
         return None
     raise UnknownHostError(host)

@@ -40,6 +40,7 @@ STATUS: dict[type[TenantError], HTTPStatus] = {
     errors.RegistryNotReadyError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RegistryStaleError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NoTenantError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.DatabaseRefusedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.TransactionLostError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.SettingError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.MigrationFileError: HTTPStatus.INTERNAL_SERVER_ERROR,
