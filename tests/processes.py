@@ -1,7 +1,7 @@
 """Start the program as its users do: as a process of its own."""
 
 import os
-import select
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +37,7 @@ class Server:
             base_url=f"http://127.0.0.1:{self.port}",
             headers={"Host": host.replace("{port}", str(self.port))},
             timeout=_DEADLINE,
+            verify=False,  # noqa: S501  (http only, and reading the certificates takes longer than the test)
             **options,  # type: ignore[arg-type]
         )
 
@@ -60,26 +61,29 @@ def make_environment(**settings: str) -> dict[str, str]:
 
 
 @contextmanager
+def run_program(*command: str | Path, log: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start `quart-tenants` with *command*, and end it as Ctrl-C does. What it writes lies in *log* and beside it."""
+    with log.open("w") as stderr, _get_output(log).open("w") as stdout:
+        process = subprocess.Popen(
+            [PROGRAM, *command], stdout=stdout, stderr=stderr, text=True, env=make_environment(**environment)
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(_DEADLINE)
+
+
+@contextmanager
 def run_server(
     database_url: str, log: Path, *, command: tuple[str, ...] = ("serve", "--port", "0"), **settings: str
 ) -> Iterator[Server]:
     """Start `quart-tenants serve` on any free port, and end it afterwards."""
     environment = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_SECRET_KEY": SECRET_KEY} | settings
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            [PROGRAM, *command],
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=make_environment(**environment),
-        )
-    try:
-        yield Server(process, _wait_until_up(process, log), log)
-    finally:
-        process.terminate()
-        process.wait(_DEADLINE)
-        if process.stdout is not None:
-            process.stdout.close()
+    with run_program(*command, log=log, **environment) as process:
+        port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
+        wait_for_answer(port)
+        yield Server(process, port, log)
 
 
 def write_server_config(path: Path, **lines: str) -> Path:
@@ -103,22 +107,16 @@ def wait_for_answer(port: int, path: str = "/healthz") -> None:
             return
 
 
-def read_line(process: "subprocess.Popen[str]", start: str, log: Path) -> str:
-    """Return the next line on stdout that begins with *start*."""
-    stdout = process.stdout
-    if stdout is None:
-        raise RuntimeError("the process was started without a pipe")
+def wait_for_line(process: "subprocess.Popen[str]", start: str, log: Path) -> str:
+    """Return the line on stdout that begins with *start*, as soon as it is there."""
     deadline = time.monotonic() + _DEADLINE
-    while select.select([stdout], [], [], max(0, deadline - time.monotonic()))[0]:
-        line = stdout.readline()
-        if line.startswith(start):
-            return line
-        if not line:
-            break
+    while process.poll() is None and time.monotonic() < deadline:
+        for line in _get_output(log).read_text().splitlines(keepends=True):
+            if line.startswith(start) and line.endswith("\n"):
+                return line.strip()
+        time.sleep(0.01)
     raise RuntimeError(f"the process did not say {start!r}; its log: {log.read_text()}")
 
 
-def _wait_until_up(process: "subprocess.Popen[str]", log: Path) -> int:
-    port = int(read_line(process, "serving on", log).rpartition(":")[2])
-    wait_for_answer(port)
-    return port
+def _get_output(log: Path) -> Path:
+    return log.with_name(f"{log.name}.out")
