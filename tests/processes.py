@@ -87,8 +87,8 @@ def run_server(
 
 
 def write_server_config(path: Path, **lines: str) -> Path:
-    """Write a Hypercorn configuration of one worker, with *lines* in place of or beside the usual ones."""
-    settings = {"bind": '["127.0.0.1:0"]', "workers": "1", "worker_class": '"uvloop"'} | lines
+    """Write a Hypercorn configuration of one process, with *lines* in place of or beside the usual ones."""
+    settings = {"bind": '["127.0.0.1:0"]', "workers": "0", "worker_class": '"uvloop"'} | lines
     path.write_text("\n".join(f"{name} = {text}" for name, text in settings.items()))
     return path
 

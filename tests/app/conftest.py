@@ -17,7 +17,7 @@ def module_database_url(server_url: str, template: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def server(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The reference app on Hypercorn, one worker."""
+    """The reference app on Hypercorn, one process."""
     folder = tmp_path_factory.mktemp("server")
     config = write_server_config(folder / "hypercorn.toml")
     with run_server(module_database_url, folder / "log", command=("serve", "--config", str(config))) as server:

@@ -1,0 +1,200 @@
+"""Hosts: exactly one label below the domain is a tenant; what is not exactly that is nobody's."""
+
+import string
+from random import Random
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from quart_tenants.errors import InvalidSlugError, UnknownHostError
+from quart_tenants.tenant import parse_slug
+from quart_tenants.web.hosts import parse_host
+
+DOMAIN = "example.com"
+
+labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+domains = st.lists(labels, min_size=1, max_size=3).map(".".join)
+ends = st.sampled_from(["", "."])
+ports = st.just("") | st.integers(0, 65535).map(":{}".format)
+# Near misses: a real host with one character put in, taken out or exchanged.
+edits = st.tuples(
+    st.integers(0, 40), st.integers(0, 1), st.text(max_size=1) | st.sampled_from([*".:-_@/[]%\n\0 k\u212a"])
+)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "acme.example.com",
+        "acme.example.com:80",
+        "acme.example.com:5000",
+        "acme.example.com:65535",
+        "acme.example.com.",
+        "acme.example.com.:443",
+        "ACME.Example.COM",
+        "Acme.EXAMPLE.com.:8000",
+    ],
+)
+def test_one_label_below_the_domain_is_a_tenant(host: str) -> None:
+    """Case, port and one trailing dot make no difference."""
+    assert parse_host(host, DOMAIN) == "acme"
+
+
+@pytest.mark.parametrize("host", ["example.com", "EXAMPLE.com", "example.com.", "example.com:5000", "example.com.:443"])
+def test_domain_itself_is_no_tenant(host: str) -> None:
+    """The domain is the public site, on any port and in any case."""
+    assert parse_host(host, DOMAIN) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        ".",
+        ":",
+        ":5000",
+        "com",
+        "acme",
+        "example.org",
+        "acme.example.org",
+        "a.b.example.com",
+        "www.acme.example.com",
+        "acme.example.com.evil.org",
+        "example.com.evil.org",
+        "evilexample.com",
+        "acme-example.com",
+        "example.comevil",
+        "acme.example.comm",
+        "acme.example.com..",
+        "acme..example.com",
+        ".example.com",
+        "..example.com",
+        "-acme.example.com",
+        "acme-.example.com",
+        "a_b.example.com",
+        "*.example.com",
+        f"{'a' * 64}.example.com",
+        "acme.example.com:http",
+        "acme.example.com:-1",
+        "acme.example.com:5000:5000",
+        "acme.example.com:123456",
+        "acme.example.com:80.",
+        "127.0.0.1",
+        "127.0.0.1:5000",
+        "[::1]",
+        "[::1]:5000",
+        "::1",
+        "[acme.example.com]",
+        "user@acme.example.com",
+        "http://acme.example.com",
+        "acme.example.com/",
+        "acme.example.com?",
+        "acme.example.com,globex.example.com",
+        " acme.example.com",
+        "acme.example.com ",
+        "acme .example.com",
+        "acme.example.com\n",
+        "acme.example.com:80\n",
+        "example.com\n",
+        "\nacme.example.com",
+        "acme\0.example.com",
+        "acme.example.com\0",
+        "acme.example.com\r\nX: y",
+        "acme%2eexample.com",
+        "acme\u3002example.com",  # an ideographic full stop, a dot to IDNA
+        "acme.example\uff0ecom",  # a full-width full stop
+        "\uff41cme.example.com",  # a full-width a
+        "acme\u00ad.example.com",  # a soft hyphen, nothing to IDNA
+        "\u212aelvin.example.com",  # the Kelvin sign, whose lower case is the letter k
+        "acme.example.com:\u0665\u0660\u0660\u0660",  # a port in Arabic-Indic digits
+        "acme\u0661.example.com",
+        "acme.\u017fample.com",
+        "\ud800.example.com",
+    ],
+)
+def test_any_other_host_is_unknown(host: str) -> None:
+    """A host outside the domain, deeper than one label or malformed is nobody's."""
+    with pytest.raises(UnknownHostError) as caught:
+        parse_host(host, DOMAIN)
+
+    assert caught.value.host == host
+
+
+@pytest.mark.parametrize(
+    "host", ["company1.localhost.evil.org", "xlocalhost", "company1.xlocalhost", "company1localhost"]
+)
+def test_suffix_tricks_are_unknown(host: str) -> None:
+    """Only a dot parts a tenant from the domain, and nothing follows it."""
+    with pytest.raises(UnknownHostError):
+        parse_host(host, "localhost")
+
+
+@pytest.mark.parametrize("host", ["axb", "acme.axb", "acmexa.b", "a.bx"])
+def test_dot_of_the_domain_is_a_dot(host: str) -> None:
+    """No character of the domain means anything but itself."""
+    with pytest.raises(UnknownHostError):
+        parse_host(host, "a.b")
+
+
+def test_host_longer_than_any_name_is_refused_at_once() -> None:
+    """A host of a megabyte costs no more than a look."""
+    with pytest.raises(UnknownHostError):
+        parse_host("a-" * 500_000 + ".example.com", DOMAIN)
+
+
+@given(labels, domains, ends, ports, st.randoms(use_true_random=False))
+def test_tenants_host_is_found_however_it_is_written(
+    label: str, domain: str, end: str, port: str, random: Random
+) -> None:
+    """Any slug below any domain is found in any mixture of cases."""
+    host = "".join(random.choice((c.lower(), c.upper())) for c in f"{label}.{domain}{end}") + port
+
+    assert parse_host(host, domain) == label
+
+
+@given(domains, ends, ports)
+def test_any_domain_is_its_own_site(domain: str, end: str, port: str) -> None:
+    """No domain is taken for a tenant of itself."""
+    assert parse_host(domain + end + port, domain) is None
+
+
+@given(labels, ends, ports, edits)
+@example("k", "", "", (0, 1, "\u212a"))
+@example("acme", "", "", (16, 0, "\n"))
+def test_whatever_is_accepted_says_exactly_that(label: str, end: str, port: str, edit: tuple[int, int, str]) -> None:
+    """An accepted host, read by plain string operations, is one ASCII label, the domain, a dot and a port at most."""
+    position, taken, put = edit
+    host = f"{label}.{DOMAIN}{end}{port}"
+    host = host[:position] + put + host[position + taken :]
+    try:
+        slug = parse_host(host, DOMAIN)
+    except UnknownHostError:
+        return
+
+    assert host.isascii()
+    name, colon, digits = host.lower().partition(":")
+    assert not colon or (set(digits) <= set(string.digits) and len(digits) <= 5)
+    assert name.removesuffix(".") == (DOMAIN if slug is None else f"{slug}.{DOMAIN}")
+
+
+@given(st.text(), domains)
+def test_any_text_is_a_slug_or_nothing_or_unknown(host: str, domain: str) -> None:
+    """No Host header raises anything but `UnknownHostError`."""
+    try:
+        slug = parse_host(host, domain)
+    except UnknownHostError:
+        return
+
+    assert slug is None or host.lower().startswith(f"{slug}.")
+
+
+@given(labels)
+def test_hosts_and_slugs_agree(label: str) -> None:
+    """Every slug that can be created has a host."""
+    try:
+        slug = parse_slug(label)
+    except InvalidSlugError:
+        return
+
+    assert parse_host(f"{slug}.{DOMAIN}", DOMAIN) == slug
