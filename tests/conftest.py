@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,16 +30,21 @@ def _environment_without_settings() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_url() -> Iterator[str]:
     """The server's URL, with a database to connect to for making others."""
     url = os.environ.get("TEST_DATABASE_URL")
     if url:
         yield url
         return
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), options=FAST_AND_FORGETFUL)
-    asyncio.run(server.start())
-    yield server.url
-    asyncio.run(server.stop())
+    # Not pytest's own folder, which is closed to everybody else: started by root, the server runs as nobody.
+    with tempfile.TemporaryDirectory(prefix="quart-tenants-tests-") as folder:
+        Path(folder).chmod(0o711)
+        server = EmbeddedPostgres(Path(folder) / "postgres", options=FAST_AND_FORGETFUL)
+        asyncio.run(server.start())
+        try:
+            yield server.url
+        finally:
+            asyncio.run(server.stop())
 
 
 @pytest.fixture(scope="session")

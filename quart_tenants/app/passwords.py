@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from passlib.context import CryptContext
 
+from quart_tenants.app.users import is_storable
 from quart_tenants.errors import HashQueueFullError, InvalidUserError, PasswordTooLongError
 from quart_tenants.settings import Settings
 
@@ -80,15 +81,12 @@ class PasswordHasher:
 
         Raises:
             PasswordTooLongError: It has more than 4,096 characters.
-            InvalidUserError: It holds half of a surrogate pair, as made of bytes that are no UTF-8.
+            InvalidUserError: It holds a NUL, or half of a surrogate pair, as made of bytes that are no UTF-8.
             HashQueueFullError: Too many are waiting.
         """
         _check_length(password)
-        try:
-            password.encode()
-        except UnicodeEncodeError:
-            # Not as the cause: it holds the password.
-            raise InvalidUserError("the password is no valid Unicode text") from None
+        if not is_storable(password):
+            raise InvalidUserError("the password is no text: it holds a NUL, or is no valid Unicode")
         return await self._run(self._context.hash, password)
 
     async def check(self, password: str, stored: str | None) -> PasswordCheck:
@@ -135,6 +133,9 @@ class PasswordHasher:
                 logger.warning("a password could not be checked: %s", type(error).__name__)
                 right = False
             matched = matched or (mine and right)
+        # HMAC pads its key with NUL: to PBKDF2 "foo" and "foo" with a NUL are one password, and the
+        # replacement would lock out who types the right one.
+        matched = matched and is_storable(password)
         replace = matched and self._context.needs_update(stored)
         return PasswordCheck(matched, self._context.hash(password) if replace else None)
 

@@ -75,6 +75,7 @@ def test_domain_itself_is_no_tenant(host: str) -> None:
         "a_b.example.com",
         "*.example.com",
         f"{'a' * 64}.example.com",
+        "acme.example.com:",
         "acme.example.com:http",
         "acme.example.com:-1",
         "acme.example.com:5000:5000",
