@@ -355,7 +355,7 @@ async def test_readme_app_serves_its_orders(empty_database_url: str, tmp_path: P
     quart = PROGRAM.with_name("quart")
     for line in ("init", 'create acme --name "Acme Ltd"'):
         assert f"quart --app app tenants {line}" in readme
-        command = [quart, "--app", "app", "tenants", *shlex.split(line)]
+        command: list[str | Path] = [quart, "--app", "app", "tenants", *shlex.split(line)]
         subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     connection = await asyncpg.connect(empty_database_url)
     await connection.execute("INSERT INTO acme.orders (cents) VALUES (1250)")

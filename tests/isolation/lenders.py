@@ -46,7 +46,7 @@ def remember_path(pool: Pool) -> Lender:
     @asynccontextmanager
     async def lend(tenant: Tenant) -> AsyncIterator["Connection"]:
         async with pool.acquire() as connection, connection.transaction():
-            inner = connection._con
+            inner = connection._con  # type: ignore[attr-defined]
             if believed.get(inner) != tenant:
                 await connection.execute(f"SET search_path TO {tenant.schema.quoted}")
                 # A rollback takes the path back, and this is not told.

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from quart import Quart, session
-from quart.sessions import SecureCookieSessionInterface, SessionInterface
+from quart.sessions import SecureCookieSessionInterface
 
 from quart_tenants import QuartTenants, parse_slug
 from quart_tenants.postgres.provisioning import drop_tenant
@@ -15,13 +15,13 @@ TENANTS = ("acme", "globex", "company1", "company2")
 
 
 @pytest.fixture
-def interface() -> SessionInterface:
+def interface() -> SecureCookieSessionInterface:
     """Our sessions; the negative control replaces them."""
     return TenantSessionInterface()
 
 
 @pytest.fixture
-async def app(database_url: str, interface: SessionInterface) -> AsyncIterator[Quart]:
+async def app(database_url: str, interface: SecureCookieSessionInterface) -> AsyncIterator[Quart]:
     """An app that keeps a user in its session."""
     app = Quart(__name__, host_matching=True, static_folder=None)
     app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=database_url)
