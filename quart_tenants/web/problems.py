@@ -67,7 +67,8 @@ def answer_all_errors(app: Quart) -> None:
 
 def make_problem(status: HTTPStatus, detail: str, code: str, **more: str) -> Response:
     """Return a problem document. Its `type` is `about:blank`: the status and our `code` say it all."""
-    body = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, "code": code, **more}
+    facts = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, "code": code}
+    body = facts | more
     response = Response(json.dumps(body), status, content_type="application/problem+json")
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER)
@@ -89,10 +90,10 @@ async def _answer_http_exception(error: HTTPException) -> Response:
     # Redirects are exceptions, too, and have an answer of their own.
     if error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return Response(status=error.code, headers=Headers(error.get_headers()))
-    status = HTTPStatus(error.code)
-    # Not the exception's own words, so that each status has one body: a host outside the domain must
-    # not be told apart from an unknown path.
-    problem = make_problem(status, status.description or status.phrase, status.name.lower())
+    # The class's words, not this exception's, so that each status has one body: a host outside the domain
+    # must not be told apart from an unknown path. And not Python's, which renamed 413 in version 3.13.
+    detail = type(error).description or error.name
+    problem = make_problem(HTTPStatus(error.code), detail, error.name.lower().replace(" ", "_"), title=error.name)
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             problem.headers[name] = value

@@ -6,8 +6,7 @@ made of text and a label would fix the port.
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from quart import Quart, has_request_context
-from quart.globals import request_ctx, websocket_ctx
+from quart import Quart, has_request_context, has_websocket_context, request, websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import BadHost
 from werkzeug.routing import BaseConverter, MapAdapter
@@ -83,11 +82,11 @@ def drop_host_arguments(arguments: dict[str, Any] | None) -> None:
 
 
 def _get_host_and_port() -> str:
-    context = request_ctx if has_request_context() else websocket_ctx
-    adapter = context.url_adapter
-    if adapter is None:
-        raise RuntimeError("an address can be built in a request only: elsewhere the host and the port are unknown")
-    return adapter.server_name
+    if has_request_context():
+        return request.host.lower()
+    if has_websocket_context():
+        return websocket.host.lower()
+    raise RuntimeError("an address can be built in a request only: elsewhere the host and the port are unknown")
 
 
 def _get_tenant_host(here: str, domain: str, tenant: Tenant | str | None) -> str:

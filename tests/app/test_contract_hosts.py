@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from werkzeug.exceptions import NotFound
 
 from tests.processes import Server
 
@@ -9,7 +10,7 @@ NOT_FOUND = {
     "type": "about:blank",
     "title": "Not Found",
     "status": 404,
-    "detail": "Nothing matches the given URI",
+    "detail": NotFound.description,
     "code": "not_found",
 }
 
