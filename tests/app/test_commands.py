@@ -1,0 +1,309 @@
+"""The commands as an operator runs them: processes with an exit status, two outputs and perhaps a terminal."""
+
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from passlib.hash import argon2
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.provisioning import create_tenant
+from quart_tenants.postgres.registry import get_tenant, list_tenants
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import parse_slug
+from tests.processes import PROGRAM, make_environment
+
+DEADLINE = 30.0  # seconds
+
+# The program of this library, and the same commands as any Quart app has them.
+PROGRAMS = [
+    pytest.param([PROGRAM], id="quart-tenants"),
+    pytest.param([PROGRAM.with_name("quart"), "--app", "quart_tenants.app", "tenants"], id="quart"),
+]
+
+# What each command says when all is well.
+GOOD = [
+    pytest.param(["init"], "", "registry is up to date\n", id="init"),
+    pytest.param(
+        ["create", "newco", "--name", "Ünï"], "", "created newco (schema newco, at newco.localhost)\n", id="create"
+    ),
+    pytest.param(["adopt", "oldco=Old Co"], "", "adopted oldco (schema Old Co, at oldco.localhost)\n", id="adopt"),
+    pytest.param(
+        ["list"],
+        "",
+        "acme\tacme\tAcme\ncompany1\tcompany1\tcompany1\ncompany2\tcompany2\tcompany2\nglobex\tglobex\tGlobex\n",
+        id="list",
+    ),
+    pytest.param(["user", "add", "acme", "ann", "--password-stdin"], "sesame\n", "added ann to acme\n", id="user-add"),
+    pytest.param(["drop", "acme", "--yes"], "", "dropped acme (schema acme)\n", id="drop"),
+]
+
+# What each says when it cannot.
+BAD = [
+    pytest.param(["create", "acme"], 1, "tenant 'acme' exists already", id="create"),
+    pytest.param(["adopt", "gone"], 1, "schema 'gone' cannot be adopted", id="adopt"),
+    pytest.param(["drop", "acme"], 1, "there is no terminal to ask on; give --yes", id="drop"),
+    pytest.param(["user", "add", "newco", "ann", "--password-stdin"], 1, "no tenant answers at 'newco'", id="user-add"),
+    pytest.param(["adopt"], 2, "Missing argument", id="usage"),
+]
+
+# Makes the terminal on stdin the process's own, so that Ctrl-C and /dev/tty are the real ones.
+IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def run(
+    program: list[str | Path], *arguments: str, stdin: str = "", **settings: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, without a terminal."""
+    return subprocess.run(
+        [*program, *arguments],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DEADLINE,
+        env=make_environment(**settings),
+        check=False,
+    )
+
+
+@dataclass
+class Terminal:
+    """A process that has a terminal of its own, as if a person sat there."""
+
+    process: "subprocess.Popen[bytes]"
+    keyboard_and_screen: int
+    screen: str = field(default="", init=False)
+
+    def wait_for(self, text: str) -> None:
+        """Return when *text* is on the screen."""
+        deadline = time.monotonic() + DEADLINE
+        while text not in self.screen:
+            assert self._read(deadline), f"the process ended; the screen shows {self.screen!r}"
+
+    def type(self, keys: str) -> None:
+        """Press *keys*."""
+        os.write(self.keyboard_and_screen, keys.encode())
+
+    def wait(self) -> int:
+        """Return the exit status, as soon as the process has ended."""
+        deadline = time.monotonic() + DEADLINE
+        while self._read(deadline):
+            pass
+        return self.process.wait(DEADLINE)
+
+    def _read(self, deadline: float) -> bool:
+        """Put what the process writes on the screen; return False when it has ended."""
+        ready, _, _ = select.select([self.keyboard_and_screen], [], [], deadline - time.monotonic())
+        assert ready, f"nothing happens; the screen shows {self.screen!r}"
+        try:
+            said = os.read(self.keyboard_and_screen, 65536)
+        except OSError:
+            # How Linux says that nobody holds the terminal's other side any more.
+            return False
+        self.screen += said.decode().replace("\r\n", "\n")
+        return bool(said)
+
+
+@contextmanager
+def open_terminal(*arguments: str, stdout: Path | None = None, **settings: str) -> Iterator[Terminal]:
+    """Start `quart-tenants` in a terminal, with its results in the file *stdout* if there is one."""
+    ours, its = os.openpty()
+    results = None if stdout is None else stdout.open("wb")
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", IN_TERMINAL, PROGRAM, *arguments],
+            stdin=its,
+            stdout=its if results is None else results,
+            stderr=its,
+            env=make_environment(TERM="xterm", COLUMNS="80", **settings),
+            start_new_session=True,
+        )
+    finally:
+        os.close(its)
+        if results is not None:
+            results.close()
+    try:
+        yield Terminal(process, ours)
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+        os.close(ours)
+
+
+async def list_slugs(database: Database) -> list[str]:
+    """Return the slugs of all tenants."""
+    return [tenant.slug for tenant in await list_tenants(database)]
+
+
+async def find_hash(database: Database, slug: str, username: str) -> str | None:
+    """Return what is stored for a user's password."""
+    tenant = await get_tenant(database, parse_slug(slug))
+    async with database.tenant_connection(tenant) as connection:
+        found: str | None = await connection.fetchval("SELECT password FROM app_user WHERE username = $1", username)
+        return found
+
+
+# Without a terminal
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("arguments", "stdin", "out"), GOOD)
+async def test_command_says_its_result(
+    database: Database, settings: Settings, program: list[str | Path], arguments: list[str], stdin: str, out: str
+) -> None:
+    """A command that did its work says so on stdout, nothing on stderr, and ends with status 0."""
+    async with database.connection() as connection:
+        await connection.execute('CREATE SCHEMA "Old Co"')
+
+    done = run(program, *arguments, stdin=stdin, QUART_TENANTS_DATABASE_URL=settings.required_database_url)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, out, "")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("arguments", "status", "reason"), BAD)
+def test_command_says_its_error(
+    module_url: str, program: list[str | Path], arguments: list[str], status: int, reason: str
+) -> None:
+    """A command that failed says why on stderr, nothing on stdout, ends with 1 or 2, and shows no traceback."""
+    done = run(program, *arguments, QUART_TENANTS_DATABASE_URL=module_url)
+
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert status == 2 or done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["init"], ["list"]])
+def test_wrong_setting_is_one_line(command: list[str]) -> None:
+    """A wrong setting ends the program with its name, the remedy and no password."""
+    done = run([PROGRAM], *command, QUART_TENANTS_DATABASE_URL="mysql://me:sesame@host/x")
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error: TENANTS_DATABASE_URL must be a URL such as postgresql://user:password@host:5432/database\n"
+    )
+
+
+async def test_password_of_any_bytes_is_no_traceback(database: Database, settings: Settings) -> None:
+    """A password that is no UTF-8 is refused in one line, whatever the locale makes of it."""
+    for locale in ("C", "C.UTF-8"):
+        done = subprocess.run(
+            [PROGRAM, "user", "add", "acme", "ann", "--password-stdin"],
+            input=b"sesame\xff\n",
+            capture_output=True,
+            timeout=DEADLINE,
+            env=make_environment(QUART_TENANTS_DATABASE_URL=settings.required_database_url, LC_ALL=locale),
+            check=False,
+        )
+
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"Error: the password is no text")
+        assert done.stderr.count(b"\n") == 1
+
+
+# In a terminal
+
+
+async def test_list_is_a_table_in_a_terminal(database: Database, settings: Settings) -> None:
+    """A person gets columns with a heading, and each name as it is: none of it is markup."""
+    await create_tenant(database, parse_slug("newco"), "[/x] [red]Co[/red] :smile:", settings=settings)
+
+    with open_terminal("list", QUART_TENANTS_DATABASE_URL=settings.required_database_url) as terminal:
+        assert terminal.wait() == 0
+
+    lines = [line.split(maxsplit=2) for line in terminal.screen.splitlines()]
+    assert ["newco", "newco", "[/x] [red]Co[/red] :smile:"] in lines
+    assert all(word in terminal.screen for word in ("tenant", "schema", "name"))
+
+
+async def test_drop_asks_for_the_name(database: Database, settings: Settings, tmp_path: Path) -> None:
+    """Who types the tenant's name drops it; the question does not mix with the result."""
+    results = tmp_path / "results"
+    url = settings.required_database_url
+
+    with open_terminal("drop", "acme", stdout=results, QUART_TENANTS_DATABASE_URL=url) as terminal:
+        terminal.wait_for("This deletes all data of acme. Type its name to go on")
+        terminal.type("acme\n")
+        assert terminal.wait() == 0
+
+    assert results.read_text() == "dropped acme (schema acme)\n"
+    assert "acme" not in await list_slugs(database)
+
+
+@pytest.mark.parametrize(
+    ("keys", "answer"),
+    [
+        pytest.param("yes\n", "Error: the names differ; acme was not dropped", id="another-name"),
+        pytest.param("\x03", "Aborted!", id="ctrl-c"),
+        pytest.param("\x04", "Aborted!", id="end-of-input"),
+    ],
+)
+async def test_drop_without_the_name_drops_nothing(
+    database: Database, settings: Settings, keys: str, answer: str
+) -> None:
+    """Any other answer ends with status 1 and leaves the tenant alone."""
+    with open_terminal("drop", "acme", QUART_TENANTS_DATABASE_URL=settings.required_database_url) as terminal:
+        terminal.wait_for("go on: ")
+        terminal.type(keys)
+        assert terminal.wait() == 1
+
+    assert answer in terminal.screen
+    assert "acme" in await list_slugs(database)
+
+
+async def test_user_add_asks_for_the_password_twice(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    """The password is asked for twice, not shown, and works afterwards."""
+    results = tmp_path / "results"
+    url = settings.required_database_url
+
+    with open_terminal("user", "add", "acme", "ann", stdout=results, QUART_TENANTS_DATABASE_URL=url) as terminal:
+        terminal.wait_for("Password: ")
+        terminal.type("sesame\n")
+        terminal.wait_for("Once more: ")
+        terminal.type("sesame\n")
+        assert terminal.wait() == 0
+
+    stored = await find_hash(database, "acme", "ann")
+    assert argon2.verify("sesame", stored)
+    assert "sesame" not in terminal.screen
+    assert results.read_text() == "added ann to acme\n"
+
+
+async def test_user_add_asks_again_when_the_passwords_differ(database: Database, settings: Settings) -> None:
+    """A password mistyped once is no password; an empty one is asked for again; Ctrl-C ends the asking."""
+    with open_terminal("user", "add", "acme", "ann", QUART_TENANTS_DATABASE_URL=settings.required_database_url) as terminal:
+        terminal.wait_for("Password: ")
+        terminal.type("sesame\n")
+        terminal.wait_for("Once more: ")
+        terminal.type("seasme\n")
+        terminal.wait_for("do not match")
+        terminal.wait_for("Password: ")
+        terminal.type("\x03")
+        assert terminal.wait() == 1
+
+    assert "Aborted!" in terminal.screen
+    assert "Traceback" not in terminal.screen
+    assert await find_hash(database, "acme", "ann") is None
+
+
+async def test_user_add_asks_for_no_password_in_vain(database: Database, settings: Settings) -> None:
+    """Where the tenant does not exist, nobody has to type a password first."""
+    with open_terminal("user", "add", "newco", "ann", QUART_TENANTS_DATABASE_URL=settings.required_database_url) as terminal:
+        assert terminal.wait() == 1
+
+    assert terminal.screen == "Error: no tenant answers at 'newco'\n"
