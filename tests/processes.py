@@ -75,22 +75,25 @@ def run_program(*command: str | Path, log: Path, **environment: str) -> Iterator
 
 
 @contextmanager
-def run_server(
-    database_url: str, log: Path, *, command: tuple[str, ...] = ("serve", "--port", "0"), **settings: str
-) -> Iterator[Server]:
-    """Start `quart-tenants serve` on any free port, and end it afterwards."""
+def run_server(database_url: str, folder: Path, *options: str, **settings: str) -> Iterator[Server]:
+    """Start `quart-tenants serve` on any free port, and end it afterwards.
+
+    Args:
+        database_url: Has a registry.
+        folder: For what it writes.
+        options: Of the command; by default those that make it serve in one process, which starts fastest.
+        settings: More of them, in the environment.
+    """
+    if not options:
+        config = folder / "hypercorn.toml"
+        config.write_text('bind = "127.0.0.1:0"\nworkers = 0\nworker_class = "uvloop"\n')
+        options = ("--config", str(config))
     environment = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_SECRET_KEY": SECRET_KEY} | settings
-    with run_program(*command, log=log, **environment) as process:
+    log = folder / "log"
+    with run_program("serve", *options, log=log, **environment) as process:
         port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
         wait_for_answer(port)
         yield Server(process, port, log)
-
-
-def write_server_config(path: Path, **lines: str) -> Path:
-    """Write a Hypercorn configuration of one process, with *lines* in place of or beside the usual ones."""
-    settings = {"bind": '["127.0.0.1:0"]', "workers": "0", "worker_class": '"uvloop"'} | lines
-    path.write_text("\n".join(f"{name} = {text}" for name, text in settings.items()))
-    return path
 
 
 def wait_for_answer(port: int, path: str = "/healthz") -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.databases import new_database_between_loops
-from tests.processes import Server, run_server, write_server_config
+from tests.processes import Server, run_server
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,5 @@ def module_database_url(server_url: str, template: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The reference app on Hypercorn, one process."""
-    folder = tmp_path_factory.mktemp("server")
-    config = write_server_config(folder / "hypercorn.toml")
-    with run_server(module_database_url, folder / "log", command=("serve", "--config", str(config))) as server:
+    with run_server(module_database_url, tmp_path_factory.mktemp("server")) as server:
         yield server

@@ -16,24 +16,32 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.conftest import FAST_AND_FORGETFUL
 from tests.databases import fill_template
-from tests.processes import Server, run_server, write_server_config
-
-RIGHT = {"uname": "user_1", "passwd": "foo"}
+from tests.processes import Server, run_server
 
 
 @pytest.fixture
 async def small_server(database_url: str, tmp_path: Path) -> AsyncIterator[Server]:
     """A server with one connection, patient for a short time only."""
-    config = write_server_config(tmp_path / "hypercorn.toml")
     with run_server(
         database_url,
-        tmp_path / "log",
-        command=("serve", "--config", str(config)),
+        tmp_path,
         QUART_TENANTS_POOL_MAX_SIZE="1",
         QUART_TENANTS_ACQUIRE_TIMEOUT="0.3",
         QUART_TENANTS_COMMAND_TIMEOUT="5",
     ) as server:
         yield server
+
+
+@contextlib.asynccontextmanager
+async def locked_data(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """Keep every query of company1's data waiting."""
+    blocker = await asyncpg.connect(database_url)
+    try:
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE company1.company_data")
+            yield blocker
+    finally:
+        await blocker.close()
 
 
 def assert_try_again(answer: httpx.Response, code: str) -> None:
@@ -45,17 +53,12 @@ def assert_try_again(answer: httpx.Response, code: str) -> None:
 async def test_exhausted_pool_gets_503(small_server: Server, database_url: str) -> None:
     """With every connection in use the next request is 503, and the one after that is served."""
     async with small_server.member() as client, small_server.tenant("company1") as other:
-        blocker = await asyncpg.connect(database_url)
-        try:
-            async with blocker.transaction():
-                await blocker.execute("LOCK TABLE company1.company_data")
-                waiting = asyncio.create_task(client.get("/data"))
-                await _wait_for_lock_waiter(blocker)
-                other.cookies = client.cookies
-                refused = await other.get("/data")
-            served = await waiting
-        finally:
-            await blocker.close()
+        other.cookies = client.cookies
+        async with locked_data(database_url) as blocker:
+            waiting = asyncio.create_task(client.get("/data"))
+            await _wait_for_lock_waiter(blocker)
+            refused = await other.get("/data")
+        served = await waiting
 
         assert_try_again(refused, "pool_exhausted")
         assert served.status_code == 200
@@ -64,43 +67,25 @@ async def test_exhausted_pool_gets_503(small_server: Server, database_url: str) 
 
 async def test_disconnected_client_leaves_no_connection_behind(small_server: Server, database_url: str) -> None:
     """A client that goes away cancels its query, and the only connection serves the next one."""
-    async with small_server.member() as client:
-        blocker = await asyncpg.connect(database_url)
-        try:
-            async with blocker.transaction():
-                await blocker.execute("LOCK TABLE company1.company_data")
-                async with small_server.tenant("company1") as leaving:
-                    leaving.cookies = client.cookies
-                    request = asyncio.create_task(leaving.get("/data"))
-                    await _wait_for_lock_waiter(blocker)
-                    request.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await request
-                # Another table, so this needs the connection only.
-                answer = await client.post("/login", data=RIGHT)
-        finally:
-            await blocker.close()
+    async with small_server.member() as client, locked_data(database_url) as blocker:
+        async with small_server.tenant("company1") as leaving:
+            leaving.cookies = client.cookies
+            request = asyncio.create_task(leaving.get("/data"))
+            await _wait_for_lock_waiter(blocker)
+            request.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await request
+        # Another table, so this needs the connection only.
+        answer = await client.post("/login", data={"uname": "user_1", "passwd": "foo"})
 
     assert answer.status_code == 200
 
 
 async def test_slow_statement_gets_503(database_url: str, tmp_path: Path) -> None:
     """A statement that takes longer than the command timeout is cancelled and answered 503."""
-    config = write_server_config(tmp_path / "hypercorn.toml")
-    with run_server(
-        database_url,
-        tmp_path / "log",
-        command=("serve", "--config", str(config)),
-        QUART_TENANTS_COMMAND_TIMEOUT="0.3",
-    ) as server:
-        async with server.member() as client:
-            blocker = await asyncpg.connect(database_url)
-            try:
-                async with blocker.transaction():
-                    await blocker.execute("LOCK TABLE company1.company_data")
-                    answer = await client.get("/data")
-            finally:
-                await blocker.close()
+    with run_server(database_url, tmp_path, QUART_TENANTS_COMMAND_TIMEOUT="0.3") as server:
+        async with server.member() as client, locked_data(database_url):
+            answer = await client.get("/data")
 
     assert_try_again(answer, "database_timeout")
 
@@ -142,12 +127,11 @@ async def test_registry_that_is_gone_gets_503(small_server: Server, database_url
 
 async def test_database_that_goes_away_gets_503_until_it_is_back(tmp_path: Path) -> None:
     """While the database is down every use of it is 503; the same process serves when it is back."""
-    config = write_server_config(tmp_path / "hypercorn.toml")
     postgres = EmbeddedPostgres(tmp_path / "postgres", options=FAST_AND_FORGETFUL)
     await postgres.start()
     try:
         await fill_template(postgres.url)
-        with run_server(postgres.url, tmp_path / "log", command=("serve", "--config", str(config))) as server:
+        with run_server(postgres.url, tmp_path) as server:
             async with server.member() as client:
                 assert (await client.get("/data")).status_code == 200
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from itsdangerous import URLSafeTimedSerializer
 
-from tests.processes import SECRET_KEY, Server, run_server, write_server_config
+from tests.processes import SECRET_KEY, Server, run_server
 
 RIGHT = {"uname": "user_1", "passwd": "foo"}
 
@@ -124,11 +124,9 @@ async def test_session_of_another_tenant_does_not_matter_to_files(server: Server
 
 async def test_expired_session_gets_401(module_database_url: str, tmp_path: Path) -> None:
     """A session older than its lifetime is no session."""
-    config = write_server_config(tmp_path / "hypercorn.toml")
     with run_server(
         module_database_url,
-        tmp_path / "log",
-        command=("serve", "--config", str(config)),
+        tmp_path,
         QUART_PERMANENT_SESSION_LIFETIME="-1",
     ) as server:
         async with server.member() as client:
@@ -141,10 +139,7 @@ async def test_session_survives_a_restart(
     module_database_url: str, server: Server, tmp_path: Path, cookie: str
 ) -> None:
     """Any worker with the key knows the session."""
-    config = write_server_config(tmp_path / "hypercorn.toml")
-    with run_server(
-        module_database_url, tmp_path / "log", command=("serve", "--config", str(config))
-    ) as another_server:
+    with run_server(module_database_url, tmp_path) as another_server:
         async with another_server.tenant("company1") as client:
             answer = await client.get("/data", headers={"Cookie": f"session={cookie}"})
 
@@ -155,11 +150,9 @@ async def test_session_survives_a_restart(
 @pytest.fixture
 async def behind_proxy(module_database_url: str, tmp_path: Path) -> AsyncIterator[Server]:
     """A server that believes the proxies of this machine."""
-    config = write_server_config(tmp_path / "hypercorn.toml")
     with run_server(
         module_database_url,
-        tmp_path / "log",
-        command=("serve", "--config", str(config)),
+        tmp_path,
         QUART_TENANTS_TRUSTED_PROXIES="127.0.0.0/8",
     ) as server:
         yield server

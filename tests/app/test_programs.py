@@ -26,7 +26,6 @@ from tests.processes import (
     run_server,
     wait_for_answer,
     wait_for_line,
-    write_server_config,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -221,7 +220,7 @@ def test_wrong_server_config_is_one_clear_line(database_url: str, tmp_path: Path
 
 async def test_serve_runs_as_hypercorn_toml_says(database_url: str, tmp_path: Path) -> None:
     """By default the configuration that travels with the program serves, on several workers; SIGTERM ends it."""
-    with run_server(database_url, tmp_path / "log") as server:
+    with run_server(database_url, tmp_path, "--port", "0") as server:
         async with server.member() as client:
             answers = await asyncio.gather(*(client.get("/data") for _ in range(20)))
 
@@ -277,8 +276,7 @@ async def test_seeds_own_database_is_served_as_it_is(empty_database_url: str, tm
 
         with run_server(
             empty_database_url,
-            tmp_path / "log",
-            command=("serve", "--config", str(write_server_config(tmp_path / "hypercorn.toml"))),
+            tmp_path,
             QUART_TENANTS_DOMAIN="local.com",
         ) as server:
             shown = {}
