@@ -31,7 +31,7 @@ class MigrationFileError(TenantError):
 
 
 class MigrationFailedError(TenantError):
-    """A migration failed and was rolled back."""
+    """A migration failed."""
 
     code = "migration_failed"
 
@@ -115,6 +115,17 @@ class TenantExistsError(TenantError):
         super().__init__(f"tenant {slug!r} exists already (schema {schema})")
         self.slug = slug
         self.schema = schema
+
+
+class RecentlyDroppedError(TenantError):
+    """A tenant of this name was dropped a moment ago; try again shortly."""
+
+    code = "recently_dropped"
+
+    def __init__(self, slug: str, wait: float) -> None:
+        super().__init__(f"tenant {slug!r} was dropped a moment ago and may be remembered; try again in {wait:.0f} s")
+        self.slug = slug
+        self.wait = wait
 
 
 class SchemaExistsError(TenantError):

@@ -54,6 +54,12 @@ def new_database_between_loops(server_url: str, template: str = "template0") -> 
             runner.run(manager.__aexit__(None, None, None))
 
 
+async def let_names_rest(database: Database) -> None:
+    """Let it be long ago that tenants were dropped, so that their names are free."""
+    async with database.connection() as connection:
+        await connection.execute("UPDATE quart_tenants.dropped_tenants SET dropped_at = dropped_at - interval '1 day'")
+
+
 async def fill_template(url: str) -> None:
     """Make the registry, two empty tenants for the isolation tests and the two companies of the seed."""
     settings = Settings(database_url=url)

@@ -1,6 +1,8 @@
 """Start the two companies of the seed on a private PostgreSQL."""
 
 import asyncio
+import contextlib
+import json
 import os
 import secrets
 from pathlib import Path
@@ -49,8 +51,7 @@ async def prepare_demo(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
             await init_registry(database)
             for company in COMPANIES:
                 await _create_company(database, settings, company)
-        os.environ["QUART_TENANTS_DATABASE_URL"] = server.url
-        os.environ["QUART_SECRET_KEY"] = _get_secret_key(data_dir / "secret_key")
+        _replace_environment(database_url=server.url, secret_key=_get_secret_key(data_dir / "secret_key"))
     except BaseException:
         await server.stop()
         raise
@@ -67,17 +68,41 @@ async def _create_company(database: Database, settings: Settings, company: str) 
         return
 
 
+def _replace_environment(*, database_url: str, secret_key: str) -> None:
+    """Let the app see the demo's settings and no others: a domain of the user's would make all addresses wrong."""
+    for name in list(os.environ):
+        if name.startswith("QUART_"):
+            del os.environ[name]
+    os.environ["QUART_TENANTS_DATABASE_URL"] = database_url
+    # As JSON, which is how Quart reads its environment: a key of digits only would become a number.
+    os.environ["QUART_SECRET_KEY"] = json.dumps(secret_key)
+
+
 def _get_secret_key(path: Path) -> str:
-    """Return the key in *path*, made at the first start, so that sessions outlive a restart."""
+    """Return the key in *path*, made at the first start, so that sessions outlive a restart.
+
+    Started by root, the folder may belong to the user that PostgreSQL runs as. So links are neither
+    followed nor written through, and a key that somebody else could have put there is refused.
+
+    Raises:
+        EmbeddedPostgresError: The key is not ours alone.
+    """
+    if not os.path.lexists(path):
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32))
+        # Complete before it has its name. Of two starts at once the first one's key stays.
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path, follow_symlinks=False)
+        draft.unlink()
     try:
-        return path.read_text(encoding="ascii")
-    except FileNotFoundError:
-        # Complete before it has its name, and for its owner's eyes only.
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.touch(mode=0o600)
-        draft.write_text(secrets.token_urlsafe(32), encoding="ascii")
-        draft.replace(path)
-        return path.read_text(encoding="ascii")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid == os.geteuid() and not status.st_mode & 0o077:
+                return file.read()
+    except OSError as error:
+        raise EmbeddedPostgresError(f"{path} cannot be read: {error}; remove it") from error
+    raise EmbeddedPostgresError(f"{path} is not yours alone (owner, mode 0600); remove it to have a new one made")
 
 
 def stop_server(server: EmbeddedPostgres) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from quart import Blueprint, render_template, send_from_directory
 from quart.wrappers import Response
+from werkzeug.exceptions import NotFound
 
 from quart_tenants.web.context import get_extension
 from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST
@@ -17,7 +18,11 @@ _STATIC = Path(__file__).parent / "static"
 @site.get("/static/<path:filename>", host=APEX_HOST, endpoint="apex_static")
 async def static(filename: str) -> Response:
     """Send the one shared file of that name."""
-    return await send_from_directory(_STATIC, filename)
+    try:
+        return await send_from_directory(_STATIC, filename)
+    except OSError as error:
+        # Such as a name that is longer than any file's.
+        raise NotFound from error
 
 
 @site.get("/", host=APEX_HOST)

@@ -7,6 +7,7 @@ happens, which is why this is safe under cancellation and behind a pooler where 
 """
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
@@ -107,11 +108,18 @@ class Database:
                 server_settings={"search_path": "", "application_name": "quart_tenants"},
             )
             await pool
-            # A pool that may start empty would find out about a wrong address only later.
-            async with pool.acquire(timeout=settings.connect_timeout):
-                pass
+            try:
+                # A pool that may start empty would find out about a wrong address only later.
+                async with pool.acquire(timeout=settings.connect_timeout):
+                    pass
+            except BaseException:
+                pool.terminate()
+                raise
         except (ValueError, asyncpg.ClientConfigurationError) as error:
-            raise SettingError("TENANTS_DATABASE_URL", f"cannot be understood: {error}") from error
+            # Without asyncpg's words: they repeat a part of the URL, which holds a password.
+            raise SettingError(
+                "TENANTS_DATABASE_URL", "cannot be understood; check its port and its options"
+            ) from error
         except _DRIVER_ERRORS as error:
             raise DatabaseUnavailableError(
                 f"cannot connect to the database: {_describe(error)}; is it running, and is TENANTS_DATABASE_URL right?"
@@ -154,24 +162,28 @@ class Database:
 
         Raises the same errors as `tenant_connection`.
         """
-        return Block(self._pool, "BEGIN", self._reset, self._settings.acquire_timeout)
+        # Also where a pooler has dropped the connection's own empty path.
+        begin = "BEGIN; SET LOCAL search_path TO ''"
+        return Block(self._pool, begin, self._reset, self._settings.acquire_timeout)
 
 
 class Block:
     """One transaction on one connection. Made by `Database`, entered once by `async with`."""
 
-    __slots__ = ("_begin", "_connection", "_pool", "_reset", "_timeout")
+    __slots__ = ("_begin", "_connection", "_entered", "_pool", "_reset", "_timeout")
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", begin: str, reset: str, timeout: float) -> None:
         self._pool = pool
         self._begin = begin
         self._reset = reset
         self._timeout = timeout
+        self._entered = False
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> "Connection":
-        if self._connection is not None:
+        if self._entered:
             raise RuntimeError("this block was entered before: ask for a new one")
+        self._entered = True
         self._connection = await self._begin_on_live_connection()
         return self._connection
 
@@ -226,6 +238,7 @@ class Block:
 
     async def _commit(self, connection: "Connection") -> None:
         if _is_lost(connection):
+            _discard(connection)
             raise DatabaseUnavailableError("the connection to the database was lost before the block ended")
         if not connection.is_in_transaction():
             await self._roll_back(connection)
@@ -254,6 +267,7 @@ class Block:
     async def _roll_back(self, connection: "Connection") -> None:
         """Give *connection* back clean, or close it. Raises nothing but a cancellation."""
         if _is_lost(connection):
+            _discard(connection)
             return
         try:
             # asyncpg first waits until the statement that was interrupted is cancelled.
@@ -287,7 +301,8 @@ def _translate(error: BaseException, connection: "Connection") -> TenantError | 
     """Return our error for a lost server and for a statement's timeout, or None for all else."""
     if isinstance(error, TenantError):
         return None
-    if isinstance(error, TimeoutError):
+    # The second is the server's own statement_timeout.
+    if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
         return DatabaseTimeoutError("a statement took too long and was cancelled")
     if isinstance(error, _DRIVER_ERRORS) and (_is_lost(connection) or isinstance(error, _SERVER_GONE_ERRORS)):
         return DatabaseUnavailableError(f"the connection to the database was lost: {_describe(error)}")
@@ -308,8 +323,12 @@ def _is_lost(connection: "Connection") -> bool:
 
 
 def _discard(connection: "Connection") -> None:
-    """Close *connection*; the pool opens another one in its place."""
-    if not _is_lost(connection):
+    """Close *connection*; the pool opens another one in its place.
+
+    Also one that is closed already: asyncpg closes it after an error of its own, such as text that is
+    no Unicode, without giving its place in the pool back.
+    """
+    with contextlib.suppress(asyncpg.InterfaceError):
         connection.terminate()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from quart_tenants.errors import MigrationFailedError, MigrationFileError
+from quart_tenants.postgres.refusals import describe_refusal
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.database import Connection
@@ -19,7 +20,11 @@ _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _RECORD = """
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256) VALUES ($1, $2, $3, $4)
 """
+_SHOW_PATH = "SELECT pg_catalog.current_setting('search_path')"
 _LIST_APPLIED = "SELECT version, sha256 FROM quart_tenants.applied_migrations WHERE schema_name = $1"
+
+
+_ENDS_TRANSACTION = "it ends the transaction that it runs in; take COMMIT and ROLLBACK out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +104,22 @@ async def apply_migrations(connection: "Connection", schema: str, migrations: Se
     """Run *migrations* in the transaction and on the path of *connection*, and record them for *schema*.
 
     Raises:
-        MigrationFailedError: A statement failed; the transaction is lost, the database unchanged.
+        MigrationFailedError: A statement failed, and the caller's transaction is lost; or a file ended
+            that transaction or changed the path, so that what follows would land elsewhere.
     """
+    path = await connection.fetchval(_SHOW_PATH)
     for migration in migrations:
         try:
             await connection.execute(migration.sql)
+        except asyncpg.ForeignKeyViolationError as error:
+            reason = _ENDS_TRANSACTION if error.table_name == "unfinished" else describe_refusal(error)
+            raise MigrationFailedError(schema, migration.name, reason) from error
         except asyncpg.PostgresError as error:
-            raise MigrationFailedError(schema, migration.name, str(error)) from error
+            raise MigrationFailedError(schema, migration.name, describe_refusal(error)) from error
+        if not connection.is_in_transaction():
+            raise MigrationFailedError(schema, migration.name, _ENDS_TRANSACTION)
+        if await connection.fetchval(_SHOW_PATH) != path:
+            raise MigrationFailedError(schema, migration.name, "it changes search_path; use unqualified names only")
     await record_migrations(connection, schema, migrations)
 
 

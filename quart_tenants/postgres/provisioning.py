@@ -7,6 +7,7 @@ import asyncpg
 
 from quart_tenants.errors import (
     InvalidSlugError,
+    RecentlyDroppedError,
     SchemaExistsError,
     TenantExistsError,
     UnknownSchemaError,
@@ -28,6 +29,17 @@ ON CONFLICT DO NOTHING RETURNING id
 """
 _FIND_TAKEN = "SELECT slug, schema_name FROM quart_tenants.tenants WHERE slug = $1 OR schema_name = $2 LIMIT 1"
 _REMOVE_TENANT = "DELETE FROM quart_tenants.tenants WHERE slug = $1 RETURNING id, schema_name, display_name"
+_WRITE_DROP = """
+INSERT INTO quart_tenants.dropped_tenants (tenant_id, slug, schema_name) VALUES ($1, $2, $3)
+"""
+# Seconds until the name is free. $3 how long a worker may remember it, in seconds.
+_FIND_RECENT_DROP = """
+SELECT (extract(epoch FROM max(dropped_at) - now()) + $3)::float8 FROM quart_tenants.dropped_tenants
+WHERE dropped_at > now() - make_interval(secs => $3) AND (slug = $1 OR schema_name = $2)
+"""
+# Between these two no COMMIT succeeds.
+_FORBID_COMMIT = "INSERT INTO quart_tenants.unfinished (tenant_id) VALUES (0)"
+_ALLOW_COMMIT = "DELETE FROM quart_tenants.unfinished WHERE tenant_id = 0"
 _FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _MAY_USE_SCHEMA = """
 SELECT pg_catalog.has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = $1
@@ -59,6 +71,7 @@ async def create_tenant(
         InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
         InvalidNameError: *name* is empty, too long or not printable.
         TenantExistsError: The slug is taken.
+        RecentlyDroppedError: A tenant of that name was dropped within `TENANTS_REGISTRY_MAX_AGE`.
         SchemaExistsError: A schema of that name exists and is no tenant's.
         MigrationFailedError: A migration failed.
         RegistryNotReadyError: There is no registry yet.
@@ -69,15 +82,17 @@ async def create_tenant(
     migrations = get_tenant_migrations(settings)
     async with database.connection() as connection:
         await check_registry(connection)
-        tenant = await _register(connection, slug, schema, name)
+        tenant = await _register(connection, slug, schema, name, settings)
         try:
             await connection.execute(f"CREATE SCHEMA {schema.quoted}")
         except asyncpg.DuplicateSchemaError as error:
             raise SchemaExistsError(str(schema)) from error
+        await connection.execute(_FORBID_COMMIT)
         await enter_schema(connection, schema)
         await apply_migrations(connection, str(schema), migrations)
         if first_rows is not None:
             await connection.execute(first_rows)
+        await connection.execute(_ALLOW_COMMIT)
         await announce_changes(connection, tenant.id)
     return tenant
 
@@ -97,6 +112,7 @@ async def adopt_schemas(
         InvalidSlugError: A slug is reserved by `TENANTS_RESERVED_SLUGS`.
         UnknownSchemaError: A schema does not exist, is not ours to use, or there is no such version.
         TenantExistsError: A slug is taken, or a schema is another tenant's.
+        RecentlyDroppedError: A tenant of that name was dropped within `TENANTS_REGISTRY_MAX_AGE`.
         RegistryNotReadyError: There is no registry yet.
     """
     migrations = get_tenant_migrations(settings)
@@ -115,7 +131,7 @@ async def adopt_schemas(
                 raise UnknownSchemaError(schema.name, "there is none of that name in this database")
             if not usable:
                 raise UnknownSchemaError(schema.name, "this role lacks the right to use it: GRANT USAGE ON SCHEMA")
-            tenants.append(await _register(connection, slug, schema, slug))
+            tenants.append(await _register(connection, slug, schema, slug, settings))
             await record_migrations(connection, schema.name, migrations[:version])
         await announce_changes(connection, *(tenant.id for tenant in tenants))
     return tenants
@@ -137,11 +153,15 @@ async def drop_tenant(database: Database, slug: Slug) -> Tenant:
         # IF EXISTS: a schema that somebody dropped by hand must not keep its tenant alive.
         await connection.execute(f"DROP SCHEMA IF EXISTS {tenant.schema.quoted} CASCADE")
         await connection.execute(_FORGET_MIGRATIONS, tenant.schema.name)
+        await connection.execute(_WRITE_DROP, tenant.id, tenant.slug, tenant.schema.name)
         await announce_changes(connection, tenant.id)
     return tenant
 
 
-async def _register(connection: "Connection", slug: Slug, schema: SchemaName, name: str) -> Tenant:
+async def _register(connection: "Connection", slug: Slug, schema: SchemaName, name: str, settings: Settings) -> Tenant:
+    wait = await connection.fetchval(_FIND_RECENT_DROP, slug, schema.name, settings.registry_max_age)
+    if wait is not None:
+        raise RecentlyDroppedError(slug, wait)
     tenant_id = await connection.fetchval(_ADD_TENANT, slug, schema.name, name)
     if tenant_id is None:
         taken = await connection.fetchrow(_FIND_TAKEN, slug, schema.name)

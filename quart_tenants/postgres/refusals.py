@@ -18,4 +18,9 @@ def translate_refusals() -> Iterator[None]:
     try:
         yield
     except asyncpg.PostgresError as error:
-        raise DatabaseRefusedError(f"the database refused a statement: {error}") from error
+        raise DatabaseRefusedError(f"the database refused a statement: {describe_refusal(error)}") from error
+
+
+def describe_refusal(error: asyncpg.PostgresError) -> str:
+    """Return what the server said in one line, without its detail, which may hold a row with a password hash."""
+    return str(error.args[0]) if error.args else type(error).__name__

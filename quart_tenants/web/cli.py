@@ -9,13 +9,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import click
 from quart.cli import ScriptInfo
 
-from quart_tenants.errors import TenantError
+from quart_tenants.errors import SettingError, TenantError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, drop_tenant
 from quart_tenants.postgres.refusals import translate_refusals
 from quart_tenants.postgres.registry import init_registry, list_tenants
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
+from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.environment import read_environment
 
 P = ParamSpec("P")
@@ -42,7 +43,10 @@ def find_settings() -> Settings:
     script = click.get_current_context().find_object(ScriptInfo)
     if script is None:
         return read_settings(read_environment())
-    settings: Settings = script.load_app().extensions["quart_tenants"].settings
+    extension = script.load_app().extensions.get(EXTENSION_NAME)
+    if extension is None:
+        raise SettingError("the app", "has no tenants: call QuartTenants(app)")
+    settings: Settings = extension.settings
     return settings
 
 

@@ -1,12 +1,14 @@
 """Know the current tenant, and lend its connection."""
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from quart import current_app, g, has_app_context, has_request_context, has_websocket_context, request, websocket
+from quart import current_app, has_app_context, has_request_context, has_websocket_context, request, websocket
+from quart.wrappers import Request, Websocket
 from werkzeug.local import LocalProxy
 
-from quart_tenants.errors import NoTenantError, WrongTenantError
-from quart_tenants.tenant import Slug, Tenant, parse_slug
+from quart_tenants.errors import NoTenantError, UnknownHostError, WrongTenantError
+from quart_tenants.tenant import Tenant, parse_slug
+from quart_tenants.web.hosts import parse_host
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.database import Block
@@ -15,8 +17,7 @@ if TYPE_CHECKING:
 EXTENSION_NAME = "quart_tenants"
 """The key of the extension in `app.extensions`."""
 
-TENANT_ARGUMENT = "tenant"
-"""The URL argument that holds the tenant's slug, until `find_current_tenant` takes it out."""
+_TENANT = "_quart_tenants_tenant"
 
 
 def get_extension() -> "QuartTenants":
@@ -33,6 +34,19 @@ def get_extension() -> "QuartTenants":
     return cast("QuartTenants", extension)
 
 
+def _see_through(proxy: Any) -> object:
+    return proxy._get_current_object()  # noqa: SLF001  (the public way to what a proxy stands for)
+
+
+def find_request() -> Request | Websocket | None:
+    """Return the request or websocket that is served here, or None."""
+    if has_request_context():
+        return cast("Request", _see_through(request))
+    if has_websocket_context():
+        return cast("Websocket", _see_through(websocket))
+    return None
+
+
 def find_current_tenant() -> Tenant | None:
     """Return the tenant whose host this request or websocket names, or None for every other host.
 
@@ -40,17 +54,18 @@ def find_current_tenant() -> Tenant | None:
         UnknownTenantError: The host has the form of a tenant's, but there is none.
         RegistryStaleError: The worker cannot know whether there is one.
     """
-    if has_request_context():
-        arguments = request.view_args
-    elif has_websocket_context():
-        arguments = websocket.view_args
-    else:
+    asked = find_request()
+    if asked is None:
         return None
-    if arguments and TENANT_ARGUMENT in arguments:
-        g.tenant = get_extension().registry.get_tenant(Slug(arguments[TENANT_ARGUMENT]))
-        # Taken out last: a view is never run without its tenant being known.
-        del arguments[TENANT_ARGUMENT]
-    return cast("Tenant | None", g.get("tenant"))
+    # Kept on the request and not in g, which an app context inside this one has anew.
+    if _TENANT not in vars(asked):
+        extension = get_extension()
+        try:
+            slug = parse_host(asked.host, extension.settings.domain)
+        except UnknownHostError:
+            slug = None
+        vars(asked)[_TENANT] = None if slug is None else extension.registry.get_tenant(slug)
+    return cast("Tenant | None", vars(asked)[_TENANT])
 
 
 def get_current_tenant() -> Tenant:
@@ -84,24 +99,21 @@ def tenant_connection(tenant: Tenant | str | None = None) -> "Block":
 
     Raises:
         NoTenantError: No tenant is named and there is no current one. There is no default.
-        WrongTenantError: A request at one tenant's host asks for another tenant.
+        WrongTenantError: A request at one tenant's host asks for another tenant, or the tenant was
+            dropped and its name is another one's.
         UnknownTenantError: No tenant has that slug.
         InvalidSlugError: It is no slug.
         RegistryStaleError: The worker cannot know whether the tenant still exists.
 
     Entering and leaving the block raise what `Database.tenant_connection` says.
     """
+    current = find_current_tenant()
+    given = get_current_tenant() if tenant is None else tenant
+    slug = given.slug if isinstance(given, Tenant) else parse_slug(given)
+    # Asked again each time: a websocket or a job may be older than the drop of its tenant.
     extension = get_extension()
-    if tenant is None:
-        tenant = get_current_tenant()
-    else:
-        slug = tenant.slug if isinstance(tenant, Tenant) else parse_slug(tenant)
-        # A dropped tenant is refused also to a job that still holds the object.
-        known = extension.registry.get_tenant(slug)
-        if isinstance(tenant, Tenant) and known.id != tenant.id:
-            raise WrongTenantError(f"{slug!r} is another tenant by now")
-        current = find_current_tenant()
-        if current is not None and current.id != known.id:
-            raise WrongTenantError(f"a request of tenant {current.slug!r} asked for tenant {slug!r}")
-        tenant = known
-    return extension.database.tenant_connection(tenant)
+    known = extension.registry.get_tenant(slug)
+    for expected in (given, current):
+        if isinstance(expected, Tenant) and expected.id != known.id:
+            raise WrongTenantError(f"tenant {slug!r} is not the one that this was asked for")
+    return extension.database.tenant_connection(known)

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import click
-from quart import Quart, request, websocket
+from quart import Quart
 
 from quart_tenants.errors import SettingError
 from quart_tenants.postgres.database import Database
@@ -15,11 +16,11 @@ from quart_tenants.postgres.registry import Registry
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Tenant, parse_slug
 from quart_tenants.web.cli import tenant_commands
-from quart_tenants.web.context import EXTENSION_NAME, find_current_tenant
+from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.environment import read_environment
 from quart_tenants.web.problems import answer_tenant_errors
 from quart_tenants.web.proxies import TrustedProxies
-from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, drop_host_arguments
+from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
 from quart_tenants.web.sessions import TenantSessionInterface
 
 
@@ -75,15 +76,8 @@ class QuartTenants:
         app.cli.add_command(self.commands)
 
         # Not by url_value_preprocessor: Quart 0.22 calls those with the missing request of a websocket.
-        @app.before_request
-        async def enter_tenant() -> None:
-            find_current_tenant()
-            drop_host_arguments(request.view_args)
-
-        @app.before_websocket
-        async def enter_tenant_of_websocket() -> None:
-            find_current_tenant()
-            drop_host_arguments(websocket.view_args)
+        app.before_request(enter_tenant)
+        app.before_websocket(enter_tenant)
 
         resources = AsyncExitStack()
 
@@ -110,7 +104,10 @@ class QuartTenants:
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(await Database.open(self.settings))
             # Of its own: a pool that the tenants have exhausted must not starve the feed of changes.
-            feed = await stack.enter_async_context(await Database.open(self.settings, max_size=1))
+            # And in less time than the registry takes to become stale: a hanging read is tried again before that.
+            patience = min(self.settings.command_timeout, self.settings.registry_max_age / 2)
+            feed_settings = replace(self.settings, command_timeout=patience, acquire_timeout=patience)
+            feed = await stack.enter_async_context(await Database.open(feed_settings, max_size=1))
             registry = Registry(feed, self.settings)
             await registry.load()
             follower = asyncio.create_task(registry.follow(), name="quart_tenants registry")

@@ -4,13 +4,14 @@ import logging
 import uuid
 from http import HTTPStatus
 
-from quart import Quart, json, request
+from quart import Quart, json
 from quart.wrappers import Response
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
 from quart_tenants import errors
 from quart_tenants.errors import TenantError
+from quart_tenants.web.context import find_request
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ STATUS: dict[type[TenantError], HTTPStatus] = {
     errors.InvalidUserError: HTTPStatus.BAD_REQUEST,
     errors.PasswordTooLongError: HTTPStatus.BAD_REQUEST,
     errors.TenantExistsError: HTTPStatus.CONFLICT,
+    errors.RecentlyDroppedError: HTTPStatus.CONFLICT,
     errors.SchemaExistsError: HTTPStatus.CONFLICT,
     errors.UserExistsError: HTTPStatus.CONFLICT,
     errors.UnknownSchemaError: HTTPStatus.NOT_FOUND,
@@ -82,7 +84,7 @@ async def _answer_tenant_error(error: TenantError) -> Response:
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _answer_bug(error)
     # The message may name hosts, roles and limits of ours: the visitor gets the class's own sentence.
-    logger.warning("%s %s: %s: %s", request.method, request.path, error.code, error)
+    logger.warning("%s: %s: %s", _describe_request(), error.code, error)
     return make_problem(status, (type(error).__doc__ or "").partition("\n")[0], error.code)
 
 
@@ -102,10 +104,15 @@ async def _answer_http_exception(error: HTTPException) -> Response:
 
 async def _answer_bug(error: Exception) -> Response:
     request_id = uuid.uuid4().hex
-    logger.error("request %s failed: %s %s", request_id, request.method, request.path, exc_info=error)
+    logger.error("request %s failed: %s", request_id, _describe_request(), exc_info=error)
     return make_problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "Something went wrong on our side; it was written down under this request_id.",
         "internal_server_error",
         request_id=request_id,
     )
+
+
+def _describe_request() -> str:
+    asked = find_request()
+    return "no request" if asked is None else f"{getattr(asked, 'method', 'websocket')} {asked.path}"

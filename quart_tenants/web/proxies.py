@@ -32,4 +32,6 @@ class TrustedProxies:
             address = ipaddress.ip_address(client[0])
         except ValueError:
             return False
+        # A socket that serves both families shows an IPv4 peer as ::ffff:127.0.0.1.
+        address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self._networks)

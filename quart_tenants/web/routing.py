@@ -6,23 +6,24 @@ made of text and a label would fix the port.
 
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from quart import Quart, has_request_context, has_websocket_context, request, websocket
+from quart import Quart
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import BadHost
 from werkzeug.routing import BaseConverter, MapAdapter
 
 from quart_tenants.errors import UnknownHostError
 from quart_tenants.tenant import Slug, Tenant
-from quart_tenants.web.context import TENANT_ARGUMENT
+from quart_tenants.web.context import find_request, get_current_tenant
 from quart_tenants.web.hosts import HostPatterns, parse_host
 
 if TYPE_CHECKING:
     from quart.routing import QuartMap
 
+_TENANT_ARGUMENT = "tenant"
 _APEX_ARGUMENT = "_apex"
 _ANY_ARGUMENT = "_host"
 
-TENANT_HOST: Final = f"<tenant_host:{TENANT_ARGUMENT}>"
+TENANT_HOST: Final = f"<tenant_host:{_TENANT_ARGUMENT}>"
 """For `host=` of a route: `<tenant>.<domain>` on any port."""
 
 APEX_HOST: Final = f"<apex_host:{_APEX_ARGUMENT}>"
@@ -52,8 +53,8 @@ def add_host_routing(app: Quart, domain: str) -> None:
 
     def add_host(endpoint: str, values: dict[str, Any]) -> None:
         here = _get_host_and_port()
-        if app.url_map.is_endpoint_expecting(endpoint, TENANT_ARGUMENT):
-            values[TENANT_ARGUMENT] = _get_tenant_host(here, domain, values.get(TENANT_ARGUMENT))
+        if app.url_map.is_endpoint_expecting(endpoint, _TENANT_ARGUMENT):
+            values[_TENANT_ARGUMENT] = _get_tenant_host(here, domain, values.get(_TENANT_ARGUMENT))
         if app.url_map.is_endpoint_expecting(endpoint, _APEX_ARGUMENT):
             values[_APEX_ARGUMENT] = _get_apex(here, domain)
         if app.url_map.is_endpoint_expecting(endpoint, _ANY_ARGUMENT):
@@ -74,19 +75,29 @@ def add_host_routing(app: Quart, domain: str) -> None:
     url_map.bind_to_request = bind_to_any  # type: ignore[method-assign]
 
 
-def drop_host_arguments(arguments: dict[str, Any] | None) -> None:
-    """Take the arguments that only routing needs out of a view's."""
-    if arguments:
-        arguments.pop(_APEX_ARGUMENT, None)
-        arguments.pop(_ANY_ARGUMENT, None)
+async def enter_tenant() -> None:
+    """Make sure that the route's tenant exists, and take what only routing needs out of the view's arguments.
+
+    A hook that runs before every view.
+
+    Raises:
+        UnknownTenantError: No tenant answers at this host.
+        RegistryStaleError: The worker cannot know whether one does.
+    """
+    asked = find_request()
+    if asked is None or not asked.view_args:
+        return
+    if _TENANT_ARGUMENT in asked.view_args:
+        get_current_tenant()
+    for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT):
+        asked.view_args.pop(argument, None)
 
 
 def _get_host_and_port() -> str:
-    if has_request_context():
-        return request.host.lower()
-    if has_websocket_context():
-        return websocket.host.lower()
-    raise RuntimeError("an address can be built in a request only: elsewhere the host and the port are unknown")
+    asked = find_request()
+    if asked is None:
+        raise RuntimeError("an address can be built in a request only: elsewhere the host and the port are unknown")
+    return asked.host.lower()
 
 
 def _get_tenant_host(here: str, domain: str, tenant: Tenant | str | None) -> str:

@@ -25,6 +25,23 @@ CREATE TABLE quart_tenants.changes (
 -- Where every reader starts; no tenant has number 0.
 INSERT INTO quart_tenants.changes (revision, tenant_id) VALUES (0, 0);
 
+-- Which names were free again when. A worker may remember a dropped tenant for as long as it cannot
+-- read the feed, and it enters a schema by its name: the next tenant must not have it meanwhile.
+CREATE TABLE quart_tenants.dropped_tenants (
+    tenant_id   bigint PRIMARY KEY,
+    slug        text NOT NULL,
+    schema_name text NOT NULL,
+    dropped_at  timestamptz NOT NULL DEFAULT now()
+);
+-- Serves every create and adopt: was this name dropped a moment ago?
+CREATE INDEX dropped_tenants_by_time ON quart_tenants.dropped_tenants (dropped_at);
+
+-- Holds a row only while a transaction makes a tenant. The row refers to no tenant, which is checked at
+-- COMMIT: a migration that ends the transaction early fails there, and leaves nothing half done.
+CREATE TABLE quart_tenants.unfinished (
+    tenant_id bigint NOT NULL REFERENCES quart_tenants.tenants (id) DEFERRABLE INITIALLY DEFERRED
+);
+
 -- Which migration ran in which schema, the registry's own included. Kept here and not in each
 -- schema, so that one query tells the versions of all tenants and adopting changes nothing.
 CREATE TABLE quart_tenants.applied_migrations (

@@ -9,6 +9,7 @@ from quart.sessions import SecureCookieSessionInterface
 from quart_tenants import QuartTenants, parse_slug
 from quart_tenants.postgres.provisioning import drop_tenant
 from quart_tenants.web.sessions import TenantSessionInterface
+from tests.databases import let_names_rest
 from tests.processes import SECRET_KEY
 
 TENANTS = ("acme", "globex", "company1", "company2")
@@ -114,6 +115,7 @@ async def test_session_of_a_dropped_tenant_is_worthless_to_the_next_of_its_name(
     tenants: QuartTenants = app.extensions["quart_tenants"]
     cookie = await enter(app, "acme.localhost")
     await drop_tenant(tenants.database, parse_slug("acme"))
+    await let_names_rest(tenants.database)
     await tenants.create("acme", name="Somebody else")
 
     assert (await ask_who(app, "acme.localhost", cookie))[0] == 400

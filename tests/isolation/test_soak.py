@@ -45,7 +45,7 @@ async def test_cancelled_blocks_leak_no_row_and_lose_no_connection(settings: Set
                 await together.wait()
                 return str(await connection.fetchval("SHOW search_path"))
 
-        assert await asyncio.gather(*(probe() for _ in range(POOL_SIZE))) == [""] * POOL_SIZE
+        assert await asyncio.gather(*(probe() for _ in range(POOL_SIZE))) == ['""'] * POOL_SIZE
 
 
 async def test_remembered_path_is_caught_by_the_same_soak(database_url: str, tenants: list[Tenant]) -> None:

@@ -20,7 +20,7 @@ from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, dr
 from quart_tenants.postgres.registry import Registry, announce_changes, get_tenant, init_registry, list_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_schema_name, parse_slug
-from tests.databases import new_database
+from tests.databases import let_names_rest, new_database
 from tests.postgres.conftest import Role
 
 ACME, GLOBEX, NEWCO = parse_slug("acme"), parse_slug("globex"), parse_slug("newco")
@@ -45,10 +45,9 @@ class WatchedRegistry(Registry):
         self.tries = 0
         self._tried = asyncio.Condition()
 
-    async def load(self) -> None:
-        """Count, and load."""
+    async def _load(self) -> None:
         self.loads += 1
-        await super().load()
+        await super()._load()
 
     async def refresh(self) -> None:
         """Refresh, and tell."""
@@ -284,6 +283,7 @@ async def test_refresh_sees_a_tenant_made_anew(
     """A tenant dropped and made again between two refreshes is the new one, with its new number."""
     old = registry.get_tenant(ACME)
     await drop_tenant(other_process, ACME)
+    await let_names_rest(other_process)
     new = await create_tenant(other_process, ACME, "Acme again", settings=settings)
 
     await registry.refresh()
@@ -501,15 +501,14 @@ async def test_feed_numbered_in_order_of_commits_misses_none(settings: Settings)
                 await announce_changes(connection, 1002)
 
         last_seen = await observer.fetchval("SELECT max(revision) FROM quart_tenants.changes")
-        slow = asyncio.create_task(announce_slowly())
-        await first_announced.wait()
-        fast = asyncio.create_task(announce())
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as writers:
+            writers.create_task(announce_slowly())
+            await first_announced.wait()
+            fast = writers.create_task(announce())
             while not await observer.fetchval(WAITS_FOR_FEED):
                 assert not fast.done()
-        read_between = await read_ids(observer, "quart_tenants.changes", last_seen)
-        go_on.set()
-        await asyncio.gather(slow, fast)
+            read_between = await read_ids(observer, "quart_tenants.changes", last_seen)
+            go_on.set()
         read_after = await read_ids(observer, "quart_tenants.changes", last_seen)
 
     assert read_between == []

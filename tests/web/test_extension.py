@@ -20,6 +20,7 @@ from quart_tenants import (
     tenant_connection,
 )
 from quart_tenants.postgres.provisioning import drop_tenant
+from tests.databases import let_names_rest
 
 COUNT = "SELECT count(*) FROM company_data"
 
@@ -172,6 +173,7 @@ async def test_job_of_a_dropped_tenant_does_not_reach_its_successor(app: Quart, 
         await tenants.registry.refresh()
         with pytest.raises(UnknownTenantError):
             tenant_connection(old)
+        await let_names_rest(tenants.database)
         await tenants.create("initech")
         with pytest.raises(WrongTenantError):
             tenant_connection(old)

@@ -1,0 +1,207 @@
+"""What the style guide promises and no other tool checks: names, errors, and pages that say what the code says."""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import Field, fields
+from pathlib import Path
+
+import click
+import pytest
+
+import quart_tenants
+from quart_tenants import errors
+from quart_tenants.app.cli import main
+from quart_tenants.errors import TenantError
+from quart_tenants.settings import Settings, get_key
+from quart_tenants.web.cli import tenant_commands
+from quart_tenants.web.problems import STATUS
+
+PACKAGE = Path(quart_tenants.__file__).parent
+ROOT = Path(__file__).parents[1]
+BANNED = frozenset({"utils", "helpers", "common", "core", "base", "manager", "misc", "info"})
+MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+ERRORS = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, TenantError)]
+CONCRETE_ERRORS = [error for error in ERRORS if error is not TenantError]
+
+
+def name_file(path: Path) -> str:
+    """Return how a test's id names *path*."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def read_rows(page: str) -> dict[str, list[str]]:
+    """Return the rows of all tables in a page of docs/, by what stands in backticks in their first cell."""
+    rows = {}
+    for line in (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+            rows[cells[0].strip("`")] = cells[1:]
+    return rows
+
+
+# Modules
+
+
+@pytest.mark.parametrize("path", MODULES + TESTS, ids=name_file)
+def test_module_begins_with_one_sentence(path: Path) -> None:
+    """Line 1 of every module says in one sentence what is in it."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+    assert docstring
+    first_line = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first_line.startswith('"""')
+    assert first_line.removesuffix('"""').endswith(".")
+
+
+@pytest.mark.parametrize("path", MODULES + TESTS, ids=name_file)
+def test_module_has_a_name_that_says_something(path: Path) -> None:
+    """No module and no folder has a name under which anything could be put."""
+    assert not BANNED & {*path.relative_to(ROOT).parts, path.stem}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_file)
+def test_package_does_not_assert(path: Path) -> None:
+    """`python -O` leaves every `assert` out, so the package has none."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)] == []
+
+
+def test_public_names_are_sorted() -> None:
+    """The list of public names is in order, and names each once."""
+    assert quart_tenants.__all__ == sorted(set(quart_tenants.__all__))
+
+
+@pytest.mark.parametrize("name", quart_tenants.__all__)
+def test_public_name_is_defined(name: str) -> None:
+    """Every public name can be imported."""
+    assert hasattr(quart_tenants, name)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("error", CONCRETE_ERRORS)
+def test_error_has_a_status(error: type[TenantError]) -> None:
+    """The one table says how each error is answered."""
+    assert error in STATUS
+
+
+def test_status_is_given_to_errors_of_ours_only() -> None:
+    """No row of the table is about a class that is gone."""
+    assert set(STATUS) == set(CONCRETE_ERRORS)
+
+
+def test_error_codes_differ() -> None:
+    """Each error has a code of its own: programs tell them apart by it."""
+    codes = [error.code for error in ERRORS]
+
+    assert sorted(codes) == sorted(set(codes))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_error_is_named_as_one(error: type[TenantError]) -> None:
+    """A class ends in Error, and gives itself a code in lower case."""
+    assert error.__name__.endswith("Error")
+    assert "code" in vars(error)
+    assert error.code.replace("_", "").isalpha()
+    assert error.code == error.code.lower()
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_error_explains_itself_in_one_sentence(error: type[TenantError]) -> None:
+    """The docstring is one sentence that a visitor may read."""
+    docstring = vars(error)["__doc__"]
+
+    assert docstring
+    first_line = docstring.partition("\n")[0]
+    assert first_line[0].isupper()
+    assert first_line.endswith(".")
+    assert first_line.count(". ") == 0
+
+
+@pytest.mark.parametrize("error", CONCRETE_ERRORS)
+def test_error_is_documented(error: type[TenantError]) -> None:
+    """`docs/errors.md` has each code with its class, its status and its sentence."""
+    sentence = (error.__doc__ or "").partition("\n")[0]
+
+    assert read_rows("errors.md").get(error.code) == [f"`{error.__name__}`", str(STATUS[error].value), sentence]
+
+
+def test_documented_errors_exist() -> None:
+    """`docs/errors.md` has no code that is gone."""
+    assert set(read_rows("errors.md")) == {error.code for error in CONCRETE_ERRORS}
+
+
+# Settings
+
+
+def describe_default(value: object) -> str:
+    """Return how the documentation writes a default."""
+    if value is None:
+        return "unset"
+    if isinstance(value, frozenset):
+        value = tuple(sorted(value))
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    if isinstance(value, float):
+        value = f"{value:g}"
+    return f"`{value}`" if value != "" else "none"
+
+
+@pytest.mark.parametrize("setting", fields(Settings), ids=get_key)
+def test_setting_is_documented(setting: "Field[object]") -> None:
+    """`docs/settings.md` has each key with its default, its unit and its purpose."""
+    row = [describe_default(setting.default), setting.metadata["unit"], setting.metadata["purpose"]]
+
+    assert read_rows("settings.md").get(get_key(setting)) == row
+
+
+def test_documented_settings_exist() -> None:
+    """`docs/settings.md` has no key that is gone."""
+    documented = {key for key in read_rows("settings.md") if key.startswith("TENANTS_")}
+
+    assert documented == {get_key(setting) for setting in fields(Settings)}
+
+
+# Commands
+
+
+def walk(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield each command that does something, with its path below the program."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from walk(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
+
+
+@pytest.mark.parametrize(("path", "command"), list(walk(main)), ids=str)
+def test_command_is_documented(path: str, command: click.Command) -> None:
+    """`docs/commands.md` has each command with all its arguments and options."""
+    (usage,) = [row for row in read_rows("commands.md") if f"{row} ".startswith(f"{path} ")]
+
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.opts[0] in usage
+        else:
+            assert parameter.human_readable_name.rstrip(".").upper() in usage.upper().replace("…", "...")
+
+
+def test_documented_commands_exist() -> None:
+    """`docs/commands.md` has no command that is gone."""
+    paths = [path for path, _ in walk(main)]
+
+    assert [
+        row for row in read_rows("commands.md") if not any(f"{row} ".startswith(f"{path} ") for path in paths)
+    ] == []
+
+
+def test_app_has_every_command_about_tenants() -> None:
+    """What `quart tenants` offers, `quart-tenants` offers too, as the same command."""
+    ours = dict(walk(main))
+
+    assert {path: ours.get(path) for path, _ in walk(tenant_commands())} == dict(walk(tenant_commands()))

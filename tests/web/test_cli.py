@@ -1,0 +1,459 @@
+"""The operators' commands in this process: what each accepts, what it refuses and how it says so."""
+
+import asyncio
+import io
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import click
+import pytest
+from passlib.hash import argon2
+
+from quart_tenants.app.cli import main
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.registry import list_tenants
+from quart_tenants.settings import Settings
+from quart_tenants.web.cli import tenant_commands
+from tests.databases import new_database_between_loops
+
+T = TypeVar("T")
+
+LIST_USERS = "SELECT username, password FROM app_user ORDER BY id"
+OLD_SCHEMA = 'CREATE SCHEMA "we=ird Co" CREATE TABLE members (name text)'
+NO_TERMINAL = "there is no terminal"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit status, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+def make_run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a function that runs `quart-tenants` on *url*, with *stdin* as its input and no terminal."""
+    monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", url)
+
+    def run(*arguments: str, stdin: bytes = b"") -> Outcome:
+        # As Python itself opens it where the locale is C or C.UTF-8.
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8", "surrogateescape"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main.main(list(arguments), prog_name="quart-tenants")
+        out, err = capsys.readouterr()
+        return Outcome(caught.value.code if isinstance(caught.value.code, int) else 1, out, err)
+
+    return run
+
+
+@pytest.fixture
+def run(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run commands on `database_url`."""
+    return make_run(database_url, monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def shared_url(server_url: str, template: str) -> Iterator[str]:
+    """Name one database for all commands that change nothing; it has the schema "old", which is no tenant's."""
+    with new_database_between_loops(server_url, template) as url:
+        execute(url, "CREATE SCHEMA old")
+        yield url
+
+
+@pytest.fixture
+def run_in_vain(shared_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run commands that change nothing; what they leave is compared with what was there."""
+    before = ask(shared_url, list_tenants)
+    yield make_run(shared_url, monkeypatch, capsys)
+    assert ask(shared_url, list_tenants) == before
+
+
+def ask(database_url: str, question: Callable[[Database], Awaitable[T]]) -> T:
+    """Return what *question* answers about the database."""
+
+    async def open_and_ask() -> T:
+        async with await Database.open(Settings(database_url=database_url), max_size=1) as database:
+            return await question(database)
+
+    return asyncio.run(open_and_ask())
+
+
+def find_slugs(database_url: str) -> list[str]:
+    """Return the slugs of all tenants."""
+    return [tenant.slug for tenant in ask(database_url, list_tenants)]
+
+
+def execute(database_url: str, statement: str) -> None:
+    """Run one statement."""
+
+    async def run_statement(database: Database) -> None:
+        async with database.connection() as connection:
+            await connection.execute(statement)
+
+    ask(database_url, run_statement)
+
+
+def assert_refused(outcome: Outcome, *words: str) -> None:
+    """Assert that a command ended with status 1, one line on stderr that has all *words*, and no result."""
+    assert outcome.status == 1, outcome
+    assert outcome.out == ""
+    assert outcome.err.startswith("Error: ")
+    assert outcome.err.count("\n") == 1
+    for word in words:
+        assert word in outcome.err
+
+
+def assert_misused(outcome: Outcome, *words: str) -> None:
+    """Assert that a command ended with status 2 and a hint on stderr that has all *words*."""
+    assert outcome.status == 2, outcome
+    assert outcome.out == ""
+    assert "Usage: quart-tenants" in outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
+# All commands
+
+
+def walk(command: click.Command, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the path and the help of *command* and of all below it."""
+    context = click.Context(command, info_name=command.name, parent=parent, **command.context_settings)
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            yield from walk(command.commands[name], context)
+
+
+@pytest.mark.parametrize("group", [main, tenant_commands()], ids=["quart-tenants", "quart tenants"])
+def test_help_fits_80_columns(group: click.Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every help text fits a terminal of 80 columns, and stays so narrow on a wider one."""
+    for columns in ("80", "300"):
+        monkeypatch.setenv("COLUMNS", columns)
+        too_wide = [(path, line) for path, text in walk(group) for line in text.splitlines() if len(line) > 80]
+        assert too_wide == []
+
+
+@pytest.mark.parametrize("group", [main, tenant_commands()], ids=["quart-tenants", "quart tenants"])
+def test_every_command_says_what_it_does(group: click.Group) -> None:
+    """Each command has a help text and a summary that is not cut off, its options included."""
+    for path, text in walk(group):
+        assert text.splitlines()[2].strip(), path
+    for command in group.commands.values():
+        for parameter in command.params:
+            assert isinstance(parameter, click.Argument) or getattr(parameter, "help", None), parameter
+
+
+def test_unknown_command_is_a_usage_error(run_in_vain: Run) -> None:
+    """A misspelt command ends with status 2."""
+    assert_misused(run_in_vain("crate", "newco"), "No such command 'crate'")
+
+
+def test_missing_database_url_names_the_variable(run_in_vain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a database every command says which variable to set."""
+    monkeypatch.delenv("QUART_TENANTS_DATABASE_URL")
+
+    for command in (["init"], ["create", "newco"], ["adopt", "newco"], ["list"], ["drop", "acme", "--yes"]):
+        assert_refused(
+            run_in_vain(*command), "QUART_TENANTS_DATABASE_URL", "postgresql://user:password@host:5432/database"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("QUART_TENANTS_POOL_MAX_SIZE", "many", ("TENANTS_POOL_MAX_SIZE is 'many'", "from 1 to 1000")),
+        ("QUART_TENANTS_POOL_MAX_SIZE", "true", ("TENANTS_POOL_MAX_SIZE is True", "from 1 to 1000")),
+        ("QUART_TENANTS_DOMAYN", "example.com", ("TENANTS_DOMAYN is no setting", "did you mean TENANTS_DOMAIN?")),
+        ("QUART_TENANTS_DATABASE_URL", "mysql://me:sesame@host/x", ("TENANTS_DATABASE_URL must be a URL",)),
+        (
+            "QUART_TENANTS_DATABASE_URL",
+            "postgresql://me@/x?host=/nonexistent",
+            ("is it running", "DATABASE_URL right?"),
+        ),
+    ],
+)
+def test_wrong_setting_is_one_line(
+    run_in_vain: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: tuple[str, ...]
+) -> None:
+    """A wrong setting ends a command with its name and the remedy, and without any password."""
+    monkeypatch.setenv(name, value)
+
+    outcome = run_in_vain("list")
+
+    assert_refused(outcome, *words)
+    assert "sesame" not in outcome.err
+
+
+def test_settings_are_read_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's `QUART_TENANTS_*` are the settings of the commands."""
+    monkeypatch.setenv("QUART_TENANTS_DOMAIN", "Example.com")
+    monkeypatch.setenv("QUART_TENANTS_RESERVED_SLUGS", "globex2")
+
+    assert run("create", "newco").out == "created newco (schema newco, at newco.example.com)\n"
+    assert_refused(run("create", "globex2"), "TENANTS_RESERVED_SLUGS")
+
+
+def test_what_postgresql_refuses_is_one_line(run: Run, database_url: str) -> None:
+    """An error of PostgreSQL itself, here a missing table, is a line and no traceback."""
+    execute(database_url, OLD_SCHEMA)
+    assert run("adopt", "weird=we=ird Co").status == 0
+
+    assert_refused(
+        run("user", "add", "weird", "ann", "--password-stdin", stdin=b"foo"),
+        'the database refused a statement: relation "app_user" does not exist',
+    )
+
+
+# init
+
+
+def test_init_makes_the_registry_once(run: Run, empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time it says how many migrations ran; the second that there was nothing to do."""
+    monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", empty_database_url)
+    assert_refused(run("list"), "run quart-tenants init")
+
+    assert run("init") == Outcome(0, "registry ready (1 migration applied)\n", "")
+    assert run("init") == Outcome(0, "registry is up to date\n", "")
+
+
+# create
+
+
+def test_create_names_the_customer(run: Run, database_url: str) -> None:
+    """`--name` is what people call the customer; without it that is the slug."""
+    assert run("create", "newco", "--name", "New Co") == Outcome(
+        0, "created newco (schema newco, at newco.localhost)\n", ""
+    )
+    assert run("create", "plain").status == 0
+
+    assert {"newco": "New Co", "plain": "plain"}.items() <= {
+        tenant.slug: tenant.name for tenant in ask(database_url, list_tenants)
+    }.items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["New"], ("'New' cannot be a tenant", "use 1 to 63 of a-z, 0-9 and -")),
+        ([""], ("'' cannot be a tenant",)),
+        (["public"], ("the name is reserved",)),
+        (["x';--"], ("cannot be a tenant",)),
+        (["xn--bcher-kva"], ("punycode",)),
+        (["www"], ("reserved by TENANTS_RESERVED_SLUGS",)),
+        (["acme"], ("tenant 'acme' exists already (schema acme)",)),
+        (["newco", "--name", ""], ("cannot be a tenant's name", "1 to 200 printable characters")),
+        (["newco", "--name", "New\nCo"], ("cannot be a tenant's name",)),
+        (["newco", "--name", "\udcff"], ("cannot be a tenant's name",)),
+    ],
+)
+def test_create_refuses(run_in_vain: Run, arguments: list[str], words: tuple[str, ...]) -> None:
+    """A name that cannot be a tenant's is refused with the reason, and makes none."""
+    assert_refused(run_in_vain("create", *arguments), *words)
+
+
+def test_create_names_the_failing_migration(run_in_vain: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A migration that fails is named with PostgreSQL's reason, and makes no tenant."""
+    (tmp_path / "0001_broken.sql").write_text("CREATE TABLE orders (id no_such_type)")
+    monkeypatch.setenv("QUART_TENANTS_MIGRATIONS_DIR", str(tmp_path))
+
+    assert_refused(
+        run_in_vain("create", "newco"), "0001_broken.sql", "rolled back", 'type "no_such_type" does not exist'
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["newco", "another"], ["newco", "--nome", "x"]])
+def test_create_needs_one_slug(run_in_vain: Run, arguments: list[str]) -> None:
+    """A command typed wrong ends with status 2."""
+    assert_misused(run_in_vain("create", *arguments))
+
+
+# adopt
+
+
+def test_adopt_takes_slug_and_schema_apart_at_the_first_sign(run: Run, database_url: str) -> None:
+    """A schema may have blanks, capitals and an equals sign in its name; a slug cannot."""
+    execute(database_url, OLD_SCHEMA)
+    execute(database_url, "CREATE SCHEMA plain")
+
+    outcome = run("adopt", "weird=we=ird Co", "plain", "--at-version", "0")
+
+    assert outcome == Outcome(
+        0,
+        "adopted weird (schema we=ird Co, at weird.localhost)\nadopted plain (schema plain, at plain.localhost)\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gone"], ("schema 'gone' cannot be adopted", "there is none of that name")),
+        (["old-co=acme"], ("tenant 'acme' exists already",)),
+        (["acme=old"], ("tenant 'acme' exists already",)),
+        (["OldCo"], ("'OldCo' cannot be a tenant",)),
+        (["oldco="], ("'' cannot be a tenant's schema: it is empty",)),
+        (["=old"], ("'' cannot be a tenant",)),
+        (["oldco=public"], ("'public' cannot be a tenant's schema: the name is reserved",)),
+        (["www=old"], ("reserved by TENANTS_RESERVED_SLUGS",)),
+        (["old", "gone"], ("schema 'gone' cannot be adopted",)),
+        (["old", "--at-version", "7"], ("there is no migration 0007",)),
+    ],
+)
+def test_adopt_refuses(run_in_vain: Run, arguments: list[str], words: tuple[str, ...]) -> None:
+    """What cannot be adopted is refused with the reason, and nothing else is adopted instead."""
+    assert_refused(run_in_vain("adopt", *arguments), *words)
+
+
+def test_adopt_takes_a_slug_once(run_in_vain: Run) -> None:
+    """Two schemas for one subdomain are a mistake: neither is adopted."""
+    assert_misused(run_in_vain("adopt", "oldco=old", "oldco=gone"), "oldco is given twice")
+
+
+@pytest.mark.parametrize("arguments", [[], ["old", "--at-version", "-1"], ["old", "--at-version", "x"]])
+def test_adopt_needs_schemas_and_a_version(run_in_vain: Run, arguments: list[str]) -> None:
+    """A command typed wrong ends with status 2."""
+    assert_misused(run_in_vain("adopt", *arguments))
+
+
+# list
+
+
+def test_list_is_lines_with_tabs(run: Run) -> None:
+    """Without a terminal each tenant is one line of slug, schema and name, in order of slug."""
+    run("create", "newco", "--name", "[red]New[/red] Co ü")
+
+    lines = run("list").out.splitlines()
+
+    assert lines == [
+        "acme\tacme\tAcme",
+        "company1\tcompany1\tcompany1",
+        "company2\tcompany2\tcompany2",
+        "globex\tglobex\tGlobex",
+        "newco\tnewco\t[red]New[/red] Co ü",
+    ]
+
+
+def test_empty_list_is_no_result(run: Run) -> None:
+    """Where there is no tenant, stdout stays empty, and stderr says how to make one."""
+    for slug in ("acme", "company1", "company2", "globex"):
+        run("drop", slug, "--yes")
+
+    assert run("list") == Outcome(0, "", "no tenants yet; make one with: create SLUG\n")
+
+
+# drop
+
+
+def test_drop_without_a_terminal_refuses(run_in_vain: Run) -> None:
+    """Nobody can answer, so nothing is dropped, whatever stdin holds."""
+    assert_refused(run_in_vain("drop", "acme", stdin=b"acme\n"), NO_TERMINAL, "give --yes")
+
+
+def test_drop_with_yes_does_not_ask(run: Run, database_url: str) -> None:
+    """`--yes` drops at once."""
+    assert run("drop", "acme", "--yes") == Outcome(0, "dropped acme (schema acme)\n", "")
+
+    assert "acme" not in find_slugs(database_url)
+
+
+@pytest.mark.parametrize(
+    ("slug", "words"), [("newco", ("no tenant answers at 'newco'",)), ("public", ("the name is reserved",))]
+)
+def test_drop_refuses_what_is_no_tenant(run_in_vain: Run, slug: str, words: tuple[str, ...]) -> None:
+    """Only a tenant can be dropped."""
+    assert_refused(run_in_vain("drop", slug, "--yes"), *words)
+
+
+def test_drop_needs_one_slug(run_in_vain: Run) -> None:
+    """A command typed wrong ends with status 2, and drops nothing."""
+    assert_misused(run_in_vain("drop", "--yes"))
+    assert_misused(run_in_vain("drop", "acme", "globex", "--yes"))
+
+
+# user add
+
+
+def find_users(database_url: str, slug: str) -> dict[str, str]:
+    """Return the hash of each user of a tenant."""
+
+    async def find(database: Database) -> dict[str, str]:
+        tenant = next(tenant for tenant in await list_tenants(database) if tenant.slug == slug)
+        async with database.tenant_connection(tenant) as connection:
+            return {row["username"]: row["password"] for row in await connection.fetch(LIST_USERS)}
+
+    return ask(database_url, find)
+
+
+def test_user_is_added_to_one_tenant(run: Run, database_url: str) -> None:
+    """The user is that tenant's and no other's, with a hash in place of the password."""
+    outcome = run("user", "add", "acme", "ann", "--password-stdin", stdin=b"sesame\n")
+
+    assert outcome == Outcome(0, "added ann to acme\n", "")
+    assert find_users(database_url, "acme")["ann"].startswith("$argon2id$")
+    assert find_users(database_url, "globex") == {}
+
+
+@pytest.mark.parametrize("name", ["ann@example.com", "Änne Müller", "a" * 254])
+def test_username_is_any_printable_text(run: Run, database_url: str, name: str) -> None:
+    """An address, blanks and accents are fine."""
+    assert run("user", "add", "acme", name, "--password-stdin", stdin=b"sesame").status == 0
+
+    assert list(find_users(database_url, "acme")) == [name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (["newco", "ann"], b"sesame", ("no tenant answers at 'newco'",)),
+        (["company1", "user_1"], b"sesame", ("tenant 'company1' has a user 'user_1' already",)),
+        (["acme", ""], b"sesame", ("cannot be a user", "1 to 254 printable characters")),
+        (["acme", "a" * 255], b"sesame", ("cannot be a user",)),
+        (["acme", "a\nb"], b"sesame", ("cannot be a user",)),
+        (["acme", "\udcff"], b"sesame", ("cannot be a user",)),
+        (["acme", "ann"], b"", ("the password is empty",)),
+        (["acme", "ann"], b"\nsesame\n", ("the password is empty",)),
+        (["acme", "ann"], b"x" * 4097, ("at most 4096 characters",)),
+        (["acme", "ann"], b"sesame\xff\n", ("the password is no text",)),
+        (["acme", "ann"], b"sesame\0\n", ("the password is no text",)),
+    ],
+)
+def test_user_add_refuses(
+    run_in_vain: Run, shared_url: str, arguments: list[str], stdin: bytes, words: tuple[str, ...]
+) -> None:
+    """What cannot be stored is refused with the reason, and the password is not repeated."""
+    outcome = run_in_vain("user", "add", *arguments, "--password-stdin", stdin=stdin)
+
+    assert_refused(outcome, *words)
+    assert "sesame" not in outcome.err
+    assert find_users(shared_url, "acme") == {}
+
+
+def test_user_add_reads_the_first_line(run: Run, database_url: str) -> None:
+    """The password is one line, its blanks included and its end not."""
+    run("user", "add", "acme", "ann", "--password-stdin", stdin=b" sesame \r\nmore\n")
+
+    assert argon2.verify(" sesame ", find_users(database_url, "acme")["ann"])
+
+
+def test_user_add_takes_4096_characters(run: Run) -> None:
+    """The longest password that can be used to log in can be set."""
+    assert run("user", "add", "acme", "ann", "--password-stdin", stdin=b"x" * 4096 + b"\n").status == 0
+
+
+def test_user_add_without_a_terminal_asks_nothing(run_in_vain: Run) -> None:
+    """Without a terminal the password is not read from stdin by accident."""
+    assert_refused(run_in_vain("user", "add", "acme", "ann", stdin=b"sesame\n"), NO_TERMINAL, "--password-stdin")
+
+
+@pytest.mark.parametrize("arguments", [["acme"], ["acme", "ann", "sesame"], ["acme", "ann", "--password", "sesame"]])
+def test_password_is_no_argument(run_in_vain: Run, arguments: list[str]) -> None:
+    """Other users of the machine can read a command line, so a password in it is a usage error."""
+    assert_misused(run_in_vain("user", "add", *arguments))
