@@ -341,3 +341,9 @@ async def test_error_is_a_problem_document(visitor: httpx.AsyncClient) -> None:
         "detail": "log in first",
         "code": "not_logged_in",
     }
+
+
+async def test_name_longer_than_any_file_gets_404(visitor: httpx.AsyncClient) -> None:
+    """A path that the file system refuses is only unknown."""
+    for path in (f"/static/{'a' * 300}", f"/static/{'a/' * 2000}x"):
+        assert (await visitor.get(path)).status_code == 404

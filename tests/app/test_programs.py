@@ -384,3 +384,36 @@ def test_demo_needs_its_extra(tmp_path: Path) -> None:
     done = run(PROGRAM, "demo", "--port", "0", "--data-dir", tmp_path / "data", PYTHONPATH=os.fspath(tmp_path))
 
     assert_one_line_error(done, "pip install 'quart-tenants[demo]'")
+
+
+@pytest.mark.parametrize("planted", ["link", "open file"])
+def test_demo_refuses_a_planted_key(tmp_path: Path, planted: str) -> None:
+    """A key that somebody else may have put there, or may read, signs no sessions; a link is not followed."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    key = tmp_path / "data" / "secret_key"
+    key.parent.mkdir(mode=0o700)
+    if planted == "link":
+        key.symlink_to(victim)
+    else:
+        key.write_text("known to everybody")
+        key.chmod(0o644)
+
+    done = run(PROGRAM, "demo", "--port", "0", "--data-dir", key.parent)
+
+    assert_one_line_error(done, "secret_key", "remove it")
+    assert victim.read_text() == "precious"
+    assert find_processes(key.parent) == []
+
+
+async def test_demo_does_not_mind_other_settings(tmp_path: Path) -> None:
+    """The demo's addresses are right whatever the environment says about apps of one's own."""
+    with run_program(
+        *("demo", "--port", "0", "--data-dir", tmp_path / "data"), log=tmp_path / "log", QUART_TENANTS_DOMAIN="x.org"
+    ) as process:
+        port = int(wait_for_line(process, "  http://company1.localhost:", tmp_path / "log").split(":")[2].split("/")[0])
+        wait_for_answer(port)
+        async with Server(process, port, tmp_path / "log").member() as client:
+            answer = await client.get("/data")
+
+    assert answer.status_code == 200

@@ -208,3 +208,49 @@ async def test_unreachable_server_is_unavailable(settings: Settings) -> None:
 
     with pytest.raises(DatabaseUnavailableError, match="TENANTS_DATABASE_URL"):
         await Database.open(nowhere)
+
+
+@pytest.mark.parametrize("act", ["execute", "fetch"])
+async def test_error_inside_the_driver_costs_no_connection(
+    one_connection_database: Database, acme: Tenant, act: str
+) -> None:
+    """Asyncpg closes a connection over text that is no Unicode; its place in the pool is not lost."""
+    for _ in range(3):
+        with pytest.raises((UnicodeEncodeError, DatabaseUnavailableError)):
+            async with one_connection_database.tenant_connection(acme) as connection:
+                await getattr(connection, act)("SELECT '\udcff'")
+
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_block_entered_twice_at_once_takes_one_connection(
+    one_connection_database: Database, acme: Tenant
+) -> None:
+    """Two tasks cannot enter one block: the second is refused, and no connection is lost."""
+    block = one_connection_database.tenant_connection(acme)
+
+    entered = await asyncio.gather(block.__aenter__(), block.__aenter__(), return_exceptions=True)
+    await block.__aexit__(None, None, None)
+
+    assert [type(result) for result in entered].count(RuntimeError) == 1
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_servers_own_timeout_is_a_timeout(database: Database, acme: Tenant) -> None:
+    """A statement that the server's statement_timeout ends is DatabaseTimeoutError, too."""
+    with pytest.raises(DatabaseTimeoutError):
+        async with database.tenant_connection(acme) as connection:
+            await connection.execute("SET LOCAL statement_timeout TO 1")
+            await connection.execute("SELECT pg_sleep(60)")
+
+
+async def test_connection_without_a_tenant_sets_an_empty_path(database: Database) -> None:
+    """The block itself empties the path, and does not rely on the connection's default, which a pooler may drop."""
+    async with database.connection() as connection:
+        await connection.execute("CREATE TABLE public.shared (id int)")
+        source = await connection.fetchval("SELECT source FROM pg_settings WHERE name = 'search_path'")
+        with pytest.raises(asyncpg.UndefinedTableError):
+            async with connection.transaction():
+                await connection.fetch("SELECT id FROM shared")
+
+    assert source == "session"

@@ -14,6 +14,7 @@ from quart_tenants.errors import (
     InvalidSlugError,
     MigrationFailedError,
     MigrationFileError,
+    RecentlyDroppedError,
     SchemaExistsError,
     TenantError,
     TenantExistsError,
@@ -510,3 +511,52 @@ async def test_number_cannot_be_chosen(database: Database) -> None:
             await connection.execute(
                 "INSERT INTO quart_tenants.tenants (id, slug, schema_name, display_name) VALUES (1, 'x', 'x', 'x')"
             )
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("CREATE TABLE half (); COMMIT;", "ends the transaction"),
+        ("CREATE TABLE half (); COMMIT; BEGIN;", "ends the transaction"),
+        ("CREATE TABLE half (); ROLLBACK;", "ends the transaction"),
+        ("CREATE TABLE half (); ROLLBACK; BEGIN;", "changes search_path"),
+        ("CREATE TABLE half (); SELECT set_config('search_path', 'public', false);", "changes search_path"),
+        ("SET LOCAL search_path TO public; CREATE TABLE half ();", "changes search_path"),
+    ],
+)
+async def test_migration_cannot_leave_its_transaction_or_its_schema(
+    database: Database, settings: Settings, tmp_path: Path, sql: str, reason: str
+) -> None:
+    """A file that ends the transaction or changes the path fails, and leaves nothing behind."""
+    (tmp_path / "0001_half.sql").write_text(sql)
+    (tmp_path / "0002_other.sql").write_text("CREATE TABLE other ();")
+
+    with pytest.raises(MigrationFailedError, match=reason):
+        await create_tenant(
+            database, parse_slug("halfway"), "Halfway", settings=replace(settings, migrations_dir=tmp_path)
+        )
+
+    async with database.connection() as connection:
+        left = await connection.fetchval("SELECT count(*) FROM pg_catalog.pg_class WHERE relname IN ('half', 'other')")
+        schemas = await connection.fetchval("SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = 'halfway'")
+        unfinished = await connection.fetchval("SELECT count(*) FROM quart_tenants.unfinished")
+    assert (left, schemas, unfinished) == (0, 0, 0)
+    assert "halfway" not in [tenant.slug for tenant in await list_tenants(database)]
+
+
+async def test_dropped_name_rests(database: Database, settings: Settings) -> None:
+    """A name is taken again only after every worker has surely forgotten its last tenant."""
+    await drop_tenant(database, ACME)
+    for slug, schema in ((ACME, "other"), (parse_slug("other"), "acme")):
+        async with database.connection() as connection:
+            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        with pytest.raises(RecentlyDroppedError, match="try again in 10 s"):
+            await adopt_schemas(database, {slug: SchemaName(schema)}, settings=settings, version=0)
+    async with database.connection() as connection:
+        await connection.execute("DROP SCHEMA acme")
+    with pytest.raises(RecentlyDroppedError):
+        await create_tenant(database, ACME, "Acme", settings=settings)
+
+    await let_names_rest(database)
+
+    assert (await create_tenant(database, ACME, "Acme", settings=settings)).slug == ACME

@@ -542,3 +542,55 @@ async def test_readers_do_not_wait_for_writers(registry: WatchedRegistry, settin
         async with asyncio.timeout(DEADLINE):
             await registry.refresh()
             await registry.load()
+
+
+async def test_feed_that_lost_a_commit_is_loaded_anew(
+    registry: WatchedRegistry, other_process: Database, settings: Settings
+) -> None:
+    """A failover may lose the last change and give its number to another one: everything is read again."""
+    await create_tenant(other_process, NEWCO, "New Co", settings=settings)
+    await registry.refresh()
+    async with other_process.connection() as connection:
+        # As if the commit had never been, and another one came in its place.
+        await connection.execute(
+            "DELETE FROM quart_tenants.tenants WHERE slug = 'newco';"
+            "DELETE FROM quart_tenants.changes WHERE revision = (SELECT max(revision) FROM quart_tenants.changes)"
+        )
+    await drop_tenant(other_process, ACME)
+
+    await registry.refresh()
+
+    assert not registry.knows(NEWCO)
+    assert not registry.knows(ACME)
+
+
+async def test_checks_at_the_same_time_share_one_answer(
+    registry: WatchedRegistry, other_process: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many probes ask at once, the database is asked once, and the feed keeps its connection."""
+    asked = 0
+    original = Registry._check
+
+    async def count(self: Registry) -> None:
+        nonlocal asked
+        asked += 1
+        await original(self)
+
+    monkeypatch.setattr(Registry, "_check", count)
+
+    await asyncio.gather(*(registry.check() for _ in range(500)))
+    await registry.check()
+
+    assert asked == 2
+
+
+async def test_cancelled_check_leaves_the_others_their_answer(registry: WatchedRegistry) -> None:
+    """A probe whose client goes away does not take the answer from those who wait with it."""
+    checks = [asyncio.create_task(registry.check()) for _ in range(3)]
+    await asyncio.sleep(0)
+    checks[0].cancel()
+
+    results = await asyncio.gather(*checks, return_exceptions=True)
+
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [None, None]

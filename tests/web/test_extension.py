@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from quart import Quart, ResponseReturnValue, url_for, websocket
+from quart import Quart, ResponseReturnValue, session, url_for, websocket
+from quart.testing import WebsocketResponseError
 
 from quart_tenants import (
     InvalidSlugError,
@@ -234,3 +235,86 @@ def test_environment_goes_before_the_app(monkeypatch: pytest.MonkeyPatch) -> Non
     app.config["TENANTS_DOMAIN"] = "example.com"
 
     assert QuartTenants(app).settings.domain == "example.org"
+
+
+async def test_websocket_of_a_dropped_tenant_does_not_reach_its_successor(app: Quart, tenants: QuartTenants) -> None:
+    """A websocket that is older than the drop of its tenant gets no connection of the next one of that name."""
+
+    @app.websocket("/ask", host=tenants.host)
+    async def ask() -> None:
+        await websocket.accept()
+        while True:
+            await websocket.receive()
+            try:
+                async with tenant_connection() as connection:
+                    await websocket.send(str(await connection.fetchval(COUNT)))
+            except WrongTenantError as error:
+                await websocket.send(error.code)
+
+    async with app.test_client().websocket("/ask", headers={"Host": "acme.localhost"}) as talk:
+        await talk.send("before")
+        before = await talk.receive()
+        await drop_tenant(tenants.database, parse_slug("acme"))
+        await let_names_rest(tenants.database)
+        await tenants.create("acme", name="Somebody else")
+        await talk.send("after")
+        after = await talk.receive()
+
+    assert (before, after) == ("0", "wrong_tenant")
+
+
+async def test_nested_app_context_does_not_change_the_tenant(app: Quart, tenants: QuartTenants) -> None:
+    """An app context opened inside a request is still that request's tenant's."""
+
+    @app.get("/nested", host=tenants.host)
+    async def nested() -> ResponseReturnValue:
+        async with app.app_context(), tenant_connection("globex") as connection:
+            return {"rows": await connection.fetchval(COUNT)}
+
+    assert (await get_json(app, "acme.localhost", "/nested"))["code"] == "wrong_tenant"
+
+
+async def test_page_for_an_unknown_path_has_the_hosts_session(database_url: str) -> None:
+    """A 404 page may read and write the session: it is the tenant's, as on every other page."""
+    app, tenants = make_app(database_url)
+    app.secret_key = "a key of a decent length"
+
+    @app.errorhandler(404)
+    async def not_found(error: Exception) -> ResponseReturnValue:
+        session["lost"] = session.get("lost", 0) + 1
+        return f"lost {session['lost']} times at {current_tenant.slug}", 404
+
+    @app.get("/lost", host=tenants.host)
+    async def lost() -> ResponseReturnValue:
+        return str(session.get("lost", 0))
+
+    async with app.test_app():
+        client = app.test_client()
+        headers = {"Host": "acme.localhost"}
+        for times in (1, 2):
+            answer = await client.get("/nothing", headers=headers)
+            assert await answer.get_data(as_text=True) == f"lost {times} times at acme"
+        known = await client.get("/lost", headers=headers)
+
+    assert await known.get_data(as_text=True) == "2"
+
+
+async def test_websocket_of_an_unknown_tenant_is_refused_with_the_reason(app: Quart) -> None:
+    """A handshake that fails is answered by the problem, as a request would be."""
+    with pytest.raises(WebsocketResponseError) as caught:
+        async with app.test_client().websocket("/talk", headers={"Host": "nobody.localhost"}) as talk:
+            await talk.receive()
+
+    assert caught.value.response.status_code == 400
+
+
+async def test_websocket_without_a_fresh_registry_is_refused_with_503(app: Quart, tenants: QuartTenants) -> None:
+    """A worker that cannot know its tenants says so to websockets, too."""
+    tenants.registry._read_at = float("-inf")
+
+    with pytest.raises(WebsocketResponseError) as caught:
+        async with app.test_client().websocket("/talk", headers={"Host": "acme.localhost"}) as talk:
+            await talk.receive()
+
+    assert caught.value.response.status_code == 503
+    assert caught.value.response.headers["Retry-After"]
