@@ -63,17 +63,18 @@ def demo_command(port: int, data_dir: Path | None, fresh: bool) -> None:
 
 
 def _print_welcome(port: str, data_dir: Path) -> None:
-    first = COMPANIES[0]
-    click.echo("""\
-Two companies, each with a subdomain, a schema and a user of its own (password: foo):
-""")
-    for number, company in enumerate(COMPANIES, start=1):
-        click.echo(f"  http://{company}.localhost:{port}/   user_{number}")
-    click.echo(f"""
+    rows = [f"  http://{company}.localhost:{port}   user_{n}   foo" for n, company in enumerate(COMPANIES, start=1)]
+    first = f"http://{COMPANIES[0]}.localhost:{port}"
+    click.echo(f"""\
+Two companies, each with an address, a user and a password:
+
+{rows[0]}
+{rows[1]}
+
 Log in, and see the data of that company and of no other:
 
-  curl -c cookie.txt --data "uname=user_1&passwd=foo" http://{first}.localhost:{port}/login
-  curl -b cookie.txt http://{first}.localhost:{port}/data
+  curl -c cookie.txt --data "uname=user_1&passwd=foo" {first}/login
+  curl -b cookie.txt {first}/data
 
 The data is kept in {data_dir}. Press Ctrl-C to end.
 """)

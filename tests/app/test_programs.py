@@ -61,7 +61,7 @@ def run_demo(folder: Path, *options: str, log: Path) -> Iterator[Server]:
     """Run `quart-tenants demo` on any free port."""
     with run_program("demo", "--port", "0", "--data-dir", folder, *options, log=log) as process:
         line = wait_for_line(process, "  http://company1.localhost:", log)
-        port = int(line.split(":")[2].partition("/")[0])
+        port = int(line.split()[0].rpartition(":")[2])
         wait_for_answer(port)
         yield Server(process, port, log)
 
@@ -411,7 +411,9 @@ async def test_demo_does_not_mind_other_settings(tmp_path: Path) -> None:
     with run_program(
         *("demo", "--port", "0", "--data-dir", tmp_path / "data"), log=tmp_path / "log", QUART_TENANTS_DOMAIN="x.org"
     ) as process:
-        port = int(wait_for_line(process, "  http://company1.localhost:", tmp_path / "log").split(":")[2].split("/")[0])
+        port = int(
+            wait_for_line(process, "  http://company1.localhost:", tmp_path / "log").split()[0].rpartition(":")[2]
+        )
         wait_for_answer(port)
         async with Server(process, port, tmp_path / "log").member() as client:
             answer = await client.get("/data")
