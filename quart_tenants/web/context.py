@@ -1,5 +1,6 @@
 """Know the current tenant, and lend its connection."""
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 from quart import current_app, has_app_context, has_request_context, has_websocket_context, request, websocket
@@ -18,6 +19,8 @@ EXTENSION_NAME = "quart_tenants"
 """The key of the extension in `app.extensions`."""
 
 _TENANT = "_quart_tenants_tenant"
+
+_served: ContextVar[Request | Websocket | None] = ContextVar("quart_tenants_served", default=None)
 
 
 def get_extension() -> "QuartTenants":
@@ -44,7 +47,15 @@ def find_request() -> Request | Websocket | None:
         return cast("Request", _see_through(request))
     if has_websocket_context():
         return cast("Websocket", _see_through(websocket))
-    return None
+    return _served.get()
+
+
+def remember_request() -> None:
+    """Let the rest of this task, and the tasks that it starts, belong to the request that is served here.
+
+    From Quart 0.23 on an app context that is opened inside a request hides it.
+    """
+    _served.set(find_request())
 
 
 def find_current_tenant() -> Tenant | None:

@@ -13,7 +13,7 @@ from werkzeug.routing import BaseConverter, MapAdapter
 
 from quart_tenants.errors import UnknownHostError
 from quart_tenants.tenant import Slug, Tenant
-from quart_tenants.web.context import find_request, get_current_tenant
+from quart_tenants.web.context import find_request, get_current_tenant, remember_request
 from quart_tenants.web.hosts import HostPatterns, parse_host
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ async def enter_tenant() -> None:
         UnknownTenantError: No tenant answers at this host.
         RegistryStaleError: The worker cannot know whether one does.
     """
+    remember_request()
     asked = find_request()
     if asked is None or not asked.view_args:
         return
