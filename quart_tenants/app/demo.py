@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import secrets
+import sys
 from pathlib import Path
 
-from quart_tenants.errors import EmbeddedPostgresError, TenantExistsError
+from quart_tenants.errors import EmbeddedPostgresError, MigrationFileError, TenantExistsError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.embedded import EmbeddedPostgres
 from quart_tenants.postgres.provisioning import create_tenant
@@ -41,10 +43,11 @@ async def prepare_demo(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
     Raises:
         EmbeddedPostgresError: It cannot run here.
     """
+    _claim(data_dir)
     server = EmbeddedPostgres(data_dir)
     if fresh:
         await server.erase()
-    await server.start()
+    await _start(server)
     try:
         settings = Settings(database_url=server.url)
         async with await Database.open(settings, max_size=1) as database:
@@ -52,10 +55,43 @@ async def prepare_demo(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
             for company in COMPANIES:
                 await _create_company(database, settings, company)
         _replace_environment(database_url=server.url, secret_key=_get_secret_key(data_dir / "secret_key"))
-    except BaseException:
+    except BaseException as error:
         await server.stop()
+        if isinstance(error, MigrationFileError):
+            raise EmbeddedPostgresError(
+                f"the data in {data_dir} is another version's ({error}); begin anew with --fresh, "
+                "or choose another folder with --data-dir DIR"
+            ) from error
         raise
     return server
+
+
+def _claim(data_dir: Path) -> None:
+    """Keep other demos out of *data_dir* until this process ends, however it ends."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise EmbeddedPostgresError(
+            f"cannot keep the data in {data_dir}: {error.strerror}; choose another folder with --data-dir DIR"
+        ) from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise EmbeddedPostgresError(
+            f"a demo runs in {data_dir} already; end it, or choose another folder with --data-dir DIR"
+        ) from error
+
+
+async def _start(server: EmbeddedPostgres) -> None:
+    """Start *server* as a child of ours."""
+    await server.start()
+    # That of a demo which was killed a moment ago still answers, and is about to end. (Elsewhere than
+    # on Linux it stays, and serves us as well.)
+    while not server.started_here and sys.platform == "linux":
+        await asyncio.sleep(0.05)
+        await server.start()
 
 
 async def _create_company(database: Database, settings: Settings, company: str) -> None:

@@ -15,6 +15,8 @@ from quart_tenants.postgres.refusals import describe_refusal
 if TYPE_CHECKING:
     from quart_tenants.postgres.database import Connection
 
+# Good enough to tell whether anything else is there; the server does the parsing.
+_COMMENTS = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
 _RECORD = """
@@ -52,7 +54,7 @@ def read_migrations(folder: Path) -> tuple[Migration, ...]:
 
     Raises:
         MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice,
-            there are none, or the folder cannot be read.
+            a file holds no statement, there are none, or the folder cannot be read.
     """
     migrations: list[Migration] = []
     try:
@@ -69,6 +71,8 @@ def read_migrations(folder: Path) -> tuple[Migration, ...]:
             migration = Migration(int(match[1]), path.name, path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise MigrationFileError(f"{path}: cannot be read: {error}") from error
+        if not _COMMENTS.sub("", migration.sql).strip():
+            raise MigrationFileError(f"{path}: holds no statement")
         if migration.version != len(migrations) + 1:
             raise MigrationFileError(
                 f"{path}: expected number {len(migrations) + 1:04}; numbers start at 0001, without a gap or a double"
@@ -115,7 +119,7 @@ async def apply_migrations(connection: "Connection", schema: str, migrations: Se
             reason = _ENDS_TRANSACTION if error.table_name == "unfinished" else describe_refusal(error)
             raise MigrationFailedError(schema, migration.name, reason) from error
         except asyncpg.PostgresError as error:
-            raise MigrationFailedError(schema, migration.name, describe_refusal(error)) from error
+            raise MigrationFailedError(schema, migration.name, _locate(error, migration.sql)) from error
         if not connection.is_in_transaction():
             raise MigrationFailedError(schema, migration.name, _ENDS_TRANSACTION)
         if await connection.fetchval(_SHOW_PATH) != path:
@@ -128,3 +132,10 @@ async def record_migrations(connection: "Connection", schema: str, migrations: S
     await connection.executemany(
         _RECORD, [(schema, migration.version, migration.name, migration.sha256) for migration in migrations]
     )
+
+
+def _locate(error: asyncpg.PostgresError, sql: str) -> str:
+    """Return what the server said, with the line of *sql* if it said where."""
+    # Its position counts characters from 1.
+    line = f"line {sql.count(chr(10), 0, int(error.position) - 1) + 1}: " if error.position else ""
+    return line + describe_refusal(error)

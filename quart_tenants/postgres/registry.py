@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 _REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrations') IS NOT NULL"
 _REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"
 _CREATE_REGISTRY_SCHEMA = "CREATE SCHEMA quart_tenants"
-_NO_REGISTRY = "this database has no tenant registry yet: run quart-tenants init"
+_RUN_INIT = "run quart-tenants init, or for an app of your own: quart --app APP tenants init"
+_NO_REGISTRY = f"this database has no tenant registry yet: {_RUN_INIT}"
 # Two `init` at once would both find nothing. The number is arbitrary, but ours: "tenants" as bytes.
 _LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012211)"
 
@@ -207,7 +208,7 @@ async def check_registry(connection: "Connection") -> None:
     with _unready_explained():
         applied = await list_applied(connection, REGISTRY_SCHEMA)
     if plan_migrations(_get_registry_migrations(), applied):
-        raise RegistryNotReadyError("the tenant registry is older than this program: run quart-tenants init")
+        raise RegistryNotReadyError(f"the tenant registry is older than this program: {_RUN_INIT}")
 
 
 async def list_tenants(database: Database) -> list[Tenant]:

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import click
 from quart.cli import ScriptInfo
 
-from quart_tenants.errors import SettingError, TenantError
+from quart_tenants.errors import InvalidSlugError, SettingError, TenantError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, drop_tenant
 from quart_tenants.postgres.refusals import translate_refusals
@@ -129,7 +129,12 @@ async def adopt_command(database: Database, settings: Settings, schemas: tuple[s
     for text in schemas:
         # At the first =, because a schema may have one in its name and a slug cannot.
         before, separator, after = text.partition("=")
-        slug = parse_slug(before)
+        try:
+            slug = parse_slug(before)
+        except InvalidSlugError as error:
+            if separator:
+                raise
+            raise InvalidSlugError(text, f"it is no subdomain; say which one to use: adopt SLUG={text}") from error
         if slug in parsed:
             raise click.UsageError(f"{slug} is given twice")
         parsed[slug] = parse_schema_name(after if separator else before)
@@ -151,7 +156,7 @@ async def list_command(database: Database, settings: Settings) -> None:
         for tenant in tenants:
             click.echo(f"{tenant.slug}\t{tenant.schema}\t{tenant.name}")
     if not tenants:
-        click.echo("no tenants yet; make one with: create SLUG", err=True)
+        click.echo("no tenants yet; the command create makes one", err=True)
 
 
 @click.command("drop")

@@ -126,5 +126,7 @@ def tenant_connection(tenant: Tenant | str | None = None) -> "Block":
     known = extension.registry.get_tenant(slug)
     for expected in (given, current):
         if isinstance(expected, Tenant) and expected.id != known.id:
-            raise WrongTenantError(f"tenant {slug!r} is not the one that this was asked for")
+            raise WrongTenantError(
+                f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {slug!r}"
+            )
     return extension.database.tenant_connection(known)

@@ -1,4 +1,4 @@
-"""Read `TENANTS_*` settings from the environment, where they are named `QUART_TENANTS_*`."""
+"""Read settings from the environment, where their names begin with `QUART_`."""
 
 from typing import Any
 
@@ -6,9 +6,12 @@ from quart.config import Config
 
 from quart_tenants.settings import PREFIX
 
+# Quart's own, without which there are no sessions.
+_SECRETS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS")
+
 
 def read_environment() -> dict[str, Any]:
-    """Return the settings found, by their `TENANTS_*` key. Values are read as JSON where they are JSON."""
+    """Return `TENANTS_*` and the secret keys by their names in `app.config`. JSON is read as what it stands for."""
     config = Config("")
-    config.from_prefixed_env(f"QUART_{PREFIX.rstrip('_')}")
-    return {PREFIX + name: value for name, value in config.items()}
+    config.from_prefixed_env()
+    return {name: value for name, value in config.items() if name.startswith(PREFIX) or name in _SECRETS}

@@ -419,3 +419,40 @@ async def test_demo_does_not_mind_other_settings(tmp_path: Path) -> None:
             answer = await client.get("/data")
 
     assert answer.status_code == 200
+
+
+def test_second_demo_in_one_folder_is_refused(tmp_path: Path) -> None:
+    """Two demos would share a database that ends with the first: the second is told so, and the first goes on."""
+    with run_demo(tmp_path / "data", log=tmp_path / "log") as server:
+        done = run(PROGRAM, "demo", "--port", "0", "--data-dir", tmp_path / "data")
+
+        assert_one_line_error(done, "already", "--data-dir")
+        assert httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 200
+
+
+def test_killed_demo_leaves_its_place_to_the_next(tmp_path: Path) -> None:
+    """After kill -9 of a demo the next one starts at once, with a server of its own."""
+    for _ in range(2):
+        with run_demo(tmp_path / "data", log=tmp_path / "log") as server:
+            server.process.kill()
+            server.process.wait(DEADLINE)
+    with run_demo(tmp_path / "data", log=tmp_path / "log") as server:
+        assert httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 200
+
+
+def test_demo_explains_data_of_another_release(tmp_path: Path) -> None:
+    """A registry that another release made is named with the remedy, and the server is stopped again."""
+    with run_demo(tmp_path / "data", log=tmp_path / "log"):
+        asyncio.run(_change_registry(tmp_path / "data"))
+
+    done = run(PROGRAM, "demo", "--port", "0", "--data-dir", tmp_path / "data")
+
+    assert_one_line_error(done, "0001_registry.sql", "--fresh", "--data-dir")
+    assert find_processes(tmp_path / "data") == []
+
+
+async def _change_registry(folder: Path) -> None:
+    async with EmbeddedPostgres(folder) as postgres:
+        connection = await asyncpg.connect(postgres.url)
+        await connection.execute("UPDATE quart_tenants.applied_migrations SET sha256 = 'other'")
+        await connection.close()

@@ -560,3 +560,11 @@ async def test_dropped_name_rests(database: Database, settings: Settings) -> Non
     await let_names_rest(database)
 
     assert (await create_tenant(database, ACME, "Acme", settings=settings)).slug == ACME
+
+
+async def test_syntax_error_is_told_with_its_line(database: Database, settings: Settings, tmp_path: Path) -> None:
+    """A migration that the server cannot read is named with the line."""
+    (tmp_path / "0001_typo.sql").write_text("-- Größe\nCREATE TABLE fine ();\nCREAT TABLE typo ();\n")
+
+    with pytest.raises(MigrationFailedError, match=r"0001_typo\.sql .*: line 3: syntax error"):
+        await create_tenant(database, NEWCO, "New Co", settings=replace(settings, migrations_dir=tmp_path))

@@ -17,7 +17,7 @@ THIRD = Migration(3, "0003_third.sql", "SELECT 3")
 def write_files(folder: Path, *names: str) -> None:
     """Write a file of each name that holds its name."""
     for name in names:
-        (folder / name).write_text(f"-- {name}")
+        (folder / name).write_text(f"SELECT '{name}'")
 
 
 def test_files_are_read_in_order(tmp_path: Path) -> None:
@@ -25,8 +25,8 @@ def test_files_are_read_in_order(tmp_path: Path) -> None:
     write_files(tmp_path, "0002_and_b2.sql", "0001_a.sql")
 
     assert read_migrations(tmp_path) == (
-        Migration(1, "0001_a.sql", "-- 0001_a.sql"),
-        Migration(2, "0002_and_b2.sql", "-- 0002_and_b2.sql"),
+        Migration(1, "0001_a.sql", "SELECT '0001_a.sql'"),
+        Migration(2, "0002_and_b2.sql", "SELECT '0002_and_b2.sql'"),
     )
 
 
@@ -148,3 +148,12 @@ def test_changed_file_is_an_error() -> None:
     """A file that was edited after it ran is named, even when others are still to run."""
     with pytest.raises(MigrationFileError, match=r"0001_first\.sql was changed after it was applied"):
         plan_migrations((FIRST, SECOND), {1: SECOND.sha256})
+
+
+@pytest.mark.parametrize("text", ["", " \n", "-- only a comment", "/* nothing\n here */\n-- nor here\n"])
+def test_file_without_a_statement_is_refused(tmp_path: Path, text: str) -> None:
+    """A migration that does nothing is a mistake."""
+    (tmp_path / "0001_nothing.sql").write_text(text)
+
+    with pytest.raises(MigrationFileError, match=r"0001_nothing\.sql: holds no statement"):
+        read_migrations(tmp_path)

@@ -346,7 +346,7 @@ def test_empty_list_is_no_result(run: Run) -> None:
     for slug in ("acme", "company1", "company2", "globex"):
         run("drop", slug, "--yes")
 
-    assert run("list") == Outcome(0, "", "no tenants yet; make one with: create SLUG\n")
+    assert run("list") == Outcome(0, "", "no tenants yet; the command create makes one\n")
 
 
 # drop

@@ -318,3 +318,11 @@ async def test_websocket_without_a_fresh_registry_is_refused_with_503(app: Quart
 
     assert caught.value.response.status_code == 503
     assert caught.value.response.headers["Retry-After"]
+
+
+def test_secret_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QUART_SECRET_KEY signs the sessions of an app of one's own, as every message says."""
+    monkeypatch.setenv("QUART_SECRET_KEY", "a key of a decent length")
+    app, _ = make_app(None)
+
+    assert app.secret_key == "a key of a decent length"
