@@ -22,15 +22,15 @@ _SESSION_LIFETIME = timedelta(hours=12)
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Quart:
-    """Return the app. `QUART_*` in the environment set what *config* does not.
+    """Return the app. `QUART_*` in the environment go before *config*.
 
     Raises:
         SettingError: A setting is wrong. Missing ones are reported when the app starts to serve.
     """
     app = Quart(__name__, host_matching=True, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=_MAX_BODY_BYTES, PERMANENT_SESSION_LIFETIME=_SESSION_LIFETIME)
-    app.config.from_prefixed_env()
     app.config.update(config or {})
+    app.config.from_prefixed_env()
 
     tenants = QuartTenants(app)
     tenants.commands.add_command(user_commands())
