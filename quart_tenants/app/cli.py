@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_demo, stop_server
+from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_demo
 from quart_tenants.app.server import bind_server, check_startup, load_server_config, run_server
 from quart_tenants.app.user_commands import user_commands
 from quart_tenants.web.cli import tenant_commands
@@ -58,7 +58,7 @@ def demo_command(port: int, data_dir: Path | None, fresh: bool) -> None:
         _print_welcome(address.rpartition(":")[2], data_dir)
         status = run_server(config)
     finally:
-        stop_server(server)
+        asyncio.run(server.stop())
     sys.exit(status)
 
 

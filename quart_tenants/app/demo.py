@@ -139,8 +139,3 @@ def _get_secret_key(path: Path) -> str:
     except OSError as error:
         raise EmbeddedPostgresError(f"{path} cannot be read: {error}; remove it") from error
     raise EmbeddedPostgresError(f"{path} is not yours alone (owner, mode 0600); remove it to have a new one made")
-
-
-def stop_server(server: EmbeddedPostgres) -> None:
-    """Stop *server* after its last client is gone."""
-    asyncio.run(server.stop())

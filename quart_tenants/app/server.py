@@ -11,7 +11,7 @@ from hypercorn.run import run
 from quart_tenants.app import create_app
 from quart_tenants.errors import AddressInUseError, SettingError
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.registry import Registry
+from quart_tenants.postgres.registry import check_registry
 from quart_tenants.resources import get_resource_path
 from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.sessions import check_secret_key
@@ -83,8 +83,11 @@ def check_startup() -> None:
     check_secret_key(app)
 
     async def check_database() -> None:
-        async with await Database.open(settings, max_size=1) as database:
-            await Registry(database, settings).check()
+        async with (
+            await Database.open(settings, max_size=1) as database,
+            database.connection() as connection,
+        ):
+            await check_registry(connection)
 
     asyncio.run(check_database())
 

@@ -115,11 +115,11 @@ async def apply_migrations(connection: "Connection", schema: str, migrations: Se
     for migration in migrations:
         try:
             await connection.execute(migration.sql)
-        except asyncpg.ForeignKeyViolationError as error:
-            reason = _ENDS_TRANSACTION if error.table_name == "unfinished" else describe_refusal(error)
-            raise MigrationFailedError(schema, migration.name, reason) from error
         except asyncpg.PostgresError as error:
-            raise MigrationFailedError(schema, migration.name, _locate(error, migration.sql)) from error
+            # What `create_tenant` put there fails at an early COMMIT.
+            early = isinstance(error, asyncpg.ForeignKeyViolationError) and error.table_name == "unfinished"
+            reason = _ENDS_TRANSACTION if early else _locate(error, migration.sql)
+            raise MigrationFailedError(schema, migration.name, reason) from error
         if not connection.is_in_transaction():
             raise MigrationFailedError(schema, migration.name, _ENDS_TRANSACTION)
         if await connection.fetchval(_SHOW_PATH) != path:

@@ -123,6 +123,7 @@ class Registry:
             try:
                 await self.refresh()
             except Exception as error:
+                # Whatever it is: without this task the worker would be stale until it is restarted.
                 if not failed:
                     known = isinstance(error, TenantError)
                     logger.warning(

@@ -37,16 +37,17 @@ def get_extension() -> "QuartTenants":
     return cast("QuartTenants", extension)
 
 
-def _see_through(proxy: Any) -> object:
+def see_through(proxy: Any) -> object:
+    """Return what one of Quart's proxies stands for at the moment."""
     return proxy._get_current_object()  # noqa: SLF001  (the public way to what a proxy stands for)
 
 
 def find_request() -> Request | Websocket | None:
     """Return the request or websocket that is served here, or None."""
     if has_request_context():
-        return cast("Request", _see_through(request))
+        return cast("Request", see_through(request))
     if has_websocket_context():
-        return cast("Websocket", _see_through(websocket))
+        return cast("Websocket", see_through(websocket))
     return _served.get()
 
 

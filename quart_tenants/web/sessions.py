@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 from itsdangerous import BadData
 from quart import Quart, session
@@ -12,7 +12,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from quart_tenants.errors import SettingError, WrongTenantError
-from quart_tenants.web.context import find_current_tenant
+from quart_tenants.web.context import find_current_tenant, see_through
 
 _OWNER = "_tenant"
 _NO_TENANT = 0
@@ -140,7 +140,7 @@ def start_session() -> TenantSession:
     Raises:
         SettingError: The app has no secret key.
     """
-    current = cast("Any", session)._get_current_object()  # noqa: SLF001  (the public way to see through a proxy)
+    current = see_through(session)
     if not isinstance(current, TenantSession):
         raise _no_secret_key()
     current.renew()
