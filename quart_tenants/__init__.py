@@ -1,5 +1,6 @@
 """One customer = one subdomain = one PostgreSQL schema, for Quart and asyncpg."""
 
+from quart_tenants.domain import Domain, parse_domain
 from quart_tenants.errors import (
     DatabaseTimeoutError,
     DatabaseUnavailableError,
@@ -8,6 +9,7 @@ from quart_tenants.errors import (
     PoolExhaustedError,
     RegistryNotReadyError,
     RegistryStaleError,
+    SchemaBehindError,
     SettingError,
     TenantError,
     TenantExistsError,
@@ -15,22 +17,38 @@ from quart_tenants.errors import (
     UnknownTenantError,
     WrongTenantError,
 )
-from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_slug
+from quart_tenants.postgres.backups import backup_tenant
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.domains import add_domain, list_domains, remove_domain
+from quart_tenants.postgres.fleet import migrate_fleet, plan_fleet
+from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, create_tenants
+from quart_tenants.postgres.purge import purge_trash
+from quart_tenants.postgres.registry_tables import get_tenant, init_registry, list_tenants
+from quart_tenants.postgres.restores import copy_tenant, restore_tenant
+from quart_tenants.postgres.status import get_fleet_status
+from quart_tenants.postgres.trash import drop_tenant, list_trash, undrop_tenant
+from quart_tenants.settings import Settings, read_settings
+from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.context import current_tenant, tenant_connection
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.sessions import start_session
 
 __all__ = [
+    "Database",
     "DatabaseTimeoutError",
     "DatabaseUnavailableError",
+    "Domain",
     "InvalidSlugError",
     "NoTenantError",
     "PoolExhaustedError",
     "QuartTenants",
     "RegistryNotReadyError",
     "RegistryStaleError",
+    "SchemaBehindError",
     "SchemaName",
     "SettingError",
+    "Settings",
     "Slug",
     "Tenant",
     "TenantError",
@@ -38,8 +56,33 @@ __all__ = [
     "TransactionLostError",
     "UnknownTenantError",
     "WrongTenantError",
+    "add_domain",
+    "adopt_schemas",
+    "backup_tenant",
+    "copy_tenant",
+    "create_tenant",
+    "create_tenants",
     "current_tenant",
+    "drop_tenant",
+    "get_fleet_status",
+    "get_tenant",
+    "init_registry",
+    "list_domains",
+    "list_tenants",
+    "list_trash",
+    "migrate_fleet",
+    "parse_domain",
+    "parse_schema_name",
     "parse_slug",
+    "plan_fleet",
+    "purge_trash",
+    "read_settings",
+    "remove_domain",
+    "rename_tenant",
+    "restore_tenant",
+    "resume_tenant",
     "start_session",
+    "suspend_tenant",
     "tenant_connection",
+    "undrop_tenant",
 ]

@@ -35,10 +35,12 @@ class MigrationFailedError(TenantError):
 
     code = "migration_failed"
 
-    def __init__(self, schema: str, migration: str, reason: str) -> None:
-        super().__init__(f"migration {migration} failed in schema {schema!r} and was rolled back: {reason}")
+    def __init__(self, schema: str, migration: str, reason: str, *, kept: str | None = None) -> None:
+        outcome = "was rolled back" if kept is None else kept
+        super().__init__(f"migration {migration} failed in schema {schema!r} and {outcome}: {reason}")
         self.schema = schema
         self.migration = migration
+        self.reason = reason
 
 
 class EmbeddedPostgresError(TenantError):
@@ -86,6 +88,61 @@ class InvalidNameError(TenantError):
     code = "invalid_name"
 
 
+class InvalidDomainError(TenantError):
+    """The name cannot be a tenant's domain."""
+
+    code = "invalid_domain"
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"{text!r} cannot be a tenant's domain: {reason}")
+        self.text = text
+
+
+class UnknownDomainError(TenantError):
+    """No tenant has this domain."""
+
+    code = "unknown_domain"
+
+    def __init__(self, domain: str) -> None:
+        super().__init__(f"no tenant has the domain {domain!r}, or claims it")
+        self.domain = domain
+
+
+class DomainTakenError(TenantError):
+    """This domain is another tenant's."""
+
+    code = "domain_taken"
+
+    def __init__(self, domain: str) -> None:
+        super().__init__(f"the domain {domain!r} is another tenant's; quart-tenants domain remove {domain} frees it")
+        self.domain = domain
+
+
+class DomainNotVerifiedError(TenantError):
+    """DNS does not say yet that this domain is the tenant's."""
+
+    code = "domain_not_verified"
+
+    def __init__(self, domain: str, record_name: str, record_value: str) -> None:
+        super().__init__(
+            f"{domain!r} is not verified yet: make a DNS record of type TXT named {record_name} with the value "
+            f"{record_value} and run the command again (DNS may take minutes to show a new record)"
+        )
+        self.domain = domain
+        self.record_name = record_name
+        self.record_value = record_value
+
+
+class DnsUnavailableError(TenantError):
+    """DNS cannot be asked; try again shortly."""
+
+    code = "dns_unavailable"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"DNS cannot be asked for {name}: {reason}; TENANTS_DNS_SERVERS says whom to ask")
+        self.name = name
+
+
 class UnknownHostError(TenantError):
     """Nothing is served at this host."""
 
@@ -128,6 +185,50 @@ class RecentlyDroppedError(TenantError):
         self.wait = wait
 
 
+class TenantInTrashError(TenantError):
+    """A tenant of this name lies in the trash."""
+
+    code = "tenant_in_trash"
+
+    def __init__(self, slug: str) -> None:
+        super().__init__(
+            f"tenant {slug!r} lies in the trash; bring it back with quart-tenants undrop {slug}, "
+            f"or delete it for good with quart-tenants purge {slug}"
+        )
+        self.slug = slug
+
+
+class TenantNotInTrashError(TenantError):
+    """No tenant of this name lies in the trash."""
+
+    code = "tenant_not_in_trash"
+
+    def __init__(self, slug: str) -> None:
+        super().__init__(f"no tenant {slug!r} lies in the trash; quart-tenants list --trash shows what does")
+        self.slug = slug
+
+
+class FormerSlugError(TenantError):
+    """This name still leads to a tenant that was renamed."""
+
+    code = "former_slug"
+
+    def __init__(self, slug: str, now: str, until: str) -> None:
+        super().__init__(f"{slug!r} leads to tenant {now!r}, which was called so, until {until}")
+        self.slug = slug
+        self.now = now
+
+
+class TenantBusyError(TenantError):
+    """Something else is being done to this tenant; try again shortly."""
+
+    code = "tenant_busy"
+
+    def __init__(self, slug: str) -> None:
+        super().__init__(f"tenant {slug!r} is being migrated or changed by another command; try again shortly")
+        self.slug = slug
+
+
 class SchemaExistsError(TenantError):
     """The schema exists already."""
 
@@ -148,6 +249,22 @@ class UnknownSchemaError(TenantError):
     def __init__(self, schema: str, reason: str) -> None:
         super().__init__(f"schema {schema!r} cannot be adopted: {reason}")
         self.schema = schema
+
+
+class BackupFileError(TenantError):
+    """The file cannot be used as a tenant's backup."""
+
+    code = "invalid_backup"
+
+    def __init__(self, file: str, problem: str) -> None:
+        super().__init__(f"{file} {problem}")
+        self.file = file
+
+
+class ClientProgramError(TenantError):
+    """A program of PostgreSQL that makes or reads backups is missing or failed."""
+
+    code = "client_program"
 
 
 # Requests
@@ -220,6 +337,21 @@ class HashQueueFullError(TenantError):
     """Too many logins are being checked; try again shortly."""
 
     code = "hash_queue_full"
+
+
+class SchemaBehindError(TenantError):
+    """This site is being updated; try again shortly."""
+
+    code = "schema_behind"
+
+    def __init__(self, slug: str, version: int, minimum: int) -> None:
+        super().__init__(
+            f"the tables of tenant {slug!r} are at version {version:04}, and this app needs {minimum:04}: "
+            "run quart-tenants migrate"
+        )
+        self.slug = slug
+        self.version = version
+        self.minimum = minimum
 
 
 # The database

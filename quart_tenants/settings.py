@@ -7,16 +7,26 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from quart_tenants.domain import find_host_name
 from quart_tenants.errors import SettingError
 
 PREFIX = "TENANTS_"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*")
+# An address, in brackets where it has colons itself and a port follows.
+_SERVER = re.compile(r"(?:\[(?P<bracketed>[^]]+)\]|(?P<plain>[^][:]+))(?::(?P<port>[0-9]{1,5}))?|(?P<bare>[^][]+)")
+_DNS_PORT = 53
+
+
+class DnsServer(NamedTuple):
+    """A DNS server to ask."""
+
+    address: str
+    port: int
 
 
 def _setting(default: object, check: Callable[[Any], object], unit: str, purpose: str) -> Any:
@@ -38,10 +48,8 @@ def _check_url(value: object) -> str:
 
 
 def _check_domain(value: object) -> str:
-    # ASCII, because lower() makes a k of the Kelvin sign.
-    domain = value.lower().removesuffix(".") if isinstance(value, str) and value.isascii() else ""
-    # What ends in a number is an address to every browser (WHATWG URL, section 3.5), which has no subdomains.
-    if _DOMAIN.fullmatch(domain) and not domain.rpartition(".")[2].isdigit():
+    domain = find_host_name(value)
+    if domain is not None:
         return domain
     raise ValueError(f"is {value!r}, which is no domain: give it like example.com, without port and scheme")
 
@@ -58,6 +66,28 @@ def _check_networks(value: object) -> tuple[Network, ...]:
         return tuple(ipaddress.ip_network(name) for name in sorted(_check_names(value)))
     except ValueError as error:
         raise ValueError(f"is {value!r}: give networks such as 127.0.0.1 or 10.0.0.0/8 ({error})") from None
+
+
+def _check_dns_servers(value: object) -> tuple[DnsServer, ...]:
+    # In their order: the first one is asked first.
+    texts = value.split(",") if isinstance(value, str) else value
+    try:
+        if isinstance(texts, tuple | list):
+            return tuple(_parse_dns_server(text.strip()) for text in texts if text.strip())
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"is {value!r}: give addresses such as 127.0.0.1, 127.0.0.1:5353 or [::1]:53, with commas")
+
+
+def _parse_dns_server(text: str) -> DnsServer:
+    match = _SERVER.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    address = ipaddress.ip_address(match["bracketed"] or match["plain"] or match["bare"])
+    port = int(match["port"] or _DNS_PORT)
+    if not 0 < port < 2**16:
+        raise ValueError(text)
+    return DnsServer(str(address), port)
 
 
 def _check_folder(value: object) -> Path:
@@ -114,6 +144,39 @@ class Settings:
         _check_folder,
         "folder",
         "The files `NNNN_what_it_does.sql` that make a tenant's tables. Unset: those of the reference app.",
+    )
+    minimum_version: int | None = _setting(
+        None,
+        _between(0, 9999, int),
+        "version",
+        "A tenant whose tables are older is answered 503 `schema_behind`. Unset: the newest file when the app starts.",
+    )
+    migration_lock_timeout: float = _setting(
+        2.0,
+        _between(0.01, 3600, float),
+        "seconds",
+        "How long a migration's statement waits for a lock. Requests of that tenant queue behind it meanwhile.",
+    )
+    migration_statement_timeout: float = _setting(
+        300.0, _between(0.01, 604800, float), "seconds", "How long one statement of a migration may take."
+    )
+    migration_attempts: int = _setting(
+        5,
+        _between(1, 100, int),
+        "attempts",
+        "How often a tenant is tried when a lock, a deadlock or a lost connection was in the way.",
+    )
+    trash_days: float = _setting(
+        30.0, _between(0, 36500, float), "days", "How long a dropped tenant is kept before `purge` deletes it."
+    )
+    redirect_days: float = _setting(
+        30.0, _between(0, 36500, float), "days", "How long the old address of a renamed tenant leads to the new one."
+    )
+    dns_servers: tuple[DnsServer, ...] = _setting(
+        (),
+        _check_dns_servers,
+        "addresses",
+        "Asked whether a domain is a tenant's: `127.0.0.1`, `127.0.0.1:5353` or `[::1]:53`. None: the system's.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         (),

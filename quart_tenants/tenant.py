@@ -14,7 +14,7 @@ Slug = NewType("Slug", str)
 SLUG_PATTERN = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 
 REGISTRY_SCHEMA = "quart_tenants"
-"""The schema that holds the registry; never a tenant's."""
+"""The schema that holds the registry; never a tenant's. What begins with it and `_` is ours as well."""
 
 _SLUG = re.compile(SLUG_PATTERN)
 _MAX_NAME_BYTES = 63
@@ -48,12 +48,16 @@ class Tenant:
         slug: The label before the domain.
         schema: The schema that holds the tenant's tables.
         name: What people call the customer.
+        version: Of the newest migration that ran in the schema; 0 for none.
+        suspended: Whether the tenant is kept, but not served.
     """
 
     id: int
     slug: Slug
     schema: SchemaName
     name: str
+    version: int = 0
+    suspended: bool = False
 
 
 def parse_slug(text: str) -> Slug:
@@ -109,6 +113,6 @@ def parse_display_name(text: str) -> str:
 
 def _find_reserved(text: str) -> str | None:
     name = text.lower()
-    if name.startswith("pg_") or name in _RESERVED_NAMES:
+    if name.startswith(("pg_", f"{REGISTRY_SCHEMA}_")) or name in _RESERVED_NAMES:
         return "the name is reserved"
     return None

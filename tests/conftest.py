@@ -11,7 +11,7 @@ import pytest
 
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.embedded import EmbeddedPostgres
-from quart_tenants.postgres.registry import get_tenant
+from quart_tenants.postgres.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.databases import fill_template, new_database, new_database_between_loops

@@ -11,9 +11,11 @@ import asyncpg
 
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry import init_registry
+from quart_tenants.postgres.purge import purge_trash
+from quart_tenants.postgres.registry_tables import init_registry
+from quart_tenants.postgres.trash import drop_tenant
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import parse_slug
+from quart_tenants.tenant import Slug, parse_slug
 
 ISOLATION_TENANTS = ("acme", "globex")
 DEMO_TENANTS = ("company1", "company2")
@@ -54,10 +56,17 @@ def new_database_between_loops(server_url: str, template: str = "template0") -> 
             runner.run(manager.__aexit__(None, None, None))
 
 
+async def drop_for_good(database: Database, slug: Slug) -> None:
+    """Drop and purge a tenant, and let that be long ago, so that its name is free."""
+    await drop_tenant(database, slug)
+    await purge_trash(database, settings=Settings(), slugs=[slug])
+    await let_names_rest(database)
+
+
 async def let_names_rest(database: Database) -> None:
     """Let it be long ago that tenants were dropped, so that their names are free."""
     async with database.connection() as connection:
-        await connection.execute("UPDATE quart_tenants.dropped_tenants SET dropped_at = dropped_at - interval '1 day'")
+        await connection.execute("UPDATE quart_tenants.resting_names SET free_at = free_at - interval '1 day'")
 
 
 async def fill_template(url: str) -> None:

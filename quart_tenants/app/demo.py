@@ -13,7 +13,7 @@ from quart_tenants.errors import EmbeddedPostgresError, MigrationFileError, Tena
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.embedded import EmbeddedPostgres
 from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry import init_registry
+from quart_tenants.postgres.registry_tables import init_registry
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug

@@ -11,7 +11,7 @@ from hypercorn.run import run
 from quart_tenants.app import create_app
 from quart_tenants.errors import AddressInUseError, SettingError
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.registry import check_registry
+from quart_tenants.postgres.registry_tables import check_registry
 from quart_tenants.resources import get_resource_path
 from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.sessions import check_secret_key

@@ -8,10 +8,10 @@ from quart_tenants.app.passwords import PasswordHasher
 from quart_tenants.app.users import add_user
 from quart_tenants.errors import InvalidUserError
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.registry import get_tenant
+from quart_tenants.postgres.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
-from quart_tenants.web.cli import with_database
+from quart_tenants.web.commands.running import with_database
 
 
 def user_commands() -> click.Group:

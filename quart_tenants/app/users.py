@@ -8,7 +8,7 @@ import asyncpg
 from quart_tenants.errors import InvalidUserError, UserExistsError
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.database import Connection
+    from quart_tenants.postgres.block import Connection
 
 _MAX_USERNAME_LENGTH = 254  # characters; an e-mail address has at most as many (RFC 5321, errata 1690)
 

@@ -1,5 +1,6 @@
 """Read migration files, plan what is missing, and run it in one schema."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -11,22 +12,34 @@ import asyncpg
 
 from quart_tenants.errors import MigrationFailedError, MigrationFileError
 from quart_tenants.postgres.refusals import describe_refusal
+from quart_tenants.resources import get_resource_path
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.database import Connection
+    from quart_tenants.postgres.block import Connection, DriverConnection
+    from quart_tenants.postgres.statements import Script, Statement
 
-# Good enough to tell whether anything else is there; the server does the parsing.
-_COMMENTS = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+_MOST_NAMES = 5
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
+# Answers what is on the path, so that a migration which has changed it is found out.
 _RECORD = """
-INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256) VALUES ($1, $2, $3, $4)
+WITH recorded AS (
+    INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
+    SELECT $1, version, name, sha256 FROM unnest($2::integer[], $3::text[], $4::text[]) AS x (version, name, sha256)
+)
+SELECT pg_catalog.current_schemas(false)::text[]
 """
-_SHOW_PATH = "SELECT pg_catalog.current_setting('search_path')"
+# Which of our files ($1 versions, $2 digests) ran with another text, and for whom.
+_LIST_EDITED = """
+SELECT a.version, array_agg(t.slug ORDER BY t.slug) AS slugs
+FROM unnest($1::integer[], $2::text[]) AS f (version, sha256)
+JOIN quart_tenants.applied_migrations AS a ON a.version = f.version AND a.sha256 <> f.sha256
+JOIN quart_tenants.living_tenants AS t ON t.schema_name = a.schema_name
+GROUP BY a.version ORDER BY a.version
+"""
 _LIST_APPLIED = "SELECT version, sha256 FROM quart_tenants.applied_migrations WHERE schema_name = $1"
-
-
-_ENDS_TRANSACTION = "it ends the transaction that it runs in; take COMMIT and ROLLBACK out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +61,34 @@ class Migration:
         """The digest of the file's text, in hex."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
+    @property
+    def script(self) -> "Script":
+        """The file's statements.
+
+        Raises:
+            MigrationFileError: The file is no SQL, or does what a migration must not.
+        """
+        return _parse(self.name, self.sql)
+
+    def check(self) -> None:
+        """Make sure that the file can run. Raises what `script` raises."""
+        _ = self.script
+
+
+@dataclass(frozen=True, slots=True)
+class EditedFile:
+    """A migration whose file was changed after it had run for these tenants."""
+
+    file: str
+    slugs: tuple[Slug, ...]
+
 
 def read_migrations(folder: Path) -> tuple[Migration, ...]:
-    """Return the migrations in *folder* in order of version.
+    """Return the migrations in *folder* in order of version. What is in them is not parsed yet.
 
     Raises:
         MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice,
-            a file holds no statement, there are none, or the folder cannot be read.
+            there are none, or the folder cannot be read.
     """
     migrations: list[Migration] = []
     try:
@@ -71,8 +105,6 @@ def read_migrations(folder: Path) -> tuple[Migration, ...]:
             migration = Migration(int(match[1]), path.name, path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise MigrationFileError(f"{path}: cannot be read: {error}") from error
-        if not _COMMENTS.sub("", migration.sql).strip():
-            raise MigrationFileError(f"{path}: holds no statement")
         if migration.version != len(migrations) + 1:
             raise MigrationFileError(
                 f"{path}: expected number {len(migrations) + 1:04}; numbers start at 0001, without a gap or a double"
@@ -81,6 +113,15 @@ def read_migrations(folder: Path) -> tuple[Migration, ...]:
     if not migrations:
         raise MigrationFileError(f"{folder}: has no file named like 0001_what_it_does.sql")
     return tuple(migrations)
+
+
+def get_tenant_migrations(settings: Settings) -> tuple[Migration, ...]:
+    """Return the migrations of a tenant's schema: the app's own, or those of the reference app.
+
+    Raises:
+        MigrationFileError: A file is misnamed, missing or unreadable.
+    """
+    return read_migrations(settings.migrations_dir or get_resource_path("sql/tenant"))
 
 
 def plan_migrations(migrations: Sequence[Migration], applied: Mapping[int, str]) -> tuple[Migration, ...]:
@@ -104,38 +145,111 @@ async def list_applied(connection: "Connection", schema: str) -> dict[int, str]:
     return {row["version"]: row["sha256"] for row in await connection.fetch(_LIST_APPLIED, schema)}
 
 
-async def apply_migrations(connection: "Connection", schema: str, migrations: Sequence[Migration]) -> None:
-    """Run *migrations* in the transaction and on the path of *connection*, and record them for *schema*.
+async def list_edited(connection: "Connection", migrations: Sequence[Migration]) -> tuple[EditedFile, ...]:
+    """Return which of *migrations* were changed after they ran, by one query over all tenants."""
+    rows = await connection.fetch(
+        _LIST_EDITED,
+        [migration.version for migration in migrations],
+        [migration.sha256 for migration in migrations],
+    )
+    names = {migration.version: migration.name for migration in migrations}
+    return tuple(EditedFile(names[row["version"]], tuple(map(Slug, row["slugs"]))) for row in rows)
+
+
+async def refuse_edited(connection: "Connection", migrations: Sequence[Migration]) -> None:
+    """Make sure that no file was changed after it ran for some tenant.
 
     Raises:
-        MigrationFailedError: A statement failed, and the caller's transaction is lost; or a file ended
-            that transaction or changed the path, so that what follows would land elsewhere.
+        MigrationFileError: Names the files and the tenants.
     """
-    path = await connection.fetchval(_SHOW_PATH)
-    for migration in migrations:
-        try:
-            await connection.execute(migration.sql)
-        except asyncpg.PostgresError as error:
-            # What `create_tenant` put there fails at an early COMMIT.
-            early = isinstance(error, asyncpg.ForeignKeyViolationError) and error.table_name == "unfinished"
-            reason = _ENDS_TRANSACTION if early else _locate(error, migration.sql)
-            raise MigrationFailedError(schema, migration.name, reason) from error
-        if not connection.is_in_transaction():
-            raise MigrationFailedError(schema, migration.name, _ENDS_TRANSACTION)
-        if await connection.fetchval(_SHOW_PATH) != path:
-            raise MigrationFailedError(schema, migration.name, "it changes search_path; use unqualified names only")
-    await record_migrations(connection, schema, migrations)
+    edited = await list_edited(connection, migrations)
+    if edited:
+        names = "; ".join(f"{one.file} (by {_name_some(one.slugs)})" for one in edited)
+        raise MigrationFileError(
+            f"changed after it was applied: {names}; put the file back, and write a new one for what is to change"
+        )
 
 
-async def record_migrations(connection: "Connection", schema: str, migrations: Sequence[Migration]) -> None:
-    """Write down that *migrations* are applied in *schema*, without running them."""
-    await connection.executemany(
-        _RECORD, [(schema, migration.version, migration.name, migration.sha256) for migration in migrations]
+async def apply_migrations(
+    connection: "Connection", schema: str, migrations: Sequence[Migration], *, path: Sequence[str] | None = None
+) -> None:
+    """Run *migrations* in the transaction and on the path of *connection*, and record them for *schema*.
+
+    Args:
+        connection: Inside a block.
+        schema: The name under which they are recorded.
+        migrations: In order of version.
+        path: The schemas on the path of *connection*; default: *schema* alone.
+
+    Raises:
+        MigrationFileError: A file is no SQL; nothing ran.
+        MigrationFailedError: A statement failed, or they left another path behind. The caller's
+            transaction is lost.
+    """
+    await run_scripts(connection, schema, migrations)
+    if await record_migrations(connection, schema, migrations) != list([schema] if path is None else path):
+        raise explain_path(schema, migrations)
+
+
+async def run_scripts(
+    connection: "Connection", schema: str, migrations: Sequence[Migration], *, seconds: float | None = None
+) -> None:
+    """Run the statements of *migrations* in the transaction of *connection*, one message each, and record nothing.
+
+    Statements that PostgreSQL refuses in a transaction lose their CONCURRENTLY: here they meet new
+    tables, which nobody uses yet.
+
+    Args:
+        connection: Inside a block.
+        schema: For errors.
+        migrations: In order of version.
+        seconds: That a statement may take; default: the connection's own limit.
+
+    Raises what `apply_migrations` raises.
+    """
+    scripts = [(migration.name, migration.script) for migration in migrations]
+    for name, script in scripts:
+        for statement in script.statements:
+            try:
+                await connection.execute(statement.sql_for_new_tables, timeout=seconds)
+            except asyncpg.PostgresError as error:
+                raise MigrationFailedError(schema, name, locate_refusal(statement, error)) from error
+
+
+def explain_path(schema: str, migrations: Sequence[Migration]) -> MigrationFailedError:
+    """Return the error for *migrations* that left another path behind, such as by set_config()."""
+    # A statement that says SET is found before any runs.
+    names = ", ".join(migration.name for migration in migrations)
+    return MigrationFailedError(schema, names, "it changes search_path; use unqualified names only")
+
+
+async def record_migrations(
+    connection: "Connection | DriverConnection", schema: str, migrations: Sequence[Migration]
+) -> list[str]:
+    """Write down that *migrations* are applied in *schema*, and return which schemas are on the path."""
+    schemas: list[str] = await connection.fetchval(
+        _RECORD,
+        schema,
+        [migration.version for migration in migrations],
+        [migration.name for migration in migrations],
+        [migration.sha256 for migration in migrations],
     )
+    return schemas
 
 
-def _locate(error: asyncpg.PostgresError, sql: str) -> str:
-    """Return what the server said, with the line of *sql* if it said where."""
-    # Its position counts characters from 1.
-    line = f"line {sql.count(chr(10), 0, int(error.position) - 1) + 1}: " if error.position else ""
-    return line + describe_refusal(error)
+def locate_refusal(statement: "Statement", error: asyncpg.PostgresError) -> str:
+    """Return what the server said about *statement*, with the line of its file."""
+    return f"line {statement.locate(error.position)}: {describe_refusal(error)}"
+
+
+def _name_some(slugs: Sequence[str]) -> str:
+    more = f" and {len(slugs) - _MOST_NAMES} more" if len(slugs) > _MOST_NAMES else ""
+    return ", ".join(slugs[:_MOST_NAMES]) + more
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(name: str, sql: str) -> "Script":
+    # Here, because it takes a tenth of a second to load, and a worker that serves runs no migration.
+    from quart_tenants.postgres.statements import parse_script
+
+    return parse_script(name, sql)

@@ -1,100 +1,179 @@
-"""Create, adopt and drop tenants. Each is one transaction: all of it, or nothing."""
+"""Make tenants: create them, many at a time, or adopt schemas that exist."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import asyncpg
 
 from quart_tenants.errors import (
+    FormerSlugError,
     InvalidSlugError,
     RecentlyDroppedError,
     SchemaExistsError,
+    TenantError,
     TenantExistsError,
+    TenantInTrashError,
     UnknownSchemaError,
-    UnknownTenantError,
 )
 from quart_tenants.postgres.database import Database, enter_schema
-from quart_tenants.postgres.migrations import Migration, apply_migrations, read_migrations, record_migrations
-from quart_tenants.postgres.registry import announce_changes, check_registry
-from quart_tenants.resources import get_resource_path
+from quart_tenants.postgres.migrations import (
+    Migration,
+    apply_migrations,
+    get_tenant_migrations,
+    record_migrations,
+    refuse_edited,
+    run_scripts,
+)
+from quart_tenants.postgres.registry_tables import announce_changes, check_registry
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.database import Connection
+    from quart_tenants.postgres.block import Connection
 
+# What stands in the way of each slug ($1) with its schema ($2), if anything. $3 how long a worker may remember a
+# dropped tenant, in seconds.
+_FIND_OBSTACLES = """
+SELECT
+    x.slug,
+    x.schema_name,
+    s.id IS NOT NULL AND s.dropped_at IS NOT NULL AS in_trash,
+    coalesce(s.slug, h.slug) AS taken_by,
+    coalesce(s.schema_name, h.schema_name) AS taken_schema,
+    now_called.slug AS renamed_to,
+    to_char(f.redirect_until, 'YYYY-MM-DD HH24:MI TZ') AS redirect_until,
+    (SELECT extract(epoch FROM max(r.free_at) - now()) + $3 FROM quart_tenants.resting_names AS r
+     WHERE r.free_at > now() - make_interval(secs => $3)
+        AND (r.slug = x.slug OR r.schema_name = x.schema_name))::float8 AS wait,
+    n.oid IS NOT NULL AS schema_exists
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS x (slug, schema_name, number)
+LEFT JOIN quart_tenants.tenants AS s ON s.slug = x.slug
+LEFT JOIN quart_tenants.tenants AS h ON h.schema_name = x.schema_name
+LEFT JOIN quart_tenants.former_slugs AS f ON f.slug = x.slug AND f.redirect_until > now()
+LEFT JOIN quart_tenants.tenants AS now_called ON now_called.id = f.tenant_id
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = x.schema_name
+ORDER BY x.number
+"""
 _ADD_TENANT = """
 INSERT INTO quart_tenants.tenants (slug, schema_name, display_name) VALUES ($1, $2, $3)
 ON CONFLICT DO NOTHING RETURNING id
 """
-_FIND_TAKEN = "SELECT slug, schema_name FROM quart_tenants.tenants WHERE slug = $1 OR schema_name = $2 LIMIT 1"
-_REMOVE_TENANT = "DELETE FROM quart_tenants.tenants WHERE slug = $1 RETURNING id, schema_name, display_name"
-_WRITE_DROP = """
-INSERT INTO quart_tenants.dropped_tenants (tenant_id, slug, schema_name) VALUES ($1, $2, $3)
-"""
-# Seconds until the name is free. $3 how long a worker may remember it, in seconds.
-_FIND_RECENT_DROP = """
-SELECT (extract(epoch FROM max(dropped_at) - now()) + $3)::float8 FROM quart_tenants.dropped_tenants
-WHERE dropped_at > now() - make_interval(secs => $3) AND (slug = $1 OR schema_name = $2)
-"""
-# Between these two no COMMIT succeeds.
-_FORBID_COMMIT = "INSERT INTO quart_tenants.unfinished (tenant_id) VALUES (0)"
-_ALLOW_COMMIT = "DELETE FROM quart_tenants.unfinished WHERE tenant_id = 0"
-_FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _MAY_USE_SCHEMA = """
 SELECT pg_catalog.has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = $1
 """
 
 
-def get_tenant_migrations(settings: Settings) -> tuple[Migration, ...]:
-    """Return the migrations of a tenant's schema: the app's own, or those of the reference app.
-
-    Raises:
-        MigrationFileError: A file is misnamed, missing or unreadable.
-    """
-    return read_migrations(settings.migrations_dir or get_resource_path("sql/tenant"))
-
-
 async def create_tenant(
-    database: Database, slug: Slug, name: str, *, settings: Settings, first_rows: str | None = None
+    database: Database,
+    slug: Slug,
+    name: str,
+    *,
+    settings: Settings,
+    schema: SchemaName | None = None,
+    first_rows: str | None = None,
 ) -> Tenant:
-    """Register a tenant, create its schema and run every tenant migration in it.
+    """Register a tenant, create its schema and run every tenant migration in it. All of it, or nothing.
 
     Args:
         database: Where; its role needs CREATE on the database.
-        slug: The subdomain; also the name of the schema.
+        slug: The subdomain.
         name: What people call the customer.
         settings: Reserved slugs, and where the migrations lie.
+        schema: Default: called like the slug.
         first_rows: SQL that fills the new tables, in the same transaction.
 
     Raises:
         InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
         InvalidNameError: *name* is empty, too long or not printable.
-        TenantExistsError: The slug is taken.
+        TenantExistsError: The slug or the schema is taken.
+        TenantInTrashError: A tenant of that name was dropped, and not purged yet.
+        FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
         RecentlyDroppedError: A tenant of that name was dropped within `TENANTS_REGISTRY_MAX_AGE`.
         SchemaExistsError: A schema of that name exists and is no tenant's.
+        MigrationFileError: A file is no SQL, or was changed after it ran for another tenant.
         MigrationFailedError: A migration failed.
         RegistryNotReadyError: There is no registry yet.
     """
-    _check_not_reserved(slug, settings)
+    check_not_reserved(slug, settings)
     name = parse_display_name(name)
-    schema = parse_schema_name(slug)
+    schema = schema or parse_schema_name(slug)
     migrations = get_tenant_migrations(settings)
     async with database.connection() as connection:
         await check_registry(connection)
-        tenant = await _register(connection, slug, schema, name, settings)
+        await refuse_edited(connection, migrations)
+        await check_free(connection, {slug: schema}, settings)
+        return await _create(connection, slug, schema, name, migrations, first_rows)
+
+
+async def create_tenants(
+    database: Database,
+    names: Mapping[Slug, str],
+    *,
+    settings: Settings,
+    jobs: int = 4,
+    on_created: Callable[[Tenant], object] | None = None,
+) -> int:
+    """Create many tenants, each in a transaction of its own; return how many.
+
+    All that can be checked is checked before the first one is made. When something fails after that, or on
+    a cancellation, those that were made stay, each complete.
+
+    Args:
+        database: With at least as many connections as *jobs*.
+        names: What people call the customer, by slug.
+        settings: Reserved slugs, and where the migrations lie.
+        jobs: How many are made at the same time.
+        on_created: Called for each tenant.
+
+    Raises what `create_tenant` raises, for the first slug that something is wrong with.
+    """
+    for slug in names:
+        check_not_reserved(slug, settings)
+    rows = {slug: (parse_schema_name(slug), parse_display_name(name)) for slug, name in names.items()}
+    migrations = get_tenant_migrations(settings)
+    for migration in migrations:
+        migration.check()
+    async with database.connection() as connection:
+        await check_registry(connection)
+        await refuse_edited(connection, migrations)
+        await check_free(connection, {slug: schema for slug, (schema, _) in rows.items()}, settings)
+    left = iter(rows.items())
+
+    async def create_from_the_rest() -> None:
+        # One iterator for all: each takes the next when it is free.
+        for slug, (schema, name) in left:
+            async with database.connection() as connection:
+                tenant = await _create(connection, slug, schema, name, migrations)
+            if on_created is not None:
+                on_created(tenant)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(jobs):
+                group.create_task(create_from_the_rest())
+    except BaseExceptionGroup as failures:
+        # One is enough to say; the group has cancelled the others.
+        raise failures.exceptions[0] from None
+    return len(rows)
+
+
+async def find_obstacles(database: Database, slugs: Collection[Slug], *, settings: Settings) -> dict[Slug, TenantError]:
+    """Return why `create_tenant` would refuse those of *slugs* that it would refuse. One look for all.
+
+    Raises:
+        RegistryNotReadyError: There is no registry yet.
+    """
+    obstacles: dict[Slug, TenantError] = {}
+    for slug in slugs:
         try:
-            await connection.execute(f"CREATE SCHEMA {schema.quoted}")
-        except asyncpg.DuplicateSchemaError as error:
-            raise SchemaExistsError(str(schema)) from error
-        await connection.execute(_FORBID_COMMIT)
-        await enter_schema(connection, schema)
-        await apply_migrations(connection, str(schema), migrations)
-        if first_rows is not None:
-            await connection.execute(first_rows)
-        await connection.execute(_ALLOW_COMMIT)
-        await announce_changes(connection, tenant.id)
-    return tenant
+            check_not_reserved(slug, settings)
+        except InvalidSlugError as error:
+            obstacles[slug] = error
+    async with database.connection() as connection:
+        await check_registry(connection)
+        found = await _list_obstacles(connection, {slug: parse_schema_name(slug) for slug in slugs}, settings)
+    return dict(found) | obstacles
 
 
 async def adopt_schemas(
@@ -112,6 +191,8 @@ async def adopt_schemas(
         InvalidSlugError: A slug is reserved by `TENANTS_RESERVED_SLUGS`.
         UnknownSchemaError: A schema does not exist, is not ours to use, or there is no such version.
         TenantExistsError: A slug is taken, or a schema is another tenant's.
+        TenantInTrashError: A tenant of that name was dropped, and not purged yet.
+        FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
         RecentlyDroppedError: A tenant of that name was dropped within `TENANTS_REGISTRY_MAX_AGE`.
         RegistryNotReadyError: There is no registry yet.
     """
@@ -125,51 +206,102 @@ async def adopt_schemas(
     async with database.connection() as connection:
         await check_registry(connection)
         for slug, schema in schemas.items():
-            _check_not_reserved(slug, settings)
+            check_not_reserved(slug, settings)
             usable = await connection.fetchval(_MAY_USE_SCHEMA, schema.name)
             if usable is None:
                 raise UnknownSchemaError(schema.name, "there is none of that name in this database")
             if not usable:
                 raise UnknownSchemaError(schema.name, "this role lacks the right to use it: GRANT USAGE ON SCHEMA")
-            tenants.append(await _register(connection, slug, schema, slug, settings))
+            await check_free(connection, {slug: schema}, settings, new_schema=False)
+            tenants.append(await register_tenant(connection, slug, schema, slug, version))
             await record_migrations(connection, schema.name, migrations[:version])
         await announce_changes(connection, *(tenant.id for tenant in tenants))
     return tenants
 
 
-async def drop_tenant(database: Database, slug: Slug) -> Tenant:
-    """Remove a tenant and its schema with everything in it, for good; return what it was.
+async def check_free(
+    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
+) -> None:
+    """Make sure that nothing stands in the way of tenants at these slugs with these schemas.
+
+    Args:
+        connection: Inside a block.
+        schemas: By slug; None where only the slug matters.
+        settings: How long a dropped name rests.
+        new_schema: Whether the schemas must not exist.
 
     Raises:
-        UnknownTenantError: There is none.
-        RegistryNotReadyError: There is no registry yet.
+        TenantExistsError, TenantInTrashError, FormerSlugError, RecentlyDroppedError, SchemaExistsError:
+            Something does; for the first slug of *schemas* that it is true of.
     """
-    async with database.connection() as connection:
-        await check_registry(connection)
-        row = await connection.fetchrow(_REMOVE_TENANT, slug)
-        if row is None:
-            raise UnknownTenantError(slug)
-        tenant = Tenant(row["id"], slug, SchemaName(row["schema_name"]), row["display_name"])
-        # IF EXISTS: a schema that somebody dropped by hand must not keep its tenant alive.
-        await connection.execute(f"DROP SCHEMA IF EXISTS {tenant.schema.quoted} CASCADE")
-        await connection.execute(_FORGET_MIGRATIONS, tenant.schema.name)
-        await connection.execute(_WRITE_DROP, tenant.id, tenant.slug, tenant.schema.name)
-        await announce_changes(connection, tenant.id)
+    for _, error in await _list_obstacles(connection, schemas, settings, new_schema=new_schema):
+        raise error
+
+
+async def register_tenant(connection: "Connection", slug: Slug, schema: SchemaName, name: str, version: int) -> Tenant:
+    """Write the tenant's row, after `check_free`.
+
+    Raises:
+        TenantExistsError: Somebody else was faster by a moment.
+    """
+    tenant_id = await connection.fetchval(_ADD_TENANT, slug, schema.name, name)
+    if tenant_id is None:
+        raise TenantExistsError(slug, schema.name)
+    return Tenant(tenant_id, slug, schema, name, version)
+
+
+async def _list_obstacles(
+    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
+) -> list[tuple[Slug, TenantError]]:
+    """Return what stands in the way of each of *schemas* that cannot be made, in their order."""
+    rows = await connection.fetch(
+        _FIND_OBSTACLES,
+        list(schemas),
+        [schema and schema.name for schema in schemas.values()],
+        settings.registry_max_age,
+    )
+    obstacles = [(Slug(row["slug"]), _explain_obstacle(row, new_schema=new_schema)) for row in rows]
+    return [(slug, error) for slug, error in obstacles if error is not None]
+
+
+def _explain_obstacle(row: asyncpg.Record, *, new_schema: bool) -> TenantError | None:
+    if row["in_trash"]:
+        return TenantInTrashError(row["slug"])
+    if row["taken_by"] == row["slug"]:
+        return TenantExistsError(row["taken_by"], row["taken_schema"])
+    if row["renamed_to"] is not None:
+        return FormerSlugError(row["slug"], row["renamed_to"], row["redirect_until"])
+    if row["taken_by"] is not None:
+        return TenantExistsError(row["taken_by"], row["taken_schema"])
+    if row["wait"] is not None:
+        return RecentlyDroppedError(row["slug"], row["wait"])
+    if new_schema and row["schema_exists"]:
+        return SchemaExistsError(row["schema_name"])
+    return None
+
+
+async def _create(
+    connection: "Connection",
+    slug: Slug,
+    schema: SchemaName,
+    name: str,
+    migrations: Sequence[Migration],
+    first_rows: str | None = None,
+) -> Tenant:
+    tenant = await register_tenant(connection, slug, schema, name, migrations[-1].version)
+    try:
+        await connection.execute(f"CREATE SCHEMA {schema.quoted}")
+    except asyncpg.DuplicateSchemaError as error:
+        raise SchemaExistsError(str(schema)) from error
+    await enter_schema(connection, schema)
+    await apply_migrations(connection, str(schema), migrations)
+    if first_rows is not None:
+        await run_scripts(connection, str(schema), [Migration(0, "first_rows", first_rows)])
+    await announce_changes(connection, tenant.id)
     return tenant
 
 
-async def _register(connection: "Connection", slug: Slug, schema: SchemaName, name: str, settings: Settings) -> Tenant:
-    wait = await connection.fetchval(_FIND_RECENT_DROP, slug, schema.name, settings.registry_max_age)
-    if wait is not None:
-        raise RecentlyDroppedError(slug, wait)
-    tenant_id = await connection.fetchval(_ADD_TENANT, slug, schema.name, name)
-    if tenant_id is None:
-        taken = await connection.fetchrow(_FIND_TAKEN, slug, schema.name)
-        # Gone again in this very moment: the name is free, but not in this transaction.
-        raise TenantExistsError(*(taken or (slug, schema.name)))
-    return Tenant(tenant_id, slug, schema, name)
-
-
-def _check_not_reserved(slug: Slug, settings: Settings) -> None:
+def check_not_reserved(slug: Slug, settings: Settings) -> None:
+    """Raise `InvalidSlugError` for what `TENANTS_RESERVED_SLUGS` keeps for the app itself."""
     if slug in settings.reserved_slugs:
         raise InvalidSlugError(slug, "the name is reserved by TENANTS_RESERVED_SLUGS")

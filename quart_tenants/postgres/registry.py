@@ -1,91 +1,107 @@
 """Know which tenants exist, in memory, kept fresh by a feed of changes."""
 
 import asyncio
-import contextlib
-import functools
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+import time
+from typing import NoReturn
 
 import asyncpg
 
-from quart_tenants.errors import RegistryNotReadyError, RegistryStaleError, TenantError, UnknownTenantError
+from quart_tenants.errors import RegistryStaleError, SchemaBehindError, TenantError, UnknownTenantError
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.migrations import (
-    Migration,
-    apply_migrations,
-    list_applied,
-    plan_migrations,
-    read_migrations,
-)
-from quart_tenants.postgres.refusals import describe_refusal
-from quart_tenants.resources import get_resource_path
+from quart_tenants.postgres.registry_tables import check_registry, read_tenant, unready_explained
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.database import Connection
+from quart_tenants.tenant import Slug, Tenant
 
 logger = logging.getLogger(__name__)
 
-_REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrations') IS NOT NULL"
-_REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"
-_CREATE_REGISTRY_SCHEMA = "CREATE SCHEMA quart_tenants"
-_RUN_INIT = "run quart-tenants init, or for an app of your own: quart --app APP tenants init"
-_NO_REGISTRY = f"this database has no tenant registry yet: {_RUN_INIT}"
-# Two `init` at once would both find nothing. The number is arbitrary, but ours: "tenants" as bytes.
-_LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012211)"
-
-_LIST_TENANTS = "SELECT id, slug, schema_name, display_name FROM quart_tenants.tenants ORDER BY slug"
-_GET_TENANT = "SELECT id, slug, schema_name, display_name FROM quart_tenants.tenants WHERE slug = $1"
-_LATEST_CHANGE = """
-SELECT revision, tenant_id, changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1
+_LIST_LIVING = """
+SELECT id, slug, schema_name, display_name, version, suspended, domains, former_slugs, redirects_until
+FROM quart_tenants.living_tenants
 """
-# From the last change seen on, that one included: if it is missing, or another one, this is not the same feed.
+# Where the feed stands: which transactions it shows, on which start of the server, and its newest row.
+_GET_POSITION = """
+SELECT
+    pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.pg_postmaster_start_time() AS started_at,
+    newest.revision, newest.tenant_id, newest.changed_at
+FROM (SELECT) AS once LEFT JOIN (
+    SELECT revision, tenant_id, changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1
+) AS newest ON true
+"""
+# $1 the last snapshot: what it did not show is new. $2 to $4 the newest row of then: if it is gone, this is
+# not the same feed. At least one row; changed_id is null where nothing changed.
 _LIST_CHANGES = """
-SELECT c.revision, c.tenant_id, c.changed_at, t.id, t.slug, t.schema_name, t.display_name
-FROM quart_tenants.changes AS c LEFT JOIN quart_tenants.tenants AS t ON t.id = c.tenant_id
-WHERE c.revision >= $1 ORDER BY c.revision
-"""
-_LOCK_CHANGES = "LOCK TABLE quart_tenants.changes IN SHARE ROW EXCLUSIVE MODE"
-_ADD_CHANGES = """
-INSERT INTO quart_tenants.changes (revision, tenant_id)
-SELECT (SELECT max(revision) FROM quart_tenants.changes) + n, id FROM unnest($1::bigint[]) WITH ORDINALITY AS x (id, n)
+SELECT
+    pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.pg_postmaster_start_time() AS started_at,
+    newest.revision, newest.tenant_id, newest.changed_at,
+    EXISTS (
+        SELECT FROM quart_tenants.changes WHERE (revision, tenant_id, changed_at) = ($2, $3, $4)
+    ) AS same_feed,
+    changed.tenant_id AS changed_id,
+    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.domains, t.former_slugs, t.redirects_until
+FROM (SELECT) AS once
+LEFT JOIN (
+    SELECT revision, tenant_id, changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1
+) AS newest ON true
+LEFT JOIN (
+    SELECT DISTINCT tenant_id FROM quart_tenants.changes
+    WHERE transaction >= pg_catalog.pg_snapshot_xmin($1::text::pg_catalog.pg_snapshot)
+        AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $1::text::pg_catalog.pg_snapshot)
+) AS changed ON true
+LEFT JOIN quart_tenants.living_tenants AS t ON t.id = changed.tenant_id
 """
 
 
 class Registry:
-    """Every active tenant, in the memory of one worker.
+    """Every tenant but those in the trash, in the memory of one worker.
 
     A look-up costs no query. Changes made by any other process arrive by `follow` within
     `TENANTS_REGISTRY_POLL_INTERVAL`. When they cannot be read for `TENANTS_REGISTRY_MAX_AGE`, what
     is remembered is not trusted any more: fail closed.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, *, minimum_version: int = 0) -> None:
         self._database = database
         self._settings = settings
-        self._by_slug: dict[Slug, Tenant] = {}
+        self._minimum_version = minimum_version
         self._by_id: dict[int, Tenant] = {}
-        # The last change seen: its revision, tenant and time.
-        self._seen: tuple[object, ...] = (-1,)
+        self._by_slug: dict[Slug, Tenant] = {}
+        # Other addresses of a tenant: its domains, and the slugs that it had, with the end of their redirect.
+        self._by_domain: dict[str, int] = {}
+        self._moved: dict[Slug, tuple[int, float]] = {}
+        self._addresses: dict[int, tuple[list[str], list[Slug]]] = {}
+        self._position: asyncpg.Record | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._checking: asyncio.Task[None] | None = None
 
     def get_tenant(self, slug: Slug) -> Tenant:
-        """Return the tenant at *slug*.
+        """Return the tenant at *slug*, if it is to be served.
 
         Raises:
-            UnknownTenantError: There is none.
+            UnknownTenantError: There is none, or it is suspended.
+            SchemaBehindError: Its tables are older than what the app needs.
             RegistryStaleError: What is remembered is too old to be trusted.
         """
         if asyncio.get_running_loop().time() - self._read_at > self._settings.registry_max_age:
             raise RegistryStaleError("the feed of changes could not be read lately")
         tenant = self._by_slug.get(slug)
-        if tenant is None:
+        if tenant is None or tenant.suspended:
             raise UnknownTenantError(slug)
+        if tenant.version < self._minimum_version:
+            raise SchemaBehindError(slug, tenant.version, self._minimum_version)
         return tenant
+
+    def find_slug(self, domain: str) -> Slug | None:
+        """Return the slug of the tenant that has *domain* for its own, or None. `get_tenant` says if it is served."""
+        tenant = self._by_id.get(self._by_domain.get(domain, 0))
+        return None if tenant is None else tenant.slug
+
+    def find_new_slug(self, slug: Slug) -> Slug | None:
+        """Return what the tenant that was renamed from *slug* is called now, or None when that is long ago."""
+        tenant_id, until = self._moved.get(slug, (0, 0.0))
+        tenant = self._by_id.get(tenant_id)
+        return None if tenant is None or slug in self._by_slug or until <= time.time() else tenant.slug
 
     async def load(self) -> None:
         """Read all tenants.
@@ -101,18 +117,26 @@ class Registry:
         """Read what changed since the last time. Raises what `load` raises."""
         async with self._reading:
             now = asyncio.get_running_loop().time()
-            async with self._database.connection() as connection:
-                with _unready_explained():
-                    changes = await connection.fetch(_LIST_CHANGES, self._seen[0])
-            if not changes or _identify(changes[0]) != self._seen:
-                # The database was replaced, such as by an older backup or by a replica that missed a change.
+            seen = self._position
+            if seen is None:
                 await self._load()
                 return
-            for change in changes[1:]:
-                self._remove(change["tenant_id"])
+            async with self._database.connection() as connection:
+                with unready_explained():
+                    changes = await connection.fetch(
+                        _LIST_CHANGES, seen["snapshot"], seen["revision"], seen["tenant_id"], seen["changed_at"]
+                    )
+            newest = changes[0]
+            # Otherwise it was replaced, such as by an older backup, or the server went back in time.
+            if not newest["same_feed"] or newest["started_at"] != seen["started_at"]:
+                await self._load()
+                return
+            for change in changes:
+                if change["changed_id"] is not None:
+                    self._remove(change["changed_id"])
                 if change["id"] is not None:
-                    self._put(_read_tenant(change))
-            self._seen = _identify(changes[-1])
+                    self._put(change)
+            self._position = newest
             self._read_at = now
 
     async def follow(self) -> NoReturn:
@@ -154,121 +178,38 @@ class Registry:
         now = asyncio.get_running_loop().time()
         async with self._database.connection() as connection:
             await check_registry(connection)
-            # First the last change: what comes in between is read once more by the next refresh.
-            seen = await connection.fetchrow(_LATEST_CHANGE)
-            rows = await connection.fetch(_LIST_TENANTS)
-        self._by_slug.clear()
-        self._by_id.clear()
+            # First the position: what comes in between is read once more by the next refresh.
+            position = await connection.fetchrow(_GET_POSITION)
+            rows = await connection.fetch(_LIST_LIVING)
+        for remembered in (self._by_id, self._by_slug, self._by_domain, self._moved, self._addresses):
+            remembered.clear()
         for row in rows:
-            self._put(_read_tenant(row))
-        self._seen = (-1,) if seen is None else _identify(seen)
+            self._put(row)
+        self._position = position
         self._read_at = now
 
-    def _put(self, tenant: Tenant) -> None:
-        self._by_slug[tenant.slug] = tenant
-        self._by_id[tenant.id] = tenant
+    def _put(self, row: asyncpg.Record) -> None:
+        tenant = read_tenant(row)
+        self._by_id[tenant.id] = self._by_slug[tenant.slug] = tenant
+        former_slugs = [Slug(slug) for slug in row["former_slugs"]]
+        if row["domains"] or former_slugs:
+            self._addresses[tenant.id] = row["domains"], former_slugs
+        for domain in row["domains"]:
+            self._by_domain[domain] = tenant.id
+        for slug, until in zip(former_slugs, row["redirects_until"], strict=True):
+            self._moved[slug] = tenant.id, until
 
     def _remove(self, tenant_id: int) -> None:
         tenant = self._by_id.pop(tenant_id, None)
-        # Its old name may be another tenant's by now.
-        if tenant is not None and self._by_slug.get(tenant.slug) is tenant:
+        if tenant is None:
+            return
+        # Each of its addresses may be another tenant's by now.
+        if self._by_slug.get(tenant.slug) is tenant:
             del self._by_slug[tenant.slug]
-
-
-async def init_registry(database: Database) -> int:
-    """Create or update the registry's tables; return how many migrations ran. Doing it again does no harm.
-
-    Raises:
-        MigrationFailedError: Such as for a lack of rights; the database is unchanged.
-    """
-    async with database.connection() as connection:
-        await connection.execute(_LOCK_REGISTRY_MAKING)
-        applied = {}
-        if await connection.fetchval(_REGISTRY_EXISTS):
-            applied = await list_applied(connection, REGISTRY_SCHEMA)
-        elif not await connection.fetchval(_REGISTRY_SCHEMA_EXISTS):
-            try:
-                await connection.execute(_CREATE_REGISTRY_SCHEMA)
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise RegistryNotReadyError(
-                    f"this role may not create the schema {REGISTRY_SCHEMA}: GRANT CREATE ON DATABASE to it"
-                ) from error
-        missing = plan_migrations(_get_registry_migrations(), applied)
-        await apply_migrations(connection, REGISTRY_SCHEMA, missing)
-    return len(missing)
-
-
-async def check_registry(connection: "Connection") -> None:
-    """Make sure that the registry exists, is as new as this program, and ours to read.
-
-    Raises:
-        RegistryNotReadyError: Say `quart-tenants init`, or what right is missing.
-    """
-    if not await connection.fetchval(_REGISTRY_EXISTS):
-        raise RegistryNotReadyError(_NO_REGISTRY)
-    with _unready_explained():
-        applied = await list_applied(connection, REGISTRY_SCHEMA)
-    if plan_migrations(_get_registry_migrations(), applied):
-        raise RegistryNotReadyError(f"the tenant registry is older than this program: {_RUN_INIT}")
-
-
-async def list_tenants(database: Database) -> list[Tenant]:
-    """Return all tenants in order of slug, read from the database.
-
-    Raises:
-        RegistryNotReadyError: There is no registry.
-    """
-    async with database.connection() as connection:
-        await check_registry(connection)
-        return [_read_tenant(row) for row in await connection.fetch(_LIST_TENANTS)]
-
-
-async def get_tenant(database: Database, slug: Slug) -> Tenant:
-    """Return the tenant at *slug*, read from the database. For commands; a worker asks its `Registry`.
-
-    Raises:
-        UnknownTenantError: There is none.
-        RegistryNotReadyError: There is no registry.
-    """
-    async with database.connection() as connection:
-        await check_registry(connection)
-        row = await connection.fetchrow(_GET_TENANT, slug)
-    if row is None:
-        raise UnknownTenantError(slug)
-    return _read_tenant(row)
-
-
-async def announce_changes(connection: "Connection", *tenant_ids: int) -> None:
-    """Tell every worker that these tenants were made, changed or dropped by this transaction.
-
-    To be called last: other writers wait for this transaction from here to its end.
-    """
-    await connection.execute(_LOCK_CHANGES)
-    await connection.execute(_ADD_CHANGES, tenant_ids)
-
-
-@contextlib.contextmanager
-def _unready_explained() -> Iterator[None]:
-    try:
-        yield
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
-        raise RegistryNotReadyError(_NO_REGISTRY) from error
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise RegistryNotReadyError(
-            f"this role may not read the tenant registry: {describe_refusal(error)}; GRANT it USAGE on the schema "
-            f"{REGISTRY_SCHEMA} and its rights on the tables, or let it own them"
-        ) from error
-
-
-@functools.cache
-def _get_registry_migrations() -> tuple[Migration, ...]:
-    return read_migrations(get_resource_path("sql/registry"))
-
-
-def _identify(change: asyncpg.Record) -> tuple[object, ...]:
-    return change["revision"], change["tenant_id"], change["changed_at"]
-
-
-def _read_tenant(row: asyncpg.Record) -> Tenant:
-    # Checked when it was written, and trusted since: an adopted schema keeps its name as it is.
-    return Tenant(row["id"], Slug(row["slug"]), SchemaName(row["schema_name"]), row["display_name"])
+        domains, former_slugs = self._addresses.pop(tenant_id, ([], []))
+        for domain in domains:
+            if self._by_domain.get(domain) == tenant_id:
+                del self._by_domain[domain]
+        for slug in former_slugs:
+            if self._moved.get(slug, (0, 0.0))[0] == tenant_id:
+                del self._moved[slug]

@@ -5,19 +5,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 from quart import current_app, has_app_context, has_request_context, has_websocket_context, request, websocket
 from quart.wrappers import Request, Websocket
+from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.local import LocalProxy
 
 from quart_tenants.errors import NoTenantError, UnknownHostError, WrongTenantError
-from quart_tenants.tenant import Tenant, parse_slug
-from quart_tenants.web.hosts import parse_host
+from quart_tenants.tenant import Slug, Tenant, parse_slug
+from quart_tenants.web.hosts import find_domain, parse_host
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.database import Block
+    from quart_tenants.postgres.block import Block
     from quart_tenants.web.extension import QuartTenants
 
 EXTENSION_NAME = "quart_tenants"
 """The key of the extension in `app.extensions`."""
 
+_SLUG = "_quart_tenants_slug"
 _TENANT = "_quart_tenants_tenant"
 
 _served: ContextVar[Request | Websocket | None] = ContextVar("quart_tenants_served", default=None)
@@ -59,6 +61,22 @@ def remember_request() -> None:
     _served.set(find_request())
 
 
+def find_slug_at(host: str, extension: "QuartTenants") -> Slug | None:
+    """Return whose address *host* is, which says not that there is such a tenant; None for every other host."""
+    try:
+        return parse_host(host, extension.settings.domain)
+    except UnknownHostError:
+        domain = find_domain(host)
+        return None if domain is None else extension.find_slug(domain)
+
+
+def find_slug(asked: BaseRequestWebsocket, extension: "QuartTenants") -> Slug | None:
+    """Return whose address the host of *asked* is. The same during the whole request, whatever happens to a domain."""
+    if _SLUG not in vars(asked):
+        vars(asked)[_SLUG] = find_slug_at(asked.host, extension)
+    return cast("Slug | None", vars(asked)[_SLUG])
+
+
 def find_current_tenant() -> Tenant | None:
     """Return the tenant whose host this request or websocket names, or None for every other host.
 
@@ -72,10 +90,7 @@ def find_current_tenant() -> Tenant | None:
     # Kept on the request and not in g, which an app context inside this one has anew.
     if _TENANT not in vars(asked):
         extension = get_extension()
-        try:
-            slug = parse_host(asked.host, extension.settings.domain)
-        except UnknownHostError:
-            slug = None
+        slug = find_slug(asked, extension)
         vars(asked)[_TENANT] = None if slug is None else extension.registry.get_tenant(slug)
     return cast("Tenant | None", vars(asked)[_TENANT])
 

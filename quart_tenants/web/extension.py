@@ -9,14 +9,17 @@ from dataclasses import replace
 import click
 from quart import Quart
 
+from quart_tenants.domain import Domain
 from quart_tenants.errors import SettingError
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.provisioning import create_tenant
 from quart_tenants.postgres.registry import Registry
 from quart_tenants.settings import PREFIX, Settings, read_settings
-from quart_tenants.tenant import Tenant, parse_slug
+from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.cli import tenant_commands
 from quart_tenants.web.context import EXTENSION_NAME
+from quart_tenants.web.domains import add_ask_route
 from quart_tenants.web.environment import read_environment
 from quart_tenants.web.problems import answer_tenant_errors
 from quart_tenants.web.proxies import TrustedProxies
@@ -68,7 +71,8 @@ class QuartTenants:
         self._app = app
         app.extensions[EXTENSION_NAME] = self
         app.session_interface = TenantSessionInterface()
-        add_host_routing(app, self.settings.domain)
+        add_host_routing(app, self)
+        add_ask_route(app)
         answer_tenant_errors(app)
         if self.settings.trusted_proxies:
             app.asgi_app = TrustedProxies(app.asgi_app, self.settings.trusted_proxies)  # type: ignore[method-assign]
@@ -100,6 +104,7 @@ class QuartTenants:
             SettingError: The database's address is missing or malformed.
             DatabaseUnavailableError: Nobody answers there.
             RegistryNotReadyError: `quart-tenants init` has not run there.
+            MigrationFileError: `TENANTS_MINIMUM_VERSION` is not set, and the newest file cannot be found.
         """
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(await Database.open(self.settings))
@@ -108,7 +113,7 @@ class QuartTenants:
             patience = min(self.settings.command_timeout, self.settings.registry_max_age / 2)
             feed_settings = replace(self.settings, command_timeout=patience, acquire_timeout=patience)
             feed = await stack.enter_async_context(await Database.open(feed_settings, max_size=1))
-            registry = Registry(feed, self.settings)
+            registry = Registry(feed, self.settings, minimum_version=_get_minimum_version(self.settings))
             await registry.load()
             follower = asyncio.create_task(registry.follow(), name="quart_tenants registry")
             stack.push_async_callback(_cancel, follower)
@@ -132,6 +137,10 @@ class QuartTenants:
             raise _not_running()
         return self._registry
 
+    def find_slug(self, domain: Domain) -> Slug | None:
+        """Return the slug of the tenant that has *domain* for its own, as this worker knows; None while not serving."""
+        return None if self._registry is None else self._registry.find_slug(domain)
+
     async def create(self, slug: str, *, name: str | None = None) -> Tenant:
         """Create a tenant, such as at a sign-up. This worker knows it at once, the others within two seconds.
 
@@ -153,6 +162,13 @@ def _check_quart_settings(app: Quart) -> None:
         )
     if app.config["SESSION_COOKIE_DOMAIN"]:
         raise SettingError("SESSION_COOKIE_DOMAIN", "must stay unset: a session belongs to one tenant's host")
+
+
+def _get_minimum_version(settings: Settings) -> int:
+    """Return what the tables must be at least: what this code was written for is the newest file beside it."""
+    if settings.minimum_version is not None:
+        return settings.minimum_version
+    return get_tenant_migrations(settings)[-1].version
 
 
 def _not_running() -> RuntimeError:

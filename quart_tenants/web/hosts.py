@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass
 
-from quart_tenants.errors import UnknownHostError
+from quart_tenants.domain import Domain, parse_domain
+from quart_tenants.errors import InvalidDomainError, UnknownHostError
 from quart_tenants.tenant import SLUG_PATTERN, Slug
 
+_PORT = ":[0-9]{1,5}"
 # At most one trailing dot, and any port.
-_END = r"\.?(?::[0-9]{1,5})?"
+_END = rf"\.?(?:{_PORT})?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +43,17 @@ def parse_host(host: str, domain: str) -> Slug | None:
     if re.fullmatch(patterns.apex, host, re.ASCII | re.IGNORECASE):
         return None
     raise UnknownHostError(host)
+
+
+def find_domain(host: str) -> Domain | None:
+    """Return the domain that *host* names without its port, or None for an address, one label or what is malformed."""
+    try:
+        return parse_domain(host.removesuffix(get_port(host)))
+    except InvalidDomainError:
+        return None
+
+
+def get_port(host: str) -> str:
+    """Return the port of *host* with its colon, or nothing."""
+    port = re.search(rf"{_PORT}\Z", host)
+    return port[0] if port else ""

@@ -4,27 +4,35 @@ A route names the whole host by one converter: Werkzeug matches hosts with their
 made of text and a label would fix the port.
 """
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import quote
 
 from quart import Quart
+from quart.wrappers import Request, Response
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import BadHost
 from werkzeug.routing import BaseConverter, MapAdapter
 
-from quart_tenants.errors import UnknownHostError
-from quart_tenants.tenant import Slug, Tenant
-from quart_tenants.web.context import find_request, get_current_tenant, remember_request
-from quart_tenants.web.hosts import HostPatterns, parse_host
+from quart_tenants.errors import UnknownHostError, UnknownTenantError
+from quart_tenants.tenant import Tenant
+from quart_tenants.web.context import find_request, find_slug, get_current_tenant, get_extension, remember_request
+from quart_tenants.web.hosts import HostPatterns, get_port, parse_host
 
 if TYPE_CHECKING:
     from quart.routing import QuartMap
+
+    from quart_tenants.web.extension import QuartTenants
+
+# What a path may have in it beside letters and digits, the escapes included (RFC 3986, section 3.3).
+_AS_SENT = "%!$&'()*+,/:;=@-._~"
 
 _TENANT_ARGUMENT = "tenant"
 _APEX_ARGUMENT = "_apex"
 _ANY_ARGUMENT = "_host"
 
 TENANT_HOST: Final = f"<tenant_host:{_TENANT_ARGUMENT}>"
-"""For `host=` of a route: `<tenant>.<domain>` on any port."""
+"""For `host=` of a route: `<tenant>.<domain>` on any port, and the tenant's own domains."""
 
 APEX_HOST: Final = f"<apex_host:{_APEX_ARGUMENT}>"
 """For `host=` of a route: the domain itself, on any port."""
@@ -33,15 +41,43 @@ ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
 """For `host=` of a route: every host, an address or none included. For probes."""
 
 
-def add_host_routing(app: Quart, domain: str) -> None:
+class _TenantAdapter(MapAdapter):
+    """Matches the routes of a tenant as its subdomain, and builds addresses at the host that was asked for."""
+
+    def __init__(self, bound: MapAdapter, subdomain_host: str) -> None:
+        super().__init__(
+            bound.map,
+            bound.server_name,
+            bound.script_name,
+            bound.subdomain,
+            bound.url_scheme,
+            bound.path_info,
+            bound.default_method,
+            bound.query_args,
+        )
+        self._asked_host = bound.server_name
+        self._subdomain_host = subdomain_host
+
+    def match(self, *args: Any, **options: Any) -> Any:
+        """Match as the subdomain."""
+        self.server_name = self._subdomain_host
+        try:
+            return super().match(*args, **options)
+        finally:
+            self.server_name = self._asked_host
+
+    def get_host(self, domain_part: str | None) -> str:
+        """Return the host of an address: of a redirect found by matching, too."""
+        return self._asked_host if domain_part in (None, self._subdomain_host) else super().get_host(domain_part)
+
+
+def add_host_routing(app: Quart, extension: "QuartTenants") -> None:
     """Let the routes of *app* use `TENANT_HOST`, `APEX_HOST` and `ANY_HOST`, and `url_for` build them."""
+    domain = extension.settings.domain
     patterns = HostPatterns.of(domain)
 
     class TenantHost(BaseConverter):
         regex = patterns.tenant
-
-        def to_python(self, value: str) -> Slug | None:
-            return parse_host(value, domain)
 
     class ApexHost(BaseConverter):
         regex = patterns.apex
@@ -67,18 +103,21 @@ def add_host_routing(app: Quart, domain: str) -> None:
 
     def bind_to_any(request: BaseRequestWebsocket, subdomain: str | None, server_name: str | None) -> MapAdapter:
         try:
-            return bind(request, subdomain, server_name)
+            bound = bind(request, subdomain, server_name)
         except BadHost:
             # Such as "a..b". Raised before Quart can answer an error, so it would be a 500: no host instead.
             return bind(request, subdomain, "")
+        slug = find_slug(request, extension)
+        # On port 0, which no request has: told apart from the subdomain's address that somebody builds.
+        return bound if slug is None else _TenantAdapter(bound, f"{slug}.{domain}:0")
 
     url_map.bind_to_request = bind_to_any  # type: ignore[method-assign]
 
 
-async def enter_tenant() -> None:
+async def enter_tenant() -> Response | None:
     """Make sure that the route's tenant exists, and take what only routing needs out of the view's arguments.
 
-    A hook that runs before every view.
+    A hook that runs before every view. Answers a request at the old address of a renamed tenant itself.
 
     Raises:
         UnknownTenantError: No tenant answers at this host.
@@ -87,11 +126,41 @@ async def enter_tenant() -> None:
     remember_request()
     asked = find_request()
     if asked is None or not asked.view_args:
-        return
+        return None
     if _TENANT_ARGUMENT in asked.view_args:
-        get_current_tenant()
+        try:
+            get_current_tenant()
+        except UnknownTenantError:
+            # A websocket is not redirected: no browser would follow.
+            redirect = _find_redirect(asked) if isinstance(asked, Request) else None
+            if redirect is None:
+                raise
+            return redirect
     for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT):
         asked.view_args.pop(argument, None)
+    return None
+
+
+def _find_redirect(asked: Request) -> Response | None:
+    """Return the way to the tenant that had this address before it was renamed, or None."""
+    extension = get_extension()
+    slug = find_slug(asked, extension)
+    new_slug = None if slug is None else extension.registry.find_new_slug(slug)
+    if new_slug is None:
+        return None
+    # Of what the visitor sent only the port, the path and the query; the whole host goes before them.
+    # As sent: asked.path is decoded, and a %2F in it would lead elsewhere.
+    path = bytes(asked.scope.get("raw_path") or b"")
+    if not path.startswith(b"/"):
+        # Such as of "GET http://host/path".
+        path = quote(asked.root_path + asked.path).encode()
+    target = quote(path, safe=_AS_SENT)
+    if asked.query_string:
+        target += "?" + quote(asked.query_string, safe=_AS_SENT + "?")
+    host = f"{new_slug}.{extension.settings.domain}{get_port(asked.host)}"
+    # 308 keeps the method and the body. Not to be remembered: the name may be somebody else's one day.
+    headers = {"Location": f"{asked.scheme}://{host}{target}", "Cache-Control": "no-store"}
+    return Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
 
 
 def _get_host_and_port() -> str:
@@ -111,5 +180,5 @@ def _get_apex(here: str, domain: str) -> str:
     try:
         at_tenant = parse_host(here, domain) is not None
     except UnknownHostError:
-        return domain
+        return domain + get_port(here)
     return here.partition(".")[2] if at_tenant else here

@@ -1,6 +1,7 @@
 """The commands as an operator runs them: processes with an exit status, two outputs and perhaps a terminal."""
 
 import os
+import re
 import select
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from passlib.hash import argon2
 
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry import get_tenant, list_tenants
+from quart_tenants.postgres.registry_tables import get_tenant, list_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.processes import PROGRAM, make_environment
@@ -37,11 +38,12 @@ GOOD = [
     pytest.param(
         ["list"],
         "",
-        "acme\tacme\tAcme\ncompany1\tcompany1\tcompany1\ncompany2\tcompany2\tcompany2\nglobex\tglobex\tGlobex\n",
+        "acme\tacme\tAcme\t0001\tactive\ncompany1\tcompany1\tcompany1\t0001\tactive\n"
+        "company2\tcompany2\tcompany2\t0001\tactive\nglobex\tglobex\tGlobex\t0001\tactive\n",
         id="list",
     ),
     pytest.param(["user", "add", "acme", "ann", "--password-stdin"], "sesame\n", "added ann to acme\n", id="user-add"),
-    pytest.param(["drop", "acme", "--yes"], "", "dropped acme (schema acme)\n", id="drop"),
+    pytest.param(["suspend", "acme"], "", "suspended acme\n", id="suspend"),
 ]
 
 # What each says when it cannot.
@@ -188,6 +190,21 @@ async def test_command_says_its_result(
     assert (done.returncode, done.stdout, done.stderr) == (0, out, "")
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_drop_names_the_command_that_brings_the_tenant_back(
+    database: Database, settings: Settings, program: list[str | Path]
+) -> None:
+    """The result is on stdout; on stderr stands what to type, as the same program calls it."""
+    url = settings.required_database_url
+
+    done = run(program, "drop", "acme", "--yes", QUART_TENANTS_DATABASE_URL=url)
+    back = run(program, "undrop", "acme", QUART_TENANTS_DATABASE_URL=url)
+
+    assert (done.returncode, done.stdout) == (0, "dropped acme (schema acme)\n")
+    assert f"{'quart-tenants' if program == OURS else 'quart tenants'} undrop SLUG" in done.stderr
+    assert (back.returncode, back.stdout) == (0, "brought back acme (schema acme, at acme.localhost)\n")
+
+
 @pytest.mark.parametrize(("program", "arguments", "status", "reason"), BAD)
 def test_command_says_its_error(
     module_database_url: str, program: list[str | Path], arguments: list[str], status: int, reason: str
@@ -223,9 +240,9 @@ async def test_list_is_a_table_in_a_terminal(database: Database, settings: Setti
     with open_terminal("list", QUART_TENANTS_DATABASE_URL=settings.required_database_url) as terminal:
         assert terminal.wait() == 0
 
-    lines = [line.split(maxsplit=2) for line in terminal.screen.splitlines()]
-    assert ["newco", "newco", "[/x] [red]Co[/red] :smile:"] in lines
-    assert all(word in terminal.screen for word in ("tenant", "schema", "name"))
+    lines = [re.split(" {2,}", line.strip()) for line in terminal.screen.splitlines()]
+    assert ["newco", "newco", "[/x] [red]Co[/red] :smile:", "0001", "active"] in lines
+    assert all(word in terminal.screen for word in ("tenant", "schema", "name", "version", "state"))
 
 
 async def test_drop_asks_for_the_name(database: Database, settings: Settings, tmp_path: Path) -> None:
@@ -234,7 +251,7 @@ async def test_drop_asks_for_the_name(database: Database, settings: Settings, tm
     url = settings.required_database_url
 
     with open_terminal("drop", "acme", stdout=results, QUART_TENANTS_DATABASE_URL=url) as terminal:
-        terminal.wait_for("This deletes all data of acme. Type its name to go on")
+        terminal.wait_for("This takes acme off the net. Type its name to go on")
         terminal.type("acme\n")
         assert terminal.wait() == 0
 
@@ -249,7 +266,7 @@ async def test_drop_by_another_name_drops_nothing(database: Database, settings: 
         terminal.type("yes\n")
         assert terminal.wait() == 1
 
-    assert "Error: the names differ; acme was not dropped" in terminal.screen
+    assert "Error: that is not acme; nothing was done" in terminal.screen
     assert "acme" in await list_slugs(database)
 
 

@@ -1,4 +1,4 @@
-"""Many blocks of many tenants on few connections, cancelled at random, with every row checked."""
+"""Many blocks of many tenants on few connections, some failing, some cancelled, with every row checked."""
 
 import asyncio
 import random
@@ -27,14 +27,20 @@ class Findings:
         finished: Blocks that ended by themselves.
         cancelled: Blocks that were cut off.
         foreign_rows: Rows read that another tenant had written.
-        errors: Blocks that ended by an error.
+        failed: Blocks that ended by an error of their own, as some are to.
+        errors: Blocks that ended by any other error.
     """
 
     blocks: int = 0
     finished: int = 0
     cancelled: int = 0
     foreign_rows: int = 0
+    failed: int = 0
     errors: int = 0
+
+
+class _MeantError(Exception):
+    """What a handler of the app might raise."""
 
 
 async def make_stamps(url: str, tenants: Sequence[Tenant]) -> None:
@@ -53,7 +59,7 @@ async def make_stamps(url: str, tenants: Sequence[Tenant]) -> None:
 
 
 async def soak(lend: "Lender", tenants: Sequence[Tenant], *, blocks: int, seed: int, concurrency: int = 16) -> Findings:
-    """Run *blocks* blocks, one in ten cancelled at a random moment; return what was seen."""
+    """Run *blocks* blocks, of which one in twenty fails and one in ten is cancelled at a random moment."""
     chance = random.Random(seed)  # noqa: S311
     # A few large customers and many small ones (Zipf's law).
     weights = [1 / rank for rank in range(1, len(tenants) + 1)]
@@ -63,6 +69,8 @@ async def soak(lend: "Lender", tenants: Sequence[Tenant], *, blocks: int, seed: 
         async with lend(tenant) as connection:
             rows = await connection.fetch(_STAMPS)
             findings.foreign_rows += sum(row["owner"] != tenant.slug for row in rows)
+            if chance.random() < 0.05:
+                raise _MeantError
             if chance.random() < 0.1:
                 await connection.execute(_ADD_STAMP, tenant.slug)
 
@@ -80,6 +88,8 @@ async def soak(lend: "Lender", tenants: Sequence[Tenant], *, blocks: int, seed: 
                 findings.finished += 1
             except asyncio.CancelledError:
                 findings.cancelled += 1
+            except _MeantError:
+                findings.failed += 1
             except (asyncpg.PostgresError, asyncpg.InterfaceError, TenantError):
                 findings.errors += 1
 

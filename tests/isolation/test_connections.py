@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
+from quart_tenants.errors import UnknownTenantError
 from quart_tenants.postgres.database import Database
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.database import Connection
+    from quart_tenants.postgres.block import Connection
 
 Act = Callable[["Connection"], Awaitable[object]]
 
@@ -165,9 +166,10 @@ async def test_dropped_schema_reads_nothing(database: Database, acme: Tenant) ->
     async with database.connection() as connection:
         await connection.execute("DROP SCHEMA acme CASCADE; CREATE TABLE public.company_data (description text)")
 
-    with pytest.raises(asyncpg.UndefinedTableError):
+    with pytest.raises(UnknownTenantError) as caught:
         async with database.tenant_connection(acme) as connection:
             await connection.fetch("SELECT description FROM company_data")
+    assert isinstance(caught.value.__cause__, asyncpg.UndefinedTableError)
 
 
 async def test_public_on_the_path_reads_somebody_elses_rows(database: Database) -> None:

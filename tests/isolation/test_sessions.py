@@ -7,9 +7,10 @@ from quart import Quart, session
 from quart.sessions import SecureCookieSessionInterface
 
 from quart_tenants import QuartTenants, parse_slug
-from quart_tenants.postgres.provisioning import drop_tenant
+from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.trash import drop_tenant, undrop_tenant
 from quart_tenants.web.sessions import TenantSessionInterface
-from tests.databases import let_names_rest
+from tests.databases import drop_for_good
 from tests.processes import SECRET_KEY
 
 TENANTS = ("acme", "globex", "company1", "company2")
@@ -114,8 +115,29 @@ async def test_session_of_a_dropped_tenant_is_worthless_to_the_next_of_its_name(
     """A tenant of the same name is another customer: the old session is refused."""
     tenants: QuartTenants = app.extensions["quart_tenants"]
     cookie = await enter(app, "acme.localhost")
-    await drop_tenant(tenants.database, parse_slug("acme"))
-    await let_names_rest(tenants.database)
+    await drop_for_good(tenants.database, parse_slug("acme"))
     await tenants.create("acme", name="Somebody else")
 
     assert (await ask_who(app, "acme.localhost", cookie))[0] == 400
+
+
+async def test_session_outlives_suspension_rename_and_a_way_through_the_trash(app: Quart) -> None:
+    """While its tenant is not served the session opens nothing; when it is again, it is as valid as before."""
+    tenants: QuartTenants = app.extensions["quart_tenants"]
+    acme, newco = parse_slug("acme"), parse_slug("newco")
+    cookie = await enter(app, "acme.localhost")
+    for stop, go_on in ((suspend_tenant, resume_tenant), (drop_tenant, undrop_tenant)):
+        await stop(tenants.database, acme)
+        await tenants.registry.refresh()
+        status, text = await ask_who(app, "acme.localhost", cookie)
+        assert status == 400
+        assert "unknown_tenant" in text
+
+        await go_on(tenants.database, acme)
+        await tenants.registry.refresh()
+        assert await ask_who(app, "acme.localhost", cookie) == (200, "ada")
+
+    await rename_tenant(tenants.database, acme, newco, settings=tenants.settings)
+    await tenants.registry.refresh()
+
+    assert await ask_who(app, "newco.localhost", cookie) == (200, "ada")

@@ -254,3 +254,10 @@ async def test_connection_without_a_tenant_sets_an_empty_path(database: Database
                 await connection.fetch("SELECT id FROM shared")
 
     assert source == "session"
+
+
+async def test_missing_table_of_a_living_tenant_keeps_its_error(database: Database, acme: Tenant) -> None:
+    """Only where the whole schema is gone the tenant is unknown; a wrong query stays the app's own bug."""
+    with pytest.raises(asyncpg.UndefinedTableError):
+        async with database.tenant_connection(acme) as connection:
+            await connection.fetch("SELECT 1 FROM nowhere")

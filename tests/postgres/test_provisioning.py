@@ -22,11 +22,13 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, drop_tenant
-from quart_tenants.postgres.registry import get_tenant, list_tenants
+from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant
+from quart_tenants.postgres.purge import purge_trash
+from quart_tenants.postgres.registry_tables import get_tenant, init_registry, list_tenants
+from quart_tenants.postgres.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
-from tests.databases import let_names_rest
+from tests.databases import drop_for_good, let_names_rest
 from tests.postgres.conftest import Role
 
 ACME, NEWCO, OLDCO = parse_slug("acme"), parse_slug("newco"), parse_slug("oldco")
@@ -73,6 +75,14 @@ def broken_settings(settings: Settings, tmp_path: Path) -> Settings:
     (tmp_path / "0001_fine.sql").write_text("CREATE TABLE fine (id int)")
     (tmp_path / "0002_broken.sql").write_text("CREATE TABLE more (id int); INSERT INTO no_such_table VALUES (1)")
     return replace(settings, migrations_dir=tmp_path)
+
+
+@pytest.fixture
+async def new_fleet(empty_database_url: str) -> AsyncIterator[Database]:
+    """A pool on a database with a registry and no tenants: the first may have migrations of any kind."""
+    async with await Database.open(Settings(database_url=empty_database_url)) as database:
+        await init_registry(database)
+        yield database
 
 
 @pytest.fixture
@@ -137,15 +147,17 @@ async def test_created_tenant_has_a_schema_with_its_tables(database: Database, s
     assert await list_migrations(database, "newco") == [1]
 
 
-async def test_tenants_own_migrations_are_run_in_order(database: Database, settings: Settings, tmp_path: Path) -> None:
+async def test_tenants_own_migrations_are_run_in_order(new_fleet: Database, settings: Settings, tmp_path: Path) -> None:
     """An app's own files make its tables, and each is recorded."""
     (tmp_path / "0001_orders.sql").write_text("CREATE TABLE orders (id int PRIMARY KEY)")
     (tmp_path / "0002_lines.sql").write_text("CREATE TABLE lines (order_id int REFERENCES orders (id))")
 
-    tenant = await create_tenant(database, NEWCO, "New Co", settings=replace(settings, migrations_dir=tmp_path))
+    tenant = await create_tenant(new_fleet, NEWCO, "New Co", settings=replace(settings, migrations_dir=tmp_path))
 
-    assert await list_tables(database, tenant) == ["lines", "orders"]
-    assert await list_migrations(database, "newco") == [1, 2]
+    assert await list_tables(new_fleet, tenant) == ["lines", "orders"]
+    assert await list_migrations(new_fleet, "newco") == [1, 2]
+    assert tenant.version == 2
+    assert tenant == await get_tenant(new_fleet, NEWCO)
 
 
 async def test_first_rows_are_in_the_tenants_tables(database: Database, settings: Settings) -> None:
@@ -168,14 +180,14 @@ async def test_slug_with_hyphens_and_digits_is_a_schema(database: Database, sett
     assert await list_tables(database, tenant) == []
 
 
-async def test_failing_migration_leaves_nothing_behind(database: Database, broken_settings: Settings) -> None:
+async def test_failing_migration_leaves_nothing_behind(new_fleet: Database, broken_settings: Settings) -> None:
     """A migration that fails takes schema, registry row and the earlier migrations with it, and is named."""
-    before = await list_everything(database)
+    before = await list_everything(new_fleet)
 
     with pytest.raises(MigrationFailedError, match="no_such_table") as caught:
-        await create_tenant(database, NEWCO, "New Co", settings=broken_settings)
+        await create_tenant(new_fleet, NEWCO, "New Co", settings=broken_settings)
 
-    assert await list_everything(database) == before
+    assert await list_everything(new_fleet) == before
     assert caught.value.migration == "0002_broken.sql"
     assert caught.value.schema == "newco"
 
@@ -184,7 +196,7 @@ async def test_failing_first_rows_leave_nothing_behind(database: Database, setti
     """Rows that cannot be written take the tenant with them."""
     before = await list_everything(database)
 
-    with pytest.raises(asyncpg.UndefinedTableError):
+    with pytest.raises(MigrationFailedError, match=r"first_rows failed .*no_such_table"):
         await create_tenant(
             database, NEWCO, "New Co", settings=settings, first_rows="INSERT INTO no_such_table VALUES (1)"
         )
@@ -275,16 +287,16 @@ async def test_wrong_migration_file_is_found_before_anything_is_done(
 
 
 async def test_migration_cannot_reach_another_tenant_by_an_unqualified_name(
-    database: Database, settings: Settings, tmp_path: Path
+    new_fleet: Database, settings: Settings, tmp_path: Path
 ) -> None:
     """A migration sees the new schema alone: neither `public` nor the registry."""
-    async with database.connection() as connection:
+    async with new_fleet.connection() as connection:
         await connection.execute("CREATE TABLE public.shared (id int)")
     for name in ("shared", "tenants"):
         (tmp_path / "0001_first.sql").write_text(f"INSERT INTO {name} DEFAULT VALUES")
 
         with pytest.raises(MigrationFailedError, match=f'relation "{name}" does not exist'):
-            await create_tenant(database, NEWCO, "New Co", settings=replace(settings, migrations_dir=tmp_path))
+            await create_tenant(new_fleet, NEWCO, "New Co", settings=replace(settings, migrations_dir=tmp_path))
 
 
 # Adopt
@@ -435,17 +447,24 @@ async def test_schema_of_another_owner_is_adopted(
 # Drop
 
 
-async def test_dropped_tenant_is_gone(database: Database) -> None:
-    """Schema, registry row and the record of migrations go; every other tenant's stay."""
+async def test_dropped_tenant_is_out_of_reach(database: Database) -> None:
+    """Its schema, its row and its record of migrations lie in the trash; every other tenant's stay as they were."""
     before = await list_everything(database)
 
     dropped = await drop_tenant(database, ACME)
 
     after = await list_everything(database)
-    assert [row["nspname"] for row in before[""] if row not in after[""]] == ["acme"]
-    assert [row["id"] for row in before["tenants"] if row not in after["tenants"]] == [dropped.id]
-    assert [row["schema_name"] for row in before["migrations"] if row not in after["migrations"]] == ["acme"]
-    assert [row["tenant_id"] for row in after["changes"] if row not in before["changes"]] == [dropped.id]
+    gone = {name: [row for row in rows if row not in after[name]] for name, rows in before.items()}
+    new = {name: [row for row in rows if row not in before[name]] for name, rows in after.items()}
+    trash = f"quart_tenants_trash_{dropped.id}"
+    assert [row["nspname"] for row in gone[""]] == ["acme"]
+    assert [row["nspname"] for row in new[""]] == [trash]
+    assert [(row["id"], row["slug"]) for row in gone["tenants"]] == [(dropped.id, "acme")]
+    assert [(row["id"], row["slug"], row["schema_name"]) for row in new["tenants"]] == [(dropped.id, "acme", trash)]
+    assert [row["schema_name"] for row in gone["migrations"]] == ["acme"]
+    assert [row["schema_name"] for row in new["migrations"]] == [trash]
+    assert [row["tenant_id"] for row in new["changes"]] == [dropped.id]
+    assert "acme" not in [tenant.slug for tenant in await list_tenants(database)]
 
 
 async def test_dropped_tenant_is_told(database: Database) -> None:
@@ -493,9 +512,8 @@ async def test_number_of_a_tenant_is_never_used_again(database: Database, settin
     """A tenant made anew under an old name, or after a failure, has a number that no tenant had."""
     numbers = [tenant.id for tenant in await list_tenants(database)]
     for _ in range(3):
-        await drop_tenant(database, ACME)
-        await let_names_rest(database)
-        with pytest.raises(asyncpg.UndefinedTableError):
+        await drop_for_good(database, ACME)
+        with pytest.raises(MigrationFailedError, match=r"first_rows failed .*no_such_table"):
             await create_tenant(
                 database, ACME, "Acme", settings=settings, first_rows="INSERT INTO no_such_table VALUES (1)"
             )
@@ -516,37 +534,61 @@ async def test_number_cannot_be_chosen(database: Database) -> None:
 @pytest.mark.parametrize(
     ("sql", "reason"),
     [
-        ("CREATE TABLE half (); COMMIT;", "ends the transaction"),
-        ("CREATE TABLE half (); COMMIT; BEGIN;", "ends the transaction"),
-        ("CREATE TABLE half (); ROLLBACK;", "ends the transaction"),
-        ("CREATE TABLE half (); ROLLBACK; BEGIN;", "changes search_path"),
-        ("CREATE TABLE half (); SELECT set_config('search_path', 'public', false);", "changes search_path"),
-        ("SET LOCAL search_path TO public; CREATE TABLE half ();", "changes search_path"),
+        ("CREATE TABLE half (); COMMIT;", "line 1: it ends the transaction"),
+        ("CREATE TABLE half (); COMMIT; BEGIN;", "line 1: it ends the transaction"),
+        ("CREATE TABLE half (); ROLLBACK;", "line 1: it ends the transaction"),
+        ("CREATE TABLE half ();\nROLLBACK; BEGIN;", "line 2: it ends the transaction"),
+        ("CREATE TABLE half (); SET LOCAL search_path TO public;", "line 1: it changes search_path"),
+        ("CREATE TABLE half ();\nSET SCHEMA 'public';", "line 2: it changes search_path"),
+        ("CREATE TABLE half (); RESET ALL;", "line 1: it changes search_path"),
     ],
 )
-async def test_migration_cannot_leave_its_transaction_or_its_schema(
-    database: Database, settings: Settings, tmp_path: Path, sql: str, reason: str
+async def test_file_that_would_leave_its_transaction_or_its_schema_never_runs(
+    new_fleet: Database, settings: Settings, tmp_path: Path, sql: str, reason: str
 ) -> None:
-    """A file that ends the transaction or changes the path fails, and leaves nothing behind."""
+    """A file that says so is refused with its line before a statement of any file has run."""
+    (tmp_path / "0001_other.sql").write_text("SELECT * FROM no_such_table;")
+    (tmp_path / "0002_half.sql").write_text(sql)
+    before = await list_everything(new_fleet)
+
+    with pytest.raises(MigrationFileError, match=rf"0002_half\.sql: {reason}"):
+        await create_tenant(new_fleet, NEWCO, "New Co", settings=replace(settings, migrations_dir=tmp_path))
+
+    assert await list_everything(new_fleet) == before
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("CREATE TABLE half (); SELECT set_config('search_path', 'public', false);", "changes search_path"),
+        ("CREATE TABLE half (); SELECT set_config('search_path', 'public', true);", "changes search_path"),
+        ("CREATE TABLE half (); DO 'BEGIN COMMIT; END';", "invalid transaction termination"),
+        ("CREATE TABLE half (); DO 'BEGIN ROLLBACK; END';", "invalid transaction termination"),
+    ],
+)
+async def test_file_that_leaves_its_transaction_or_its_schema_unseen_fails(
+    new_fleet: Database, settings: Settings, tmp_path: Path, sql: str, reason: str
+) -> None:
+    """What a parser cannot see fails when it has run, and leaves nothing behind."""
     (tmp_path / "0001_half.sql").write_text(sql)
     (tmp_path / "0002_other.sql").write_text("CREATE TABLE other ();")
+    before = await list_everything(new_fleet)
 
     with pytest.raises(MigrationFailedError, match=reason):
         await create_tenant(
-            database, parse_slug("halfway"), "Halfway", settings=replace(settings, migrations_dir=tmp_path)
+            new_fleet, parse_slug("halfway"), "Halfway", settings=replace(settings, migrations_dir=tmp_path)
         )
 
-    async with database.connection() as connection:
+    async with new_fleet.connection() as connection:
         left = await connection.fetchval("SELECT count(*) FROM pg_catalog.pg_class WHERE relname IN ('half', 'other')")
-        schemas = await connection.fetchval("SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = 'halfway'")
-        unfinished = await connection.fetchval("SELECT count(*) FROM quart_tenants.unfinished")
-    assert (left, schemas, unfinished) == (0, 0, 0)
-    assert "halfway" not in [tenant.slug for tenant in await list_tenants(database)]
+    assert left == 0
+    assert await list_everything(new_fleet) == before
 
 
-async def test_dropped_name_rests(database: Database, settings: Settings) -> None:
+async def test_purged_name_rests(database: Database, settings: Settings) -> None:
     """A name is taken again only after every worker has surely forgotten its last tenant."""
     await drop_tenant(database, ACME)
+    await purge_trash(database, settings=settings, slugs=[ACME])
     for slug, schema in ((ACME, "other"), (parse_slug("other"), "acme")):
         async with database.connection() as connection:
             await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
@@ -562,9 +604,24 @@ async def test_dropped_name_rests(database: Database, settings: Settings) -> Non
     assert (await create_tenant(database, ACME, "Acme", settings=settings)).slug == ACME
 
 
-async def test_syntax_error_is_told_with_its_line(database: Database, settings: Settings, tmp_path: Path) -> None:
-    """A migration that the server cannot read is named with the line."""
+async def test_syntax_error_is_told_with_its_line(new_fleet: Database, settings: Settings, tmp_path: Path) -> None:
+    """A migration that is no SQL is named with the line, and one that fails with that of its statement's fault."""
+    settings = replace(settings, migrations_dir=tmp_path)
     (tmp_path / "0001_typo.sql").write_text("-- Größe\nCREATE TABLE fine ();\nCREAT TABLE typo ();\n")
+    with pytest.raises(MigrationFileError, match=r"0001_typo\.sql: line 3: syntax error"):
+        await create_tenant(new_fleet, NEWCO, "New Co", settings=settings)
 
-    with pytest.raises(MigrationFailedError, match=r"0001_typo\.sql .*: line 3: syntax error"):
+    (tmp_path / "0001_typo.sql").write_text("-- Größe\nCREATE TABLE fine ();\nSELECT 'ü',\n  typo FROM fine;\n")
+    with pytest.raises(MigrationFailedError, match=r'0001_typo\.sql .*: line 4: column "typo" does not exist'):
+        await create_tenant(new_fleet, NEWCO, "New Co", settings=settings)
+
+
+async def test_edited_migration_makes_no_tenant(database: Database, settings: Settings, tmp_path: Path) -> None:
+    """A file that ran with another text for some tenant is refused for the next, with the tenants' names."""
+    (tmp_path / "0001_edited.sql").write_text("CREATE TABLE app_user ()")
+    before = await list_everything(database)
+
+    with pytest.raises(MigrationFileError, match=r"0001_edited\.sql \(by acme, company1, company2, globex\)"):
         await create_tenant(database, NEWCO, "New Co", settings=replace(settings, migrations_dir=tmp_path))
+
+    assert await list_everything(database) == before

@@ -2,38 +2,39 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, cast
 
 import asyncpg
 import pytest
 
 from quart_tenants.errors import (
     DatabaseUnavailableError,
+    MigrationFailedError,
     RegistryNotReadyError,
     RegistryStaleError,
     UnknownTenantError,
 )
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, drop_tenant
-from quart_tenants.postgres.registry import Registry, announce_changes, get_tenant, init_registry, list_tenants
+from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant
+from quart_tenants.postgres.registry import Registry
+from quart_tenants.postgres.registry_tables import announce_changes, get_tenant, init_registry, list_tenants
+from quart_tenants.postgres.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_schema_name, parse_slug
-from tests.databases import let_names_rest, new_database
+from tests.databases import drop_for_good, new_database
 from tests.postgres.conftest import Role
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.block import Connection
 
 ACME, GLOBEX, NEWCO = parse_slug("acme"), parse_slug("globex"), parse_slug("newco")
 DEADLINE = 30.0  # seconds: no test waits for ever
 UNREADABLE = "ALTER TABLE quart_tenants.changes RENAME TO changes_elsewhere"
 READABLE = "ALTER TABLE quart_tenants.changes_elsewhere RENAME TO changes"
-# Says whether a session waits for the lock of the feed.
-WAITS_FOR_FEED = """
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_locks
-    WHERE relation = 'quart_tenants.changes'::regclass AND mode = 'ShareRowExclusiveLock' AND NOT granted
-)
-"""
 
 
 class WatchedRegistry(Registry):
@@ -126,12 +127,6 @@ async def following(registry: Registry) -> AsyncIterator["asyncio.Task[None]"]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-async def read_ids(connection: "asyncpg.Connection[asyncpg.Record]", feed: str, last_seen: int) -> list[int]:
-    """Return the tenants that the table *feed* has after the revision *last_seen*."""
-    rows = await connection.fetch(f"SELECT tenant_id FROM {feed} WHERE revision > $1 ORDER BY revision", last_seen)
-    return [row["tenant_id"] for row in rows]
 
 
 async def execute(database: Database, statement: str) -> None:
@@ -282,8 +277,7 @@ async def test_refresh_sees_a_tenant_made_anew(
 ) -> None:
     """A tenant dropped and made again between two refreshes is the new one, with its new number."""
     old = registry.get_tenant(ACME)
-    await drop_tenant(other_process, ACME)
-    await let_names_rest(other_process)
+    await drop_for_good(other_process, ACME)
     new = await create_tenant(other_process, ACME, "Acme again", settings=settings)
 
     await registry.refresh()
@@ -308,7 +302,7 @@ async def test_rolled_back_change_is_not_seen(
     registry: WatchedRegistry, other_process: Database, settings: Settings
 ) -> None:
     """What was not committed leaves no trace in the feed, and the feed goes on without a gap."""
-    with pytest.raises(asyncpg.UndefinedTableError):
+    with pytest.raises(MigrationFailedError, match=r"first_rows failed .*no_such_table"):
         await create_tenant(
             other_process, NEWCO, "New Co", settings=settings, first_rows="INSERT INTO no_such_table VALUES (1)"
         )
@@ -480,62 +474,91 @@ async def test_twenty_creates_at_once_are_all_seen(
     assert registry.loads == 1
 
 
-async def test_feed_numbered_in_order_of_commits_misses_none(settings: Settings) -> None:
-    """A writer takes its number only when all smaller ones are committed, so that no late one comes in between."""
-    async with (
-        await Database.open(settings) as database,
-        connect(settings) as observer,
-    ):
-        first_announced, go_on = asyncio.Event(), asyncio.Event()
-
-        async def announce_slowly() -> None:
-            """Take a number, and commit only when told."""
-            async with database.connection() as connection:
-                await announce_changes(connection, 1001)
-                first_announced.set()
-                await go_on.wait()
-
-        async def announce() -> None:
-            """Take a number and commit at once."""
-            async with database.connection() as connection:
-                await announce_changes(connection, 1002)
-
-        last_seen = await observer.fetchval("SELECT max(revision) FROM quart_tenants.changes")
-        async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as writers:
-            writers.create_task(announce_slowly())
-            await first_announced.wait()
-            fast = writers.create_task(announce())
-            while not await observer.fetchval(WAITS_FOR_FEED):
-                assert not fast.done()
-            read_between = await read_ids(observer, "quart_tenants.changes", last_seen)
-            go_on.set()
-        read_after = await read_ids(observer, "quart_tenants.changes", last_seen)
-
-    assert read_between == []
-    assert read_after == [1001, 1002]
+async def commit_in_the_other_order(
+    settings: Settings, slugs: tuple[Slug, Slug], read: Callable[[], Awaitable[object]]
+) -> None:
+    """Rename two tenants; the one that is announced first is committed last, and *read* is called after each commit."""
+    async with await Database.open(settings) as database:
+        async with database.connection() as slow:
+            await change_name(slow, slugs[0])
+            async with database.connection() as fast:
+                await change_name(fast, slugs[1])
+            await read()
+        await read()
 
 
-async def test_feed_numbered_by_a_sequence_would_miss_one(settings: Settings) -> None:
-    """The naive variant: a number taken before a smaller one is committed hides that one from every reader."""
-    async with connect(settings) as slow, connect(settings) as fast, connect(settings) as reader:
-        await reader.execute("CREATE TABLE naive (revision bigserial PRIMARY KEY, tenant_id bigint NOT NULL)")
-        add = "INSERT INTO naive (tenant_id) VALUES ($1)"
-        begun = slow.transaction()
-        await begun.start()
-        await slow.execute(add, 1001)
+async def change_name(connection: "Connection", slug: Slug) -> None:
+    """Call a tenant "Changed", and tell the workers."""
+    tenant_id = await connection.fetchval(
+        "UPDATE quart_tenants.tenants SET display_name = 'Changed' WHERE slug = $1 RETURNING id", slug
+    )
+    await announce_changes(connection, tenant_id)
 
-        await fast.execute(add, 1002)
-        read_between = await read_ids(reader, "naive", 0)
-        last_seen = await reader.fetchval("SELECT max(revision) FROM naive")
-        await begun.commit()
-        read_after = await read_ids(reader, "naive", last_seen)
 
-    assert read_between == [1002]
-    assert 1001 not in [*read_between, *read_after]
+async def test_reader_misses_no_change_however_commits_are_ordered(
+    registry: WatchedRegistry, settings: Settings
+) -> None:
+    """A change is read after its commit, also when a later one was committed and read before."""
+    seen: list[tuple[str, str]] = []
+
+    async def read() -> None:
+        await registry.refresh()
+        seen.append((registry.get_tenant(ACME).name, registry.get_tenant(GLOBEX).name))
+
+    await commit_in_the_other_order(settings, (ACME, GLOBEX), read)
+
+    assert seen == [("Acme", "Changed"), ("Changed", "Changed")]
+    assert registry.loads == 1
+
+
+async def test_reader_that_remembers_the_last_revision_would_miss_one(settings: Settings) -> None:
+    """Negative control: whoever asks for higher numbers never sees the change that took its number first."""
+    async with connect(settings) as reader:
+        started_at = last_seen = await reader.fetchval("SELECT max(revision) FROM quart_tenants.changes")
+        seen: list[int] = []
+
+        async def read() -> None:
+            nonlocal last_seen
+            rows = await reader.fetch(
+                "SELECT revision FROM quart_tenants.changes WHERE revision > $1 ORDER BY 1", last_seen
+            )
+            seen.extend(row["revision"] for row in rows)
+            last_seen = max([last_seen, *seen])
+
+        await commit_in_the_other_order(settings, (ACME, GLOBEX), read)
+        changes = await reader.fetch(
+            "SELECT revision FROM quart_tenants.changes WHERE revision > $1 ORDER BY 1", started_at
+        )
+
+    assert len(changes) == 2
+    assert seen == [changes[1]["revision"]]
+
+
+async def test_writers_wait_for_nobody(settings: Settings) -> None:
+    """A change is committed while another one, announced before, is not: the disk serves many at once."""
+    async with await Database.open(settings) as database, database.connection() as slow:
+        await change_name(slow, ACME)
+
+        async with asyncio.timeout(DEADLINE), database.connection() as fast:
+            await change_name(fast, GLOBEX)
+
+        assert (await get_tenant(database, GLOBEX)).name == "Changed"
+
+
+async def test_restarted_server_is_read_anew(registry: WatchedRegistry, database: Database) -> None:
+    """Numbers of transactions mean nothing to another start of the server, such as from an older copy."""
+    position = registry._position
+    assert position is not None
+    started_at = position["started_at"] - timedelta(seconds=1)
+    registry._position = cast("asyncpg.Record", {**position, "started_at": started_at})
+
+    await registry.refresh()
+
+    assert registry.loads == 2
 
 
 async def test_readers_do_not_wait_for_writers(registry: WatchedRegistry, settings: Settings) -> None:
-    """A transaction that holds the feed's lock delays other writers only."""
+    """A transaction that has announced a change and goes on delays nobody who reads."""
     async with await Database.open(settings) as writers, writers.connection() as connection:
         await announce_changes(connection, 1001)
 

@@ -150,10 +150,11 @@ def test_changed_file_is_an_error() -> None:
         plan_migrations((FIRST, SECOND), {1: SECOND.sha256})
 
 
-@pytest.mark.parametrize("text", ["", " \n", "-- only a comment", "/* nothing\n here */\n-- nor here\n"])
+@pytest.mark.parametrize("text", ["", " \n", "-- only a comment", "/* nothing\n here */\n-- nor here\n", ";;"])
 def test_file_without_a_statement_is_refused(tmp_path: Path, text: str) -> None:
-    """A migration that does nothing is a mistake."""
+    """A migration that does nothing is a mistake, found when it is parsed."""
     (tmp_path / "0001_nothing.sql").write_text(text)
+    (migration,) = read_migrations(tmp_path)
 
     with pytest.raises(MigrationFileError, match=r"0001_nothing\.sql: holds no statement"):
-        read_migrations(tmp_path)
+        _ = migration.script

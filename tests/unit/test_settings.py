@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
@@ -24,8 +24,15 @@ NUMBERS = {
     "TENANTS_REGISTRY_MAX_AGE": (0.1, 3600),
     "TENANTS_PASSWORD_HASH_CONCURRENCY": (1, 64),
     "TENANTS_PASSWORD_HASH_QUEUE": (0, 10000),
+    "TENANTS_MINIMUM_VERSION": (0, 9999),
+    "TENANTS_MIGRATION_LOCK_TIMEOUT": (0.01, 3600),
+    "TENANTS_MIGRATION_STATEMENT_TIMEOUT": (0.01, 604800),
+    "TENANTS_MIGRATION_ATTEMPTS": (1, 100),
+    "TENANTS_TRASH_DAYS": (0, 36500),
+    "TENANTS_REDIRECT_DAYS": (0, 36500),
 }
-WHOLE_NUMBERS = sorted(get_key(setting) for setting in fields(Settings) if setting.type == "int" or setting.type is int)
+KINDS = {get_key(setting): {setting.type, *get_args(setting.type)} for setting in fields(Settings)}
+WHOLE_NUMBERS = sorted(key for key, kinds in KINDS.items() if int in kinds)
 # What lets each number reach its limits: two settings are compared with each other.
 COMPANIONS: dict[str, dict[str, Any]] = {
     "TENANTS_POOL_MIN_SIZE": {"TENANTS_POOL_MAX_SIZE": 1000},
@@ -190,6 +197,28 @@ def test_wrong_domain_is_told_with_an_example(value: object) -> None:
     assert "give it like example.com" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("value", "servers"),
+    [
+        ("", []),
+        ("127.0.0.1", [("127.0.0.1", 53)]),
+        ("9.9.9.9:5353, ::1", [("9.9.9.9", 5353), ("::1", 53)]),
+        (["[::1]", "[::1]:5353"], [("::1", 53), ("::1", 5353)]),
+    ],
+)
+def test_dns_servers_are_addresses_in_their_order(value: object, servers: list[tuple[str, int]]) -> None:
+    """The port is 53 where none is given; an address with colons has brackets before a port."""
+    assert read_setting("TENANTS_DNS_SERVERS", value) == tuple(servers)
+
+
+@pytest.mark.parametrize(
+    "value", ["dns.example.com", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:x", "[::1", "[]:53", [5], 5]
+)
+def test_wrong_dns_server_is_told_with_an_example(value: object) -> None:
+    """A name is no address: it would have to be asked for itself."""
+    assert "such as 127.0.0.1, 127.0.0.1:5353 or [::1]:53" in str(get_error({"TENANTS_DNS_SERVERS": value}))
+
+
 @pytest.mark.parametrize("value", ["admin,www", " admin , www ,", ["admin", "www"], ("admin", "www"), {"admin", "www"}])
 def test_reserved_slugs_are_a_set(value: object) -> None:
     """Names come from the environment with commas, or as any collection."""
@@ -264,9 +293,7 @@ def test_wrong_password_schemes_name_the_known(value: object) -> None:
 
 def test_every_number_is_tested() -> None:
     """No setting with a number escapes the tests below."""
-    assert {get_key(setting) for setting in fields(Settings) if isinstance(setting.default, int | float)} == set(
-        NUMBERS
-    )
+    assert {key for key, kinds in KINDS.items() if kinds & {int, float}} == set(NUMBERS)
 
 
 @pytest.mark.parametrize(("key", "limits"), NUMBERS.items())

@@ -14,7 +14,8 @@ from passlib.hash import argon2
 
 from quart_tenants.app.cli import main
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.registry import list_tenants
+from quart_tenants.postgres.migrations import get_tenant_migrations
+from quart_tenants.postgres.registry_tables import list_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.web.cli import tenant_commands
 from tests.databases import new_database_between_loops
@@ -220,7 +221,7 @@ def test_init_makes_the_registry_once(run: Run, empty_database_url: str, monkeyp
     monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", empty_database_url)
     assert_refused(run("list"), "run quart-tenants init")
 
-    assert run("init") == Outcome(0, "registry ready (1 migration applied)\n", "")
+    assert run("init") == Outcome(0, "registry ready (2 migrations applied)\n", "")
     assert run("init") == Outcome(0, "registry is up to date\n", "")
 
 
@@ -261,11 +262,13 @@ def test_create_refuses(run_in_vain: Run, arguments: list[str], words: tuple[str
 
 def test_create_names_the_failing_migration(run_in_vain: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A migration that fails is named with PostgreSQL's reason, and makes no tenant."""
-    (tmp_path / "0001_broken.sql").write_text("CREATE TABLE orders (id no_such_type)")
+    (first,) = get_tenant_migrations(Settings())
+    (tmp_path / first.name).write_text(first.sql, encoding="utf-8")
+    (tmp_path / "0002_broken.sql").write_text("CREATE TABLE orders (id no_such_type)")
     monkeypatch.setenv("QUART_TENANTS_MIGRATIONS_DIR", str(tmp_path))
 
     assert_refused(
-        run_in_vain("create", "newco"), "0001_broken.sql", "rolled back", 'type "no_such_type" does not exist'
+        run_in_vain("create", "newco"), "0002_broken.sql", "rolled back", 'type "no_such_type" does not exist'
     )
 
 
@@ -327,55 +330,28 @@ def test_adopt_needs_schemas_and_a_version(run_in_vain: Run, arguments: list[str
 
 
 def test_list_is_lines_with_tabs(run: Run) -> None:
-    """Without a terminal each tenant is one line of slug, schema and name, in order of slug."""
-    run("create", "newco", "--name", "[red]New[/red] Co ü")
+    """Without a terminal each tenant is one line of slug, schema, name, version and state, in order of slug."""
+    run("create", "newco", "--name", "[red]New[/red] Co ü", "--schema", "Its own")
+    run("suspend", "globex")
 
     lines = run("list").out.splitlines()
 
     assert lines == [
-        "acme\tacme\tAcme",
-        "company1\tcompany1\tcompany1",
-        "company2\tcompany2\tcompany2",
-        "globex\tglobex\tGlobex",
-        "newco\tnewco\t[red]New[/red] Co ü",
+        "acme\tacme\tAcme\t0001\tactive",
+        "company1\tcompany1\tcompany1\t0001\tactive",
+        "company2\tcompany2\tcompany2\t0001\tactive",
+        "globex\tglobex\tGlobex\t0001\tsuspended",
+        "newco\tIts own\t[red]New[/red] Co ü\t0001\tactive",
     ]
 
 
 def test_empty_list_is_no_result(run: Run) -> None:
     """Where there is no tenant, stdout stays empty, and stderr says how to make one."""
-    for slug in ("acme", "company1", "company2", "globex"):
-        run("drop", slug, "--yes")
+    assert run("list", "--trash") == Outcome(0, "", "the trash is empty\n")
+
+    run("drop", "acme", "company1", "company2", "globex", "--yes")
 
     assert run("list") == Outcome(0, "", "no tenants yet; the command create makes one\n")
-
-
-# drop
-
-
-def test_drop_without_a_terminal_refuses(run_in_vain: Run) -> None:
-    """Nobody can answer, so nothing is dropped, whatever stdin holds."""
-    assert_refused(run_in_vain("drop", "acme", stdin=b"acme\n"), NO_TERMINAL, "give --yes")
-
-
-def test_drop_with_yes_does_not_ask(run: Run, database_url: str) -> None:
-    """`--yes` drops at once."""
-    assert run("drop", "acme", "--yes") == Outcome(0, "dropped acme (schema acme)\n", "")
-
-    assert "acme" not in find_slugs(database_url)
-
-
-@pytest.mark.parametrize(
-    ("slug", "words"), [("newco", ("no tenant answers at 'newco'",)), ("public", ("the name is reserved",))]
-)
-def test_drop_refuses_what_is_no_tenant(run_in_vain: Run, slug: str, words: tuple[str, ...]) -> None:
-    """Only a tenant can be dropped."""
-    assert_refused(run_in_vain("drop", slug, "--yes"), *words)
-
-
-def test_drop_needs_one_slug(run_in_vain: Run) -> None:
-    """A command typed wrong ends with status 2, and drops nothing."""
-    assert_misused(run_in_vain("drop", "--yes"))
-    assert_misused(run_in_vain("drop", "acme", "globex", "--yes"))
 
 
 # user add

@@ -20,8 +20,7 @@ from quart_tenants import (
     parse_slug,
     tenant_connection,
 )
-from quart_tenants.postgres.provisioning import drop_tenant
-from tests.databases import let_names_rest
+from tests.databases import drop_for_good
 
 COUNT = "SELECT count(*) FROM company_data"
 
@@ -170,11 +169,10 @@ async def test_job_of_a_dropped_tenant_does_not_reach_its_successor(app: Quart, 
     """A tenant object from before a drop opens nothing, also when the name is taken again."""
     async with app.app_context():
         old = await tenants.create("initech")
-        await drop_tenant(tenants.database, old.slug)
+        await drop_for_good(tenants.database, old.slug)
         await tenants.registry.refresh()
         with pytest.raises(UnknownTenantError):
             tenant_connection(old)
-        await let_names_rest(tenants.database)
         await tenants.create("initech")
         with pytest.raises(WrongTenantError):
             tenant_connection(old)
@@ -254,8 +252,7 @@ async def test_websocket_of_a_dropped_tenant_does_not_reach_its_successor(app: Q
     async with app.test_client().websocket("/ask", headers={"Host": "acme.localhost"}) as talk:
         await talk.send("before")
         before = await talk.receive()
-        await drop_tenant(tenants.database, parse_slug("acme"))
-        await let_names_rest(tenants.database)
+        await drop_for_good(tenants.database, parse_slug("acme"))
         await tenants.create("acme", name="Somebody else")
         await talk.send("after")
         after = await talk.receive()

@@ -1,0 +1,1 @@
+"""Measurements of speed and memory. Their results are ratios of two things in one run."""

@@ -1,0 +1,34 @@
+"""Ask DNS for text records."""
+
+from quart_tenants.errors import DnsUnavailableError
+from quart_tenants.settings import Settings
+
+_TIMEOUT = 5.0  # seconds, for all servers and tries together
+
+
+async def find_text_records(name: str, settings: Settings) -> list[str]:
+    """Return the TXT records at *name*; none where there are none or no such name.
+
+    Raises:
+        DnsUnavailableError: The servers did not answer in five seconds, or could not say.
+    """
+    # Here, because it takes a while to load, and a worker that serves asks nothing.
+    import dns.asyncresolver
+    import dns.exception
+    import dns.nameserver
+    import dns.resolver
+
+    servers = [dns.nameserver.Do53Nameserver(server.address, server.port) for server in settings.dns_servers]
+    try:
+        # Without servers of ours it reads the system's.
+        resolver = dns.asyncresolver.Resolver(configure=not servers)
+        if servers:
+            resolver.nameservers = servers
+        # Otherwise a look at "shop" would end at "shop.our-network.example".
+        answer = await resolver.resolve(name, "TXT", search=False, lifetime=_TIMEOUT)
+    except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+        return []
+    except (dns.exception.DNSException, OSError) as error:
+        raise DnsUnavailableError(name, str(error) or type(error).__name__) from error
+    # A record longer than 255 bytes comes in pieces.
+    return [b"".join(record.strings).decode("utf-8", "replace") for record in answer]

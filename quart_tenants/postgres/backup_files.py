@@ -1,0 +1,268 @@
+"""Write and read the file of a backup: a tar of `tenant.json`, which says what it is, and `schema.dump`."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from quart_tenants.errors import BackupFileError, InvalidSchemaNameError
+from quart_tenants.tenant import SchemaName, parse_schema_name
+
+FORMAT = 1
+
+_MANIFEST, _DUMP = "tenant.json", "schema.dump"
+_CHUNK = 1 << 20  # bytes
+_MAX_MANIFEST_BYTES = 1 << 24
+# The manifest is written before the size of the dump is known; that has 19 digits at most.
+_ROOM_FOR_SIZE = 24
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedMigration:
+    """A migration that had run in the schema."""
+
+    version: int
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """What a backup says about itself.
+
+    Attributes:
+        slug: The tenant's.
+        schema: What its schema was called, and what the dump calls it.
+        name: What people call the customer.
+        created_at: When the tenant was made.
+        made_at: When the backup was.
+        server_version: Of the PostgreSQL that it was made from, such as 180001.
+        migrations: What had run in the schema, in order.
+        size: Of the dump, in bytes.
+        sha256: Of the dump, in hex.
+    """
+
+    slug: str
+    schema: SchemaName
+    name: str
+    created_at: datetime
+    made_at: datetime
+    server_version: int
+    migrations: tuple[AppliedMigration, ...]
+    size: int = 0
+    sha256: str = "0" * 64
+
+    @property
+    def version(self) -> int:
+        """Of the newest migration; 0 for none."""
+        return max((migration.version for migration in self.migrations), default=0)
+
+
+class BackupWriter:
+    """Writes a backup whose dump comes in pieces. Made by `write_backup`."""
+
+    def __init__(self, file: BinaryIO, backup: Backup) -> None:
+        self._file = file
+        self._backup = backup
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._manifest_size = len(_serialize(backup)) + _ROOM_FOR_SIZE
+        self._write_start()
+
+    def write(self, chunk: bytes) -> None:
+        """Append to the dump."""
+        self._file.write(chunk)
+        self._digest.update(chunk)
+        self._size += len(chunk)
+
+    def finish(self) -> Backup:
+        """Write down how long the dump has become, and let the disk have it all."""
+        self._file.write(b"\0" * (-self._size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
+        self._backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest())
+        self._file.seek(0)
+        self._write_start()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._backup
+
+    def _write_start(self) -> None:
+        # Blanks at the end are nothing to JSON, and so the dump begins at the same place both times.
+        manifest = _serialize(self._backup).ljust(self._manifest_size)
+        made_at = self._backup.made_at.timestamp()
+        self._file.write(_make_header(_MANIFEST, len(manifest), made_at))
+        self._file.write(manifest + b"\0" * (-len(manifest) % tarfile.BLOCKSIZE))
+        self._file.write(_make_header(_DUMP, self._size, made_at))
+
+
+@contextlib.contextmanager
+def write_backup(file: Path, backup: Backup, *, force: bool) -> Iterator[BackupWriter]:
+    """Write *file*, which gets its name only when the block ends without an error; else nothing is left.
+
+    Only its owner may read it, because it holds what the tenant's tables hold.
+
+    Raises:
+        BackupFileError: *file* exists and *force* is not given, or it cannot be written.
+    """
+    refuse_existing(file, force=force)
+    try:
+        # With mode 0600, and beside the file: a rename does not cross disks.
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name[:100]}.", dir=file.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                yield BackupWriter(opened, backup)
+            refuse_existing(file, force=force)
+            temporary.replace(file)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise BackupFileError(str(file), f"cannot be written: {error.strerror or error}") from error
+
+
+def refuse_existing(file: Path, *, force: bool) -> None:
+    """Make sure that *file* may be written. Not needed for what comes after, but before long work.
+
+    Raises:
+        BackupFileError: It exists, or its folder does not.
+    """
+    if file.is_dir() or not file.parent.is_dir():
+        raise BackupFileError(str(file), "cannot be written: give a file in a folder that exists")
+    if file.exists() and not force:
+        raise BackupFileError(str(file), "exists already; choose another name, or replace it with --force")
+
+
+@contextlib.contextmanager
+def open_backup(file: Path) -> Iterator[tuple[Backup, BinaryIO]]:
+    """Read *file* and check it to the last byte; lend what it says, and itself with the dump as what comes next.
+
+    Raises:
+        BackupFileError: It is no backup, is damaged, or cannot be read.
+    """
+    try:
+        opened = file.open("rb", buffering=0)
+    except OSError as error:
+        raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
+    with opened:
+        try:
+            backup, start = _read_start(file, opened)
+            _check_dump(file, opened, backup, start)
+        except OSError as error:
+            raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
+        # A program that inherits the descriptor reads on from here.
+        os.lseek(opened.fileno(), start, os.SEEK_SET)
+        yield backup, opened
+
+
+def _read_start(file: Path, opened: io.RawIOBase) -> tuple[Backup, int]:
+    """Return what the manifest says, and where the dump begins."""
+    size, start = _read_header(file, opened, _MANIFEST, 0)
+    if size > _MAX_MANIFEST_BYTES:
+        raise _is_no_backup(file)
+    opened.seek(start)
+    text = opened.read(size) or b""
+    if len(text) < size:
+        raise _is_truncated(file)
+    try:
+        told = json.loads(text)
+        if told["format"] != FORMAT:
+            raise BackupFileError(
+                str(file),
+                f"has format {told['format']!r}, and this program reads format {FORMAT}: use the program that made it",
+            )
+        backup = _parse(told)
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidSchemaNameError) as error:
+        raise BackupFileError(str(file), f"is no backup of a tenant: its {_MANIFEST} cannot be understood") from error
+    dump_size, start = _read_header(file, opened, _DUMP, start + size + -size % tarfile.BLOCKSIZE)
+    if dump_size != backup.size:
+        raise BackupFileError(str(file), f"is damaged: {_DUMP} has not the size that {_MANIFEST} says")
+    return backup, start
+
+
+def _read_header(file: Path, opened: io.RawIOBase, name: str, position: int) -> tuple[int, int]:
+    """Return the size of the member *name* at *position*, and where it begins."""
+    opened.seek(position)
+    block = opened.read(tarfile.BLOCKSIZE) or b""
+    if position and len(block) < tarfile.BLOCKSIZE:
+        raise _is_truncated(file)
+    try:
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+        raise _is_no_backup(file) from error
+    if member.name != name or not member.isreg() or member.size < 0:
+        raise _is_no_backup(file)
+    return member.size, position + tarfile.BLOCKSIZE
+
+
+def _check_dump(file: Path, opened: io.RawIOBase, backup: Backup, start: int) -> None:
+    digest = hashlib.sha256()
+    left = backup.size
+    opened.seek(start)
+    while left:
+        chunk = opened.read(min(left, _CHUNK))
+        if not chunk:
+            raise _is_truncated(file)
+        digest.update(chunk)
+        left -= len(chunk)
+    if digest.hexdigest() != backup.sha256:
+        raise BackupFileError(str(file), f"is damaged: {_DUMP} has not the sha256 that {_MANIFEST} says")
+
+
+def _serialize(backup: Backup) -> bytes:
+    told = asdict(backup)
+    dump = {"size": told.pop("size"), "sha256": told.pop("sha256")}
+    told |= {
+        "schema": backup.schema.name,
+        "created_at": backup.created_at.isoformat(),
+        "made_at": backup.made_at.isoformat(),
+    }
+    return json.dumps({"format": FORMAT} | told | {"dump": dump}, indent=1).encode()
+
+
+def _parse(told: Mapping[str, Any]) -> Backup:
+    """Return the backup that a manifest describes. What it gets wrong, it raises in many ways."""
+    backup = Backup(
+        slug=told["slug"],
+        # Its own name is what a restore renames: never the registry's, nor public.
+        schema=parse_schema_name(told["schema"]),
+        name=told["name"],
+        created_at=datetime.fromisoformat(told["created_at"]),
+        made_at=datetime.fromisoformat(told["made_at"]),
+        server_version=told["server_version"],
+        migrations=tuple(AppliedMigration(**migration) for migration in told["migrations"]),
+        size=told["dump"]["size"],
+        sha256=told["dump"]["sha256"],
+    )
+    texts: list[Any] = [backup.slug, backup.schema.name, backup.name, backup.sha256]
+    numbers: list[Any] = [backup.server_version, backup.size]
+    for migration in backup.migrations:
+        texts += [migration.name, migration.sha256]
+        numbers.append(migration.version)
+    if not all(isinstance(text, str) and text.isprintable() for text in texts):
+        raise TypeError("a text is none")
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise TypeError("a number is none")
+    return backup
+
+
+def _make_header(name: str, size: int, made_at: float) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.mtime, member.mode = size, int(made_at), 0o600
+    # One block also for more than 8 GiB, which ustar cannot say and pax says in two more blocks.
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def _is_no_backup(file: Path) -> BackupFileError:
+    return BackupFileError(str(file), "is no backup of a tenant: quart-tenants backup makes one")
+
+
+def _is_truncated(file: Path) -> BackupFileError:
+    return BackupFileError(str(file), "is truncated: copy it again from where it was made")

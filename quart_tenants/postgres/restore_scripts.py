@@ -1,0 +1,188 @@
+"""Write the SQL around a dump that makes a tenant of it. Pure: no I/O."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quart_tenants.postgres.backup_files import AppliedMigration
+from quart_tenants.postgres.trash import name_in_trash
+from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
+
+MADE_ELSEWHERE = "QT001"
+"""The SQLSTATE of our own refusal: a function would reach into the schema that the backup was made from."""
+
+# The number comes from the sequence, a moment before.
+_ADD_TENANT = """
+INSERT INTO quart_tenants.tenants (id, slug, schema_name, display_name) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4)
+"""
+# What was there until now, under the new number $1. $5 is the tenant's own.
+_ADD_REPLACED = """
+INSERT INTO quart_tenants.tenants
+    (id, slug, schema_name, display_name, created_at, suspended_at, dropped_at, schema_before_drop)
+OVERRIDING SYSTEM VALUE
+SELECT $1::bigint, $2, $3, display_name, created_at, suspended_at, clock_timestamp(), $4 FROM quart_tenants.tenants
+WHERE id = $5
+"""
+_MOVE_MIGRATIONS = "UPDATE quart_tenants.applied_migrations SET schema_name = $2 WHERE schema_name = $1"
+_FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
+_FORGET_FAILURE = "DELETE FROM quart_tenants.migration_failures WHERE tenant_id = $1"
+_ADD_MIGRATION = """
+INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256) VALUES ($1, $2, $3, $4)
+"""
+# Not now(): the transaction may have begun long ago, and old news are pruned.
+_ADD_CHANGE = "INSERT INTO quart_tenants.changes (tenant_id, changed_at) VALUES ($1, clock_timestamp())"
+# A function that was made with SET search_path FROM CURRENT keeps the schema's name as a text, which no
+# renaming reaches. It would read and write another tenant's rows. $1 its schema now, $2 the name until
+# now, $3 the name from now on. The answer is statements.
+_LEAD_FUNCTIONS_HOME = """
+SELECT format('ALTER ROUTINE %s SET search_path TO %s', s.routine, substr(s.moved, 3, length(s.moved) - 3))
+FROM (
+    SELECT
+        p.oid::regprocedure AS routine,
+        ', ' || substr(c.setting, 13) || ',' AS path,
+        replace(
+            ', ' || substr(c.setting, 13) || ',', ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
+        ) AS moved
+    FROM pg_catalog.pg_proc AS p
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+    CROSS JOIN unnest(p.proconfig) AS c (setting)
+    WHERE n.nspname = $1 AND c.setting LIKE 'search_path=%'
+) AS s
+WHERE s.moved <> s.path
+"""
+# The same danger in a function's text, which we cannot mend: "acme.notes" where acme was $2 and notes is in $1.
+_REFUSE_STRAYING_FUNCTIONS = r"""
+SELECT format('DO %L', format(
+    'BEGIN RAISE EXCEPTION USING ERRCODE = ''QT001'', MESSAGE = %L; END',
+    format(
+        'its function %s names the schema %s in its text, and would reach into that one; '
+        'use unqualified names there, and SET search_path FROM CURRENT',
+        p.proname, $2::text
+    )
+))
+FROM pg_catalog.pg_proc AS p
+JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+WHERE n.nspname = $1 AND p.prosqlbody IS NULL AND EXISTS (
+    SELECT FROM regexp_matches(
+        p.prosrc,
+        '(?<![[:alnum:]_$])"?' || regexp_replace($2::text, '([^[:alnum:]_])', '\\\1', 'g')
+            || '"?\s*\.\s*"?([[:alnum:]_$]+)',
+        'gi'
+    ) AS m (parts)
+    WHERE lower(m.parts[1]) IN (
+        SELECT lower(relname) FROM pg_catalog.pg_class WHERE relnamespace = n.oid
+        UNION ALL SELECT lower(proname) FROM pg_catalog.pg_proc WHERE pronamespace = n.oid
+        UNION ALL SELECT lower(typname) FROM pg_catalog.pg_type WHERE typnamespace = n.oid
+    )
+)
+LIMIT 1
+"""
+
+_BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
+# The dump has changed settings of the session, and behind a pooler the session is not ours alone.
+_GO_ON = "RESET ALL;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
+_COMMIT = "RESET ALL;\nCOMMIT;\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """What a replaced tenant's schema is from now on: a tenant of its own, in the trash.
+
+    Attributes:
+        id: A new number.
+        slug: Also what its schema will be called when it comes back.
+    """
+
+    id: int
+    slug: Slug
+
+
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """One restore, when all is known about it.
+
+    Attributes:
+        tenant: As it will be.
+        dumped: What the dump calls the schema.
+        migrations: What had run in it.
+        aside: Whether a schema of that name exists now.
+        replaces: Whether the tenant exists now.
+        replaced: What becomes of its schema; None for a new tenant, or where there is no schema any more.
+    """
+
+    tenant: Tenant
+    dumped: SchemaName
+    migrations: Sequence[AppliedMigration]
+    aside: bool = False
+    replaces: bool = False
+    replaced: Replaced | None = None
+
+    @property
+    def before(self) -> str:
+        """What comes before the dump."""
+        return _BEGIN + (_rename(self.dumped, self._aside_name) if self.aside else "")
+
+    @property
+    def after(self) -> str:
+        """What comes after the dump, to the COMMIT."""
+        tenant, schema = self.tenant, self.tenant.schema.name
+        # No tenant's schema can be called so. With the number, or one restore would wait for the other.
+        restored = SchemaName(f"{REGISTRY_SCHEMA}_restored_{tenant.id}")
+        script = [_GO_ON, _rename(self.dumped, restored)]
+        if self.aside:
+            script.append(_rename(self._aside_name, self.dumped))
+        if self.replaced is not None:
+            trash, later = name_in_trash(self.replaced.id), self.replaced.slug
+            script += [
+                _rename(tenant.schema, trash),
+                _execute(_LEAD_FUNCTIONS_HOME, trash.name, schema, later, answer="\\gexec\n"),
+                _execute(_ADD_REPLACED, self.replaced.id, later, trash.name, later, tenant.id),
+                _execute(_MOVE_MIGRATIONS, schema, trash.name),
+            ]
+        script.append(_rename(restored, tenant.schema))
+        if self.dumped != tenant.schema:
+            script += [
+                _execute(_LEAD_FUNCTIONS_HOME, schema, self.dumped.name, schema, answer="\\gexec\n"),
+                _execute(_REFUSE_STRAYING_FUNCTIONS, schema, self.dumped.name, answer="\\gexec\n"),
+            ]
+        if self.replaces:
+            script += [_execute(_FORGET_MIGRATIONS, schema), _execute(_FORGET_FAILURE, tenant.id)]
+        else:
+            script.append(_execute(_ADD_TENANT, tenant.id, tenant.slug, schema, tenant.name))
+        script += [
+            _execute(_ADD_MIGRATION, schema, migration.version, migration.name, migration.sha256)
+            for migration in self.migrations
+        ]
+        return "".join([*script, _execute(_ADD_CHANGE, tenant.id), _COMMIT])
+
+    @property
+    def _aside_name(self) -> SchemaName:
+        return SchemaName(f"{REGISTRY_SCHEMA}_aside_{self.tenant.id}")
+
+
+def quote_literal(literal: str | int) -> str:
+    """Return *literal* as SQL, for psql, which has no parameters that every version of it knows."""
+    if isinstance(literal, int):
+        return str(literal)
+    quoted = literal.replace("'", "''")
+    # Like the function of that name in PostgreSQL: right whatever standard_conforming_strings is.
+    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
+
+
+def _execute(statement: str, *arguments: str | int, answer: str = ";\n") -> str:
+    """Return *statement* with its parameters $1… as a script for psql.
+
+    Args:
+        statement: SQL.
+        arguments: What its parameters are.
+        answer: psql's gexec where the answer is statements to run.
+    """
+    given = ", ".join(quote_literal(argument) for argument in arguments)
+    return (
+        f"PREPARE quart_tenants_statement AS {statement.strip()};\n"
+        f"EXECUTE quart_tenants_statement ({given}) {answer}"
+        "DEALLOCATE quart_tenants_statement;\n"
+    )
+
+
+def _rename(schema: SchemaName, name: SchemaName) -> str:
+    return f"ALTER SCHEMA {schema.quoted} RENAME TO {name.quoted};\n"

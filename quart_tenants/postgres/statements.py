@@ -1,0 +1,129 @@
+"""Split SQL text into single statements, by PostgreSQL's own parser. Pure: no I/O."""
+
+import re
+from dataclasses import dataclass
+
+import postgast
+
+from quart_tenants.errors import MigrationFileError
+
+_DIRECTIVE = re.compile(r"--[ \t]*quart-tenants:(.*)")
+_NO_TRANSACTION = "no transaction"
+# What CONCURRENTLY keeps out of a transaction. (REFRESH MATERIALIZED VIEW CONCURRENTLY may run in one.)
+_CONCURRENT_STATEMENTS = frozenset({"index_stmt", "drop_stmt", "reindex_stmt", "alter_table_stmt"})
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement, without the semicolon.
+
+    Attributes:
+        sql: As written.
+        line: Where it begins in its text, from 1.
+        needs_no_transaction: Whether PostgreSQL refuses it in a transaction.
+    """
+
+    sql: str
+    line: int
+    needs_no_transaction: bool
+
+    @property
+    def sql_for_new_tables(self) -> str:
+        """The same without CONCURRENTLY, which has no purpose where nobody reads and writes yet."""
+        encoded = self.sql.encode()
+        for start, end in reversed(_find_concurrently(self.sql) if self.needs_no_transaction else []):
+            encoded = encoded[:start] + encoded[end:]
+        return encoded.decode()
+
+    def locate(self, position: str | None) -> int:
+        """Return the line of the whole text at *position*, which counts characters of this statement from 1."""
+        return self.line + (self.sql.count("\n", 0, int(position) - 1) if position else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What a file of SQL says.
+
+    Attributes:
+        statements: In order; at least one.
+        in_transaction: False where the file says `-- quart-tenants: no transaction`.
+    """
+
+    statements: tuple[Statement, ...]
+    in_transaction: bool
+
+
+def parse_script(name: str, text: str) -> Script:
+    """Return the statements of *text*.
+
+    Args:
+        name: Of the file, for errors.
+        text: SQL, with comments as you like.
+
+    Raises:
+        MigrationFileError: The text is no SQL, ends inside a quote, holds no statement, ends the
+            transaction that it would run in, leaves its schema, or has a directive that nobody knows.
+    """
+    encoded = text.encode()
+
+    def refuse(position: int, reason: str) -> MigrationFileError:
+        return MigrationFileError(f"{name}: line {_count_line(encoded, position)}: {reason}")
+
+    try:
+        parsed = postgast.parse(text)
+    except postgast.PgQueryError as error:
+        # Counts characters from 1. In one line: it may quote the rest of the file.
+        position = len(text[: max(error.cursorpos - 1, 0)].encode())
+        raise refuse(position, " ".join(error.message.split())) from error
+    in_transaction = _read_directives(name, text)
+    statements = []
+    for raw in parsed.stmts:
+        start = raw.stmt_location
+        sql = encoded[start : start + raw.stmt_len if raw.stmt_len else None].decode()
+        kind = raw.stmt.WhichOneof("node")
+        if kind == "transaction_stmt":
+            raise refuse(start, "it ends the transaction that it runs in; take BEGIN, COMMIT and the like out")
+        if kind == "variable_set_stmt" and raw.stmt.variable_set_stmt.name in ("search_path", ""):
+            raise refuse(start, "it changes search_path; use unqualified names only")
+        outside = kind == "vacuum_stmt" or (kind in _CONCURRENT_STATEMENTS and bool(_find_concurrently(sql)))
+        if outside and in_transaction:
+            raise refuse(
+                start,
+                "PostgreSQL refuses this in a transaction; move it into a file of its own "
+                f"that begins with the line -- quart-tenants: {_NO_TRANSACTION}",
+            )
+        statements.append(Statement(sql, _count_line(encoded, start), outside))
+    if not statements:
+        raise MigrationFileError(f"{name}: holds no statement")
+    return Script(tuple(statements), in_transaction)
+
+
+def _read_directives(name: str, text: str) -> bool:
+    """Return whether the file runs in a transaction. Directives stand before the first statement."""
+    in_transaction = True
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and not line.lstrip().startswith("--"):
+            break
+        match = _DIRECTIVE.fullmatch(line.strip())
+        if match is None:
+            continue
+        if match[1].strip() != _NO_TRANSACTION:
+            raise MigrationFileError(
+                f"{name}: line {number}: the only directive is -- quart-tenants: {_NO_TRANSACTION}"
+            )
+        in_transaction = False
+    return in_transaction
+
+
+def _find_concurrently(sql: str) -> list[tuple[int, int]]:
+    """Return where the keyword stands, in bytes; not where it is a quoted name, a text or a comment."""
+    encoded = sql.encode()
+    return [
+        (token.start, token.end)
+        for token in postgast.scan(sql).tokens
+        if token.keyword_kind and encoded[token.start : token.end].upper() == b"CONCURRENTLY"
+    ]
+
+
+def _count_line(encoded: bytes, position: int) -> int:
+    return encoded.count(b"\n", 0, position) + 1

@@ -1,0 +1,211 @@
+"""Bring one tenant to a version, whoever else tries the same."""
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.errors import (
+    DatabaseUnavailableError,
+    MigrationFailedError,
+    PoolExhaustedError,
+    TenantBusyError,
+    TenantError,
+    UnknownTenantError,
+)
+from quart_tenants.postgres.block import describe
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.migrations import (
+    Migration,
+    explain_path,
+    locate_refusal,
+    record_migrations,
+    run_scripts,
+)
+from quart_tenants.postgres.refusals import describe_refusal
+from quart_tenants.postgres.tenant_locks import LOCK_SESSION, take_lock
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Tenant
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.block import DriverConnection
+
+# Longer than the server's own limit, which says more.
+_GRACE = 10.0  # seconds
+_LIMIT = """
+SELECT pg_catalog.set_config('lock_timeout', $1, false), pg_catalog.set_config('statement_timeout', $2, false)
+"""
+_GET_VERSION = "SELECT version FROM quart_tenants.living_tenants WHERE id = $1 AND schema_name = $2"
+# The next two are sent as they are, each with all its statements in one message: with parameters they would be
+# nine messages a tenant more, which is half of the time that a small migration takes. What is put in are numbers,
+# names that match the pattern of a migration's file, and digests in hex.
+#
+# The lock first, and behind it the rows: they are not new if somebody else was faster, and none come where the
+# tenant was dropped or its schema replaced.
+_CLAIM = """
+SET LOCAL lock_timeout TO {lock_milliseconds:d};
+SET LOCAL statement_timeout TO {statement_milliseconds:d};
+SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('quart_tenants {id:d}', 0));
+INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
+SELECT t.schema_name, m.version, m.name, m.sha256
+FROM quart_tenants.tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
+WHERE t.id = {id:d} AND pg_catalog.current_schemas(false) = ARRAY[t.schema_name]::name[]
+"""
+# No row comes where the path is another one by now.
+_FINISH = """
+DELETE FROM quart_tenants.migration_failures WHERE tenant_id = {id:d};
+INSERT INTO quart_tenants.changes (tenant_id)
+SELECT t.id FROM quart_tenants.tenants AS t
+WHERE t.id = {id:d} AND pg_catalog.current_schemas(false) = ARRAY[t.schema_name]::name[]
+"""
+_FIND_INVALID_INDEX = """
+SELECT c.relname FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relnamespace = pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) LIMIT 1
+"""
+_PASSING_ERRORS = (
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    OSError,
+)
+
+
+class _SomebodyWasFasterError(Exception):
+    """What was to be done is recorded already."""
+
+
+async def migrate_tenant(
+    database: Database, tenant: Tenant, migrations: Sequence[Migration], *, settings: Settings
+) -> int:
+    """Run what is missing of *migrations* in the tenant's schema; return the version it is at then.
+
+    Files that follow one another run in one transaction, with the rows that record them. A file that says
+    `-- quart-tenants: no transaction` runs statement by statement on a connection of its own: what succeeded
+    before a statement failed stays, and the next try runs the file from its start.
+
+    The caller has made sure that no file was changed after it ran (`refuse_edited`).
+
+    Cancelled, it rolls back what has begun. Two at once for one tenant: the second waits, and finds nothing to do.
+
+    Raises:
+        MigrationFileError: A file is no SQL.
+        MigrationFailedError: A statement failed.
+        TenantBusyError: Somebody else migrates or changes the tenant.
+        UnknownTenantError: It was dropped meanwhile.
+        DatabaseUnavailableError: The connection was lost. What was recorded is done, all else is not.
+    """
+    version = tenant.version
+    while missing := migrations[version:]:
+        together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
+        try:
+            if together:
+                await _run_together(database, tenant, together, settings)
+            else:
+                await _run_alone(database, tenant, missing[0], settings)
+        except _SomebodyWasFasterError:
+            version = await _get_version(database, tenant)
+        else:
+            version += len(together) or 1
+    return version
+
+
+def may_succeed_later(error: TenantError) -> bool:
+    """Return whether *error* was about the moment: a lock, a deadlock, a lost connection."""
+    if isinstance(error, DatabaseUnavailableError | PoolExhaustedError | TenantBusyError):
+        return True
+    return isinstance(error, MigrationFailedError) and isinstance(error.__cause__, _PASSING_ERRORS)
+
+
+async def _run_together(
+    database: Database, tenant: Tenant, migrations: Sequence[Migration], settings: Settings
+) -> None:
+    """Run files in one transaction with the rows that record them."""
+    rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
+    claim = _CLAIM.format(
+        id=tenant.id,
+        rows=rows,
+        lock_milliseconds=round(settings.migration_lock_timeout * 1000),
+        statement_milliseconds=round(settings.migration_statement_timeout * 1000),
+    )
+    try:
+        async with database.tenant_connection(tenant) as connection:
+            try:
+                claimed = await connection.execute(claim)
+            except asyncpg.LockNotAvailableError as error:
+                raise TenantBusyError(tenant.slug) from error
+            except asyncpg.UniqueViolationError as error:
+                raise _SomebodyWasFasterError from error
+            if claimed != f"INSERT 0 {len(migrations)}":
+                raise UnknownTenantError(tenant.slug)
+            seconds = settings.migration_statement_timeout + _GRACE
+            await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
+            if await connection.execute(_FINISH.format(id=tenant.id)) != "INSERT 0 1":
+                raise explain_path(tenant.schema.name, migrations)
+    except asyncpg.PostgresError as error:
+        # Such as a constraint that is checked at the commit.
+        names = ", ".join(migration.name for migration in migrations)
+        raise MigrationFailedError(tenant.schema.name, names, describe_refusal(error)) from error
+
+
+async def _run_alone(database: Database, tenant: Tenant, migration: Migration, settings: Settings) -> None:
+    """Run a file that PostgreSQL refuses in a transaction."""
+    try:
+        async with database.session(tenant) as connection:
+            await _limit(connection, settings.migration_lock_timeout, settings)
+            await take_lock(connection, LOCK_SESSION, tenant.id, tenant.slug)
+            if await connection.fetchval(_GET_VERSION, tenant.id, tenant.schema.name) != migration.version - 1:
+                raise _SomebodyWasFasterError
+            # What is built concurrently waits for transactions to end and holds nobody up meanwhile. Given up
+            # half-way it leaves an invalid index.
+            await _limit(connection, 0, settings)
+            await _run_statements(connection, tenant, migration, settings)
+            async with connection.transaction():
+                await record_migrations(connection, tenant.schema.name, [migration])
+                await connection.execute(_FINISH.format(id=tenant.id))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else describe(error)
+        raise _explain_half(tenant, migration, reason) from error
+
+
+async def _run_statements(
+    connection: "DriverConnection", tenant: Tenant, migration: Migration, settings: Settings
+) -> None:
+    for statement in migration.script.statements:
+        try:
+            await connection.execute(statement.sql, timeout=settings.migration_statement_timeout + _GRACE)
+        except asyncpg.PostgresError as error:
+            raise _explain_half(tenant, migration, locate_refusal(statement, error)) from error
+    index = await connection.fetchval(_FIND_INVALID_INDEX, tenant.schema.name)
+    if index is not None:
+        raise _explain_half(
+            tenant,
+            migration,
+            f"index {index} is invalid, left by a CREATE INDEX CONCURRENTLY that failed: "
+            "begin the file with DROP INDEX CONCURRENTLY IF EXISTS, or drop it by hand",
+        )
+
+
+def _explain_half(tenant: Tenant, migration: Migration, reason: str) -> MigrationFailedError:
+    kept = "what it did before stays, for it runs outside a transaction; the next try begins the file anew"
+    return MigrationFailedError(tenant.schema.name, migration.name, reason, kept=kept)
+
+
+async def _get_version(database: Database, tenant: Tenant) -> int:
+    async with database.connection() as connection:
+        version = await connection.fetchval(_GET_VERSION, tenant.id, tenant.schema.name)
+    if version is None:
+        # Its schema has another name now: it lies in the trash, or a backup has taken its place.
+        raise UnknownTenantError(tenant.slug)
+    return int(version)
+
+
+async def _limit(connection: "DriverConnection", lock_timeout: float, settings: Settings) -> None:
+    """Limit in seconds how long statements of a session wait for locks, and how long they take."""
+    limits = [f"{seconds * 1000:.0f}ms" for seconds in (lock_timeout, settings.migration_statement_timeout)]
+    await connection.execute(_LIMIT, *limits)

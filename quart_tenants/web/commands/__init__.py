@@ -1,0 +1,1 @@
+"""The commands for operators, by what they are about."""

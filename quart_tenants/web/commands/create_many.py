@@ -1,0 +1,78 @@
+"""The command that makes the tenants of a list."""
+
+from typing import BinaryIO
+
+import click
+
+from quart_tenants.errors import TenantExistsError
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.provisioning import create_tenants, find_obstacles
+from quart_tenants.settings import Settings
+from quart_tenants.web.commands.progress import Progress
+from quart_tenants.web.commands.running import with_database
+from quart_tenants.web.commands.tenant_list import TenantList, parse_tenant_list
+
+_MOST_MISTAKES = 20
+
+
+@click.command("create-many")
+@click.argument("file", type=click.File("rb"))
+@click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Tenants at the same time.")
+@click.option("--skip-existing", is_flag=True, help="Leave out who is a tenant already, such as after an interruption.")
+@click.option("--dry-run", is_flag=True, help="Check everything, and make nothing.")
+@with_database
+async def create_many_command(
+    database: Database, settings: Settings, file: BinaryIO, jobs: int, skip_existing: bool, dry_run: bool
+) -> None:
+    """Create the tenants of a CSV file with the header slug,name.
+
+    The file is UTF-8; the column name may be missing. All lines are checked before the first tenant is made. When
+    something fails later, those that are made stay: run it again with --skip-existing. FILE may be - for stdin.
+    """
+    tenants = parse_tenant_list(file.read())
+    existing = set()
+    for slug, error in (await find_obstacles(database, tenants.names, settings=settings)).items():
+        if skip_existing and isinstance(error, TenantExistsError) and error.slug == slug:
+            existing.add(slug)
+        else:
+            tenants.mistakes.append(
+                (tenants.lines[slug], str(error) if repr(slug) in str(error) else f"{slug!r}: {error}")
+            )
+    _refuse_mistakes(file.name, tenants)
+    names = {slug: name for slug, name in tenants.names.items() if slug not in existing}
+    if existing:
+        click.echo(f"left out, for they exist already: {_count(len(existing))}", err=True)
+    if dry_run:
+        click.echo(f"would create {_count(len(names))}")
+        return
+    created = 0
+    with Progress("creating", len(names)) as progress:
+
+        def count(_: object) -> None:
+            nonlocal created
+            created += 1
+            progress.advance()
+
+        try:
+            await create_tenants(database, names, settings=settings, jobs=jobs, on_created=count)
+        finally:
+            # Also after a Ctrl-C.
+            if created < len(names):
+                click.echo(f"{created} of {_count(len(names))} were made; go on with --skip-existing", err=True)
+    click.echo(f"created {_count(created)}")
+
+
+def _refuse_mistakes(name: str, tenants: TenantList) -> None:
+    if not tenants.mistakes:
+        return
+    for line, reason in sorted(tenants.mistakes)[:_MOST_MISTAKES]:
+        click.echo(f"{name}: line {line}: {reason}", err=True)
+    more = len(tenants.mistakes) - _MOST_MISTAKES
+    if more > 0:
+        click.echo(f"and {more} more", err=True)
+    lines = len({line for line, _ in tenants.mistakes})
+    raise click.ClickException(f"nothing was created: {lines} line{'s are' if lines != 1 else ' is'} wrong in {name}")
+
+
+def _count(number: int) -> str:
+    return f"{number} tenant{'s' * (number != 1)}"

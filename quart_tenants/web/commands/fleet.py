@@ -1,0 +1,162 @@
+"""The command that migrates the tenants."""
+
+import asyncio
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug, parse_slug
+from quart_tenants.web.commands.progress import Progress
+from quart_tenants.web.commands.running import with_database
+
+_MOST_NAMES = 10
+
+
+def _parse_canary(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Slug | int:
+    if value is None:
+        return 0
+    # A tenant may be called 7: then say --tenant 7 --canary 1.
+    return int(value) if value.isascii() and value.isdigit() else parse_slug(value)
+
+
+@click.command("migrate")
+@click.option("--tenant", "slugs", metavar="SLUG", multiple=True, help="Only this tenant; may be given again.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Tenants at the same time.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--canary", metavar="SLUG|N", callback=_parse_canary, help="Who goes first; if one fails, nobody follows."
+)
+@click.option("--max-failures", type=click.IntRange(min=1), help="Stop when so many have failed.  [default: never]")
+@click.option("--to", type=click.IntRange(min=1), metavar="NNNN", help="The version to reach.  [default: the newest]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@with_database
+async def migrate_command(
+    database: Database,
+    settings: Settings,
+    slugs: tuple[str, ...],
+    jobs: int,
+    dry_run: bool,
+    canary: Slug | int,
+    max_failures: int | None,
+    to: int | None,
+    as_json: bool,
+) -> None:
+    """Bring all tenants to the newest version, the suspended ones included.
+
+    A tenant that fails is named and stays as it was; the others go on. Run it again to take up where it
+    stopped. Two at once share the work.
+    """
+    named = [parse_slug(slug) for slug in slugs]
+    plan = await plan_fleet(database, settings=settings, slugs=named, to=to, canary=canary)
+    if dry_run:
+        click.echo(json.dumps(_show_plan(plan)) if as_json else _describe_plan(plan))
+        return
+    migrated = 0
+    with Progress("migrating", len(plan.behind)) as progress:
+
+        def show(outcome: Outcome) -> None:
+            nonlocal migrated
+            migrated += outcome.error is None
+            progress.advance(failed=outcome.error is not None)
+
+        try:
+            report = await migrate_fleet(
+                database, plan, settings=settings, jobs=jobs, max_failures=max_failures, on_outcome=show
+            )
+        except asyncio.CancelledError:
+            click.echo(
+                f"interrupted: {migrated} of {len(plan.behind)} tenants are done; run it again to go on", err=True
+            )
+            raise
+    if as_json:
+        click.echo(json.dumps(_show_report(report)))
+    else:
+        _print_report(report)
+    if report.failed or report.left:
+        sys.exit(1)
+
+
+def _describe_plan(plan: FleetPlan) -> str:
+    if not plan.behind:
+        return _describe_nothing(plan)
+    lines = [f"would migrate {_count(len(plan.behind))} to {plan.target.name}; {plan.up_to_date} are there already"]
+    if plan.canaries:
+        lines.append(f"first: {_name_some([tenant.slug for tenant in plan.behind[: plan.canaries]])}")
+    lines += _group((tenant.version, tenant.slug) for tenant in plan.behind)
+    return "\n".join(lines)
+
+
+def _print_report(report: FleetReport) -> None:
+    plan = report.plan
+    if not plan.behind:
+        click.echo(_describe_nothing(plan))
+        return
+    for outcome in report.failed:
+        click.echo(f"{outcome.tenant.slug} stays at {outcome.version:04}: {outcome.error}", err=True)
+    rate = len(report.migrated) / max(report.seconds, 0.001)
+    click.echo(
+        f"migrated {_count(len(report.migrated))} to {plan.target.name} in {report.seconds:.1f} s "
+        f"({rate:.0f} a second); {len(report.failed)} failed, {len(report.left)} not tried, "
+        f"{plan.up_to_date} were there already"
+    )
+    behind = [(outcome.version, outcome.tenant.slug) for outcome in report.failed]
+    for line in _group(behind + [(tenant.version, tenant.slug) for tenant in report.left]):
+        click.echo(line)
+
+
+def _describe_nothing(plan: FleetPlan) -> str:
+    return f"nothing to do: {_count(plan.up_to_date)} at {plan.target.name}"
+
+
+def _group(standing: Iterable[tuple[int, str]]) -> list[str]:
+    """Return a line for each version with the tenants that stand there."""
+    by_version: dict[int, list[str]] = defaultdict(list)
+    for version, slug in standing:
+        by_version[version].append(slug)
+    return [
+        f"at {version:04}: {_count(len(slugs))}: {_name_some(slugs)}" for version, slugs in sorted(by_version.items())
+    ]
+
+
+def _count(number: int) -> str:
+    return f"{number} tenant{'s' * (number != 1)}"
+
+
+def _name_some(slugs: Sequence[str]) -> str:
+    more = f" and {len(slugs) - _MOST_NAMES} more" if len(slugs) > _MOST_NAMES else ""
+    return ", ".join(slugs[:_MOST_NAMES]) + more
+
+
+def _show_plan(plan: FleetPlan) -> dict[str, Any]:
+    return {
+        "target": plan.target.version,
+        "up_to_date": plan.up_to_date,
+        "canaries": [tenant.slug for tenant in plan.behind[: plan.canaries]],
+        "behind": [{"slug": tenant.slug, "version": tenant.version} for tenant in plan.behind],
+    }
+
+
+def _show_report(report: FleetReport) -> dict[str, Any]:
+    return {
+        "target": report.plan.target.version,
+        "up_to_date": report.plan.up_to_date,
+        "migrated": len(report.migrated),
+        "failed": [
+            {
+                "slug": outcome.tenant.slug,
+                "version": outcome.version,
+                "migration": outcome.migration,
+                "error": outcome.error,
+            }
+            for outcome in report.failed
+        ],
+        "not_tried": [{"slug": tenant.slug, "version": tenant.version} for tenant in report.left],
+        "seconds": round(report.seconds, 3),
+    }

@@ -1,0 +1,71 @@
+"""The commands that suspend, resume and rename tenants."""
+
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug, parse_slug
+from quart_tenants.web.commands.running import do_for_each, with_database
+
+
+@click.command("suspend")
+@click.argument("slugs", metavar="SLUG...", nargs=-1, required=True)
+@with_database
+async def suspend_command(database: Database, settings: Settings, slugs: tuple[str, ...]) -> None:
+    """Stop serving tenants, and keep everything of them.
+
+    Within two seconds their addresses answer as if there were no such tenant. Migrations and backups
+    reach them all the same. The command resume ends it.
+    """
+
+    async def suspend(slug: Slug) -> None:
+        tenant = await suspend_tenant(database, slug)
+        click.echo(f"suspended {tenant.slug}")
+
+    await do_for_each([parse_slug(slug) for slug in slugs], suspend)
+
+
+@click.command("resume")
+@click.argument("slugs", metavar="SLUG...", nargs=-1, required=True)
+@with_database
+async def resume_command(database: Database, settings: Settings, slugs: tuple[str, ...]) -> None:
+    """Serve suspended tenants again, within two seconds, sessions included."""
+
+    async def resume(slug: Slug) -> None:
+        tenant = await resume_tenant(database, slug)
+        click.echo(f"resumed {tenant.slug}")
+
+    await do_for_each([parse_slug(slug) for slug in slugs], resume)
+
+
+@click.command("rename")
+@click.argument("slug")
+@click.argument("new")
+@click.option(
+    "--redirect-days",
+    type=click.FloatRange(0, 36500),
+    metavar="DAYS",
+    help="How long the old address leads to the new one.  [default: TENANTS_REDIRECT_DAYS]",
+)
+@with_database
+async def rename_command(
+    database: Database, settings: Settings, slug: str, new: str, redirect_days: float | None
+) -> None:
+    """Give tenant SLUG the subdomain NEW.
+
+    Its schema keeps its name, its rows and sessions stay. The old address leads to the new one for a while,
+    and nobody else can take it meanwhile.
+    """
+    days = settings.redirect_days if redirect_days is None else redirect_days
+    tenant = await rename_tenant(database, parse_slug(slug), parse_slug(new), settings=settings, redirect_days=days)
+    click.echo(f"renamed {slug} to {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
+    if days > 0:
+        click.echo(f"{slug} leads there until {show_day(days)}", err=True)
+
+
+def show_day(days: float) -> str:
+    """Return the day that is so many *days* from now, as a date in UTC."""
+    return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}"

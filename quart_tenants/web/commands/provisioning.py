@@ -1,0 +1,156 @@
+"""The commands that make tenants and list them."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from quart_tenants.errors import InvalidSlugError, TenantExistsError
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant
+from quart_tenants.postgres.registry_tables import init_registry, list_tenants
+from quart_tenants.postgres.restores import copy_tenant
+from quart_tenants.postgres.trash import list_trash
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
+from quart_tenants.web.commands.running import with_database
+
+
+@click.command("init")
+@with_database
+async def init_command(database: Database, settings: Settings) -> None:
+    """Make the tenant registry in the database, or bring it up to date.
+
+    Running it again does no harm.
+    """
+    count = await init_registry(database)
+    click.echo(f"registry ready ({count} migration{'s' * (count != 1)} applied)" if count else "registry is up to date")
+
+
+@click.command("create")
+@click.argument("slug")
+@click.option("--name", metavar="TEXT", help="What people call the customer.  [default: SLUG]")
+@click.option("--schema", metavar="NAME", help="What its schema is called.  [default: SLUG]")
+@click.option("--from", "template", metavar="TEMPLATE", help="Copy all data of this tenant instead.")
+@with_database
+async def create_command(
+    database: Database, settings: Settings, slug: str, name: str | None, schema: str | None, template: str | None
+) -> None:
+    """Register SLUG, create its schema and run every tenant migration.
+
+    SLUG becomes the subdomain. A failure leaves nothing behind. With --from it is a copy of a tenant, which
+    is served all the while.
+    """
+    parsed, display_name = parse_slug(slug), slug if name is None else name
+    schema_name = None if schema is None else parse_schema_name(schema)
+    try:
+        if template is None:
+            tenant = await create_tenant(database, parsed, display_name, settings=settings, schema=schema_name)
+        else:
+            tenant = await copy_tenant(
+                database, parse_slug(template), parsed, display_name, settings=settings, schema=schema_name
+            )
+    except TenantExistsError as error:
+        if error.slug == parsed:
+            raise
+        # Such as one that was called so before: its schema keeps its name.
+        raise click.ClickException(f"{error}; give this one another schema with --schema NAME") from error
+    click.echo(f"created {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
+
+
+@click.command("adopt")
+@click.argument("schemas", metavar="[SLUG=]SCHEMA...", nargs=-1, required=True)
+@click.option(
+    "--at-version",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="NNNN",
+    help="The newest migration whose work the schemas contain already; 0 for none.",
+)
+@with_database
+async def adopt_command(database: Database, settings: Settings, schemas: tuple[str, ...], at_version: int) -> None:
+    """Register schemas that exist already, as they are.
+
+    Nothing inside them is touched. The subdomain is the schema's name, or SLUG where that is not
+    fit for one: acme-corp=AcmeCorp. All are registered, or none.
+    """
+    parsed: dict[Slug, SchemaName] = {}
+    for text in schemas:
+        # At the first =, because a schema may have one in its name and a slug cannot.
+        before, separator, after = text.partition("=")
+        try:
+            slug = parse_slug(before)
+        except InvalidSlugError as error:
+            if separator:
+                raise
+            raise InvalidSlugError(text, f"it is no subdomain; say which one to use: adopt SLUG={text}") from error
+        if slug in parsed:
+            raise click.UsageError(f"{slug} is given twice")
+        parsed[slug] = parse_schema_name(after if separator else before)
+    for tenant in await adopt_schemas(database, parsed, settings=settings, version=at_version):
+        click.echo(f"adopted {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
+
+
+@click.command("list")
+@click.option("--trash", is_flag=True, help="What was dropped and not purged yet, the oldest first.")
+@with_database
+async def list_command(database: Database, settings: Settings, trash: bool) -> None:
+    """List all tenants.
+
+    A table on a terminal; otherwise one line each with tabs between slug, schema, name, version and state,
+    which is active or suspended. With --trash: slug, schema, name, the time of the drop and state, which is
+    dropped or half-purged.
+    """
+    if trash:
+        _show(
+            ("tenant", "schema", "name", "dropped", "state"),
+            [
+                (
+                    tenant.slug,
+                    str(tenant.schema),
+                    tenant.name,
+                    f"{tenant.dropped_at:%Y-%m-%dT%H:%M:%SZ}",
+                    "half-purged" if tenant.half_purged else "dropped",
+                )
+                for tenant in await list_trash(database)
+            ],
+            "the trash is empty",
+        )
+    else:
+        _show(
+            ("tenant", "schema", "name", "version", "state"),
+            [
+                (
+                    tenant.slug,
+                    str(tenant.schema),
+                    tenant.name,
+                    f"{tenant.version:04}",
+                    "suspended" if tenant.suspended else "active",
+                )
+                for tenant in await list_tenants(database)
+            ],
+            "no tenants yet; the command create makes one",
+        )
+
+
+def _show(columns: Sequence[str], rows: Sequence[Sequence[str]], none: str) -> None:
+    if not rows:
+        click.echo(none, err=True)
+    if sys.stdout.isatty():
+        _print_table(columns, rows)
+    else:
+        for row in rows:
+            click.echo("\t".join(row))
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        # As Text: rich reads [red] and :smile: in a plain str as its own markup.
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)

@@ -1,0 +1,121 @@
+"""Run a command on the database that the settings name, and report its errors in one line."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import click
+from quart.cli import ScriptInfo
+
+from quart_tenants.errors import DatabaseUnavailableError, SettingError, TenantError
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.refusals import translate_refusals
+from quart_tenants.settings import Settings, read_settings
+from quart_tenants.tenant import Slug
+from quart_tenants.web.context import EXTENSION_NAME
+from quart_tenants.web.environment import read_environment
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TenantGroup(click.Group):
+    """A group whose commands report a `TenantError` in one line on stderr and end with status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except TenantError as error:
+            raise click.ClickException(str(error)) from error
+
+
+class Failures:
+    """What went wrong in a command over several tenants, which goes on with the others."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._failed = 0
+
+    def add(self, slug: Slug, error: TenantError) -> None:
+        """Tell one on stderr. Where there is only one tenant, that is the end."""
+        if self._total == 1:
+            raise error
+        self._failed += 1
+        click.echo(f"{slug}: {error}", err=True)
+
+    def end(self) -> None:
+        """Let the command end with status 1 if there were any."""
+        if self._failed:
+            raise click.ClickException(f"{self._failed} of {self._total} tenants failed")
+
+
+async def do_for_each(slugs: Collection[Slug], act: Callable[[Slug], Awaitable[None]]) -> None:
+    """Call *act* for each tenant once, also after one has failed; those are listed on stderr.
+
+    Raises:
+        DatabaseUnavailableError: The database is lost, so that no other would succeed either.
+    """
+    slugs = dict.fromkeys(slugs)
+    failures = Failures(len(slugs))
+    for slug in slugs:
+        try:
+            with translate_refusals():
+                await act(slug)
+        except DatabaseUnavailableError:
+            raise
+        except TenantError as error:
+            failures.add(slug, error)
+    failures.end()
+
+
+def name_program() -> str:
+    """Return how the operator has called us: `quart-tenants`, or `quart tenants`."""
+    above = click.get_current_context().parent
+    return "quart-tenants" if above is None else above.command_path
+
+
+def find_settings() -> Settings:
+    """Return the settings of the app that `quart --app` names, or else those of the environment.
+
+    Raises:
+        SettingError: One is wrong.
+    """
+    script = click.get_current_context().find_object(ScriptInfo)
+    if script is None:
+        return read_settings(read_environment())
+    extension = script.load_app().extensions.get(EXTENSION_NAME)
+    if extension is None:
+        raise SettingError("the app", "has no tenants: call QuartTenants(app)")
+    settings: Settings = extension.settings
+    return settings
+
+
+def with_database(
+    command: Callable[Concatenate[Database, Settings, P], Awaitable[T]],
+) -> Callable[P, T]:
+    """Give *command* the database that the settings name, and the settings; close it afterwards.
+
+    The database has one connection, or as many as the command's option `--jobs` says.
+
+    *command* must not ask the operator anything: inside the event loop a Ctrl-C does not end the
+    waiting for an answer.
+
+    Raises:
+        DatabaseRefusedError: PostgreSQL refused a statement, such as for a lack of rights.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        settings = find_settings()
+
+        async def run_with_database() -> T:
+            jobs = cast("int", kwargs.get("jobs", 1))
+            async with await Database.open(settings, max_size=jobs, for_many_tenants=jobs > 1) as database:
+                return await command(database, settings, *args, **kwargs)
+
+        with translate_refusals():
+            return asyncio.run(run_with_database())
+
+    return run

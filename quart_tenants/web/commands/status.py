@@ -1,0 +1,111 @@
+"""The command that tells where the fleet stands."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from itertools import islice
+
+import click
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.drift import Drift, Majority
+from quart_tenants.postgres.status import FleetStatus, VersionCount, get_fleet_status
+from quart_tenants.settings import Settings
+from quart_tenants.web.commands.running import with_database
+
+_MOST_LISTED = 20
+
+
+@click.command("status")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document with everything, for programs.")
+@click.option("--no-drift", is_flag=True, help="Do not compare the tenants' tables.")
+@with_database
+async def status_command(database: Database, settings: Settings, as_json: bool, no_drift: bool) -> None:
+    """Tell where all tenants stand: versions, failures and drift.
+
+    Drift is a tenant whose tables, columns, indexes or constraints are not those of the majority
+    at the same version. Lists of more than 20 tenants are cut short, but not with --json.
+    """
+    if not no_drift and sys.stderr.isatty():
+        click.echo("comparing the tables of all tenants ...", err=True)
+    status = await get_fleet_status(database, settings=settings, drift=not no_drift)
+    if as_json:
+        click.echo(json.dumps(asdict(status), indent=2, default=datetime.isoformat))
+    else:
+        _print_report(status)
+
+
+def _print_report(status: FleetStatus) -> None:
+    click.echo(f"{_count(status.tenants)}, {status.suspended} suspended; {status.trash} more in the trash")
+    click.echo(f"newest file: {status.newest_file}")
+    if sys.stdout.isatty():
+        _print_table(status.versions)
+    else:
+        for row in status.versions:
+            click.echo("\t".join(_make_cells(row)))
+    for title, standing in (("behind", status.behind), ("ahead of the files", status.ahead)):
+        _print_list(title, len(standing), (f"{tenant.slug} at {tenant.version:04}" for tenant in standing))
+    _print_list(
+        "failed",
+        len(status.failures),
+        (
+            f"{failure.slug}: {failure.migration or 'no file'}, {failure.failed_at:%Y-%m-%d %H:%M} UTC:"
+            f" {' '.join(failure.reason.split())}"
+            for failure in status.failures
+        ),
+    )
+    for edited in status.edited:
+        _print_list(f"{edited.file} was changed after it ran for", len(edited.slugs), edited.slugs)
+    if status.drift is None or status.majorities is None:
+        click.echo("drift: not looked for")
+    else:
+        _print_drift(status.drift, status.majorities)
+
+
+def _print_drift(drift: Sequence[Drift], majorities: Sequence[Majority]) -> None:
+    if not drift:
+        click.echo("drift: none")
+        return
+    for majority in majorities:
+        if majority.tied:
+            click.echo(
+                f"no majority at {majority.version:04}: the tables of {majority.slug} count, the oldest tenant,"
+                f" but as many tenants have others ({majority.count} of {majority.compared} each)"
+            )
+    _print_list(
+        "drift",
+        len(drift),
+        ("\n    ".join((f"{tenant.slug} at {tenant.version:04}", *tenant.differences)) for tenant in drift),
+    )
+
+
+def _print_list(title: str, count: int, lines: Iterable[str]) -> None:
+    """Print the first of *lines*, one a tenant, and how many more there are; nothing where there are none."""
+    if count:
+        click.echo(f"{title}: {_count(count)}")
+        for line in islice(lines, _MOST_LISTED):
+            click.echo(f"  {line}")
+        if count > _MOST_LISTED:
+            click.echo(f"  and {count - _MOST_LISTED} more; --json lists all")
+
+
+def _count(tenants: int) -> str:
+    return f"{tenants} tenant{'s' * (tenants != 1)}"
+
+
+def _make_cells(row: VersionCount) -> tuple[str, str, str]:
+    unknown = "a newer program's" if row.version else "no migration"
+    return f"{row.version:04}", row.file or unknown, str(row.count)
+
+
+def _print_table(versions: Iterable[VersionCount]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("version", "file", "tenants", box=None, pad_edge=False)
+    for row in versions:
+        table.add_row(*map(Text, _make_cells(row)))
+    Console().print(table)

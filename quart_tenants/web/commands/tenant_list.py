@@ -1,0 +1,110 @@
+"""Read a list of tenants from CSV, and find every mistake in it. Pure: no I/O."""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from quart_tenants.errors import TenantError
+from quart_tenants.tenant import Slug, parse_display_name, parse_slug
+
+_COLUMNS = ("slug", "name")
+
+
+@dataclass(slots=True)
+class TenantList:
+    """What a file says.
+
+    Attributes:
+        names: What people call each customer, in the order of the file.
+        lines: Where each slug stands, from 1.
+        mistakes: What is wrong, as pairs of line and reason.
+    """
+
+    names: dict[Slug, str] = field(default_factory=dict)
+    lines: dict[Slug, int] = field(default_factory=dict)
+    mistakes: list[tuple[int, str]] = field(default_factory=list)
+
+
+def parse_tenant_list(content: bytes) -> TenantList:
+    """Return the tenants in *content*: UTF-8, quoted as in RFC 4180, with the header `slug,name` or `slug`.
+
+    An empty name means the slug. Empty lines are skipped.
+    """
+    tenants = TenantList()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        tenants.mistakes.append((line, "it is not UTF-8; save the file in that encoding"))
+        return tenants
+    columns: list[str] | None = None
+    try:
+        for line, record in _read_records(text):
+            if columns is None:
+                columns = record
+                problem = _find_problem(columns)
+                if problem is not None:
+                    tenants.mistakes.append((line, problem))
+                    return tenants
+            else:
+                _add(tenants, line, columns, record)
+    except _NoCsvError as error:
+        tenants.mistakes.append((error.line, str(error)))
+    if columns is None:
+        tenants.mistakes.append((1, "the file is empty; it begins with the line slug,name"))
+    return tenants
+
+
+class _NoCsvError(Exception):
+    """The rest of the file cannot be read."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def _read_records(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record with the line on which it begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _NoCsvError(line, f"it is no CSV ({error}); a quote inside quotes is written twice") from error
+        if record:
+            yield line, record
+
+
+def _find_problem(columns: list[str]) -> str | None:
+    unknown = [column for column in columns if column not in _COLUMNS]
+    if unknown:
+        return f"{unknown[0]!r} is no column; the file begins with slug,name or slug, and has commas between"
+    if len(set(columns)) < len(columns):
+        return "a column stands there twice"
+    return None if "slug" in columns else "there is no column slug"
+
+
+def _add(tenants: TenantList, line: int, columns: list[str], record: list[str]) -> None:
+    if len(record) != len(columns):
+        tenants.mistakes.append(
+            (line, f"{record[0]!r}: there are {len(record)} fields where the header has {len(columns)}")
+        )
+        return
+    fields = dict(zip(columns, record, strict=True))
+    try:
+        slug = parse_slug(fields["slug"])
+        name = parse_display_name(fields.get("name") or slug)
+    except TenantError as error:
+        # A wrong name is repeated by its error, the slug beside it is not.
+        prefix = "" if repr(fields["slug"]) in str(error) else f"{fields['slug']!r}: "
+        tenants.mistakes.append((line, f"{prefix}{error}"))
+        return
+    if slug in tenants.lines:
+        tenants.mistakes.append((line, f"{slug!r} stands in line {tenants.lines[slug]} already"))
+        return
+    tenants.names[slug] = name
+    tenants.lines[slug] = line

@@ -1,0 +1,144 @@
+"""The commands that drop tenants into the trash, bring them back and empty it."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from quart_tenants.errors import TenantError
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.migrations import get_tenant_migrations
+from quart_tenants.postgres.purge import find_purgeable, purge_tenants
+from quart_tenants.postgres.trash import TrashedTenant, drop_tenant, undrop_tenant
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug, parse_slug
+from quart_tenants.web.commands.lifecycle import show_day
+from quart_tenants.web.commands.running import Failures, do_for_each, name_program, with_database
+
+
+@click.command("drop")
+@click.argument("slugs", metavar="SLUG...", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def drop_command(slugs: tuple[str, ...], yes: bool) -> None:
+    """Put tenants into the trash.
+
+    Their data can be read by nobody from then on, and undrop brings it back until purge deletes it. The
+    name stays taken so long. Asks for the tenant's name once more, or for the number of several. Without a
+    terminal to ask on it refuses, unless --yes is given.
+    """
+    parsed = list(dict.fromkeys(parse_slug(slug) for slug in slugs))
+    if not yes:
+        ask_for_name(parsed, "drop", "This takes {what} off the net.")
+
+    @with_database
+    async def drop(database: Database, settings: Settings) -> None:
+        dropped = 0
+
+        async def drop_one(slug: Slug) -> None:
+            nonlocal dropped
+            tenant = await drop_tenant(database, slug)
+            dropped += 1
+            click.echo(f"dropped {tenant.slug} (schema {tenant.schema})")
+
+        try:
+            await do_for_each(parsed, drop_one)
+        finally:
+            if dropped:
+                until = show_day(settings.trash_days)
+                click.echo(
+                    f"kept in the trash until {until}; to bring one back: {name_program()} undrop SLUG", err=True
+                )
+
+    drop()
+
+
+@click.command("undrop")
+@click.argument("slug")
+@with_database
+async def undrop_command(database: Database, settings: Settings, slug: str) -> None:
+    """Bring tenant SLUG back from the trash, as it was.
+
+    Its rows, sessions and domains are those of the moment when it was dropped. Migrations that ran
+    meanwhile passed it by: the command migrate brings it forward.
+    """
+    tenant = await undrop_tenant(database, parse_slug(slug))
+    click.echo(f"brought back {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
+    newest = get_tenant_migrations(settings)[-1]
+    if tenant.version < newest.version:
+        click.echo(
+            f"its tables are at version {tenant.version:04}, and the newest file is {newest.name}: "
+            f"{name_program()} migrate --tenant {tenant.slug}",
+            err=True,
+        )
+    if tenant.suspended:
+        click.echo(f"it is suspended, as it was before: {name_program()} resume {tenant.slug}", err=True)
+
+
+@click.command("purge")
+@click.argument("slugs", metavar="[SLUG]...", nargs=-1)
+@click.option(
+    "--older-than",
+    type=click.FloatRange(0, 36500),
+    metavar="DAYS",
+    help="What was dropped longer ago.  [default: TENANTS_TRASH_DAYS]",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> None:
+    """Delete for good what has lain in the trash for long, or at once the tenants SLUG that lie there.
+
+    Nothing brings them back. Asks for the tenant's name, or for the number of several. Without a terminal
+    to ask on it refuses, unless --yes is given. Interrupted, the next purge goes on with it.
+    """
+    if slugs and older_than is not None:
+        raise click.UsageError("give tenants or --older-than, not both")
+    parsed = [parse_slug(slug) for slug in slugs]
+
+    @with_database
+    async def find(database: Database, settings: Settings) -> list[TrashedTenant]:
+        return await find_purgeable(database, settings=settings, slugs=parsed or None, older_than_days=older_than)
+
+    tenants = find()
+    if dry_run:
+        for tenant in tenants:
+            click.echo(f"would purge {_describe(tenant)}")
+    if not tenants:
+        click.echo("nothing in the trash is old enough", err=True)
+    if dry_run:
+        return
+    if tenants and not yes:
+        for tenant in tenants:
+            click.echo(_describe(tenant), err=True)
+        ask_for_name([tenant.slug for tenant in tenants], "purge", "This deletes all data of {what} for good.")
+
+    @with_database
+    async def purge(database: Database, settings: Settings) -> None:
+        failures = Failures(len(tenants))
+
+        def tell(tenant: TrashedTenant) -> None:
+            click.echo(f"purged {tenant.slug}")
+
+        def fail(tenant: TrashedTenant, error: TenantError) -> None:
+            failures.add(tenant.slug, error)
+
+        # Also where there is nothing to delete: it tidies the registry up.
+        await purge_tenants(database, tenants, on_purged=tell, on_failed=fail)
+        failures.end()
+
+    purge()
+
+
+def _describe(tenant: TrashedTenant) -> str:
+    half = ", half deleted already" if tenant.half_purged else ""
+    return f"{tenant.slug} (dropped {tenant.dropped_at:%Y-%m-%d %H:%M}{half})"
+
+
+def ask_for_name(slugs: Sequence[Slug], command: str, warning: str) -> None:
+    """Go on only if the operator types the one tenant's name, or the number of several."""
+    several = len(slugs) > 1
+    what, answer = (f"{len(slugs)} tenants", str(len(slugs))) if several else (slugs[0], str(slugs[0]))
+    if not sys.stdin.isatty():
+        raise click.ClickException(f"{command} asks first, and there is no terminal to ask on; give --yes")
+    question = f"{warning.format(what=what)} Type {'their number' if several else 'its name'} to go on"
+    if click.prompt(question, err=True) != answer:
+        raise click.ClickException(f"that is not {answer}; nothing was done")
