@@ -232,6 +232,12 @@ def _discard(connection: "Connection") -> None:
         connection.terminate()
 
 
+def find_reported_path(connection: "Connection") -> str | None:
+    """Return search_path as the server last told it without being asked, which it does from PostgreSQL 18 on."""
+    path: str | None = getattr(connection.get_settings(), "search_path", None)
+    return path
+
+
 def describe(error: BaseException) -> str:
     """Return what a driver's error says, which is nothing at times."""
     return str(error) or type(error).__name__

@@ -28,7 +28,8 @@ _LONGEST_PAUSE = 30.0
 # come last: they are the likeliest to fail again, and no canaries.
 _LIST_BEHIND = """
 SELECT t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, f.tenant_id IS NOT NULL AS failed_before
-FROM quart_tenants.living_tenants AS t LEFT JOIN quart_tenants.migration_failures AS f ON f.tenant_id = t.id
+FROM quart_tenants.living_tenants AS t
+LEFT JOIN quart_tenants.migration_failures AS f ON f.tenant_id = t.id AND f.version = t.version
 WHERE t.version < $1 AND ($2::text[] IS NULL OR t.slug = ANY ($2::text[]))
 ORDER BY f.tenant_id IS NOT NULL, t.id
 """
@@ -44,10 +45,10 @@ SELECT x.slug FROM unnest($1::text[]) AS x (slug)
 WHERE NOT EXISTS (SELECT FROM quart_tenants.living_tenants AS t WHERE t.slug = x.slug) LIMIT 1
 """
 _WRITE_FAILURE = """
-INSERT INTO quart_tenants.migration_failures (tenant_id, migration, reason)
-SELECT id, $2, $3 FROM quart_tenants.tenants WHERE id = $1
+INSERT INTO quart_tenants.migration_failures (tenant_id, version, migration, reason)
+SELECT id, $2, $3, $4 FROM quart_tenants.tenants WHERE id = $1
 ON CONFLICT (tenant_id) DO UPDATE
-SET migration = excluded.migration, reason = excluded.reason, failed_at = excluded.failed_at
+SET version = excluded.version, migration = excluded.migration, reason = excluded.reason, failed_at = excluded.failed_at
 """
 
 
@@ -289,7 +290,9 @@ class _Run:
         # Where the database is the trouble, the report alone has it.
         with suppress(TenantError):
             async with self._database.connection() as connection:
-                await connection.execute(_WRITE_FAILURE, outcome.tenant.id, outcome.migration, outcome.error)
+                await connection.execute(
+                    _WRITE_FAILURE, outcome.tenant.id, outcome.version, outcome.migration, outcome.error
+                )
 
 
 def _pause(attempt: int) -> float:

@@ -21,7 +21,7 @@ from quart_tenants.resources import get_resource_path
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.block import Connection
+    from quart_tenants.postgres.block import Connection, DriverConnection
 
 _REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrations') IS NOT NULL"
 _REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"
@@ -104,7 +104,7 @@ async def get_tenant(database: Database, slug: Slug) -> Tenant:
     return read_tenant(row)
 
 
-async def announce_changes(connection: "Connection", *tenant_ids: int) -> None:
+async def announce_changes(connection: "Connection | DriverConnection", *tenant_ids: int) -> None:
     """Tell every worker that these tenants were made, changed or dropped by this transaction."""
     await connection.execute(_ADD_CHANGES, tenant_ids)
 

@@ -18,7 +18,7 @@ SELECT
     t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended,
     f.tenant_id IS NOT NULL AS failed, f.migration, f.reason, f.failed_at
 FROM quart_tenants.living_tenants AS t
-LEFT JOIN quart_tenants.migration_failures AS f ON f.tenant_id = t.id
+LEFT JOIN quart_tenants.migration_failures AS f ON f.tenant_id = t.id AND f.version = t.version
 ORDER BY t.slug
 """
 _COUNT_TRASH = "SELECT count(*) FROM quart_tenants.tenants WHERE dropped_at IS NOT NULL"

@@ -47,9 +47,11 @@ CREATE UNIQUE INDEX domains_verified ON quart_tenants.domains (domain) WHERE ver
 -- Serves the view below, and the reference.
 CREATE INDEX domains_by_tenant ON quart_tenants.domains (tenant_id);
 
--- What went wrong in the last try to migrate a tenant. Gone when a later one succeeds.
+-- What went wrong in the last try to migrate a tenant. Over when it stands at another version.
 CREATE TABLE quart_tenants.migration_failures (
     tenant_id bigint PRIMARY KEY REFERENCES quart_tenants.tenants (id) ON DELETE CASCADE,
+    -- Where it stood, and stands while this is true.
+    version   integer NOT NULL,
     -- The file that failed, or null where none had begun, such as for a database out of reach.
     migration text,
     reason    text NOT NULL,

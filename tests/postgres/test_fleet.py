@@ -22,6 +22,7 @@ from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.provisioning import create_tenant
 from quart_tenants.postgres.registry import Registry
 from quart_tenants.postgres.registry_tables import get_tenant, list_tenants
+from quart_tenants.postgres.status import get_fleet_status
 from quart_tenants.postgres.tenant_migration import migrate_tenant
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
@@ -177,16 +178,14 @@ async def test_failing_tenant_stays_as_it_was_and_the_others_go_on(
     assert 'line 3: column "colour" of relation "company_data" already exists' in failed.error
     assert await read_versions(database) == {"acme": 3, "company1": 1, "company2": 3, "globex": 3}
     assert await list_with_column(database, "app_user", "nickname") == ["acme", "company2", "globex"]
-    async with database.connection() as connection:
-        (written,) = await connection.fetch("SELECT migration, reason FROM quart_tenants.migration_failures")
-    assert (written["migration"], written["reason"]) == (failed.migration, failed.error)
+    (written,) = (await get_fleet_status(database, settings=settings, drift=False)).failures
+    assert (written.slug, written.migration, written.reason) == ("company1", failed.migration, failed.error)
 
     await execute(database_url, 'ALTER TABLE "company1".company_data DROP COLUMN colour')
     again = await migrate(database, settings)
 
     assert [outcome.tenant.slug for outcome in again.migrated] == ["company1"]
-    async with database.connection() as connection:
-        assert await connection.fetchval("SELECT count(*) FROM quart_tenants.migration_failures") == 0
+    assert (await get_fleet_status(database, settings=settings, drift=False)).failures == ()
 
 
 @pytest.mark.parametrize("canary", ["company1", 1])

@@ -78,8 +78,8 @@ async def test_everything_is_reported_at_once(database: Database, settings_with_
     )
     await execute(
         database,
-        "INSERT INTO quart_tenants.migration_failures (tenant_id, migration, reason, failed_at)"
-        " SELECT id, $1, 'no room', $2 FROM quart_tenants.tenants WHERE slug IN ('acme', 'company2')",
+        "INSERT INTO quart_tenants.migration_failures (tenant_id, version, migration, reason, failed_at)"
+        " SELECT id, 1, $1, 'no room', $2 FROM quart_tenants.tenants WHERE slug IN ('acme', 'company2')",
         SECOND_FILE,
         failed_at,
     )

@@ -14,8 +14,9 @@ ALTER TABLE globex.app_user ADD nickname text;
 CREATE INDEX by_name ON globex.app_user (username);
 """
 FAILURE = """
-INSERT INTO quart_tenants.migration_failures (tenant_id, migration, reason, failed_at)
-SELECT id, '0002_more.sql', E'line 3:\n  no room', '2026-01-31 12:30+00' FROM quart_tenants.tenants WHERE slug = 'acme'
+INSERT INTO quart_tenants.migration_failures (tenant_id, version, migration, reason, failed_at)
+SELECT id, 1, '0002_more.sql', E'line 3:\n  no room', '2026-01-31 12:30+00'
+FROM quart_tenants.tenants WHERE slug = 'acme'
 """
 MAKE_MANY = """
 INSERT INTO quart_tenants.tenants (slug, schema_name, display_name)
