@@ -16,7 +16,7 @@ from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.provisioning import create_tenant
 from quart_tenants.postgres.registry import Registry
 from quart_tenants.settings import PREFIX, Settings, read_settings
-from quart_tenants.tenant import Slug, Tenant, parse_slug
+from quart_tenants.tenant import Slug, Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.cli import tenant_commands
 from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.domains import add_ask_route
@@ -141,16 +141,21 @@ class QuartTenants:
         """Return the slug of the tenant that has *domain* for its own, as this worker knows; None while not serving."""
         return None if self._registry is None else self._registry.find_slug(domain)
 
-    async def create(self, slug: str, *, name: str | None = None) -> Tenant:
+    async def create(self, slug: str, *, name: str | None = None, schema: str | None = None) -> Tenant:
         """Create a tenant, such as at a sign-up. This worker knows it at once, the others within two seconds.
 
         Args:
-            slug: Its subdomain, and the name of its schema.
+            slug: Its subdomain.
             name: What people call it; default: the slug.
+            schema: What its schema is called; default: like the slug. For a slug that a renamed tenant had,
+                whose schema has kept that name.
 
         Raises what `create_tenant` raises.
         """
-        tenant = await create_tenant(self.database, parse_slug(slug), name or slug, settings=self.settings)
+        schema_name = None if schema is None else parse_schema_name(schema)
+        tenant = await create_tenant(
+            self.database, parse_slug(slug), name or slug, settings=self.settings, schema=schema_name
+        )
         await self.registry.refresh()
         return tenant
 

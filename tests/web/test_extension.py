@@ -18,9 +18,10 @@ from quart_tenants import (
     WrongTenantError,
     current_tenant,
     parse_slug,
+    rename_tenant,
     tenant_connection,
 )
-from tests.databases import drop_for_good
+from tests.databases import drop_for_good, let_names_rest
 
 COUNT = "SELECT count(*) FROM company_data"
 
@@ -186,6 +187,21 @@ async def test_created_tenant_is_served_at_once(app: Quart, tenants: QuartTenant
     assert (await get_json(app, "initech.localhost", "/count"))["rows"] == 0
     with pytest.raises(TenantExistsError):
         await tenants.create("initech")
+
+
+async def test_name_of_a_renamed_tenant_is_given_to_the_next(app: Quart, tenants: QuartTenants) -> None:
+    """The renamed one's schema keeps its name, so the next gets a schema of another one."""
+    await rename_tenant(
+        tenants.database, parse_slug("acme"), parse_slug("zenith"), settings=tenants.settings, redirect_days=0
+    )
+    await let_names_rest(tenants.database)
+    with pytest.raises(TenantExistsError, match=r"zenith.*schema acme"):
+        await tenants.create("acme")
+
+    tenant = await tenants.create("acme", schema="acme_2")
+
+    assert tenant.schema.name == "acme_2"
+    assert (await get_json(app, "acme.localhost", "/count"))["rows"] == 0
 
 
 async def test_script_runs_without_serving(database_url: str) -> None:

@@ -1,0 +1,47 @@
+"""The contract, for a tenant that is suspended and resumed while several workers serve."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.lifecycle import resume_tenant, suspend_tenant
+from quart_tenants.tenant import parse_slug
+from tests.processes import Server, run_server
+
+# New connections, of which each worker takes about half: that all of them reach one of two is no chance any more.
+ENOUGH = 20
+
+
+async def ask_every_worker(server: Server, session: str) -> set[int]:
+    """Return the statuses of many answers, each on a connection of its own."""
+    statuses = set()
+    for _ in range(ENOUGH):
+        async with server.tenant("company1") as client:
+            statuses.add((await client.get("/data", headers={"Cookie": session})).status_code)
+    return statuses
+
+
+async def test_suspension_reaches_every_worker_within_two_seconds(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    """Both workers refuse the tenant and its sessions soon after, and serve them again when it is resumed."""
+    config = tmp_path / "hypercorn.toml"
+    config.write_text('bind = "127.0.0.1:0"\nworkers = 2\nworker_class = "uvloop"\n')
+    slug = parse_slug("company1")
+
+    with run_server(database_url, tmp_path, "--config", str(config)) as server:
+        async with server.member(1) as member:
+            session = f"session={member.cookies['session']}"
+        assert await ask_every_worker(server, session) == {httpx.codes.OK}
+
+        await suspend_tenant(database, slug)
+        async with asyncio.timeout(2):
+            while await ask_every_worker(server, session) != {httpx.codes.BAD_REQUEST}:
+                await asyncio.sleep(0.05)
+
+        await resume_tenant(database, slug)
+        async with asyncio.timeout(2):
+            while await ask_every_worker(server, session) != {httpx.codes.OK}:
+                await asyncio.sleep(0.05)
