@@ -97,6 +97,11 @@ class Registry:
         tenant = self._by_id.get(self._by_domain.get(domain, 0))
         return None if tenant is None else tenant.slug
 
+    def find_slug_of(self, tenant_id: int) -> Slug | None:
+        """Return what the tenant of that number is called now, or None. `get_tenant` says if it is served."""
+        tenant = self._by_id.get(tenant_id)
+        return None if tenant is None else tenant.slug
+
     def find_new_slug(self, slug: Slug) -> Slug | None:
         """Return what the tenant that was renamed from *slug* is called now, or None when that is long ago."""
         tenant_id, until = self._moved.get(slug, (0, 0.0))

@@ -136,13 +136,16 @@ def tenant_connection(tenant: Tenant | str | None = None) -> "Block":
     """
     current = find_current_tenant()
     given = get_current_tenant() if tenant is None else tenant
-    slug = given.slug if isinstance(given, Tenant) else parse_slug(given)
-    # Asked again each time: a websocket or a job may be older than the drop of its tenant.
-    extension = get_extension()
-    known = extension.registry.get_tenant(slug)
+    # Asked again each time: a websocket or a job may be older than a drop or a new name of its tenant.
+    registry = get_extension().registry
+    if isinstance(given, Tenant):
+        slug = registry.find_slug_of(given.id) or given.slug
+    else:
+        slug = parse_slug(given)
+    known = registry.get_tenant(slug)
     for expected in (given, current):
         if isinstance(expected, Tenant) and expected.id != known.id:
             raise WrongTenantError(
                 f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {slug!r}"
             )
-    return extension.database.tenant_connection(known)
+    return get_extension().database.tenant_connection(known)

@@ -189,6 +189,19 @@ async def test_created_tenant_is_served_at_once(app: Quart, tenants: QuartTenant
         await tenants.create("initech")
 
 
+async def test_job_goes_on_when_its_tenant_is_renamed(app: Quart, tenants: QuartTenants) -> None:
+    """A tenant is its number: who holds one from before the new name still gets its connection."""
+    async with app.app_context():
+        acme = tenants.registry.get_tenant(parse_slug("acme"))
+        await rename_tenant(tenants.database, acme.slug, parse_slug("zenith"), settings=tenants.settings)
+        await tenants.registry.refresh()
+
+        async with tenant_connection(acme) as connection:
+            assert await connection.fetchval(COUNT) == 0
+        with pytest.raises(UnknownTenantError):
+            tenant_connection("acme")
+
+
 async def test_name_of_a_renamed_tenant_is_given_to_the_next(app: Quart, tenants: QuartTenants) -> None:
     """The renamed one's schema keeps its name, so the next gets a schema of another one."""
     await rename_tenant(
