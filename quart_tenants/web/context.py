@@ -138,14 +138,12 @@ def tenant_connection(tenant: Tenant | str | None = None) -> "Block":
     given = get_current_tenant() if tenant is None else tenant
     # Asked again each time: a websocket or a job may be older than a drop or a new name of its tenant.
     registry = get_extension().registry
-    if isinstance(given, Tenant):
-        slug = registry.find_slug_of(given.id) or given.slug
-    else:
-        slug = parse_slug(given)
-    known = registry.get_tenant(slug)
+    known = registry.get_tenant(
+        parse_slug(given) if isinstance(given, str) else registry.find_slug_of(given.id) or given.slug
+    )
     for expected in (given, current):
         if isinstance(expected, Tenant) and expected.id != known.id:
             raise WrongTenantError(
-                f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {slug!r}"
+                f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {known.slug!r}"
             )
     return get_extension().database.tenant_connection(known)
