@@ -247,7 +247,7 @@ class UnknownSchemaError(TenantError):
     code = "unknown_schema"
 
     def __init__(self, schema: str, reason: str) -> None:
-        super().__init__(f"schema {schema!r} cannot be adopted: {reason}")
+        super().__init__(f"schema {schema!r} cannot be used: {reason}")
         self.schema = schema
 
 

@@ -89,7 +89,7 @@ async def drop_tenant(database: Database, slug: Slug) -> Tenant:
 async def undrop_tenant(database: Database, slug: Slug) -> Tenant:
     """Bring a tenant back from the trash as it was, its sessions and domains included.
 
-    Migrations have passed it by meanwhile: `migrate_tenants` brings it forward, and until then it is not served.
+    Migrations have passed it by meanwhile: `migrate_fleet` brings it forward, and until then it is not served.
 
     Raises:
         TenantNotInTrashError: None of that name lies there.

@@ -49,7 +49,7 @@ GOOD = [
 # What each says when it cannot.
 BAD = [
     pytest.param(OURS, ["create", "acme"], 1, "tenant 'acme' exists already", id="create"),
-    pytest.param(OURS, ["adopt", "gone"], 1, "schema 'gone' cannot be adopted", id="adopt"),
+    pytest.param(OURS, ["adopt", "gone"], 1, "schema 'gone' cannot be used", id="adopt"),
     pytest.param(OURS, ["adopt"], 2, "Missing argument", id="usage"),
     pytest.param(OURS, ["drop", "acme"], 1, "there is no terminal to ask on; give --yes", id="drop"),
     pytest.param(OURS, ["user", "add", "newco", "ann"], 1, "no tenant answers at 'newco'", id="user-add"),

@@ -414,7 +414,7 @@ async def test_one_schema_is_not_adopted_twice(database: Database, settings: Set
 
 
 async def test_all_schemas_are_adopted_or_none(database: Database, settings: Settings, old_schema: SchemaName) -> None:
-    """One schema that cannot be adopted keeps the others from being adopted."""
+    """One schema that cannot be used keeps the others from being adopted."""
     await refuse_adoption(
         database, settings, {OLDCO: old_schema, NEWCO: parse_schema_name("gone")}, UnknownSchemaError, "'gone'"
     )

@@ -298,7 +298,7 @@ def test_adopt_takes_slug_and_schema_apart_at_the_first_sign(run: Run, database_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["gone"], ("schema 'gone' cannot be adopted", "there is none of that name")),
+        (["gone"], ("schema 'gone' cannot be used", "there is none of that name")),
         (["old-co=acme"], ("tenant 'acme' exists already",)),
         (["acme=old"], ("tenant 'acme' exists already",)),
         (["OldCo"], ("'OldCo' cannot be a tenant",)),
@@ -306,12 +306,12 @@ def test_adopt_takes_slug_and_schema_apart_at_the_first_sign(run: Run, database_
         (["=old"], ("'' cannot be a tenant",)),
         (["oldco=public"], ("'public' cannot be a tenant's schema: the name is reserved",)),
         (["www=old"], ("reserved by TENANTS_RESERVED_SLUGS",)),
-        (["old", "gone"], ("schema 'gone' cannot be adopted",)),
+        (["old", "gone"], ("schema 'gone' cannot be used",)),
         (["old", "--at-version", "7"], ("there is no migration 0007",)),
     ],
 )
 def test_adopt_refuses(run_in_vain: Run, arguments: list[str], words: tuple[str, ...]) -> None:
-    """What cannot be adopted is refused with the reason, and nothing else is adopted instead."""
+    """What cannot be used is refused with the reason, and nothing else is adopted instead."""
     assert_refused(run_in_vain("adopt", *arguments), *words)
 
 
