@@ -114,7 +114,7 @@ class DomainTakenError(TenantError):
     code = "domain_taken"
 
     def __init__(self, domain: str) -> None:
-        super().__init__(f"the domain {domain!r} is another tenant's; quart-tenants domain remove {domain} frees it")
+        super().__init__(f"the domain {domain!r} is another tenant's; the command `domain remove {domain}` frees it")
         self.domain = domain
 
 
@@ -175,13 +175,18 @@ class TenantExistsError(TenantError):
 
 
 class RecentlyDroppedError(TenantError):
-    """A tenant of this name was dropped a moment ago; try again shortly."""
+    """This name was another tenant's until a moment ago; try again shortly."""
 
     code = "recently_dropped"
 
-    def __init__(self, slug: str, wait: float) -> None:
-        super().__init__(f"tenant {slug!r} was dropped a moment ago and may be remembered; try again in {wait:.0f} s")
-        self.slug = slug
+    def __init__(self, name: str, wait: float) -> None:
+        remedy = (
+            f"may be remembered; try again in {wait:.0f} s"
+            if wait > 0
+            else "a transaction that began then is still open; try again when it has ended"
+        )
+        super().__init__(f"{name!r} was another tenant's until a moment ago, and {remedy}")
+        self.name = name
         self.wait = wait
 
 
@@ -192,8 +197,8 @@ class TenantInTrashError(TenantError):
 
     def __init__(self, slug: str) -> None:
         super().__init__(
-            f"tenant {slug!r} lies in the trash; bring it back with quart-tenants undrop {slug}, "
-            f"or delete it for good with quart-tenants purge {slug}"
+            f"tenant {slug!r} lies in the trash; the command `undrop {slug}` brings it back, "
+            f"`purge {slug}` deletes it for good"
         )
         self.slug = slug
 
@@ -204,7 +209,7 @@ class TenantNotInTrashError(TenantError):
     code = "tenant_not_in_trash"
 
     def __init__(self, slug: str) -> None:
-        super().__init__(f"no tenant {slug!r} lies in the trash; quart-tenants list --trash shows what does")
+        super().__init__(f"no tenant {slug!r} lies in the trash; the command `list --trash` shows what does")
         self.slug = slug
 
 
@@ -235,9 +240,7 @@ class SchemaExistsError(TenantError):
     code = "schema_exists"
 
     def __init__(self, schema: str) -> None:
-        super().__init__(
-            f"schema {schema!r} exists already; to make it a tenant as it is: quart-tenants adopt {schema}"
-        )
+        super().__init__(f"schema {schema!r} exists already; the command `adopt {schema}` makes it a tenant as it is")
         self.schema = schema
 
 
@@ -347,7 +350,7 @@ class SchemaBehindError(TenantError):
     def __init__(self, slug: str, version: int, minimum: int) -> None:
         super().__init__(
             f"the tables of tenant {slug!r} are at version {version:04}, and this app needs {minimum:04}: "
-            "run quart-tenants migrate"
+            "run the command `migrate`"
         )
         self.slug = slug
         self.version = version

@@ -264,8 +264,9 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         if not key.startswith(PREFIX) or value is None:
             continue
         if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            raise SettingError(key, "is no setting" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+            # Without what all have in common, or anything would be near to something.
+            nearest = difflib.get_close_matches(key[len(PREFIX) :], [name[len(PREFIX) :] for name in known], n=1)
+            raise SettingError(key, "is no setting" + (f"; did you mean {PREFIX}{nearest[0]}?" if nearest else ""))
         try:
             values[known[key].name] = known[key].metadata["check"](value)
         except ValueError as error:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -39,10 +40,11 @@ class Backup:
     """What a backup says about itself.
 
     Attributes:
+        id: The tenant's number in its registry.
         slug: The tenant's.
         schema: What its schema was called, and what the dump calls it.
         name: What people call the customer.
-        created_at: When the tenant was made.
+        created_at: When the tenant was made. With the number it tells whose backup it is, also after a rename.
         made_at: When the backup was.
         server_version: Of the PostgreSQL that it was made from, such as 180001.
         migrations: What had run in the schema, in order.
@@ -50,6 +52,7 @@ class Backup:
         sha256: Of the dump, in hex.
     """
 
+    id: int
     slug: str
     schema: SchemaName
     name: str
@@ -136,7 +139,16 @@ def refuse_existing(file: Path, *, force: bool) -> None:
     """
     if file.is_dir() or not file.parent.is_dir():
         raise BackupFileError(str(file), "cannot be written: give a file in a folder that exists")
-    if file.exists() and not force:
+    try:
+        mode = file.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BackupFileError(str(file), f"cannot be written: {error.strerror or error}") from error
+    # A rename would put a file in the place of a pipe, a device or a link, such as /dev/stdout.
+    if not stat.S_ISREG(mode):
+        raise BackupFileError(str(file), "cannot be written: it exists and is no regular file; choose another name")
+    if not force:
         raise BackupFileError(str(file), "exists already; choose another name, or replace it with --force")
 
 
@@ -230,6 +242,7 @@ def _serialize(backup: Backup) -> bytes:
 def _parse(told: Mapping[str, Any]) -> Backup:
     """Return the backup that a manifest describes. What it gets wrong, it raises in many ways."""
     backup = Backup(
+        id=told["id"],
         slug=told["slug"],
         # Its own name is what a restore renames: never the registry's, nor public.
         schema=parse_schema_name(told["schema"]),
@@ -242,7 +255,7 @@ def _parse(told: Mapping[str, Any]) -> Backup:
         sha256=told["dump"]["sha256"],
     )
     texts: list[Any] = [backup.slug, backup.schema.name, backup.name, backup.sha256]
-    numbers: list[Any] = [backup.server_version, backup.size]
+    numbers: list[Any] = [backup.id, backup.server_version, backup.size]
     for migration in backup.migrations:
         texts += [migration.name, migration.sha256]
         numbers.append(migration.version)
@@ -261,7 +274,7 @@ def _make_header(name: str, size: int, made_at: float) -> bytes:
 
 
 def _is_no_backup(file: Path) -> BackupFileError:
-    return BackupFileError(str(file), "is no backup of a tenant: quart-tenants backup makes one")
+    return BackupFileError(str(file), "is no backup of a tenant: the command `backup` makes one")
 
 
 def _is_truncated(file: Path) -> BackupFileError:

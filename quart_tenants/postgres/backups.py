@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quart_tenants.errors import ClientProgramError, DatabaseRefusedError, DatabaseUnavailableError
+from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRefusedError, DatabaseUnavailableError
 from quart_tenants.postgres.backup_files import AppliedMigration, Backup, refuse_existing, write_backup
 from quart_tenants.postgres.client_programs import (
     build_environment,
@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 # While a program works for us, this connection has nothing to do.
 WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"
 GET_SERVER_VERSION = "SELECT pg_catalog.current_setting('server_version_num')::integer"
+# pg_dump --schema leaves extensions out, and the columns of their types cannot be restored then.
+_FIND_EXTENSION = """
+SELECT pg_catalog.quote_ident(e.extname) FROM pg_catalog.pg_extension AS e
+JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+WHERE n.nspname = $1 ORDER BY e.extname LIMIT 1
+"""
 
 # One statement has one snapshot, and pg_dump gets the same: whatever commits meanwhile is in both or in neither.
 _TAKE_SNAPSHOT = """
 SELECT
-    t.slug, t.schema_name, t.display_name, t.created_at, clock_timestamp() AS made_at,
+    t.id, t.slug, t.schema_name, t.display_name, t.created_at, clock_timestamp() AS made_at,
     pg_catalog.pg_export_snapshot() AS snapshot,
     coalesce(m.versions, '{}') AS versions, coalesce(m.names, '{}') AS names, coalesce(m.digests, '{}') AS digests
 FROM quart_tenants.tenants AS t
@@ -63,7 +69,7 @@ async def backup_tenant(
         UnknownTenantError: There is none.
         TenantInTrashError: It lies in the trash.
         TenantBusyError: It is being migrated or changed.
-        BackupFileError: *file* exists, or cannot be written.
+        BackupFileError: *file* exists or cannot be written, or the schema holds an extension.
         ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
         DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
@@ -76,6 +82,13 @@ async def backup_tenant(
         programs = await find_client_programs(version // 10000)
         # First the lock: the snapshot must not show what a migration was still changing.
         tenant = await lock_tenant(connection, slug)
+        extension = await connection.fetchval(_FIND_EXTENSION, tenant.schema.name)
+        if extension is not None:
+            raise BackupFileError(
+                f"tenant {slug!r}",
+                f"cannot be backed up: its schema {tenant.schema} holds the extension {extension}, which belongs to "
+                f"the whole database; move it to another: ALTER EXTENSION {extension} SET SCHEMA public",
+            )
         backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
         with write_backup(file, backup, force=force) as writer:
             async with start_program(
@@ -108,6 +121,7 @@ async def _take_snapshot(
     if row is None:
         raise DatabaseUnavailableError("the tenant's row was removed by hand")
     backup = Backup(
+        id=row["id"],
         slug=row["slug"],
         schema=schema,
         name=row["display_name"],

@@ -160,7 +160,9 @@ class Database:
                 )
             yield connection
         finally:
-            connection.terminate()
+            # Waits until a statement that was interrupted is cancelled. terminate() would let it go on.
+            with contextlib.suppress(*DRIVER_ERRORS):
+                await connection.close(timeout=self._settings.connect_timeout)
 
 
 async def enter_schema(connection: "Connection", schema: SchemaName) -> None:

@@ -17,6 +17,7 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.resting_names import check_rested, let_names_rest
 from quart_tenants.postgres.tenant_locks import lock_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
@@ -103,6 +104,7 @@ async def add_domain(
     Raises:
         InvalidDomainError: It is `TENANTS_DOMAIN`, or above or below it.
         DomainTakenError: It is another tenant's, also of one in the trash.
+        RecentlyDroppedError: It was another tenant's until a moment ago.
         DomainNotVerifiedError: The record is not there. Says which one to make.
         DnsUnavailableError: DNS cannot be asked.
         UnknownTenantError: There is no such tenant.
@@ -119,18 +121,20 @@ async def add_domain(
         if claim.verified:
             return claim
         if trusted:
-            return await _verify(connection, tenant, claim)
+            return await _verify(connection, tenant, claim, settings)
     # Between two transactions: a server that does not answer must not keep a connection and a lock.
     if claim.record_value not in await find_text_records(claim.record_name, settings):
         raise DomainNotVerifiedError(domain, claim.record_name, claim.record_value)
     async with database.connection() as connection:
         # The slug may be another tenant's by now: nothing of that one is touched, because the claim is the first one's.
         await lock_tenant(connection, slug)
-        return await _verify(connection, tenant, claim)
+        return await _verify(connection, tenant, claim, settings)
 
 
 async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain]:
     """Stop serving a domain and forget all claims to it; return what they were. The way to give it to another tenant.
+
+    Its tenant may have it back at once, another one after `TENANTS_REGISTRY_MAX_AGE`.
 
     Raises:
         UnknownDomainError: No tenant has it or claims it.
@@ -141,6 +145,9 @@ async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain
         rows = await connection.fetch(_REMOVE, domain)
         if not rows:
             raise UnknownDomainError(domain)
+        for row in rows:
+            if row["verified"]:
+                await let_names_rest(connection, row["tenant_id"], [domain])
         await announce_changes(connection, *(row["tenant_id"] for row in rows))
     return [_read(row) for row in rows]
 
@@ -166,13 +173,14 @@ async def _claim(connection: "Connection", tenant: Tenant, domain: Domain) -> Cu
     return CustomDomain(domain, tenant.slug, row["token"], row["verified"])
 
 
-async def _verify(connection: "Connection", tenant: Tenant, claim: CustomDomain) -> CustomDomain:
+async def _verify(connection: "Connection", tenant: Tenant, claim: CustomDomain, settings: Settings) -> CustomDomain:
     try:
         verified = await connection.fetchval(_VERIFY, claim.domain, tenant.id, claim.token)
     except asyncpg.UniqueViolationError as error:
         raise DomainTakenError(claim.domain) from error
     if verified is None:
         raise UnknownDomainError(claim.domain)
+    await check_rested(connection, tenant.id, settings=settings, domain=claim.domain)
     await announce_changes(connection, tenant.id)
     return CustomDomain(claim.domain, tenant.slug, claim.token, verified=True)
 

@@ -7,11 +7,14 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import asyncpg
+
 from quart_tenants.errors import (
     DatabaseUnavailableError,
     MigrationFailedError,
     MigrationFileError,
     TenantError,
+    TenantInTrashError,
     UnknownTenantError,
 )
 from quart_tenants.postgres.database import Database
@@ -41,8 +44,9 @@ _COUNT_VERSIONS = """
 SELECT version, count(*) AS count FROM quart_tenants.living_tenants GROUP BY version ORDER BY version DESC
 """
 _FIND_UNKNOWN = """
-SELECT x.slug FROM unnest($1::text[]) AS x (slug)
-WHERE NOT EXISTS (SELECT FROM quart_tenants.living_tenants AS t WHERE t.slug = x.slug) LIMIT 1
+SELECT x.slug, t.id IS NOT NULL AS in_trash
+FROM unnest($1::text[]) AS x (slug) LEFT JOIN quart_tenants.tenants AS t ON t.slug = x.slug
+WHERE t.id IS NULL OR t.dropped_at IS NOT NULL LIMIT 1
 """
 _WRITE_FAILURE = """
 INSERT INTO quart_tenants.migration_failures (tenant_id, version, migration, reason)
@@ -83,12 +87,14 @@ class Outcome:
         version: Where it stands now.
         migration: The file that failed, or None.
         error: Why it is not at the target, in one line; None where it is.
+        gone: Whether it was dropped meanwhile, which is no failure.
     """
 
     tenant: Tenant
     version: int
     migration: str | None = None
     error: str | None = None
+    gone: bool = False
 
 
 @dataclass(slots=True)
@@ -99,14 +105,18 @@ class FleetReport:
         plan: What was to be done.
         migrated: Tenants that are at the target now.
         failed: Tenants that are not, each with its error.
-        left: Tenants that were not taken to an end, after a canary or too many had failed.
+        gone: Tenants that were dropped meanwhile.
+        left: Tenants that were not taken to an end, after a canary or too many had failed, or the database was lost.
+        lost_database: Whether the database was out of reach at the end.
         seconds: How long it took.
     """
 
     plan: FleetPlan
     migrated: list[Outcome] = field(default_factory=list)
     failed: list[Outcome] = field(default_factory=list)
+    gone: list[Tenant] = field(default_factory=list)
     left: list[Tenant] = field(default_factory=list)
+    lost_database: bool = False
     seconds: float = 0.0
 
 
@@ -130,6 +140,7 @@ async def plan_fleet(
     Raises:
         MigrationFileError: A file is no SQL, was changed after it ran somewhere, or there is none of number *to*.
         UnknownTenantError: There is no tenant of that slug.
+        TenantInTrashError: It lies in the trash.
         RegistryNotReadyError: There is no registry yet.
     """
     migrations = get_tenant_migrations(settings)
@@ -140,9 +151,9 @@ async def plan_fleet(
     named = sorted({*slugs, *first}) if slugs else None
     async with database.connection() as connection:
         await check_registry(connection)
-        unknown = await connection.fetchval(_FIND_UNKNOWN, sorted({*slugs, *first}))
+        unknown = await connection.fetchrow(_FIND_UNKNOWN, sorted({*slugs, *first}))
         if unknown is not None:
-            raise UnknownTenantError(unknown)
+            raise (TenantInTrashError if unknown["in_trash"] else UnknownTenantError)(unknown["slug"])
         try:
             # Before anybody is migrated, even to a file before the one that cannot run.
             for migration in migrations:
@@ -237,20 +248,33 @@ class _Run:
                     asyncio.get_running_loop().call_later(_pause(attempt), queue.put_nowait, (tenant, attempt + 1))
                     continue
                 del unfinished[tenant.id]
-                (self._report.migrated if outcome.error is None else self._report.failed).append(outcome)
+                self._count(outcome)
                 if self._on_outcome is not None:
                     self._on_outcome(outcome)
             # Wake those that wait for a tenant which will not come.
             for _ in range(jobs):
                 queue.put_nowait(None)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(jobs, len(tenants))):
-                group.create_task(work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(jobs, len(tenants))):
+                    group.create_task(work())
+        except BaseExceptionGroup as failures:
+            # Of the caller's on_outcome. One is enough to say; the group has cancelled the others.
+            raise failures.exceptions[0] from None
         self._report.left += unfinished.values()
 
+    def _count(self, outcome: Outcome) -> None:
+        if outcome.error is None:
+            self._report.migrated.append(outcome)
+        elif outcome.gone:
+            self._report.gone.append(outcome.tenant)
+        else:
+            self._report.failed.append(outcome)
+
     def _must_stop(self) -> bool:
-        return self._max_failures is not None and len(self._report.failed) >= self._max_failures
+        too_many = self._max_failures is not None and len(self._report.failed) >= self._max_failures
+        return too_many or self._report.lost_database
 
     async def _try(self, tenant: Tenant, attempt: int) -> Outcome | None:
         """Migrate *tenant*; return None if it is to be tried again."""
@@ -265,20 +289,24 @@ class _Run:
                     await asyncio.sleep(_pause(attempt))
                     return await self._try(tenant, attempt + 1)
                 return None
+            # Whoever comes next would wait as long, and for nothing.
+            self._report.lost_database |= isinstance(error, DatabaseUnavailableError)
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
             outcome = Outcome(
                 tenant,
                 await self._find_version(tenant),
                 error.migration if isinstance(error, MigrationFailedError) else None,
                 f"{error}{tries}",
+                gone=isinstance(error, UnknownTenantError),
             )
-            await self._write_failure(outcome)
+            if not outcome.gone:
+                await self._write_failure(outcome)
             return outcome
         return Outcome(tenant, version)
 
     async def _find_version(self, tenant: Tenant) -> int:
         # Files outside a transaction may have succeeded before the one that failed.
-        with suppress(TenantError):
+        with suppress(TenantError, asyncpg.PostgresError):
             async with self._database.connection() as connection:
                 version = await connection.fetchval(
                     "SELECT version FROM quart_tenants.living_tenants WHERE id = $1", tenant.id
@@ -287,8 +315,8 @@ class _Run:
         return tenant.version
 
     async def _write_failure(self, outcome: Outcome) -> None:
-        # Where the database is the trouble, the report alone has it.
-        with suppress(TenantError):
+        # Where the database is the trouble, or this role has no right to write there, the report alone has it.
+        with suppress(TenantError, asyncpg.PostgresError):
             async with self._database.connection() as connection:
                 await connection.execute(
                     _WRITE_FAILURE, outcome.tenant.id, outcome.version, outcome.migration, outcome.error

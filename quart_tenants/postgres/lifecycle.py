@@ -5,6 +5,7 @@ import asyncpg
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import check_free, check_not_reserved
 from quart_tenants.postgres.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.resting_names import let_names_rest, wake_name
 from quart_tenants.postgres.tenant_locks import get_living_tenant, lock_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
@@ -14,16 +15,11 @@ _RESUME = "UPDATE quart_tenants.tenants SET suspended_at = NULL WHERE id = $1"
 _RENAME = "UPDATE quart_tenants.tenants SET slug = $2 WHERE id = $1"
 # Its own former names are no danger to it: whoever remembers them leads to the same tenant.
 _FORGET_FORMER_SLUG = "DELETE FROM quart_tenants.former_slugs WHERE tenant_id = $1 AND slug = $2"
-_WAKE_NAME = "DELETE FROM quart_tenants.resting_names WHERE tenant_id = $1 AND slug = $2"
-# $3 days. A row that stands there already is another tenant's, and over.
+# $3 days, by the clock as for the rest that follows. A row that stands there already is another tenant's, and over.
 _REDIRECT = """
 INSERT INTO quart_tenants.former_slugs (tenant_id, slug, redirect_until)
-VALUES ($1, $2, now() + make_interval(secs => $3 * 86400))
+VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3 * 86400))
 ON CONFLICT (slug) DO UPDATE SET tenant_id = excluded.tenant_id, redirect_until = excluded.redirect_until
-"""
-_LET_NAME_REST = """
-INSERT INTO quart_tenants.resting_names (tenant_id, slug, free_at)
-VALUES ($1, $2, now() + make_interval(secs => $3 * 86400))
 """
 
 
@@ -72,7 +68,7 @@ async def rename_tenant(
         await check_registry(connection)
         tenant = await lock_tenant(connection, slug)
         await connection.execute(_FORGET_FORMER_SLUG, tenant.id, new_slug)
-        await connection.execute(_WAKE_NAME, tenant.id, new_slug)
+        await wake_name(connection, tenant.id, new_slug)
         await check_free(connection, {new_slug: None}, settings)
         try:
             async with connection.transaction():
@@ -82,7 +78,7 @@ async def rename_tenant(
             await check_free(connection, {new_slug: None}, settings)
             raise
         await connection.execute(_REDIRECT, tenant.id, slug, days)
-        await connection.execute(_LET_NAME_REST, tenant.id, slug, days)
+        await let_names_rest(connection, tenant.id, [slug], days=days)
         await announce_changes(connection, tenant.id)
         return await get_living_tenant(connection, tenant.id, new_slug)
 

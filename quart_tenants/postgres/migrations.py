@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quart_tenants.postgres.block import Connection, DriverConnection
     from quart_tenants.postgres.statements import Script, Statement
 
+LEAVES_PATH = "it changes search_path; use unqualified names only"
 _MOST_NAMES = 5
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
@@ -102,7 +103,7 @@ def read_migrations(folder: Path) -> tuple[Migration, ...]:
         if match is None:
             raise MigrationFileError(f"{path}: a migration is named like 0001_what_it_does.sql")
         try:
-            migration = Migration(int(match[1]), path.name, path.read_text(encoding="utf-8"))
+            migration = Migration(int(match[1]), path.name, path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise MigrationFileError(f"{path}: cannot be read: {error}") from error
         if migration.version != len(migrations) + 1:
@@ -196,8 +197,8 @@ async def run_scripts(
 ) -> None:
     """Run the statements of *migrations* in the transaction of *connection*, one message each, and record nothing.
 
-    Statements that PostgreSQL refuses in a transaction lose their CONCURRENTLY: here they meet new
-    tables, which nobody uses yet.
+    Statements that PostgreSQL refuses in a transaction lose their CONCURRENTLY, or are left out (VACUUM,
+    REINDEX): here they meet new tables, which nobody uses yet.
 
     Args:
         connection: Inside a block.
@@ -211,7 +212,8 @@ async def run_scripts(
     for name, script in scripts:
         for statement in script.statements:
             try:
-                await connection.execute(statement.sql_for_new_tables, timeout=seconds)
+                if (sql := statement.sql_for_new_tables) is not None:
+                    await connection.execute(sql, timeout=seconds)
             except asyncpg.PostgresError as error:
                 raise MigrationFailedError(schema, name, locate_refusal(statement, error)) from error
 
@@ -220,7 +222,7 @@ def explain_path(schema: str, migrations: Sequence[Migration]) -> MigrationFaile
     """Return the error for *migrations* that left another path behind, such as by set_config()."""
     # A statement that says SET is found before any runs.
     names = ", ".join(migration.name for migration in migrations)
-    return MigrationFailedError(schema, names, "it changes search_path; use unqualified names only")
+    return MigrationFailedError(schema, names, LEAVES_PATH)
 
 
 async def record_migrations(

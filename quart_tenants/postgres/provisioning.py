@@ -26,14 +26,14 @@ from quart_tenants.postgres.migrations import (
     run_scripts,
 )
 from quart_tenants.postgres.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.resting_names import find_resting
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.block import Connection
 
-# What stands in the way of each slug ($1) with its schema ($2), if anything. $3 how long a worker may remember a
-# dropped tenant, in seconds.
+# What stands in the way of each slug ($1) with its schema ($2), if anything but its rest.
 _FIND_OBSTACLES = """
 SELECT
     x.slug,
@@ -43,9 +43,6 @@ SELECT
     coalesce(s.schema_name, h.schema_name) AS taken_schema,
     now_called.slug AS renamed_to,
     to_char(f.redirect_until, 'YYYY-MM-DD HH24:MI TZ') AS redirect_until,
-    (SELECT extract(epoch FROM max(r.free_at) - now()) + $3 FROM quart_tenants.resting_names AS r
-     WHERE r.free_at > now() - make_interval(secs => $3)
-        AND (r.slug = x.slug OR r.schema_name = x.schema_name))::float8 AS wait,
     n.oid IS NOT NULL AS schema_exists
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS x (slug, schema_name, number)
 LEFT JOIN quart_tenants.tenants AS s ON s.slug = x.slug
@@ -89,7 +86,7 @@ async def create_tenant(
         TenantExistsError: The slug or the schema is taken.
         TenantInTrashError: A tenant of that name was dropped, and not purged yet.
         FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
-        RecentlyDroppedError: A tenant of that name was dropped within `TENANTS_REGISTRY_MAX_AGE`.
+        RecentlyDroppedError: Another tenant had the name within `TENANTS_REGISTRY_MAX_AGE`, or is still read.
         SchemaExistsError: A schema of that name exists and is no tenant's.
         MigrationFileError: A file is no SQL, or was changed after it ran for another tenant.
         MigrationFailedError: A migration failed.
@@ -193,7 +190,7 @@ async def adopt_schemas(
         TenantExistsError: A slug is taken, or a schema is another tenant's.
         TenantInTrashError: A tenant of that name was dropped, and not purged yet.
         FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
-        RecentlyDroppedError: A tenant of that name was dropped within `TENANTS_REGISTRY_MAX_AGE`.
+        RecentlyDroppedError: Another tenant had the name within `TENANTS_REGISTRY_MAX_AGE`, or is still read.
         RegistryNotReadyError: There is no registry yet.
     """
     migrations = get_tenant_migrations(settings)
@@ -255,16 +252,20 @@ async def _list_obstacles(
 ) -> list[tuple[Slug, TenantError]]:
     """Return what stands in the way of each of *schemas* that cannot be made, in their order."""
     rows = await connection.fetch(
-        _FIND_OBSTACLES,
-        list(schemas),
-        [schema and schema.name for schema in schemas.values()],
-        settings.registry_max_age,
+        _FIND_OBSTACLES, list(schemas), [schema and schema.name for schema in schemas.values()]
     )
-    obstacles = [(Slug(row["slug"]), _explain_obstacle(row, new_schema=new_schema)) for row in rows]
+    # Afterwards: what becomes free in between rests.
+    resting = await find_resting(connection, schemas, settings)
+    obstacles = [
+        (slug, _explain_obstacle(row, resting.get(slug), new_schema=new_schema))
+        for slug, row in zip(schemas, rows, strict=True)
+    ]
     return [(slug, error) for slug, error in obstacles if error is not None]
 
 
-def _explain_obstacle(row: asyncpg.Record, *, new_schema: bool) -> TenantError | None:
+def _explain_obstacle(
+    row: asyncpg.Record, rest: RecentlyDroppedError | None, *, new_schema: bool
+) -> TenantError | None:
     if row["in_trash"]:
         return TenantInTrashError(row["slug"])
     if row["taken_by"] == row["slug"]:
@@ -273,8 +274,8 @@ def _explain_obstacle(row: asyncpg.Record, *, new_schema: bool) -> TenantError |
         return FormerSlugError(row["slug"], row["renamed_to"], row["redirect_until"])
     if row["taken_by"] is not None:
         return TenantExistsError(row["taken_by"], row["taken_schema"])
-    if row["wait"] is not None:
-        return RecentlyDroppedError(row["slug"], row["wait"])
+    if rest is not None:
+        return rest
     if new_schema and row["schema_exists"]:
         return SchemaExistsError(row["schema_name"])
     return None

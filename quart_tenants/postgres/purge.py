@@ -7,6 +7,7 @@ import asyncpg
 from quart_tenants.errors import DatabaseUnavailableError, TenantBusyError, TenantError, TenantNotInTrashError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.refusals import translate_refusals
+from quart_tenants.postgres.resting_names import forget_rested_names, free_names
 from quart_tenants.postgres.tenant_locks import lock_until_commit
 from quart_tenants.postgres.trash import TrashedTenant, list_trash
 from quart_tenants.settings import Settings
@@ -57,8 +58,6 @@ ORDER BY
 LIMIT $2
 """
 _FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
-# Nothing leads to its former addresses any more.
-_FREE_NAMES = "UPDATE quart_tenants.resting_names SET free_at = now() WHERE tenant_id = $1 AND free_at > now()"
 _FORGET_TENANT = "DELETE FROM quart_tenants.tenants WHERE id = $1"
 
 # A reader whose last row is gone reads everything anew, so the newest one stays however old it is.
@@ -66,8 +65,6 @@ _PRUNE_CHANGES = """
 DELETE FROM quart_tenants.changes
 WHERE changed_at < now() - interval '1 day' AND revision < (SELECT max(revision) FROM quart_tenants.changes)
 """
-# Longer than any worker may remember them: TENANTS_REGISTRY_MAX_AGE is an hour at most.
-_PRUNE_RESTING_NAMES = "DELETE FROM quart_tenants.resting_names WHERE free_at < now() - interval '1 day'"
 _PRUNE_REDIRECTS = "DELETE FROM quart_tenants.former_slugs WHERE redirect_until < now() - interval '1 day'"
 
 
@@ -161,8 +158,9 @@ async def purge_tenants(
             if on_purged is not None:
                 on_purged(tenant)
     async with database.connection() as connection:
-        for statement in (_PRUNE_CHANGES, _PRUNE_RESTING_NAMES, _PRUNE_REDIRECTS):
-            await connection.execute(statement)
+        await connection.execute(_PRUNE_CHANGES)
+        await connection.execute(_PRUNE_REDIRECTS)
+        await forget_rested_names(connection)
     return purged
 
 
@@ -186,8 +184,9 @@ async def _purge(database: Database, tenant: TrashedTenant) -> bool:
                     continue
                 await connection.execute(f"DROP SCHEMA IF EXISTS {SchemaName(schema).quoted} CASCADE")
                 await connection.execute(_FORGET_MIGRATIONS, schema)
-                await connection.execute(_FREE_NAMES, tenant.id)
                 await connection.execute(_FORGET_TENANT, tenant.id)
+                # Nothing leads to its former addresses any more.
+                await free_names(connection, tenant.id)
                 return True
         except asyncpg.LockNotAvailableError as error:
             raise TenantBusyError(tenant.slug) from error

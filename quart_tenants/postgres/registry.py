@@ -47,6 +47,8 @@ LEFT JOIN (
     SELECT DISTINCT tenant_id FROM quart_tenants.changes
     WHERE transaction >= pg_catalog.pg_snapshot_xmin($1::text::pg_catalog.pg_snapshot)
         AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $1::text::pg_catalog.pg_snapshot)
+        -- Rows from a server that had come further, such as in a dump: no snapshot of this one will show them as seen.
+        AND transaction < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
 ) AS changed ON true
 LEFT JOIN quart_tenants.living_tenants AS t ON t.id = changed.tenant_id
 """

@@ -8,7 +8,7 @@ from quart_tenants.postgres.trash import name_in_trash
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
 MADE_ELSEWHERE = "QT001"
-"""The SQLSTATE of our own refusal: a function would reach into the schema that the backup was made from."""
+"""The SQLSTATE of our own refusal: something would reach into the schema that the backup was made from."""
 
 # The number comes from the sequence, a moment before.
 _ADD_TENANT = """
@@ -39,8 +39,12 @@ FROM (
     SELECT
         p.oid::regprocedure AS routine,
         ', ' || substr(c.setting, 13) || ',' AS path,
+        -- Twice, because neighbours share a comma: acme, acme.
         replace(
-            ', ' || substr(c.setting, 13) || ',', ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
+            replace(
+                ', ' || substr(c.setting, 13) || ',', ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
+            ),
+            ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
         ) AS moved
     FROM pg_catalog.pg_proc AS p
     JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
@@ -49,31 +53,98 @@ FROM (
 ) AS s
 WHERE s.moved <> s.path
 """
-# The same danger in a function's text, which we cannot mend: "acme.notes" where acme was $2 and notes is in $1.
-_REFUSE_STRAYING_FUNCTIONS = r"""
+# The same danger in all other texts, which we cannot mend. $1 the schema's name now, $2 the name until now.
+# What the catalogue keeps by number is shown under the new name. So the old one in quotes is a text, such as
+# nextval('acme.numbers'::text::regclass); outside of them it may be a table's alias. A function's body is all text.
+# The name counts before a dot, alone in quotes, or in a search_path: the word "data" is no way to schema data.
+_REFUSE_WAYS_BACK = r"""
+WITH home AS (
+    SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1
+), relations AS (
+    SELECT c.oid, c.relname FROM pg_catalog.pg_class AS c JOIN home ON home.oid = c.relnamespace
+), bodies (catalogue, object, words) AS (
+    SELECT 'pg_catalog.pg_proc'::regclass, p.oid, p.prosrc
+    FROM pg_catalog.pg_proc AS p JOIN home ON home.oid = p.pronamespace WHERE p.prosqlbody IS NULL
+    UNION ALL
+    SELECT 'pg_catalog.pg_proc'::regclass, p.oid,
+        format('%s=%L', split_part(c.setting, '=', 1), substr(c.setting, strpos(c.setting, '=') + 1))
+    FROM pg_catalog.pg_proc AS p JOIN home ON home.oid = p.pronamespace CROSS JOIN unnest(p.proconfig) AS c (setting)
+), deparsed (catalogue, object, words) AS (
+    SELECT 'pg_catalog.pg_proc'::regclass, p.oid,
+        concat_ws(' ', pg_get_function_sqlbody(p.oid), pg_get_expr(p.proargdefaults, 0))
+    FROM pg_catalog.pg_proc AS p JOIN home ON home.oid = p.pronamespace
+    UNION ALL
+    SELECT 'pg_catalog.pg_attrdef'::regclass, d.oid, pg_get_expr(d.adbin, d.adrelid)
+    FROM pg_catalog.pg_attrdef AS d JOIN relations AS r ON r.oid = d.adrelid
+    UNION ALL
+    SELECT 'pg_catalog.pg_constraint'::regclass, c.oid, pg_get_constraintdef(c.oid)
+    FROM pg_catalog.pg_constraint AS c JOIN home ON home.oid = c.connamespace
+    UNION ALL
+    SELECT 'pg_catalog.pg_policy'::regclass, p.oid,
+        concat_ws(' ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
+    FROM pg_catalog.pg_policy AS p JOIN relations AS r ON r.oid = p.polrelid
+    UNION ALL
+    SELECT 'pg_catalog.pg_rewrite'::regclass, w.oid, pg_get_ruledef(w.oid)
+    FROM pg_catalog.pg_rewrite AS w JOIN relations AS r ON r.oid = w.ev_class
+    UNION ALL
+    SELECT 'pg_catalog.pg_trigger'::regclass, t.oid, pg_get_triggerdef(t.oid)
+    FROM pg_catalog.pg_trigger AS t JOIN relations AS r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
+    UNION ALL
+    SELECT 'pg_catalog.pg_class'::regclass, i.indexrelid, pg_get_indexdef(i.indexrelid)
+    FROM pg_catalog.pg_index AS i JOIN relations AS r ON r.oid = i.indexrelid
+    UNION ALL
+    SELECT 'pg_catalog.pg_type'::regclass, t.oid, pg_get_expr(t.typdefaultbin, 0)
+    FROM pg_catalog.pg_type AS t JOIN home ON home.oid = t.typnamespace
+), texts AS (
+    SELECT catalogue, object, words FROM bodies
+    UNION ALL
+    SELECT catalogue, object, (
+        SELECT string_agg(m.parts[1], ', ')
+        FROM regexp_matches(words, '"(?:[^"]|"")*"|(''(?:[^'']|'''')*'')', 'g') AS m (parts)
+    )
+    FROM deparsed
+), names (plain, quoted) AS (
+    SELECT
+        regexp_replace($2::text, '([^[:alnum:]_])', '\\\1', 'g'),
+        '"' || regexp_replace(replace($2::text, '"', '""'), '([^[:alnum:]_])', '\\\1', 'g') || '"'
+), ways (plain, quoted) AS (
+    SELECT
+        concat_ws(
+            '|',
+            -- 3.14 is no way to schema 3, and NEW.body none to schema new.
+            CASE
+                WHEN $2::text ~ '^[0-9]' THEN NULL
+                ELSE '(?<![[:alnum:]_"])' || plain || '\s*\.' || CASE
+                    WHEN lower($2::text) NOT IN ('new', 'old', 'excluded') THEN ''
+                    ELSE '\s*"?(?:' || (
+                        SELECT string_agg(regexp_replace(relname, '([^[:alnum:]_])', '\\\1', 'g'), '|') FROM relations
+                    ) || ')(?![[:alnum:]_])'
+                END
+            END,
+            '[''$]' || replace(plain, '''', '''''') || '[''$]',
+            'search_path''*\s*(?=[=,]|to\M)[^;]*[\s=,''(]' || plain || '(?:[\s,;'')]|$)'
+        ),
+        concat_ws(
+            '|',
+            quoted || '\s*\.',
+            '[''$]' || replace(quoted, '''', '''''') || '[''$]',
+            'search_path''*\s*(?=[=,]|to\M|TO\M)[^;]*[\s=,''(]' || quoted || '(?:[\s,;'')]|$)'
+        )
+    FROM names
+)
 SELECT format('DO %L', format(
     'BEGIN RAISE EXCEPTION USING ERRCODE = ''QT001'', MESSAGE = %L; END',
     format(
-        'its function %s names the schema %s in its text, and would reach into that one; '
-        'use unqualified names there, and SET search_path FROM CURRENT',
-        p.proname, $2::text
+        'its %s names the schema %s in a text, which no renaming reaches, and would reach into that one; '
+        'use unqualified names there, and in a function SET search_path FROM CURRENT',
+        replace(pg_describe_object(t.catalogue, t.object, 0), quote_ident($1) || '.', ''), $2::text
     )
 ))
-FROM pg_catalog.pg_proc AS p
-JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
-WHERE n.nspname = $1 AND p.prosqlbody IS NULL AND EXISTS (
-    SELECT FROM regexp_matches(
-        p.prosrc,
-        '(?<![[:alnum:]_$])"?' || regexp_replace($2::text, '([^[:alnum:]_])', '\\\1', 'g')
-            || '"?\s*\.\s*"?([[:alnum:]_$]+)',
-        'gi'
-    ) AS m (parts)
-    WHERE lower(m.parts[1]) IN (
-        SELECT lower(relname) FROM pg_catalog.pg_class WHERE relnamespace = n.oid
-        UNION ALL SELECT lower(proname) FROM pg_catalog.pg_proc WHERE pronamespace = n.oid
-        UNION ALL SELECT lower(typname) FROM pg_catalog.pg_type WHERE typnamespace = n.oid
-    )
-)
+FROM texts AS t CROSS JOIN ways AS w
+WHERE t.words ~ w.quoted
+    -- Without quotes capital letters make no difference, unless the name has some.
+    OR CASE WHEN lower($2::text) = $2::text THEN t.words ~* w.plain ELSE t.words ~ w.plain END
+ORDER BY t.catalogue, t.object
 LIMIT 1
 """
 
@@ -142,7 +213,7 @@ class Restoration:
         if self.dumped != tenant.schema:
             script += [
                 _execute(_LEAD_FUNCTIONS_HOME, schema, self.dumped.name, schema, answer="\\gexec\n"),
-                _execute(_REFUSE_STRAYING_FUNCTIONS, schema, self.dumped.name, answer="\\gexec\n"),
+                _execute(_REFUSE_WAYS_BACK, schema, self.dumped.name, answer="\\gexec\n"),
             ]
         if self.replaces:
             script += [_execute(_FORGET_MIGRATIONS, schema), _execute(_FORGET_FAILURE, tenant.id)]

@@ -20,6 +20,7 @@ from quart_tenants.errors import (
     ClientProgramError,
     DatabaseRefusedError,
     DatabaseUnavailableError,
+    TenantBusyError,
     TenantError,
     TenantExistsError,
 )
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
 
 _NEXT_ID = "SELECT pg_catalog.nextval(pg_catalog.pg_get_serial_sequence('quart_tenants.tenants', 'id'))"
 _SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)"
+_GET_CREATED_AT = "SELECT created_at FROM quart_tenants.tenants WHERE id = $1"
+# $1 a schema's name. Two restores of a schema that is no living tenant's would both make it.
+_TRY_LOCK_SCHEMA = (
+    "SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('quart_tenants schema ' || $1::text, 0))"
+)
 _FIND_SLUG = "SELECT slug FROM quart_tenants.living_tenants WHERE schema_name = $1"
 _ASK_FOR_LIFE = "SELECT"
 
@@ -78,17 +84,20 @@ async def restore_tenant(
         slug: A new tenant's, unless *replace* is given.
         settings: The database's address, reserved slugs, and where the migrations lie.
         replace: Put the backup in the place of the living tenant *slug*, which keeps its number, its name and
-            its domains, and so its sessions. Its tables until now lie in the trash then, as a tenant of their
-            own. What a request writes in the moment of the change may be there.
+            its domains, and so its sessions; so the backup must be of this very tenant. Its tables until now lie
+            in the trash then, as a tenant of their own. A transaction that is open in the moment of the change
+            may see the old tables first and the new ones after; what it writes may be in the trash.
         on_replaced: Called with the slug of that tenant.
 
     Raises:
-        BackupFileError: *file* is no backup, is damaged, is newer than this database or this app, or needs
-            what the database lacks.
+        BackupFileError: *file* is no backup, is damaged, is newer than this database or this app, is of
+            another tenant than the one to replace, names its schema where no renaming reaches, or needs what
+            the database lacks.
         UnknownTenantError: There is no tenant to replace.
         InvalidSlugError, TenantExistsError, TenantInTrashError, FormerSlugError, RecentlyDroppedError,
             SchemaExistsError: *slug* is not free.
-        TenantBusyError: The tenant, or the one that has the schema of the backup, is being migrated or changed.
+        TenantBusyError: The tenant, or the one that has the schema of the backup, is being migrated or changed, or
+            another backup of that schema is being restored.
         ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
         DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
@@ -157,10 +166,10 @@ async def _restore_file(
             _check_age(backup, source, slug, server_version, settings)
             programs = await find_client_programs(server_version // 10000)
             if replace:
-                restoration = await _plan_replacing(connection, backup, slug)
+                restoration = await _plan_replacing(connection, backup, source, slug)
             else:
                 # First the lock: whoever copies the same template to the same name has had it until now.
-                aside = await _lock_namesake(connection, backup.schema)
+                aside = await _lock_namesake(connection, backup.schema, slug)
                 schema = await _check_new(connection, slug, schema, settings)
                 tenant_id = await connection.fetchval(_NEXT_ID)
                 tenant = Tenant(tenant_id, slug, schema, name or backup.name, backup.version)
@@ -203,16 +212,15 @@ async def _check_new(connection: "Connection", slug: Slug, schema: SchemaName | 
     return schema
 
 
-async def _plan_replacing(connection: "Connection", backup: Backup, slug: Slug) -> Restoration:
+async def _plan_replacing(connection: "Connection", backup: Backup, source: str, slug: Slug) -> Restoration:
     tenant = await lock_tenant(connection, slug)
+    await _check_same(connection, backup, source, tenant)
     replaced = None
     # Somebody may have dropped the schema by hand: that is what backups are for.
     if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
         replaced_id = await connection.fetchval(_NEXT_ID)
         replaced = Replaced(replaced_id, parse_slug(f"{slug[:40]}-replaced-{replaced_id}"))
-    aside = await connection.fetchval(_SCHEMA_EXISTS, backup.schema.name)
-    if backup.schema != tenant.schema:
-        aside = await _lock_namesake(connection, backup.schema)
+    aside = await _lock_namesake(connection, backup.schema, slug)
     return Restoration(
         Tenant(tenant.id, slug, tenant.schema, tenant.name, backup.version, tenant.suspended),
         backup.schema,
@@ -223,11 +231,26 @@ async def _plan_replacing(connection: "Connection", backup: Backup, slug: Slug) 
     )
 
 
-async def _lock_namesake(connection: "Connection", schema: SchemaName) -> bool:
-    """Return whether *schema* exists; lock the tenant whose it is, so that nobody else renames it meanwhile."""
+async def _check_same(connection: "Connection", backup: Backup, source: str, tenant: Tenant) -> None:
+    """Refuse another tenant's backup: sessions and tokens that name this one's number would open it."""
+    created_at = await connection.fetchval(_GET_CREATED_AT, tenant.id)
+    # Both: schemas adopted together have one time, and another database has the same numbers.
+    if (backup.id, backup.created_at) != (tenant.id, created_at):
+        raise BackupFileError(
+            source,
+            f"cannot replace tenant {tenant.slug!r} (number {tenant.id}, made {created_at:%Y-%m-%d %H:%M:%S}): it is "
+            f"of tenant {backup.slug!r} (number {backup.id}, made {backup.created_at:%Y-%m-%d %H:%M:%S}), whose rows "
+            f"the sessions of {tenant.slug!r} would read; restore it beside with another --as, then rename",
+        )
+
+
+async def _lock_namesake(connection: "Connection", schema: SchemaName, restored: Slug) -> bool:
+    """Return whether *schema* exists; keep everybody else from renaming or restoring it until *restored* is done."""
     slug = await connection.fetchval(_FIND_SLUG, schema.name)
     if slug is not None:
         await lock_tenant(connection, slug)
+    if not await connection.fetchval(_TRY_LOCK_SCHEMA, schema.name):
+        raise TenantBusyError(restored)
     exists: bool = await connection.fetchval(_SCHEMA_EXISTS, schema.name)
     return exists
 
@@ -296,6 +319,9 @@ def _explain(restoration: Restoration, source: str, status: int, words: str) -> 
             return BackupFileError(source, f"cannot become tenant {tenant.slug!r}: {message}")
         if sqlstate == _UNIQUE_VIOLATION and "tenants_slug_key" in message:
             return TenantExistsError(tenant.slug, tenant.schema.name)
+        if sqlstate == _UNIQUE_VIOLATION and "pg_namespace_nspname_index" in message:
+            # Somebody else made a schema of that name meanwhile, which is no restore.
+            return TenantBusyError(tenant.slug)
         return DatabaseRefusedError(f"{failed}: {message}")
     if status == _CONNECTION_LOST:
         return DatabaseUnavailableError(f"{failed}: {describe_failure('psql', words)}")

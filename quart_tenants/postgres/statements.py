@@ -7,7 +7,7 @@ import postgast
 
 from quart_tenants.errors import MigrationFileError
 
-_DIRECTIVE = re.compile(r"--[ \t]*quart-tenants:(.*)")
+_DIRECTIVE = re.compile(r"--[ \t]*quart[-_]tenants[ \t]*:(.*)", re.IGNORECASE)
 _NO_TRANSACTION = "no transaction"
 # What CONCURRENTLY keeps out of a transaction. (REFRESH MATERIALIZED VIEW CONCURRENTLY may run in one.)
 _CONCURRENT_STATEMENTS = frozenset({"index_stmt", "drop_stmt", "reindex_stmt", "alter_table_stmt"})
@@ -28,10 +28,17 @@ class Statement:
     needs_no_transaction: bool
 
     @property
-    def sql_for_new_tables(self) -> str:
-        """The same without CONCURRENTLY, which has no purpose where nobody reads and writes yet."""
+    def sql_for_new_tables(self) -> str | None:
+        """The same without CONCURRENTLY, which has no purpose where nobody reads and writes yet.
+
+        None for VACUUM and REINDEX, which have none there at all.
+        """
+        if not self.needs_no_transaction:
+            return self.sql
+        if self.sql[:6].upper() in ("VACUUM", "REINDE"):
+            return None
         encoded = self.sql.encode()
-        for start, end in reversed(_find_concurrently(self.sql) if self.needs_no_transaction else []):
+        for start, end in reversed(_find_concurrently(self.sql)):
             encoded = encoded[:start] + encoded[end:]
         return encoded.decode()
 
@@ -64,6 +71,8 @@ def parse_script(name: str, text: str) -> Script:
         MigrationFileError: The text is no SQL, ends inside a quote, holds no statement, ends the
             transaction that it would run in, leaves its schema, or has a directive that nobody knows.
     """
+    if "\0" in text:
+        raise MigrationFileError(f"{name}: has a NUL in it, where PostgreSQL would stop reading")
     encoded = text.encode()
 
     def refuse(position: int, reason: str) -> MigrationFileError:
@@ -75,7 +84,9 @@ def parse_script(name: str, text: str) -> Script:
         # Counts characters from 1. In one line: it may quote the rest of the file.
         position = len(text[: max(error.cursorpos - 1, 0)].encode())
         raise refuse(position, " ".join(error.message.split())) from error
-    in_transaction = _read_directives(name, text)
+    # What stands before the first statement are comments.
+    head = encoded[: parsed.stmts[0].stmt_location].decode() if parsed.stmts else text
+    in_transaction = _read_directives(name, head)
     statements = []
     for raw in parsed.stmts:
         start = raw.stmt_location
@@ -85,7 +96,12 @@ def parse_script(name: str, text: str) -> Script:
             raise refuse(start, "it ends the transaction that it runs in; take BEGIN, COMMIT and the like out")
         if kind == "variable_set_stmt" and raw.stmt.variable_set_stmt.name in ("search_path", ""):
             raise refuse(start, "it changes search_path; use unqualified names only")
-        outside = kind == "vacuum_stmt" or (kind in _CONCURRENT_STATEMENTS and bool(_find_concurrently(sql)))
+        if kind == "copy_stmt" and raw.stmt.copy_stmt.is_from and not raw.stmt.copy_stmt.filename:
+            raise refuse(start, "COPY FROM STDIN has no data here; write INSERT")
+        # ANALYZE is a kind of VACUUM to the parser.
+        outside = (kind == "vacuum_stmt" and raw.stmt.vacuum_stmt.is_vacuumcmd) or (
+            kind in _CONCURRENT_STATEMENTS and bool(_find_concurrently(sql))
+        )
         if outside and in_transaction:
             raise refuse(
                 start,
@@ -99,15 +115,13 @@ def parse_script(name: str, text: str) -> Script:
 
 
 def _read_directives(name: str, text: str) -> bool:
-    """Return whether the file runs in a transaction. Directives stand before the first statement."""
+    """Return whether the file runs in a transaction, by the comments before its first statement."""
     in_transaction = True
     for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip() and not line.lstrip().startswith("--"):
-            break
-        match = _DIRECTIVE.fullmatch(line.strip())
+        match = _DIRECTIVE.search(line)
         if match is None:
             continue
-        if match[1].strip() != _NO_TRANSACTION:
+        if match[1].strip().lower() != _NO_TRANSACTION:
             raise MigrationFileError(
                 f"{name}: line {number}: the only directive is -- quart-tenants: {_NO_TRANSACTION}"
             )

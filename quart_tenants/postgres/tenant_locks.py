@@ -1,8 +1,7 @@
 """Let one at a time change a tenant or its tables: an advisory lock by the tenant's number."""
 
+import asyncio
 from typing import TYPE_CHECKING
-
-import asyncpg
 
 from quart_tenants.errors import TenantBusyError, TenantInTrashError, UnknownTenantError
 from quart_tenants.postgres.registry_tables import read_tenant
@@ -11,13 +10,17 @@ from quart_tenants.tenant import Slug, Tenant
 if TYPE_CHECKING:
     from quart_tenants.postgres.block import Connection, DriverConnection
 
-# $1 the tenant's number, as text.
-LOCK_UNTIL_COMMIT = (
-    "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('quart_tenants ' || $1::text, 0))"
-)
-LOCK_SESSION = "SELECT pg_catalog.pg_advisory_lock(pg_catalog.hashtextextended('quart_tenants ' || $1::text, 0))"
+LOCK_KEY = "pg_catalog.hashtextextended('quart_tenants ' || {}::text, 0)"
+"""The key of a tenant's advisory lock, for SQL; for {} comes its number."""
+
+# Tried, and tried again: a statement that waits for a lock has a snapshot, for which CREATE INDEX CONCURRENTLY waits,
+# which has the lock.
+_TRY_UNTIL_COMMIT = f"SELECT pg_catalog.pg_try_advisory_xact_lock({LOCK_KEY.format('$1')})"
+_TRY_FOR_SESSION = f"SELECT pg_catalog.pg_try_advisory_lock({LOCK_KEY.format('$1')})"
+_PAUSE = 0.1  # seconds between two tries
 
 # Long enough for a transaction like ours to end; a migration may take longer, and the operator is to know.
+_PATIENCE = 5.0  # seconds
 _LIMIT_WAITING = "SET LOCAL lock_timeout TO '5s'"
 
 _FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
@@ -70,16 +73,26 @@ async def lock_until_commit(connection: "Connection", tenant_id: int, slug: Slug
         TenantBusyError: Somebody else holds it.
     """
     await connection.execute(_LIMIT_WAITING)
-    await take_lock(connection, LOCK_UNTIL_COMMIT, tenant_id, slug)
+    await _try_for(connection, _TRY_UNTIL_COMMIT, tenant_id, slug, _PATIENCE)
 
 
-async def take_lock(connection: "Connection | DriverConnection", lock: str, tenant_id: int, slug: Slug) -> None:
-    """Wait for *lock*, one of the two above, for as long as the connection's lock_timeout says.
+async def lock_session(connection: "DriverConnection", tenant_id: int, slug: Slug, seconds: float) -> None:
+    """Wait so many seconds for the lock, and hold it until *connection* is closed.
 
     Raises:
         TenantBusyError: Somebody else holds it.
     """
-    try:
-        await connection.execute(lock, str(tenant_id))
-    except asyncpg.LockNotAvailableError as error:
-        raise TenantBusyError(slug) from error
+    await _try_for(connection, _TRY_FOR_SESSION, tenant_id, slug, seconds)
+
+
+async def _try_for(
+    connection: "Connection | DriverConnection", try_to_lock: str, tenant_id: int, slug: Slug, seconds: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not await connection.fetchval(try_to_lock, str(tenant_id)):
+        if loop.time() > deadline:
+            raise TenantBusyError(slug)
+        # Closes what the driver left open, which keeps its snapshot until then.
+        await connection.execute("SELECT")
+        await asyncio.sleep(_PAUSE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from quart_tenants.errors import (
+    DatabaseRefusedError,
     DatabaseUnavailableError,
     MigrationFailedError,
     PoolExhaustedError,
@@ -17,6 +18,7 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.block import describe, find_reported_path
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.migrations import (
+    LEAVES_PATH,
     Migration,
     explain_path,
     locate_refusal,
@@ -25,39 +27,57 @@ from quart_tenants.postgres.migrations import (
 )
 from quart_tenants.postgres.refusals import describe_refusal
 from quart_tenants.postgres.registry_tables import announce_changes
-from quart_tenants.postgres.tenant_locks import LOCK_SESSION, take_lock
+from quart_tenants.postgres.tenant_locks import LOCK_KEY, lock_session
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.block import DriverConnection
+    from quart_tenants.postgres.block import Connection, DriverConnection
 
 # Longer than the server's own limit, which says more.
 _GRACE = 10.0  # seconds
+# Otherwise what a killed command has begun goes on in the server, which looks at its client only between statements.
+# Windows cannot.
+_NOTICE_LOST_CLIENT = """
+SELECT pg_catalog.set_config(
+    'client_connection_check_interval',
+    CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1s' END,
+    {local}
+)
+"""
 _LIMIT = """
 SELECT pg_catalog.set_config('lock_timeout', $1, false), pg_catalog.set_config('statement_timeout', $2, false)
 """
-_GET_VERSION = "SELECT version FROM quart_tenants.living_tenants WHERE id = $1 AND schema_name = $2"
+# Whether the schema is there and for us, too.
+_FIND_STANDING = """
+SELECT t.version, n.oid IS NOT NULL AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS usable
+FROM quart_tenants.living_tenants AS t LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
+WHERE t.id = $1 AND t.schema_name = $2
+"""
 # Sent as it is, all statements in one message: with parameters it would be eight messages a tenant more, which is
 # as long as a small migration takes. What is put in are numbers, names that match the pattern of a migration's
 # file, and digests in hex.
 #
-# The lock first, and behind it the rows: they are not new if somebody else was faster, and none come where the
-# tenant was dropped or its schema replaced.
+# The lock first, and behind it the rows. None come where somebody else has the lock, or has brought the tenant to
+# another version since the plan was made, or where it was dropped or its schema replaced.
 _CLAIM = """
+{notice_lost_client};
 SET LOCAL lock_timeout TO {lock_milliseconds:d};
 SET LOCAL statement_timeout TO {statement_milliseconds:d};
-SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended('quart_tenants {id:d}', 0));
+SELECT pg_catalog.set_config('quart_tenants.locked', pg_catalog.pg_try_advisory_xact_lock({key})::text, true);
 INSERT INTO quart_tenants.changes (tenant_id) VALUES ({id:d});
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
 SELECT t.schema_name, m.version, m.name, m.sha256
-FROM quart_tenants.tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
-WHERE t.id = {id:d} AND pg_catalog.current_schemas(false) = ARRAY[t.schema_name]::name[]
+FROM quart_tenants.living_tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
+WHERE t.id = {id:d} AND t.version = {version:d}
+    AND pg_catalog.current_setting('quart_tenants.locked') = 'true'
+    AND pg_catalog.current_schemas(false) = ARRAY[t.schema_name]::name[]
 """
 _GET_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _FIND_INVALID_INDEX = """
 SELECT c.relname FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-WHERE NOT i.indisvalid AND c.relnamespace = pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) LIMIT 1
+WHERE NOT i.indisvalid AND c.relkind = 'i'
+    AND c.relnamespace = pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) LIMIT 1
 """
 _PASSING_ERRORS = (
     asyncpg.LockNotAvailableError,
@@ -72,8 +92,12 @@ _PASSING_ERRORS = (
 )
 
 
-class _SomebodyWasFasterError(Exception):
-    """What was to be done is recorded already."""
+class _StandsElsewhereError(Exception):
+    """The tenant is at another version than we thought: somebody else was faster."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
 
 
 async def migrate_tenant(
@@ -101,11 +125,11 @@ async def migrate_tenant(
         together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
         try:
             if together:
-                await _run_together(database, tenant, together, settings)
+                await _run_together(database, tenant, version, together, settings)
             else:
                 await _run_alone(database, tenant, missing[0], settings)
-        except _SomebodyWasFasterError:
-            version = await _get_version(database, tenant)
+        except _StandsElsewhereError as elsewhere:
+            version = elsewhere.version
         else:
             version += len(together) or 1
     return version
@@ -119,28 +143,26 @@ def may_succeed_later(error: TenantError) -> bool:
 
 
 async def _run_together(
-    database: Database, tenant: Tenant, migrations: Sequence[Migration], settings: Settings
+    database: Database, tenant: Tenant, version: int, migrations: Sequence[Migration], settings: Settings
 ) -> None:
     """Run files in one transaction with the rows that record them."""
     rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
     claim = _CLAIM.format(
+        notice_lost_client=_NOTICE_LOST_CLIENT.format(local="true").strip(),
+        key=LOCK_KEY.format(tenant.id),
         id=tenant.id,
+        version=version,
         rows=rows,
         lock_milliseconds=round(settings.migration_lock_timeout * 1000),
         statement_milliseconds=round(settings.migration_statement_timeout * 1000),
     )
+    seconds = settings.migration_statement_timeout + _GRACE
     try:
         async with database.tenant_connection(tenant) as connection:
-            try:
-                claimed = await connection.execute(claim)
-            except asyncpg.LockNotAvailableError as error:
-                raise TenantBusyError(tenant.slug) from error
-            except asyncpg.UniqueViolationError as error:
-                raise _SomebodyWasFasterError from error
+            claimed = await connection.execute(claim, timeout=seconds)
             if claimed != f"INSERT 0 {len(migrations)}":
-                raise UnknownTenantError(tenant.slug)
+                raise await _explain_refused_claim(connection, tenant, version)
             told = find_reported_path(connection)
-            seconds = settings.migration_statement_timeout + _GRACE
             await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
             if told in (tenant.schema.name, tenant.schema.quoted):
                 # The server tells of every change, as it has told of this path.
@@ -160,9 +182,13 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
     try:
         async with database.session(tenant) as connection:
             await _limit(connection, settings.migration_lock_timeout, settings)
-            await take_lock(connection, LOCK_SESSION, tenant.id, tenant.slug)
-            if await connection.fetchval(_GET_VERSION, tenant.id, tenant.schema.name) != migration.version - 1:
-                raise _SomebodyWasFasterError
+            await connection.execute(_NOTICE_LOST_CLIENT.format(local="false"))
+            await lock_session(connection, tenant.id, tenant.slug, settings.migration_lock_timeout)
+            standing = await connection.fetchrow(_FIND_STANDING, tenant.id, tenant.schema.name)
+            if standing is None:
+                raise UnknownTenantError(tenant.slug)
+            if standing["version"] != migration.version - 1:
+                raise _StandsElsewhereError(standing["version"])
             # What is built concurrently waits for transactions to end and holds nobody up meanwhile. Given up
             # half-way it leaves an invalid index.
             await _limit(connection, 0, settings)
@@ -183,6 +209,9 @@ async def _run_statements(
             await connection.execute(statement.sql, timeout=settings.migration_statement_timeout + _GRACE)
         except asyncpg.PostgresError as error:
             raise _explain_half(tenant, migration, locate_refusal(statement, error)) from error
+        # Before the next one runs in another tenant's schema.
+        if await connection.fetchval(_GET_PATH) != [tenant.schema.name]:
+            raise _explain_half(tenant, migration, f"line {statement.line}: {LEAVES_PATH}")
     index = await connection.fetchval(_FIND_INVALID_INDEX, tenant.schema.name)
     if index is not None:
         raise _explain_half(
@@ -198,13 +227,17 @@ def _explain_half(tenant: Tenant, migration: Migration, reason: str) -> Migratio
     return MigrationFailedError(tenant.schema.name, migration.name, reason, kept=kept)
 
 
-async def _get_version(database: Database, tenant: Tenant) -> int:
-    async with database.connection() as connection:
-        version = await connection.fetchval(_GET_VERSION, tenant.id, tenant.schema.name)
-    if version is None:
+async def _explain_refused_claim(connection: "Connection", tenant: Tenant, version: int) -> Exception:
+    """Return why a tenant at *version*, as we thought, could not be claimed."""
+    standing = await connection.fetchrow(_FIND_STANDING, tenant.id, tenant.schema.name)
+    if standing is None:
         # Its schema has another name now: it lies in the trash, or a backup has taken its place.
-        raise UnknownTenantError(tenant.slug)
-    return int(version)
+        return UnknownTenantError(tenant.slug)
+    if standing["version"] != version:
+        return _StandsElsewhereError(standing["version"])
+    if not standing["usable"]:
+        return DatabaseRefusedError(f"schema {tenant.schema.name!r} is missing, or this role may not use it")
+    return TenantBusyError(tenant.slug)
 
 
 async def _limit(connection: "DriverConnection", lock_timeout: float, settings: Settings) -> None:

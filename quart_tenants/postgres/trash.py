@@ -9,7 +9,9 @@ import asyncpg
 from quart_tenants.errors import SchemaExistsError, TenantNotInTrashError, UnknownSchemaError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.resting_names import check_rested, let_names_rest, wake_name
 from quart_tenants.postgres.tenant_locks import get_living_tenant, lock_tenant, lock_until_commit
+from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
 if TYPE_CHECKING:
@@ -33,10 +35,7 @@ _GET_TRASHED = """
 SELECT schema_name, schema_before_drop, purge_began_at FROM quart_tenants.tenants
 WHERE id = $1 AND slug = $2 AND dropped_at IS NOT NULL
 """
-_LET_NAME_REST = """
-INSERT INTO quart_tenants.resting_names (tenant_id, slug, schema_name, free_at) VALUES ($1, $2, $3, now())
-"""
-_WAKE_NAME = "DELETE FROM quart_tenants.resting_names WHERE tenant_id = $1 AND slug = $2"
+_LIST_DOMAINS = "SELECT domain FROM quart_tenants.domains WHERE tenant_id = $1 AND verified_at IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +80,26 @@ async def drop_tenant(database: Database, slug: Slug) -> Tenant:
             await _rename_schema(connection, tenant.schema, trash)
         else:
             await connection.execute(_MOVE_MIGRATIONS, tenant.schema.name, trash.name)
-        await connection.execute(_LET_NAME_REST, tenant.id, tenant.slug, tenant.schema.name)
+        domains = [row["domain"] for row in await connection.fetch(_LIST_DOMAINS, tenant.id)]
+        await let_names_rest(connection, tenant.id, domains)
+        await let_names_rest(connection, tenant.id, [tenant.slug], schema=tenant.schema)
         await announce_changes(connection, tenant.id)
     return tenant
 
 
-async def undrop_tenant(database: Database, slug: Slug) -> Tenant:
+async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -> Tenant:
     """Bring a tenant back from the trash as it was, its sessions and domains included.
 
     Migrations have passed it by meanwhile: `migrate_fleet` brings it forward, and until then it is not served.
 
+    Args:
+        database: Where.
+        slug: What it was called.
+        settings: How long a name rests.
+
     Raises:
         TenantNotInTrashError: None of that name lies there.
+        RecentlyDroppedError: Another tenant had its schema's name meanwhile, until a moment ago.
         UnknownSchemaError: Its deletion has begun, or somebody has deleted its schema.
         SchemaExistsError: Somebody has made a schema of its name meanwhile.
         TenantBusyError: It is being changed.
@@ -108,12 +115,13 @@ async def undrop_tenant(database: Database, slug: Slug) -> Tenant:
             raise TenantNotInTrashError(slug)
         schema = SchemaName(row["schema_before_drop"])
         if row["purge_began_at"] is not None:
-            raise UnknownSchemaError(schema.name, "its deletion has begun; let quart-tenants purge finish it")
+            raise UnknownSchemaError(schema.name, "its deletion has begun; let the command `purge` finish it")
         if not await connection.fetchval(_SCHEMA_EXISTS, row["schema_name"]):
             raise UnknownSchemaError(schema.name, f"it is gone: nothing is called {row['schema_name']} any more")
         await _rename_schema(connection, SchemaName(row["schema_name"]), schema)
+        await check_rested(connection, tenant_id, settings=settings, schema=schema)
         await connection.execute(_TAKE_OUT_OF_TRASH, tenant_id)
-        await connection.execute(_WAKE_NAME, tenant_id, slug)
+        await wake_name(connection, tenant_id, slug)
         await announce_changes(connection, tenant_id)
         return await get_living_tenant(connection, tenant_id, slug)
 

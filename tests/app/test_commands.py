@@ -201,7 +201,8 @@ async def test_drop_names_the_command_that_brings_the_tenant_back(
     back = run(program, "undrop", "acme", QUART_TENANTS_DATABASE_URL=url)
 
     assert (done.returncode, done.stdout) == (0, "dropped acme (schema acme)\n")
-    assert f"{'quart-tenants' if program == OURS else 'quart tenants'} undrop SLUG" in done.stderr
+    ours = "quart-tenants" if program == OURS else "quart --app quart_tenants.app tenants"
+    assert f"to bring one back: {ours} undrop SLUG" in done.stderr
     assert (back.returncode, back.stdout) == (0, "brought back acme (schema acme, at acme.localhost)\n")
 
 

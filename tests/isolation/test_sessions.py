@@ -1,6 +1,7 @@
 """Promise: a session opens the tenant that issued it, and no other."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from quart import Quart, session
@@ -126,7 +127,8 @@ async def test_session_outlives_suspension_rename_and_a_way_through_the_trash(ap
     tenants: QuartTenants = app.extensions["quart_tenants"]
     acme, newco = parse_slug("acme"), parse_slug("newco")
     cookie = await enter(app, "acme.localhost")
-    for stop, go_on in ((suspend_tenant, resume_tenant), (drop_tenant, undrop_tenant)):
+    undrop = partial(undrop_tenant, settings=tenants.settings)
+    for stop, go_on in ((suspend_tenant, resume_tenant), (drop_tenant, undrop)):
         await stop(tenants.database, acme)
         await tenants.registry.refresh()
         status, text = await ask_who(app, "acme.localhost", cookie)

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import secrets
 import signal
 import stat
@@ -24,6 +25,7 @@ from quart_tenants.errors import (
     ClientProgramError,
     DatabaseUnavailableError,
     InvalidSlugError,
+    TenantBusyError,
     TenantError,
     TenantExistsError,
     TenantInTrashError,
@@ -32,6 +34,7 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.backups import backup_tenant
 from quart_tenants.postgres.client_programs import ClientPrograms, build_environment, find_client_programs
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.lifecycle import rename_tenant
 from quart_tenants.postgres.provisioning import create_tenant
 from quart_tenants.postgres.registry_tables import get_tenant, list_tenants
 from quart_tenants.postgres.restore_scripts import quote_literal
@@ -201,19 +204,97 @@ async def test_naive_copy_does_not_pass_for_one(database: Database, acme: Tenant
     assert not any("FOREIGN KEY" in line or line.startswith("view") for line in copy)
 
 
-async def test_copy_with_a_function_that_would_reach_into_the_template_is_refused(
+# By what the refusal is to call it: an object that reaches schema acme from wherever it is.
+WAYS_BACK = {
+    r"function prefix\(\)": """CREATE FUNCTION prefix() RETURNS bigint LANGUAGE sql
+        AS 'SELECT count(*) FROM ACME . app_user'""",
+    r"function joined\(text\)": """CREATE FUNCTION joined(t text) RETURNS void LANGUAGE plpgsql
+        AS $$ BEGIN EXECUTE 'DELETE FROM "acme".' || t; END $$""",
+    r"function formatted\(\)": """CREATE FUNCTION formatted() RETURNS void LANGUAGE plpgsql
+        AS $$ BEGIN EXECUTE format('DELETE FROM %I.app_user', 'acme'); END $$""",
+    r"function listed\(\)": """CREATE FUNCTION listed() RETURNS void LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM set_config('search_path', 'pg_temp, acme', true); END $$""",
+    r"function entered\(\)": """CREATE FUNCTION entered() RETURNS void LANGUAGE plpgsql
+        AS $$ BEGIN SET LOCAL search_path TO acme; END $$""",
+    r"function setting\(\)": "CREATE FUNCTION setting() RETURNS void LANGUAGE sql SET app.place = 'acme' AS ''",
+    r"function atomic\(\)": """CREATE FUNCTION atomic() RETURNS xml LANGUAGE sql
+        BEGIN ATOMIC SELECT query_to_xml('SELECT id FROM acme.app_user', true, true, ''); END""",
+    r"default value for column \w+ of table late": """CREATE SEQUENCE numbers;
+        CREATE TABLE late (number bigint DEFAULT nextval('acme.numbers'::text::regclass))""",
+    r"constraint checked on table app_user": """ALTER TABLE app_user
+        ADD CONSTRAINT checked CHECK (to_regclass('acme.app_user') IS NOT NULL)""",
+    r"policy own on table app_user": """CREATE POLICY own ON app_user
+        USING (has_table_privilege('acme.app_user', 'SELECT'))""",
+    r"rule _RETURN on view seen": "CREATE VIEW seen AS SELECT has_schema_privilege('acme', 'USAGE')",
+    r"trigger told on table app_user": """CREATE FUNCTION told() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN EXECUTE format('DELETE FROM %I.app_user', TG_ARGV[0]); RETURN NULL; END $$;
+        CREATE TRIGGER told AFTER INSERT ON app_user EXECUTE FUNCTION told('acme')""",
+}
+
+
+async def test_copy_with_something_that_would_reach_into_the_template_is_refused(
     database: Database, settings: Settings, acme: Tenant
 ) -> None:
-    """A function whose text names the template's schema would read the template's rows from the copy."""
-    await fill(
-        database, acme, "CREATE FUNCTION stray() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM ACME . app_user'"
-    )
+    """Whatever names the template's schema in a text would use the template's rows from the copy."""
+    await fill(database, acme, "; ".join(WAYS_BACK.values()))
     before = await remember(database)
 
-    with pytest.raises(BackupFileError, match=r"tenant 'acme' cannot become tenant 'copy': its function stray names"):
-        await copy_tenant(database, ACME, COPY, "A copy", settings=settings)
+    left = dict(WAYS_BACK)
+    while left:
+        with pytest.raises(BackupFileError, match=r"tenant 'acme' cannot become tenant 'copy': its ") as caught:
+            await copy_tenant(database, ACME, COPY, "A copy", settings=settings)
+        (found,) = [name for name in left if re.search(f"its {name} names the schema acme", str(caught.value))]
+        await fill(database, acme, remedy(left.pop(found)))
 
     assert await remember(database) == before
+    assert await copy_tenant(database, ACME, COPY, "A copy", settings=settings) == await get_tenant(database, COPY)
+
+
+def remedy(way: str) -> str:
+    """Return what removes a way back."""
+    kind, name = re.findall(r"(?:CREATE|ADD) (FUNCTION|TABLE|CONSTRAINT|POLICY|VIEW|TRIGGER) (\w+)", way)[-1]
+    on_table = {"CONSTRAINT": f"ALTER TABLE app_user DROP CONSTRAINT {name}"} | {
+        kind: f"DROP {kind} {name} ON app_user" for kind in ("POLICY", "TRIGGER")
+    }
+    return on_table.get(kind, f"DROP {kind} {name}")
+
+
+async def test_copy_of_a_schema_with_a_common_name_is_not_refused(database: Database, settings: Settings) -> None:
+    """A word that happens to be the schema's name is none of its ways: a column, an alias, NEW in a trigger."""
+    for slug, statements in {
+        "data": """CREATE TABLE users (data text DEFAULT 'more data here');
+            CREATE VIEW aliased AS SELECT data.data FROM users AS data;
+            CREATE FUNCTION f() RETURNS text LANGUAGE sql SET search_path = data, data
+                AS $$ SELECT 'x' data UNION SELECT u.data FROM users AS u WHERE u.data > '' $$""",
+        "new": """CREATE TABLE notes (body text);
+            CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql
+                AS $$ BEGIN NEW.body := upper(NEW.body); RETURN NEW; END $$;
+            CREATE TRIGGER shout BEFORE INSERT ON notes FOR EACH ROW WHEN (NEW.body <> '') EXECUTE FUNCTION shout()""",
+        "3": "CREATE FUNCTION pi() RETURNS numeric LANGUAGE sql AS 'SELECT 3.14'",
+    }.items():
+        await fill(database, await create_tenant(database, Slug(slug), "Common", settings=settings), statements)
+
+        # The old name is a part of the new one.
+        copy = await copy_tenant(database, Slug(slug), Slug(f"{slug}-2"), "A copy", settings=settings)
+
+        assert copy.schema.name == f"{slug}-2"
+    assert await fetch(database, "SELECT proconfig FROM pg_proc WHERE pronamespace = '\"data-2\"'::regnamespace") == [
+        ['search_path="data-2", "data-2"']
+    ]
+
+
+async def test_tenant_with_an_extension_is_not_backed_up(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
+) -> None:
+    """A dump leaves an extension out and could not be restored, so the backup says at once what to do."""
+    await fill(database, acme, "CREATE EXTENSION citext SCHEMA acme; CREATE TABLE words (word acme.citext)")
+
+    with pytest.raises(BackupFileError, match=r"extension citext.*: ALTER EXTENSION citext SET SCHEMA public"):
+        await backup_tenant(database, ACME, tmp_path / "acme.tar", settings=settings)
+    assert list(tmp_path.iterdir()) == []
+    await fetch(database, "ALTER EXTENSION citext SET SCHEMA public")
+
+    assert await copy_tenant(database, ACME, COPY, "A copy", settings=settings) == await get_tenant(database, COPY)
 
 
 @pytest.mark.parametrize("schema", ["AcmeCorp", "a.b", "x*y", 'it\'s "quoted" \\ $1 :x', "größe ?[a-z]|"])
@@ -269,6 +350,27 @@ async def test_existing_file_is_replaced_only_by_force(
 
     assert backup.slug == GLOBEX
     assert backup_file.read_bytes() != before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to nothing"])
+async def test_what_is_no_regular_file_is_never_replaced(
+    database: Database, settings: Settings, tmp_path: Path, kind: str
+) -> None:
+    """A pipe, a device or a link such as /dev/stdout stays what it is, also with force."""
+    file, target = tmp_path / "acme.tar", tmp_path / "target"
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(target)
+    if kind == "link":
+        target.write_text("precious")
+    before = file.lstat()
+
+    for force in (False, True):
+        with pytest.raises(BackupFileError, match="no regular file"):
+            await backup_tenant(database, ACME, file, settings=settings, force=force)
+
+    assert file.lstat() == before
 
 
 async def test_backup_that_fails_or_is_cancelled_leaves_nothing(
@@ -378,7 +480,7 @@ async def test_replacing_is_one_step_for_readers_and_can_be_undone(
     async with database.tenant_connection(acme) as connection:
         assert await connection.fetchval("SELECT array_agg(username ORDER BY id) FROM app_user") == ["a", "b"]
 
-    old = await undrop_tenant(database, trashed.slug)
+    old = await undrop_tenant(database, trashed.slug, settings=settings)
 
     assert (old.name, old.version) == (acme.name, acme.version)
     async with database.tenant_connection(old) as connection:
@@ -403,7 +505,7 @@ async def test_replaced_functions_stay_with_their_own_rows(
 
     await restore_tenant(database, tmp_path / "acme.tar", ACME, settings=settings, replace=True)
     (trashed,) = await list_trash(database)
-    old = await undrop_tenant(database, trashed.slug)
+    old = await undrop_tenant(database, trashed.slug, settings=settings)
 
     for tenant, count in ((acme, 3), (old, 0)):
         async with database.tenant_connection(tenant) as connection:
@@ -423,17 +525,41 @@ async def test_tenant_whose_schema_is_gone_is_restored_in_its_place(
     assert await fetch(database, "SELECT username FROM acme.app_user ORDER BY id") == ["a", "b"]
 
 
-async def test_backup_of_one_tenant_replaces_another(
-    database: Database, settings: Settings, globex: Tenant, backup_file: Path
+async def test_backup_replaces_only_the_tenant_that_it_was_made_of(
+    database: Database, settings: Settings, acme: Tenant, backup_file: Path
 ) -> None:
-    """What is restored goes to the tenant that was named, whatever tenant the backup was made of."""
-    await fetch(database, "UPDATE acme.app_user SET username = 'not ' || username")
+    """Sessions name a tenant's number, so no other customer's rows may come under it; a rename changes nothing."""
+    # As schemas are that were adopted together.
+    await fetch(database, "UPDATE quart_tenants.tenants SET created_at = '2026-01-01'")
+    await backup_tenant(database, ACME, backup_file, settings=settings, force=True)
+    before = await remember(database)
 
-    restored = await restore_tenant(database, backup_file, GLOBEX, settings=settings, replace=True)
+    with pytest.raises(BackupFileError, match=r"tenant 'globex' .* tenant 'acme' .* another --as, then rename"):
+        await restore_tenant(database, backup_file, GLOBEX, settings=settings, replace=True)
+    assert await remember(database) == before
+    await rename_tenant(database, ACME, Slug("zenith"), settings=settings)
+    restored = await restore_tenant(database, backup_file, Slug("zenith"), settings=settings, replace=True)
+    # As it is in another database, where another customer has the number.
+    await fetch(database, "UPDATE quart_tenants.tenants SET created_at = now() WHERE slug = 'zenith'")
+    with pytest.raises(BackupFileError, match="another --as"):
+        await restore_tenant(database, backup_file, Slug("zenith"), settings=settings, replace=True)
 
-    assert restored == globex
-    assert await fetch(database, "SELECT username FROM globex.app_user ORDER BY id") == ["a", "b"]
-    assert await fetch(database, "SELECT username FROM acme.app_user ORDER BY id") == ["not a", "not b"]
+    assert (restored.id, restored.schema) == (acme.id, acme.schema)
+
+
+async def test_two_restores_of_a_schema_that_nobody_has_do_not_meet(
+    database: Database, settings: Settings, backup_file: Path
+) -> None:
+    """Both would make the schema of the dump; the one that comes later is told to come again."""
+    await drop_tenant(database, ACME)
+
+    async with database.connection() as connection:
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('quart_tenants schema acme', 0))")
+        with pytest.raises(TenantBusyError):
+            await restore_tenant(database, backup_file, COPY, settings=settings)
+    restored = await restore_tenant(database, backup_file, COPY, settings=settings)
+
+    assert restored == await get_tenant(database, COPY)
 
 
 # What is refused

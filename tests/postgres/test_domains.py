@@ -15,16 +15,19 @@ from quart_tenants.errors import (
     DomainNotVerifiedError,
     DomainTakenError,
     InvalidDomainError,
+    RecentlyDroppedError,
     TenantInTrashError,
     UnknownDomainError,
     UnknownTenantError,
 )
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.domains import CustomDomain, add_domain, list_domains, remove_domain
+from quart_tenants.postgres.purge import purge_trash
 from quart_tenants.postgres.registry import Registry
 from quart_tenants.postgres.trash import drop_tenant
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
+from tests.databases import let_names_rest
 from tests.name_server import NameServer, run_name_server
 
 SHOP = parse_domain("shop.example.com")
@@ -158,6 +161,7 @@ async def test_removed_domain_can_move_to_another_tenant(
 
     removed = await remove_domain(database, SHOP)
     between = await find_slug(registry)
+    await let_names_rest(database)
     new = await add_domain(database, globex.slug, SHOP, settings=settings, trusted=True)
 
     assert (removed, between) == ([old], None)
@@ -166,6 +170,29 @@ async def test_removed_domain_can_move_to_another_tenant(
     await remove_domain(database, SHOP)
     with pytest.raises(UnknownDomainError):
         await remove_domain(database, SHOP)
+
+
+async def test_domain_rests_before_another_tenant_has_it(
+    database: Database, settings: Settings, acme: Tenant, globex: Tenant, registry: Registry
+) -> None:
+    """A worker that has not heard of it leads visitors to the last tenant; that one may have it back at once."""
+    await add_domain(database, acme.slug, SHOP, settings=settings, trusted=True)
+    await registry.refresh()
+    await remove_domain(database, SHOP)
+    with pytest.raises(RecentlyDroppedError, match=f"'{SHOP}' was another tenant's .* try again in 11 s"):
+        await add_domain(database, globex.slug, SHOP, settings=settings, trusted=True)
+    assert (await add_domain(database, acme.slug, SHOP, settings=settings, trusted=True)).verified
+    await let_names_rest(database)
+    await drop_tenant(database, acme.slug)
+    await purge_trash(database, settings=settings, slugs=[acme.slug])
+    with pytest.raises(RecentlyDroppedError):
+        await add_domain(database, globex.slug, SHOP, settings=settings, trusted=True)
+
+    # Negative control: the domain does not rest.
+    await let_names_rest(database)
+    await add_domain(database, globex.slug, SHOP, settings=settings, trusted=True)
+    assert registry.find_slug(SHOP) == "acme"
+    assert await find_slug(registry) == "globex"
 
 
 async def test_no_transaction_is_open_while_dns_is_asked(

@@ -210,7 +210,7 @@ async def test_existing_schema_is_left_alone(database: Database, settings: Setti
         await connection.execute("CREATE SCHEMA newco")
     before = await list_everything(database)
 
-    with pytest.raises(SchemaExistsError, match="quart-tenants adopt newco"):
+    with pytest.raises(SchemaExistsError, match="`adopt newco`"):
         await create_tenant(database, NEWCO, "New Co", settings=settings)
 
     assert await list_everything(database) == before
@@ -592,7 +592,7 @@ async def test_purged_name_rests(database: Database, settings: Settings) -> None
     for slug, schema in ((ACME, "other"), (parse_slug("other"), "acme")):
         async with database.connection() as connection:
             await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        with pytest.raises(RecentlyDroppedError, match="try again in 10 s"):
+        with pytest.raises(RecentlyDroppedError, match="try again in 11 s"):
             await adopt_schemas(database, {slug: SchemaName(schema)}, settings=settings, version=0)
     async with database.connection() as connection:
         await connection.execute("DROP SCHEMA acme")
@@ -602,6 +602,31 @@ async def test_purged_name_rests(database: Database, settings: Settings) -> None
     await let_names_rest(database)
 
     assert (await create_tenant(database, ACME, "Acme", settings=settings)).slug == ACME
+
+
+async def test_schema_name_rests_while_a_transaction_of_then_is_open(
+    database: Database, settings: Settings, acme: Tenant
+) -> None:
+    """A job of a dropped tenant whose transaction is still open would read the rows of the next."""
+    # The seconds of the rest are over at once.
+    settings = replace(settings, registry_max_age=-1.0)
+    rows = "SELECT description FROM company_data"
+    first_rows = "INSERT INTO company_data (description) VALUES ('of the next')"
+    other = parse_slug("other")
+    async with database.tenant_connection(acme) as job:
+        await job.fetch(rows)
+        await drop_tenant(database, ACME)
+        with pytest.raises(RecentlyDroppedError, match=r"'newco' .* transaction that began then is still open"):
+            await create_tenant(database, NEWCO, "x", settings=settings, schema=acme.schema)
+    new = await create_tenant(database, NEWCO, "x", settings=settings, schema=acme.schema)
+
+    # Negative control: the name does not rest.
+    async with database.tenant_connection(new) as job:
+        await job.fetch(rows)
+        await drop_tenant(database, NEWCO)
+        await let_names_rest(database)
+        await create_tenant(database, other, "x", settings=settings, schema=acme.schema, first_rows=first_rows)
+        assert await job.fetchval(rows) == "of the next"
 
 
 async def test_syntax_error_is_told_with_its_line(new_fleet: Database, settings: Settings, tmp_path: Path) -> None:

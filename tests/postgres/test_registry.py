@@ -511,6 +511,25 @@ async def test_reader_misses_no_change_however_commits_are_ordered(
     assert registry.loads == 1
 
 
+async def test_change_from_a_server_that_was_further_is_read_once(
+    database: Database, settings: Settings, database_url: str
+) -> None:
+    """A dump brings rows with transaction numbers that this server has yet to reach: they are no news at every look."""
+    await execute(
+        database,
+        "INSERT INTO quart_tenants.changes (tenant_id, transaction) SELECT id, '99999999999'::xid8"
+        " FROM quart_tenants.tenants",
+    )
+    registry = Registry(database, settings)
+    await registry.load()
+    before = registry.get_tenant(parse_slug("acme"))
+
+    await registry.refresh()
+
+    # Read anew it would be another object.
+    assert registry.get_tenant(parse_slug("acme")) is before
+
+
 async def test_reader_that_remembers_the_last_revision_would_miss_one(settings: Settings) -> None:
     """Negative control: whoever asks for higher numbers never sees the change that took its number first."""
     async with connect(settings) as reader:

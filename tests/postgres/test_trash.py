@@ -9,9 +9,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from quart_tenants.domain import parse_domain
 from quart_tenants.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
+    RecentlyDroppedError,
     SchemaExistsError,
     TenantBusyError,
     TenantError,
@@ -22,6 +24,7 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres import tenant_locks
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.domains import add_domain, remove_domain
 from quart_tenants.postgres.embedded import EmbeddedPostgres
 from quart_tenants.postgres.lifecycle import rename_tenant, suspend_tenant
 from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant
@@ -186,7 +189,7 @@ async def test_name_in_the_trash_is_taken(database: Database, settings: Settings
     )
 
     for call in calls:
-        with pytest.raises(TenantInTrashError, match=r"quart-tenants undrop acme.*quart-tenants purge acme"):
+        with pytest.raises(TenantInTrashError, match=r"`undrop acme`.*`purge acme`"):
             await call
 
 
@@ -203,7 +206,7 @@ async def test_undrop_brings_everything_back(database: Database, settings: Setti
     await drop_tenant(database, ACME)
     await registry.refresh()
 
-    back = await undrop_tenant(database, ACME)
+    back = await undrop_tenant(database, ACME, settings=settings)
 
     assert back == acme
     assert back == await get_tenant(database, ACME)
@@ -215,20 +218,67 @@ async def test_undrop_brings_everything_back(database: Database, settings: Setti
     assert registry.get_tenant(ACME) == replace(back, suspended=False)
 
 
-async def test_undrop_says_what_is_in_its_way(database: Database) -> None:
+async def test_undrop_says_what_is_in_its_way(database: Database, settings: Settings) -> None:
     """A tenant that never was dropped, a schema of its name, and one that somebody deleted are errors that say so."""
     for slug in (ACME, NEWCO):
         with pytest.raises(TenantNotInTrashError, match=f"no tenant '{slug}' lies in the trash"):
-            await undrop_tenant(database, slug)
+            await undrop_tenant(database, slug, settings=settings)
     dropped = await drop_tenant(database, ACME)
     await execute(database, "CREATE SCHEMA acme")
     with pytest.raises(SchemaExistsError):
-        await undrop_tenant(database, ACME)
+        await undrop_tenant(database, ACME, settings=settings)
     await execute(database, "DROP SCHEMA acme")
     await execute(database, f"DROP SCHEMA quart_tenants_trash_{dropped.id} CASCADE")
 
     with pytest.raises(UnknownSchemaError, match="it is gone"):
-        await undrop_tenant(database, ACME)
+        await undrop_tenant(database, ACME, settings=settings)
+
+
+async def test_undrop_waits_until_another_tenant_of_its_schema_is_forgotten(
+    database: Database, settings: Settings, acme: Tenant
+) -> None:
+    """A worker that has not heard of the other one's drop would show its visitors the rows that came back."""
+    async with database.tenant_connection(acme) as connection:
+        await connection.execute(ADD_ROW)
+    await drop_tenant(database, ACME)
+    await let_names_rest(database)
+    other = await create_tenant(database, NEWCO, "x", settings=settings, schema=acme.schema)
+    await drop_tenant(database, NEWCO)
+
+    with pytest.raises(RecentlyDroppedError, match=r"'acme' was another tenant's .* try again in 11 s"):
+        await undrop_tenant(database, ACME, settings=settings)
+
+    with pytest.raises(UnknownTenantError):
+        await read_as_stale_worker(database, other)
+    # Negative control: the name does not rest.
+    await let_names_rest(database)
+    assert await undrop_tenant(database, ACME, settings=settings) == acme
+    assert await read_as_stale_worker(database, other) == ["secret"]
+
+
+async def test_names_rest_from_the_end_of_the_transaction_that_frees_them(
+    database: Database, settings: Settings, acme: Tenant
+) -> None:
+    """It may have waited for a lock since its start, while workers still read the old state as a fresh one."""
+    for table, column in (("resting_names", "free_at"), ("former_slugs", "redirect_until"), ("changes", "changed_at")):
+        await execute(database, f"ALTER TABLE quart_tenants.{table} ADD CHECK ({column} > now()) NOT VALID")
+    # Negative control.
+    with pytest.raises(asyncpg.CheckViolationError):
+        await execute(database, "INSERT INTO quart_tenants.changes (tenant_id, changed_at) VALUES (1, now())")
+    shop = parse_domain("shop.example.com")
+
+    await rename_tenant(database, GLOBEX, NEWCO, settings=settings, redirect_days=0)
+    await rename_tenant(database, ACME, parse_slug("newer"), settings=settings, redirect_days=7)
+    await add_domain(database, NEWCO, shop, settings=settings, trusted=True)
+    await remove_domain(database, shop)
+    await drop_tenant(database, NEWCO)
+    await drop_tenant(database, parse_slug("newer"))
+    await purge_trash(database, settings=settings, older_than_days=0)
+
+    async with database.connection() as connection:
+        rows = await connection.fetch("SELECT slug, free_at < now() AS freed FROM quart_tenants.resting_names")
+    assert {row["slug"] for row in rows} == {"acme", "newer", "globex", "newco", shop}
+    assert all(row["freed"] for row in rows)
 
 
 # Purge
@@ -277,12 +327,12 @@ async def test_tenant_that_was_brought_back_is_not_purged(database: Database, se
     """What was to be deleted when it was looked for, and lives or was dropped anew since, stays."""
     await drop_tenant(database, ACME)
     found = await find_purgeable(database, settings=settings, slugs=[ACME])
-    await undrop_tenant(database, ACME)
+    await undrop_tenant(database, ACME, settings=settings)
     assert await purge_tenants(database, found) == []
     await drop_tenant(database, ACME)
     assert await purge_tenants(database, found) == []
 
-    assert (await undrop_tenant(database, ACME)).slug == ACME
+    assert (await undrop_tenant(database, ACME, settings=settings)).slug == ACME
 
 
 async def test_purge_killed_in_the_middle_is_finished_by_the_next(database: Database, settings: Settings) -> None:
@@ -299,7 +349,7 @@ async def test_purge_killed_in_the_middle_is_finished_by_the_next(database: Data
     (half,) = await list_trash(database)
     assert half.half_purged
     with pytest.raises(UnknownSchemaError, match="its deletion has begun"):
-        await undrop_tenant(database, ACME)
+        await undrop_tenant(database, ACME, settings=settings)
     await execute(database, "DROP EVENT TRIGGER kill")
 
     assert [tenant.slug for tenant in await purge_trash(database, settings=settings)] == [ACME]
@@ -423,7 +473,7 @@ async def test_second_command_on_one_tenant_waits_or_says_that_it_is_busy(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one command works on a tenant no other does, and other tenants are free."""
-    monkeypatch.setattr(tenant_locks, "_LIMIT_WAITING", "SET LOCAL lock_timeout TO '50ms'")
+    monkeypatch.setattr(tenant_locks, "_PATIENCE", 0.05)
     async with database.connection() as connection:
         await lock_tenant(connection, ACME)
         for call in (

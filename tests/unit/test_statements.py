@@ -67,6 +67,8 @@ def test_naive_split_tears_a_body_apart() -> None:
         ("ALTER TABLE t DETACH PARTITION p CONCURRENTLY", "line 1: PostgreSQL refuses this in a transaction"),
         ("VACUUM t", "line 1: PostgreSQL refuses this in a transaction"),
         ("\n-- quart-tenants: no-transaction\nVACUUM t", "line 2: the only directive is"),
+        ("SELECT 1;\nCOPY t FROM STDIN", "line 2: COPY FROM STDIN has no data here"),
+        ("SELECT 1;\0 SELECT 2", "has a NUL in it"),
         ("-- nothing", "holds no statement"),
         ("", "holds no statement"),
     ],
@@ -82,7 +84,10 @@ def test_text_that_cannot_run_is_refused_with_its_line(text: str, reason: str) -
 
 def test_directive_stands_before_the_first_statement() -> None:
     """A comment further down is a comment."""
-    assert not parse_script("x", f"-- why\n\n{NO_TRANSACTION}CREATE INDEX CONCURRENTLY i ON t (a)").in_transaction
+    build = "CREATE INDEX CONCURRENTLY i ON t (a)"
+    assert not parse_script("x", f"-- why\n\n{NO_TRANSACTION}{build}").in_transaction
+    assert not parse_script("x", f"/* why\n*/ {NO_TRANSACTION}{build}").in_transaction
+    assert not parse_script("x", f"--Quart_Tenants : No transaction\n{build}").in_transaction
     assert parse_script("x", f"SELECT 1;\n{NO_TRANSACTION}").in_transaction
 
 
@@ -93,11 +98,14 @@ def test_directive_stands_before_the_first_statement() -> None:
         ("CREATE INDEX /* CONCURRENTLY */ CONCURRENTLY i ON t (a)", "CREATE INDEX /* CONCURRENTLY */  i ON t (a)"),
         ("DROP INDEX CONCURRENTLY IF EXISTS i", "DROP INDEX  IF EXISTS i"),
         ("CREATE INDEX i ON t (a)", "CREATE INDEX i ON t (a)"),
+        ("VACUUM t", None),
+        ("REINDEX (CONCURRENTLY) TABLE t", None),
+        ("ANALYZE t", "ANALYZE t"),
         ("REFRESH MATERIALIZED VIEW CONCURRENTLY v", "REFRESH MATERIALIZED VIEW CONCURRENTLY v"),
     ],
 )
-def test_new_tables_need_nothing_concurrent(sql: str, for_new_tables: str) -> None:
-    """In a schema that is being made the same statements run in its transaction, without the keyword."""
+def test_new_tables_need_nothing_concurrent(sql: str, for_new_tables: str | None) -> None:
+    """In a schema that is being made the same statements run in its transaction, without the keyword or not at all."""
     (statement,) = parse_script("x", NO_TRANSACTION + sql).statements
 
     assert statement.sql_for_new_tables == for_new_tables

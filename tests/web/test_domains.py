@@ -13,6 +13,7 @@ from quart_tenants.errors import DomainNotVerifiedError
 from quart_tenants.postgres.domains import add_domain, remove_domain
 from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
 from quart_tenants.tenant import parse_slug
+from tests.databases import let_names_rest
 from tests.name_server import run_name_server
 from tests.web.test_extension import get_json, make_app
 
@@ -185,6 +186,7 @@ async def test_session_does_not_move_with_the_domain(app: Quart, tenants: QuartT
     at_subdomain = await app.test_client().get("/me", headers=headers | {"Host": "acme.localhost"})
 
     await remove_domain(tenants.database, parse_domain(SHOP))
+    await let_names_rest(tenants.database)
     await give(tenants, GLOBEX)
     moved = await app.test_client().get("/me", headers=headers)
 

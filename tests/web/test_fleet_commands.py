@@ -37,14 +37,14 @@ def test_migrate_says_what_it_did(run: Run, add: Add) -> None:
 
     assert (planned.status, planned.err) == (0, "")
     assert planned.out == (
-        "would migrate 4 tenants to 0002_nickname.sql; 0 are there already\n"
+        "would migrate 4 tenants to 0002_nickname.sql; already there: 0\n"
         "first: acme\n"
         "at 0001: 4 tenants: acme, globex, company1, company2\n"
     )
     assert (first.status, first.err) == (0, "")
     assert first.out.startswith("migrated 4 tenants to 0002_nickname.sql in ")
-    assert first.out.endswith("0 failed, 0 not tried, 0 were there already\n")
-    assert (second.status, second.out) == (0, "nothing to do: 4 tenants at 0002_nickname.sql\n")
+    assert first.out.endswith("0 failed, 0 not tried, already there: 0\n")
+    assert (second.status, second.out) == (0, "nothing to do: 4 tenants at 0002_nickname.sql or newer\n")
 
 
 def test_migrate_names_who_failed_and_ends_with_one(run: Run, add: Add) -> None:
@@ -60,6 +60,28 @@ def test_migrate_names_who_failed_and_ends_with_one(run: Run, add: Add) -> None:
     assert failed.out.endswith("at 0001: 1 tenant: company1\n")
 
 
+def test_migrate_says_why_it_stopped(run: Run, add: Add) -> None:
+    """Who was not tried reads what was in the way, and what to do."""
+    add("0002_broken.sql", "ALTER TABLE nowhere ADD COLUMN nothing text")
+
+    by_canary = run("migrate", "--canary", "acme")
+    by_failures = run("migrate", "--max-failures", "2", "--jobs", "1")
+
+    assert by_canary.err.splitlines()[-1] == "stopped: the canary acme failed; mend it, and run migrate again"
+    assert by_failures.err.splitlines()[-1] == "stopped: 2 tenants failed; mend it, and run migrate again"
+    assert (by_canary.status, by_failures.status) == (1, 1)
+
+
+def test_migrate_of_what_lies_in_the_trash_says_so(run: Run, add: Add) -> None:
+    """After a drop `undrop` comes first."""
+    run("drop", "acme", "--yes")
+
+    refused = run("migrate", "--tenant", "acme")
+
+    assert refused.status == 1
+    assert "tenant 'acme' lies in the trash; the command `undrop acme` brings it back" in refused.err
+
+
 def test_migrate_speaks_json(run: Run, add: Add) -> None:
     """With `--json` stdout is one document, of the plan and of the result."""
     add("0002_text.sql", "ALTER TABLE company_data ADD CHECK (description <> 'company 1 data')")
@@ -68,6 +90,7 @@ def test_migrate_speaks_json(run: Run, add: Add) -> None:
     result = run("migrate", "--json", "--max-failures", "1", "--canary", "company1")
     told = json.loads(result.out)
 
+    assert told["failed"][0]["version"] == 1
     assert planned == {
         "target": 2,
         "up_to_date": 0,
@@ -86,6 +109,7 @@ def test_migrate_speaks_json(run: Run, add: Add) -> None:
         (["--canary", "nobody"], 1, "no tenant answers at 'nobody'"),
         (["--tenant", "Not A Slug"], 1, "cannot be a tenant"),
         (["--canary", "Not A Slug"], 1, "cannot be a tenant"),
+        (["--canary", "acme", "--tenant", "globex"], 2, "the canary acme is none of those that --tenant names"),
         (["--to", "7"], 1, "there is no migration 0007; the newest is 0001_users_and_data.sql"),
         (["--to", "x"], 2, "Invalid value for '--to'"),
         (["--jobs", "0"], 2, "Invalid value for '--jobs'"),

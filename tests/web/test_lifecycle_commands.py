@@ -119,6 +119,7 @@ def test_command_refuses(run_in_vain: Run, arguments: list[str], words: str) -> 
 
 def test_rename_says_where_the_tenant_is_and_for_how_long_it_was(run: Run, database_url: str) -> None:
     """The new address is the result; until when the old one leads there goes to stderr."""
+    assert_misused(run("rename", "acme", "newco", "--redirect-days", "nan"), "no number of days")
     renamed = run("rename", "acme", "newco", "--redirect-days", "2")
 
     assert (renamed.status, renamed.out) == (0, "renamed acme to newco (schema acme, at newco.localhost)\n")
@@ -144,7 +145,7 @@ def test_drop_says_how_to_bring_the_tenant_back(run: Run, database_url: str) -> 
     assert "acme" not in find_slugs(database_url)
     (line,) = run("list", "--trash").out.splitlines()
     assert re.fullmatch(rf"acme\tquart_tenants_trash_\d+\tAcme\t{DAY}T\d\d:\d\d:\d\dZ\tdropped", line)
-    assert_refused(run("create", "acme"), "lies in the trash", "quart-tenants undrop acme", "quart-tenants purge acme")
+    assert_refused(run("create", "acme"), "lies in the trash", "`undrop acme`", "`purge acme`")
     assert run("undrop", "acme") == Outcome(0, "brought back acme (schema acme, at acme.localhost)\n", "")
     assert "acme" in find_slugs(database_url)
 
@@ -191,6 +192,7 @@ def test_purge_deletes_the_old_or_the_named(run: Run, answer: Answer, database_u
     )
 
     assert_misused(run("purge", "acme", "--older-than", "3"), "not both")
+    assert_misused(run("purge", "--older-than", "nan", "--yes"), "no number of days")
     assert re.fullmatch(rf"would purge globex \(dropped {DAY} \d\d:\d\d\)\n", run("purge", "--dry-run").out)
     assert run("purge").out == ""
     assert NO_TERMINAL in run("purge").err
@@ -286,7 +288,7 @@ def test_every_mistake_in_a_list_is_named_with_its_line(
         "new.csv: line 5: 'fine' stands in line 2 already",
         r"new.csv: line 6: 'long': 'two\nlines' cannot be a tenant's name: use 1 to 200 printable characters",
         "new.csv: line 8: 'www' cannot be a tenant: the name is reserved by TENANTS_RESERVED_SLUGS",
-        "new.csv: line 9: schema 'old' exists already; to make it a tenant as it is: quart-tenants adopt old",
+        "new.csv: line 9: schema 'old' exists already; the command `adopt old` makes it a tenant as it is",
         "new.csv: line 10: 'more': there are 3 fields where the header has 2",
         "Error: nothing was created: 7 lines are wrong in new.csv",
     ]

@@ -100,7 +100,7 @@ async def test_job_is_refused_as_a_request_is(settings: Settings, folder: Path) 
     app, _ = make_app(settings, folder)
 
     async with app.test_app(), app.app_context():
-        with pytest.raises(SchemaBehindError, match=r"acme.*at version 0001.*needs 0002.*quart-tenants migrate"):
+        with pytest.raises(SchemaBehindError, match=r"acme.*at version 0001.*needs 0002.*`migrate`"):
             tenant_connection("acme")
 
 

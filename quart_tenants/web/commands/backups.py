@@ -42,8 +42,9 @@ def restore_command(file: Path, slug: str, replace: bool, yes: bool) -> None:
     """Make tenant SLUG of the backup FILE. A failure changes nothing.
 
     SLUG is a new tenant, unless --replace is given. Then it keeps its name, domains and sessions, and what
-    it was until now goes into the trash, from where undrop brings it back as a tenant of its own. Asks for
-    the name once more before that. Without a terminal to ask on it refuses, unless --yes is given.
+    it was until now goes into the trash, from where undrop brings it back as a tenant of its own. So FILE
+    must be a backup of that very tenant. Asks for the name once more before that. Without a terminal to ask
+    on it refuses, unless --yes is given.
 
     Restore only a backup that you trust: its functions run with your rights.
     """

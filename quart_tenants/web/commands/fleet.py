@@ -17,6 +17,7 @@ from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.running import with_database
 
 _MOST_NAMES = 10
+_ENOUGH = 100  # tenants, for a rate
 
 
 def _parse_canary(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Slug | int:
@@ -54,27 +55,30 @@ async def migrate_command(
     stopped. Two at once share the work.
     """
     named = [parse_slug(slug) for slug in slugs]
+    if named and isinstance(canary, str) and canary not in named:
+        raise click.UsageError(f"the canary {canary} is none of those that --tenant names")
     plan = await plan_fleet(database, settings=settings, slugs=named, to=to, canary=canary)
     if dry_run:
         click.echo(json.dumps(_show_plan(plan)) if as_json else _describe_plan(plan))
         return
+    if not plan.behind:
+        click.echo(json.dumps(_show_report(FleetReport(plan))) if as_json else _describe_nothing(plan))
+        return
     migrated = 0
-    with Progress("migrating", len(plan.behind)) as progress:
 
-        def show(outcome: Outcome) -> None:
-            nonlocal migrated
-            migrated += outcome.error is None
-            progress.advance(failed=outcome.error is not None)
+    def show(outcome: Outcome) -> None:
+        nonlocal migrated
+        migrated += outcome.error is None
+        progress.advance(failed=outcome.error is not None and not outcome.gone)
 
-        try:
+    try:
+        with Progress("migrating", len(plan.behind)) as progress:
             report = await migrate_fleet(
                 database, plan, settings=settings, jobs=jobs, max_failures=max_failures, on_outcome=show
             )
-        except asyncio.CancelledError:
-            click.echo(
-                f"interrupted: {migrated} of {len(plan.behind)} tenants are done; run it again to go on", err=True
-            )
-            raise
+    except asyncio.CancelledError:
+        click.echo(f"interrupted: {migrated} of {_count(len(plan.behind))} done; run it again to go on", err=True)
+        raise
     if as_json:
         click.echo(json.dumps(_show_report(report)))
     else:
@@ -86,7 +90,7 @@ async def migrate_command(
 def _describe_plan(plan: FleetPlan) -> str:
     if not plan.behind:
         return _describe_nothing(plan)
-    lines = [f"would migrate {_count(len(plan.behind))} to {plan.target.name}; {plan.up_to_date} are there already"]
+    lines = [f"would migrate {_count(len(plan.behind))} to {plan.target.name}; already there: {plan.up_to_date}"]
     if plan.canaries:
         lines.append(f"first: {_name_some([tenant.slug for tenant in plan.behind[: plan.canaries]])}")
     lines += _group((tenant.version, tenant.slug) for tenant in plan.behind)
@@ -95,24 +99,34 @@ def _describe_plan(plan: FleetPlan) -> str:
 
 def _print_report(report: FleetReport) -> None:
     plan = report.plan
-    if not plan.behind:
-        click.echo(_describe_nothing(plan))
-        return
     for outcome in report.failed:
         click.echo(f"{outcome.tenant.slug} stays at {outcome.version:04}: {outcome.error}", err=True)
-    rate = len(report.migrated) / max(report.seconds, 0.001)
+    if report.left:
+        click.echo(f"stopped: {_explain_stop(report)}; mend it, and run migrate again", err=True)
+    # Of a few tenants it says nothing.
+    rate = f", {len(report.migrated) / report.seconds:.0f} a second" if len(report.migrated) >= _ENOUGH else ""
+    gone = f", {len(report.gone)} gone meanwhile" if report.gone else ""
     click.echo(
-        f"migrated {_count(len(report.migrated))} to {plan.target.name} in {report.seconds:.1f} s "
-        f"({rate:.0f} a second); {len(report.failed)} failed, {len(report.left)} not tried, "
-        f"{plan.up_to_date} were there already"
+        f"migrated {_count(len(report.migrated))} to {plan.target.name} in {report.seconds:.1f} s{rate}; "
+        f"{len(report.failed)} failed, {len(report.left)} not tried{gone}, already there: {plan.up_to_date}"
     )
     behind = [(outcome.version, outcome.tenant.slug) for outcome in report.failed]
     for line in _group(behind + [(tenant.version, tenant.slug) for tenant in report.left]):
         click.echo(line)
 
 
+def _explain_stop(report: FleetReport) -> str:
+    first = {tenant.slug for tenant in report.plan.behind[: report.plan.canaries]}
+    canaries = [outcome.tenant.slug for outcome in report.failed if outcome.tenant.slug in first]
+    if canaries:
+        return f"the canary {canaries[0]} failed"
+    if report.lost_database:
+        return "the database is out of reach"
+    return f"{_count(len(report.failed))} failed"
+
+
 def _describe_nothing(plan: FleetPlan) -> str:
-    return f"nothing to do: {_count(plan.up_to_date)} at {plan.target.name}"
+    return f"nothing to do: {_count(plan.up_to_date)} at {plan.target.name} or newer"
 
 
 def _group(standing: Iterable[tuple[int, str]]) -> list[str]:
@@ -158,5 +172,6 @@ def _show_report(report: FleetReport) -> dict[str, Any]:
             for outcome in report.failed
         ],
         "not_tried": [{"slug": tenant.slug, "version": tenant.version} for tenant in report.left],
+        "gone": [tenant.slug for tenant in report.gone],
         "seconds": round(report.seconds, 3),
     }

@@ -1,6 +1,8 @@
 """The commands that suspend, resume and rename tenants."""
 
+import math
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 
@@ -9,6 +11,21 @@ from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspe
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.running import do_for_each, with_database
+
+
+class _Days(click.FloatRange):
+    """A number of days, which NaN is not: no comparison refuses it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse it."""
+        days = super().convert(value, param, ctx)
+        if math.isnan(days):
+            self.fail(f"{value!r} is no number of days.", param, ctx)
+        return days
+
+
+DAYS = _Days(0, 36500)
+"""The type of an option in days, 100 years at most."""
 
 
 @click.command("suspend")
@@ -46,7 +63,7 @@ async def resume_command(database: Database, settings: Settings, slugs: tuple[st
 @click.argument("new")
 @click.option(
     "--redirect-days",
-    type=click.FloatRange(0, 36500),
+    type=DAYS,
     metavar="DAYS",
     help="How long the old address leads to the new one.  [default: TENANTS_REDIRECT_DAYS]",
 )
@@ -56,8 +73,8 @@ async def rename_command(
 ) -> None:
     """Give tenant SLUG the subdomain NEW.
 
-    Its schema keeps its name, its rows and sessions stay. The old address leads to the new one for a while,
-    and nobody else can take it meanwhile.
+    Its schema keeps its name, its rows stay; visitors log in once more. The old address leads to the
+    new one for a while, and nobody else can take it meanwhile.
     """
     days = settings.redirect_days if redirect_days is None else redirect_days
     tenant = await rename_tenant(database, parse_slug(slug), parse_slug(new), settings=settings, redirect_days=days)

@@ -137,7 +137,7 @@ async def list_command(database: Database, settings: Settings, trash: bool) -> N
 def _show(columns: Sequence[str], rows: Sequence[Sequence[str]], none: str) -> None:
     if not rows:
         click.echo(none, err=True)
-    if sys.stdout.isatty():
+    elif sys.stdout.isatty():
         _print_table(columns, rows)
     else:
         for row in rows:

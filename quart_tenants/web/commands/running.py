@@ -1,7 +1,10 @@
 """Run a command on the database that the settings name, and report its errors in one line."""
 
 import asyncio
+import errno
 import functools
+import shlex
+import sys
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -26,9 +29,16 @@ class TenantGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            # What does not fit on a full disk shows here, and not in a traceback after the end.
+            sys.stdout.flush()
         except TenantError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise click.ClickException(f"what this prints could not be written: {error.strerror}") from error
+        return result
 
 
 class Failures:
@@ -71,9 +81,12 @@ async def do_for_each(slugs: Collection[Slug], act: Callable[[Slug], Awaitable[N
 
 
 def name_program() -> str:
-    """Return how the operator has called us: `quart-tenants`, or `quart tenants`."""
-    above = click.get_current_context().parent
-    return "quart-tenants" if above is None else above.command_path
+    """Return how the operator has called us: `quart-tenants`, or `quart --app app tenants`."""
+    context = click.get_current_context()
+    script = context.find_object(ScriptInfo)
+    path = "quart-tenants" if context.parent is None else context.parent.command_path
+    app = None if script is None else script.app_import_path
+    return path if app is None else path.replace(" ", f" --app {shlex.quote(app)} ", 1)
 
 
 def find_settings() -> Settings:

@@ -12,7 +12,7 @@ from quart_tenants.postgres.purge import find_purgeable, purge_tenants
 from quart_tenants.postgres.trash import TrashedTenant, drop_tenant, undrop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
-from quart_tenants.web.commands.lifecycle import show_day
+from quart_tenants.web.commands.lifecycle import DAYS, show_day
 from quart_tenants.web.commands.running import Failures, do_for_each, name_program, with_database
 
 
@@ -61,7 +61,7 @@ async def undrop_command(database: Database, settings: Settings, slug: str) -> N
     Its rows, sessions and domains are those of the moment when it was dropped. Migrations that ran
     meanwhile passed it by: the command migrate brings it forward.
     """
-    tenant = await undrop_tenant(database, parse_slug(slug))
+    tenant = await undrop_tenant(database, parse_slug(slug), settings=settings)
     click.echo(f"brought back {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
     newest = get_tenant_migrations(settings)[-1]
     if tenant.version < newest.version:
@@ -78,7 +78,7 @@ async def undrop_command(database: Database, settings: Settings, slug: str) -> N
 @click.argument("slugs", metavar="[SLUG]...", nargs=-1)
 @click.option(
     "--older-than",
-    type=click.FloatRange(0, 36500),
+    type=DAYS,
     metavar="DAYS",
     help="What was dropped longer ago.  [default: TENANTS_TRASH_DAYS]",
 )

@@ -2,9 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -16,7 +14,7 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.fleet import FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet import Outcome, plan_fleet
 from quart_tenants.postgres.lifecycle import suspend_tenant
 from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.provisioning import create_tenant
@@ -24,76 +22,11 @@ from quart_tenants.postgres.registry import Registry
 from quart_tenants.postgres.registry_tables import get_tenant, list_tenants
 from quart_tenants.postgres.status import get_fleet_status
 from quart_tenants.postgres.tenant_migration import migrate_tenant
-from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
+from tests.postgres.fleet.parts import ALL, NO_TRANSACTION, Add, execute, list_with_column, migrate, read_versions
 
-ALL = ["acme", "company1", "company2", "globex"]
 ADD_NICKNAME = "ALTER TABLE app_user ADD COLUMN nickname text"
-NO_TRANSACTION = "-- quart-tenants: no transaction\n"
-# Of the settings: quick, and still with several tries.
-IMPATIENT = {"migration_lock_timeout": 0.05, "migration_attempts": 2}
-
-Add = Callable[[str, str], None]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder of migrations with the one that all tenants have."""
-    (path := tmp_path / "migrations").mkdir()
-    first = get_resource_path("sql/tenant/0001_users_and_data.sql")
-    (path / first.name).write_bytes(first.read_bytes())
-    return path
-
-
-@pytest.fixture
-def settings(database_url: str, folder: Path) -> Settings:
-    """Settings for `database_url` and `folder`."""
-    return Settings(database_url=database_url, pool_max_size=5, migrations_dir=folder, **IMPATIENT)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def add(folder: Path) -> Add:
-    """Add a migration."""
-
-    def write(name: str, sql: str) -> None:
-        (folder / name).write_text(sql)
-
-    return write
-
-
-async def migrate(database: Database, settings: Settings, **options: object) -> FleetReport:
-    """Plan and migrate, as the command does."""
-    of_plan = {name: options.pop(name) for name in ("slugs", "to", "canary") if name in options}
-    plan = await plan_fleet(database, settings=settings, **of_plan)  # type: ignore[arg-type]
-    return await migrate_fleet(database, plan, settings=settings, **options)  # type: ignore[arg-type]
-
-
-async def read_versions(database: Database) -> dict[str, int]:
-    """Return where each tenant stands, by the registry."""
-    return {tenant.slug: tenant.version for tenant in await list_tenants(database)}
-
-
-async def list_with_column(database: Database, table: str, column: str) -> list[str]:
-    """Return the schemas whose *table* has *column*."""
-    async with database.connection() as connection:
-        rows = await connection.fetch(
-            "SELECT table_schema FROM information_schema.columns WHERE table_name = $1 AND column_name = $2"
-            " ORDER BY table_schema",
-            table,
-            column,
-        )
-    return [row["table_schema"] for row in rows]
-
-
-async def execute(database_url: str, *statements: str) -> None:
-    """Run statements on a connection of their own."""
-    connection = await asyncpg.connect(database_url)
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 # Who is behind
