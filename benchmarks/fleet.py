@@ -136,10 +136,30 @@ async def do_nothing(cluster: Cluster, figures: Figures) -> None:
 
 
 async def add_column(cluster: Cluster, figures: Figures, count: int) -> None:
-    """Add a column for all tenants, by our program and by psql."""
-    statement = "ALTER TABLE app_user ADD COLUMN nickname text"
-    add_migration(cluster, "0002_nickname.sql", f"{statement};\n")
-    ours = await expect_success(cluster, OURS, "migrate", "--jobs", str(JOBS))
+    """Add two columns for all tenants, one after the other, by our program and by psql.
+
+    In turns, ours first and then psql first: the server vacuums behind both for a while.
+    """
+    ours, theirs = [], []
+    for version, column, psql_first in ((2, "nickname", False), (3, "motto", True)):
+        statement = f"ALTER TABLE app_user ADD COLUMN {column} text"
+        add_migration(cluster, f"{version:04}_{column}.sql", f"{statement};\n")
+        if psql_first:
+            theirs.append(await add_column_by_psql(cluster, count, version, statement))
+        ours.append(await expect_success(cluster, OURS, "migrate", "--jobs", str(JOBS)))
+        if not psql_first:
+            theirs.append(await add_column_by_psql(cluster, count, version, statement))
+        figures.note(f"{ours[-1].stdout.strip()}; psql: {count / theirs[-1]:.0f} a second")
+    seconds = sum(run.seconds for run in ours)
+    rate, ratio = 2 * count / seconds, sum(theirs) / seconds
+    figures.add("migrate, ADD COLUMN", f"{rate:.0f} tenants a second", "at least 250", rate >= 250)
+    figures.add("migrate / psql", f"{ratio:.2f} ({2 * count / sum(theirs):.0f} a second)", "at least 0.6", ratio >= 0.6)
+    megabytes = max(run.megabytes for run in ours)
+    figures.add("memory of migrate", f"{megabytes:.0f} MB", "under 150 MB", megabytes < 150)
+
+
+async def add_column_by_psql(cluster: Cluster, count: int, version: int, statement: str) -> float:
+    """Do the same by psql, the version's row and the feed's included; return how many seconds it took."""
     scripts = ["SET search_path TO '';\n" for _ in range(JOBS)]
     for number in range(count):
         slug = name_tenant(number)
@@ -147,16 +167,11 @@ async def add_column(cluster: Cluster, figures: Figures, count: int) -> None:
 SET LOCAL search_path TO "{slug}";
 {statement};
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
-VALUES ('{slug}', 2, '0002_nickname.sql', '{number}');
+VALUES ('{slug}', {version}, '{version:04}.sql', '{number}');
 INSERT INTO quart_tenants.changes (tenant_id) SELECT id FROM quart_tenants.tenants WHERE slug = '{slug}';
 COMMIT;
 """
-    theirs = await cluster.psql(PSQL, scripts)
-    rate, ratio = count / ours.seconds, theirs / ours.seconds
-    figures.add("migrate, ADD COLUMN", f"{rate:.0f} tenants a second", "at least 250", rate >= 250)
-    figures.add("migrate / psql", f"{ratio:.2f} ({count / theirs:.0f} a second)", "at least 0.6", ratio >= 0.6)
-    figures.add("memory of migrate", f"{ours.megabytes:.0f} MB", "under 150 MB", ours.megabytes < 150)
-    figures.note(f"it said: {ours.stdout.strip()}")
+    return await cluster.psql(PSQL, scripts)
 
 
 async def find_drift(cluster: Cluster, figures: Figures, count: int) -> None:
@@ -172,14 +187,14 @@ async def find_drift(cluster: Cluster, figures: Figures, count: int) -> None:
 
 async def kill_in_the_middle(cluster: Cluster, figures: Figures, count: int) -> None:
     """Kill the command, and run it again."""
-    add_migration(cluster, "0003_colour.sql", "ALTER TABLE company_data ADD COLUMN colour text;\n")
+    add_migration(cluster, "0004_colour.sql", "ALTER TABLE company_data ADD COLUMN colour text;\n")
     process = await cluster.start(OURS, "migrate", "--jobs", str(JOBS))
-    killed_at = await wait_for_progress(cluster, 3, count // 3)
+    killed_at = await wait_for_progress(cluster, 4, count // 3)
     process.kill()
     await process.communicate()
     # What was in flight is rolled back by the server in its own time.
     again = await expect_success(cluster, OURS, "migrate", "--jobs", str(JOBS))
-    done, columns, half = await count_done(cluster, 3, "company_data", "colour")
+    done, columns, half = await count_done(cluster, 4, "company_data", "colour")
     met = done == columns == count and half == 0
     figures.add(
         "kill -9 and again", f"killed at {killed_at}; {done} recorded, {columns} columns, {half} half", "all once", met
@@ -189,9 +204,9 @@ async def kill_in_the_middle(cluster: Cluster, figures: Figures, count: int) -> 
 
 async def restart_in_the_middle(cluster: Cluster, figures: Figures, count: int) -> None:
     """Restart the database under the command."""
-    add_migration(cluster, "0004_shape.sql", "ALTER TABLE company_data ADD COLUMN shape text;\n")
+    add_migration(cluster, "0005_shape.sql", "ALTER TABLE company_data ADD COLUMN shape text;\n")
     process = await cluster.start(OURS, "migrate", "--jobs", str(JOBS))
-    stopped_at = await wait_for_progress(cluster, 4, count // 3)
+    stopped_at = await wait_for_progress(cluster, 5, count // 3)
     await cluster.server.stop()
     await asyncio.sleep(1)
     await cluster.server.start()
@@ -200,7 +215,7 @@ async def restart_in_the_middle(cluster: Cluster, figures: Figures, count: int) 
     if process.returncode:
         figures.note(f"... and said {stderr.decode().strip()[-300:]}")
     await expect_success(cluster, OURS, "migrate", "--jobs", str(JOBS))
-    done, columns, half = await count_done(cluster, 4, "company_data", "shape")
+    done, columns, half = await count_done(cluster, 5, "company_data", "shape")
     met = done == columns == count and half == 0
     figures.add(
         "database restarted", f"at {stopped_at}; {done} recorded, {columns} columns, {half} half", "all once", met
@@ -220,12 +235,12 @@ async def prepare_requests(cluster: Cluster) -> None:
 
 async def migrate_under_load(cluster: Cluster, figures: Figures, count: int) -> None:
     """Migrate while an old and a new version of the app serve."""
-    async with serving(cluster, TENANTS_MINIMUM_VERSION="4") as old_port:
+    async with serving(cluster, TENANTS_MINIMUM_VERSION="5") as old_port:
         old = Client(old_port, ASKED_A_SECOND)
         await old.log_in([name_tenant(number) for number in range(ASKED_TENANTS)])
         idle = await ask_for(old, 10)
-        add_migration(cluster, "0005_size.sql", "ALTER TABLE company_data ADD COLUMN size text;\n")
-        async with serving(cluster, TENANTS_MINIMUM_VERSION="5") as new_port:
+        add_migration(cluster, "0006_size.sql", "ALTER TABLE company_data ADD COLUMN size text;\n")
+        async with serving(cluster, TENANTS_MINIMUM_VERSION="6") as new_port:
             new = old.at(new_port)
             done = asyncio.Event()
             asked = [asyncio.create_task(client.ask_until(done)) for client in (old, new)]
@@ -257,20 +272,20 @@ async def hold_a_lock(cluster: Cluster, figures: Figures, count: int) -> None:
     """Migrate while somebody holds a lock on one tenant's table, and once more while nobody does, to compare."""
     # Nobody asks for this one: its own requests do queue behind the migration.
     locked = name_tenant(count - 1)
-    async with serving(cluster, TENANTS_MINIMUM_VERSION="4") as port:
+    async with serving(cluster, TENANTS_MINIMUM_VERSION="5") as port:
         client = Client(port, ASKED_A_SECOND)
         await client.log_in([name_tenant(number) for number in range(ASKED_TENANTS)])
         idle = await ask_for(client, 10)
-        add_migration(cluster, "0006_weight.sql", "ALTER TABLE company_data ADD COLUMN weight text;\n")
-        free, _, _ = await migrate_while_asking(cluster, client, version=6, but=0)
-        add_migration(cluster, "0007_length.sql", "ALTER TABLE company_data ADD COLUMN length text;\n")
+        add_migration(cluster, "0007_weight.sql", "ALTER TABLE company_data ADD COLUMN weight text;\n")
+        free, _, _ = await migrate_while_asking(cluster, client, version=7, but=0)
+        add_migration(cluster, "0008_length.sql", "ALTER TABLE company_data ADD COLUMN length text;\n")
         holder = await asyncpg.connect(cluster.url(OURS))
         try:
             await holder.execute(f'BEGIN; LOCK TABLE "{locked}".company_data IN ACCESS SHARE MODE')
-            held, others_done, migration = await migrate_while_asking(cluster, client, version=7, but=1)
+            held, others_done, migration = await migrate_while_asking(cluster, client, version=8, but=1)
         finally:
             await holder.close()
-    rows = await cluster.fetch(OURS, "SELECT slug FROM quart_tenants.living_tenants WHERE version < 7")
+    rows = await cluster.fetch(OURS, "SELECT slug FROM quart_tenants.living_tenants WHERE version < 8")
     stayed = [row["slug"] for row in rows]
     named = locked in migration.stderr
     figures.add(

@@ -52,10 +52,11 @@ class BlockConnection(DriverConnection):
     __slots__ = ()
     _top_xact: asyncpg.transaction.Transaction | None
 
-    async def begin_block(self, statements: str, seconds: float) -> None:
-        """Run *statements*, which begin the transaction."""
-        await self.execute(statements, timeout=seconds)
+    async def begin_block(self, statements: str, seconds: float) -> str:
+        """Run *statements*, which begin the transaction; return the status of the last."""
+        status = await self.execute(statements, timeout=seconds)
         self._top_xact = self.transaction()
+        return status
 
     async def end_block(self, statements: str, seconds: float | None = None) -> None:
         """Run *statements*, which end it."""
@@ -66,7 +67,7 @@ class BlockConnection(DriverConnection):
 class Block:
     """One transaction on one connection. Made by `Database`, entered once by `async with`."""
 
-    __slots__ = ("_begin", "_connection", "_entered", "_pool", "_reset", "_tenant", "_timeout")
+    __slots__ = ("_begin", "_connection", "_entered", "_first", "_pool", "_reset", "_tenant", "_timeout", "status")
 
     def __init__(
         self,
@@ -75,12 +76,16 @@ class Block:
         reset: str,
         timeout: float,
         tenant: Tenant | None = None,
+        first: str = "",
     ) -> None:
         self._pool = pool
         self._begin = begin
         self._reset = reset
         self._timeout = timeout
         self._tenant = tenant
+        self._first = first
+        # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
+        self.status = ""
         self._entered = False
         self._connection: Connection | None = None
 
@@ -118,8 +123,14 @@ class Block:
             attempts -= 1
             connection = await self._acquire(deadline - loop.time())
             try:
-                await _see_through(connection).begin_block(self._begin, max(deadline - loop.time(), 0.001))
+                seconds = max(deadline - loop.time(), 0.001)
+                statements = f"{self._begin}; {self._first}" if self._first else self._begin
+                self.status = await _see_through(connection).begin_block(statements, seconds)
             except BaseException as error:
+                if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, connection):
+                    # The server is well, and refuses what the caller sends with BEGIN.
+                    await self._roll_back(connection)
+                    raise
                 # Also on cancellation: nobody knows how far BEGIN came.
                 _discard(connection)
                 if isinstance(error, TimeoutError):
@@ -204,9 +215,14 @@ def _translate(error: BaseException, connection: "Connection") -> TenantError | 
     # The second is the server's own statement_timeout.
     if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
         return DatabaseTimeoutError("a statement took too long and was cancelled")
-    if isinstance(error, DRIVER_ERRORS) and (_is_lost(connection) or isinstance(error, _SERVER_GONE_ERRORS)):
+    if isinstance(error, DRIVER_ERRORS) and _is_gone(error, connection):
         return DatabaseUnavailableError(f"the connection to the database was lost: {describe(error)}")
     return None
+
+
+def _is_gone(error: BaseException, connection: "Connection") -> bool:
+    """Return whether *error* means that the server, or the connection to it, is lost."""
+    return isinstance(error, _SERVER_GONE_ERRORS) or _is_lost(connection)
 
 
 def _see_through(connection: "Connection") -> BlockConnection:

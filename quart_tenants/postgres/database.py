@@ -106,12 +106,17 @@ class Database:
     ) -> None:
         await self.close()
 
-    def tenant_connection(self, tenant: Tenant) -> "Block":
+    def tenant_connection(self, tenant: Tenant, *, first: str = "") -> "Block":
         """Return a block that lends a connection which sees *tenant*'s tables and no others.
 
         `async with` begins a transaction; leaving the block commits it, leaving it by an exception
         or a cancellation rolls it back. Blocks do not nest: an inner one is a transaction of its own
         on a connection of its own.
+
+        Args:
+            tenant: Whose.
+            first: SQL that goes to the server together with BEGIN, for what must save a message. The block's
+                `status` is that of its last statement, and entering the block raises what PostgreSQL refuses.
 
         Raises:
             PoolExhaustedError: No connection came free within `TENANTS_ACQUIRE_TIMEOUT`.
@@ -121,7 +126,7 @@ class Database:
             UnknownTenantError: A table is missing because the tenant was dropped a moment ago.
         """
         begin = f"BEGIN; {_set_path(tenant.schema)}"
-        return Block(self._pool, begin, self._reset, self._settings.acquire_timeout, tenant)
+        return Block(self._pool, begin, self._reset, self._settings.acquire_timeout, tenant, first)
 
     def connection(self) -> "Block":
         """Return a block with an empty path, for statements that write every name in full.

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -58,8 +59,8 @@ WHERE t.id = $1 AND t.schema_name = $2
 # as long as a small migration takes. What is put in are numbers, names that match the pattern of a migration's
 # file, and digests in hex.
 #
-# The lock first, and behind it the rows. None come where somebody else has the lock, or has brought the tenant to
-# another version since the plan was made, or where it was dropped or its schema replaced.
+# The lock first, and behind it the rows. None come where somebody else has the lock, or where the tenant was dropped.
+# Where it stands at another version by now, the table refuses them: they are there already, or one before is missing.
 _CLAIM = """
 {notice_lost_client};
 SET LOCAL lock_timeout TO {lock_milliseconds:d};
@@ -68,10 +69,9 @@ SELECT pg_catalog.set_config('quart_tenants.locked', pg_catalog.pg_try_advisory_
 INSERT INTO quart_tenants.changes (tenant_id) VALUES ({id:d});
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
 SELECT t.schema_name, m.version, m.name, m.sha256
-FROM quart_tenants.living_tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
-WHERE t.id = {id:d} AND t.version = {version:d}
+FROM quart_tenants.tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
+WHERE t.id = {id:d} AND t.schema_name = pg_catalog.current_schema()
     AND pg_catalog.current_setting('quart_tenants.locked') = 'true'
-    AND pg_catalog.current_schemas(false) = ARRAY[t.schema_name]::name[]
 """
 _GET_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _FIND_INVALID_INDEX = """
@@ -94,10 +94,6 @@ _PASSING_ERRORS = (
 
 class _StandsElsewhereError(Exception):
     """The tenant is at another version than we thought: somebody else was faster."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(version)
-        self.version = version
 
 
 async def migrate_tenant(
@@ -125,11 +121,12 @@ async def migrate_tenant(
         together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
         try:
             if together:
-                await _run_together(database, tenant, version, together, settings)
+                await _run_together(database, tenant, together, settings)
             else:
                 await _run_alone(database, tenant, missing[0], settings)
-        except _StandsElsewhereError as elsewhere:
-            version = elsewhere.version
+        except _StandsElsewhereError:
+            async with database.connection() as connection:
+                version = await _check_usable(connection, tenant)
         else:
             version += len(together) or 1
     return version
@@ -143,7 +140,7 @@ def may_succeed_later(error: TenantError) -> bool:
 
 
 async def _run_together(
-    database: Database, tenant: Tenant, version: int, migrations: Sequence[Migration], settings: Settings
+    database: Database, tenant: Tenant, migrations: Sequence[Migration], settings: Settings
 ) -> None:
     """Run files in one transaction with the rows that record them."""
     rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
@@ -151,17 +148,21 @@ async def _run_together(
         notice_lost_client=_NOTICE_LOST_CLIENT.format(local="true").strip(),
         key=LOCK_KEY.format(tenant.id),
         id=tenant.id,
-        version=version,
         rows=rows,
         lock_milliseconds=round(settings.migration_lock_timeout * 1000),
         statement_milliseconds=round(settings.migration_statement_timeout * 1000),
     )
     seconds = settings.migration_statement_timeout + _GRACE
     try:
-        async with database.tenant_connection(tenant) as connection:
-            claimed = await connection.execute(claim, timeout=seconds)
-            if claimed != f"INSERT 0 {len(migrations)}":
-                raise await _explain_refused_claim(connection, tenant, version)
+        block = database.tenant_connection(tenant, first=claim)
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(block)
+            except (asyncpg.UniqueViolationError, asyncpg.ForeignKeyViolationError) as error:
+                raise _StandsElsewhereError from error
+            if block.status != f"INSERT 0 {len(migrations)}":
+                await _check_usable(connection, tenant)
+                raise TenantBusyError(tenant.slug)
             told = find_reported_path(connection)
             await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
             if told in (tenant.schema.name, tenant.schema.quoted):
@@ -184,11 +185,8 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
             await _limit(connection, settings.migration_lock_timeout, settings)
             await connection.execute(_NOTICE_LOST_CLIENT.format(local="false"))
             await lock_session(connection, tenant.id, tenant.slug, settings.migration_lock_timeout)
-            standing = await connection.fetchrow(_FIND_STANDING, tenant.id, tenant.schema.name)
-            if standing is None:
-                raise UnknownTenantError(tenant.slug)
-            if standing["version"] != migration.version - 1:
-                raise _StandsElsewhereError(standing["version"])
+            if await _check_usable(connection, tenant) != migration.version - 1:
+                raise _StandsElsewhereError
             # What is built concurrently waits for transactions to end and holds nobody up meanwhile. Given up
             # half-way it leaves an invalid index.
             await _limit(connection, 0, settings)
@@ -227,17 +225,15 @@ def _explain_half(tenant: Tenant, migration: Migration, reason: str) -> Migratio
     return MigrationFailedError(tenant.schema.name, migration.name, reason, kept=kept)
 
 
-async def _explain_refused_claim(connection: "Connection", tenant: Tenant, version: int) -> Exception:
-    """Return why a tenant at *version*, as we thought, could not be claimed."""
+async def _check_usable(connection: "Connection | DriverConnection", tenant: Tenant) -> int:
+    """Make sure that the tenant lives and its schema is ours to use; return the version that it stands at."""
     standing = await connection.fetchrow(_FIND_STANDING, tenant.id, tenant.schema.name)
     if standing is None:
         # Its schema has another name now: it lies in the trash, or a backup has taken its place.
-        return UnknownTenantError(tenant.slug)
-    if standing["version"] != version:
-        return _StandsElsewhereError(standing["version"])
+        raise UnknownTenantError(tenant.slug)
     if not standing["usable"]:
-        return DatabaseRefusedError(f"schema {tenant.schema.name!r} is missing, or this role may not use it")
-    return TenantBusyError(tenant.slug)
+        raise DatabaseRefusedError(f"schema {tenant.schema.name!r} is missing, or this role may not use it")
+    return int(standing["version"])
 
 
 async def _limit(connection: "DriverConnection", lock_timeout: float, settings: Settings) -> None:

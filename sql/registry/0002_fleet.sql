@@ -60,6 +60,12 @@ CREATE TABLE quart_tenants.migration_failures (
     failed_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- No version without the one before it, whatever happens between a plan and its execution.
+ALTER TABLE quart_tenants.applied_migrations
+    ADD COLUMN previous_version integer GENERATED ALWAYS AS (CASE WHEN version > 1 THEN version - 1 END) STORED,
+    ADD CONSTRAINT applied_migrations_no_gap FOREIGN KEY (schema_name, previous_version)
+        REFERENCES quart_tenants.applied_migrations (schema_name, version);
+
 -- Readers of the feed ask for what their last snapshot did not show. Numbers that count up in the order of
 -- commits need a lock from the number to the commit, and so let one writer at a time wait for the disk.
 ALTER TABLE quart_tenants.changes
