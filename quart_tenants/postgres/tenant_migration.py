@@ -59,19 +59,17 @@ WHERE t.id = $1 AND t.schema_name = $2
 # as long as a small migration takes. What is put in are numbers, names that match the pattern of a migration's
 # file, and digests in hex.
 #
-# The lock first, and behind it the rows. None come where somebody else has the lock, or where the tenant was dropped.
-# Where it stands at another version by now, the table refuses them: they are there already, or one before is missing.
+# No rows come where somebody else has the lock, or where the tenant was dropped. Where it stands at another version
+# by now, the table refuses them: they are there already, or one before is missing.
 _CLAIM = """
 {notice_lost_client};
 SET LOCAL lock_timeout TO {lock_milliseconds:d};
 SET LOCAL statement_timeout TO {statement_milliseconds:d};
-SELECT pg_catalog.set_config('quart_tenants.locked', pg_catalog.pg_try_advisory_xact_lock({key})::text, true);
 INSERT INTO quart_tenants.changes (tenant_id) VALUES ({id:d});
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
 SELECT t.schema_name, m.version, m.name, m.sha256
 FROM quart_tenants.tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
-WHERE t.id = {id:d} AND t.schema_name = pg_catalog.current_schema()
-    AND pg_catalog.current_setting('quart_tenants.locked') = 'true'
+WHERE t.id = {id:d} AND t.schema_name = pg_catalog.current_schema() AND pg_catalog.pg_try_advisory_xact_lock({key})
 """
 _GET_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _FIND_INVALID_INDEX = """
