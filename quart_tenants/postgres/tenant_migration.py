@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 
 # Longer than the server's own limit, which says more.
 _GRACE = 10.0  # seconds
-# Otherwise what a killed command has begun goes on in the server, which looks at its client only between statements.
-# Windows cannot.
-_NOTICE_LOST_CLIENT = """
-SELECT pg_catalog.set_config(
-    'client_connection_check_interval',
-    CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1s' END,
-    {local}
-)
-"""
-_LIMIT = """
-SELECT pg_catalog.set_config('lock_timeout', $1, false), pg_catalog.set_config('statement_timeout', $2, false)
+# In milliseconds. The last, because otherwise what a killed command has begun goes on in the server, which looks at
+# its client only between statements; Windows cannot.
+_LIMITS = """
+SELECT
+    pg_catalog.set_config('lock_timeout', '{lock:d}', {local}),
+    pg_catalog.set_config('statement_timeout', '{statement:d}', {local}),
+    pg_catalog.set_config(
+        'client_connection_check_interval',
+        CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1000' END,
+        {local}
+    )
 """
 # Whether the schema is there and for us, too.
 _FIND_STANDING = """
@@ -62,9 +62,7 @@ WHERE t.id = $1 AND t.schema_name = $2
 # No rows come where somebody else has the lock, or where the tenant was dropped. Where it stands at another version
 # by now, the table refuses them: they are there already, or one before is missing.
 _CLAIM = """
-{notice_lost_client};
-SET LOCAL lock_timeout TO {lock_milliseconds:d};
-SET LOCAL statement_timeout TO {statement_milliseconds:d};
+{limits};
 INSERT INTO quart_tenants.changes (tenant_id) VALUES ({id:d});
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
 SELECT t.schema_name, m.version, m.name, m.sha256
@@ -143,12 +141,10 @@ async def _run_together(
     """Run files in one transaction with the rows that record them."""
     rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
     claim = _CLAIM.format(
-        notice_lost_client=_NOTICE_LOST_CLIENT.format(local="true").strip(),
+        limits=_format_limits(settings, settings.migration_lock_timeout, local=True),
         key=LOCK_KEY.format(tenant.id),
         id=tenant.id,
         rows=rows,
-        lock_milliseconds=round(settings.migration_lock_timeout * 1000),
-        statement_milliseconds=round(settings.migration_statement_timeout * 1000),
     )
     seconds = settings.migration_statement_timeout + _GRACE
     try:
@@ -180,14 +176,13 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
     """Run a file that PostgreSQL refuses in a transaction."""
     try:
         async with database.session(tenant) as connection:
-            await _limit(connection, settings.migration_lock_timeout, settings)
-            await connection.execute(_NOTICE_LOST_CLIENT.format(local="false"))
+            await connection.execute(_format_limits(settings, settings.migration_lock_timeout, local=False))
             await lock_session(connection, tenant.id, tenant.slug, settings.migration_lock_timeout)
             if await _check_usable(connection, tenant) != migration.version - 1:
                 raise _StandsElsewhereError
             # What is built concurrently waits for transactions to end and holds nobody up meanwhile. Given up
             # half-way it leaves an invalid index.
-            await _limit(connection, 0, settings)
+            await connection.execute(_format_limits(settings, 0, local=False))
             await _run_statements(connection, tenant, migration, settings)
             async with connection.transaction():
                 await record_migrations(connection, tenant.schema.name, [migration])
@@ -234,7 +229,10 @@ async def _check_usable(connection: "Connection | DriverConnection", tenant: Ten
     return int(standing["version"])
 
 
-async def _limit(connection: "DriverConnection", lock_timeout: float, settings: Settings) -> None:
-    """Limit in seconds how long statements of a session wait for locks, and how long they take."""
-    limits = [f"{seconds * 1000:.0f}ms" for seconds in (lock_timeout, settings.migration_statement_timeout)]
-    await connection.execute(_LIMIT, *limits)
+def _format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> str:
+    """Return the statement that limits in seconds how long statements wait for locks, and how long they take."""
+    return _LIMITS.format(
+        lock=round(lock_timeout * 1000),
+        statement=round(settings.migration_statement_timeout * 1000),
+        local=str(local).lower(),
+    )
