@@ -4,13 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.web.test_cli import Run, assert_misused, assert_refused, execute, find_slugs, make_run
-
-
-@pytest.fixture
-def run(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run commands on `database_url`."""
-    return make_run(database_url, monkeypatch, capsys)
+from tests.web.commands import Run, assert_misused, assert_refused, execute, find_slugs
 
 
 def test_backup_comes_back_beside_the_living_and_in_its_place(run: Run, database_url: str, tmp_path: Path) -> None:

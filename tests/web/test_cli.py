@@ -1,12 +1,7 @@
 """The operators' commands in this process: what each accepts, what it refuses and how it says so."""
 
-import asyncio
-import io
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import click
 import pytest
@@ -18,107 +13,10 @@ from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.registry_tables import list_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.web.cli import tenant_commands
-from tests.databases import new_database_between_loops
-
-T = TypeVar("T")
+from tests.web.commands import NO_TERMINAL, Outcome, Run, ask, assert_misused, assert_refused, execute
 
 LIST_USERS = "SELECT username, password FROM app_user ORDER BY id"
 OLD_SCHEMA = 'CREATE SCHEMA "we=ird Co" CREATE TABLE members (name text)'
-NO_TERMINAL = "there is no terminal"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left: its exit status, and what it wrote."""
-
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-def make_run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `quart-tenants` on *url*, with *stdin* as its input and no terminal."""
-    monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", url)
-
-    def run(*arguments: str, stdin: bytes = b"") -> Outcome:
-        # As Python itself opens it where the locale is C or C.UTF-8.
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8", "surrogateescape"))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main.main(list(arguments), prog_name="quart-tenants")
-        out, err = capsys.readouterr()
-        return Outcome(caught.value.code if isinstance(caught.value.code, int) else 1, out, err)
-
-    return run
-
-
-@pytest.fixture
-def run(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run commands on `database_url`."""
-    return make_run(database_url, monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def shared_url(server_url: str, template: str) -> Iterator[str]:
-    """Name one database for all commands that change nothing; it has the schema "old", which is no tenant's."""
-    with new_database_between_loops(server_url, template) as url:
-        execute(url, "CREATE SCHEMA old")
-        yield url
-
-
-@pytest.fixture
-def run_in_vain(shared_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run commands that change nothing; what they leave is compared with what was there."""
-    before = ask(shared_url, list_tenants)
-    yield make_run(shared_url, monkeypatch, capsys)
-    assert ask(shared_url, list_tenants) == before
-
-
-def ask(database_url: str, question: Callable[[Database], Awaitable[T]]) -> T:
-    """Return what *question* answers about the database."""
-
-    async def open_and_ask() -> T:
-        async with await Database.open(Settings(database_url=database_url), max_size=1) as database:
-            return await question(database)
-
-    return asyncio.run(open_and_ask())
-
-
-def find_slugs(database_url: str) -> list[str]:
-    """Return the slugs of all tenants."""
-    return [tenant.slug for tenant in ask(database_url, list_tenants)]
-
-
-def execute(database_url: str, statement: str) -> None:
-    """Run one statement."""
-
-    async def run_statement(database: Database) -> None:
-        async with database.connection() as connection:
-            await connection.execute(statement)
-
-    ask(database_url, run_statement)
-
-
-def assert_refused(outcome: Outcome, *words: str) -> None:
-    """Assert that a command ended with status 1, one line on stderr that has all *words*, and no result."""
-    assert outcome.status == 1, outcome
-    assert outcome.out == ""
-    assert outcome.err.startswith("Error: ")
-    assert outcome.err.count("\n") == 1
-    for word in words:
-        assert word in outcome.err
-
-
-def assert_misused(outcome: Outcome, *words: str) -> None:
-    """Assert that a command ended with status 2 and a hint on stderr that has all *words*."""
-    assert outcome.status == 2, outcome
-    assert outcome.out == ""
-    assert "Usage: quart-tenants" in outcome.err
-    for word in words:
-        assert word in outcome.err
 
 
 # All commands

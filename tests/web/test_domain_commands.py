@@ -6,7 +6,7 @@ import pytest
 
 from quart_tenants.postgres.domains import list_domains
 from tests.name_server import NameServer, run_name_server
-from tests.web.test_cli import Run, ask, assert_misused, assert_refused, make_run
+from tests.web.commands import Run, ask, assert_misused, assert_refused, make_run
 
 SHOP = "shop.example.com"
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from quart_tenants.resources import get_resource_path
-from tests.web.test_cli import Run, run
-
-__all__ = ["run"]
+from tests.web.commands import Run
 
 Add = Callable[[str, str], None]
 

@@ -12,7 +12,7 @@ from quart_tenants.app.cli import main
 from quart_tenants.postgres.registry_tables import list_tenants
 from quart_tenants.postgres.trash import list_trash
 from quart_tenants.resources import get_resource_path
-from tests.web.test_cli import (
+from tests.web.commands import (
     NO_TERMINAL,
     Outcome,
     Run,
@@ -21,12 +21,7 @@ from tests.web.test_cli import (
     assert_refused,
     execute,
     find_slugs,
-    run,
-    run_in_vain,
-    shared_url,
 )
-
-__all__ = ["run", "run_in_vain", "shared_url"]
 
 LONG_AGO = "UPDATE quart_tenants.resting_names SET free_at = free_at - interval '1 day'"
 DAY = r"\d{4}-\d\d-\d\d"

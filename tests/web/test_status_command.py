@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.web.test_cli import Run, assert_misused, assert_refused, execute, run
-
-__all__ = ["run"]
+from tests.web.commands import Run, assert_misused, assert_refused, execute
 
 DRIFT = """
 ALTER TABLE globex.app_user ADD nickname text;
