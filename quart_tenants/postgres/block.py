@@ -30,6 +30,7 @@ else:
 # answer "ROLLBACK" there without an error, and the caller would believe that its rows are saved.
 _COMMIT = "SELECT; COMMIT"
 
+_LIST_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
 
 # What a lost server looks like depends on the moment it was lost.
@@ -246,6 +247,12 @@ def _discard(connection: "Connection") -> None:
     """
     with contextlib.suppress(asyncpg.InterfaceError):
         connection.terminate()
+
+
+async def list_path(connection: "Connection | DriverConnection") -> list[str]:
+    """Return the schemas that *connection* sees, those that exist only."""
+    schemas: list[str] = await connection.fetchval(_LIST_PATH)
+    return schemas
 
 
 def find_reported_path(connection: "Connection") -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, SettingError
-from quart_tenants.postgres.block import DRIVER_ERRORS, Block, BlockConnection, DriverConnection, describe
+from quart_tenants.postgres.block import DRIVER_ERRORS, Block, BlockConnection, DriverConnection, describe, list_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant
 
@@ -158,7 +158,7 @@ class Database:
         except DRIVER_ERRORS as error:
             raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
         try:
-            if await connection.fetchval("SELECT pg_catalog.current_schemas(false)::text[]") != [tenant.schema.name]:
+            if await list_path(connection) != [tenant.schema.name]:
                 raise DatabaseRefusedError(
                     f"a connection for schema {tenant.schema.name!r} sees something else: the schema is missing, or "
                     "a pooler stands between; run this on a direct connection to PostgreSQL"

@@ -16,7 +16,7 @@ from quart_tenants.errors import (
     TenantError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.block import describe, find_reported_path
+from quart_tenants.postgres.block import describe, find_reported_path, list_path
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.migrations import (
     LEAVES_PATH,
@@ -69,7 +69,6 @@ SELECT t.schema_name, m.version, m.name, m.sha256
 FROM quart_tenants.tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
 WHERE t.id = {id:d} AND t.schema_name = pg_catalog.current_schema() AND pg_catalog.pg_try_advisory_xact_lock({key})
 """
-_GET_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _FIND_INVALID_INDEX = """
 SELECT c.relname FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
 WHERE NOT i.indisvalid AND c.relkind = 'i'
@@ -163,7 +162,7 @@ async def _run_together(
                 # The server tells of every change, as it has told of this path.
                 same = find_reported_path(connection) == told
             else:
-                same = await connection.fetchval(_GET_PATH) == [tenant.schema.name]
+                same = await list_path(connection) == [tenant.schema.name]
             if not same:
                 raise explain_path(tenant.schema.name, migrations)
     except asyncpg.PostgresError as error:
@@ -201,7 +200,7 @@ async def _run_statements(
         except asyncpg.PostgresError as error:
             raise _explain_half(tenant, migration, locate_refusal(statement, error)) from error
         # Before the next one runs in another tenant's schema.
-        if await connection.fetchval(_GET_PATH) != [tenant.schema.name]:
+        if await list_path(connection) != [tenant.schema.name]:
             raise _explain_half(tenant, migration, f"line {statement.line}: {LEAVES_PATH}")
     index = await connection.fetchval(_FIND_INVALID_INDEX, tenant.schema.name)
     if index is not None:

@@ -7,11 +7,10 @@ import click
 
 from quart_tenants.postgres.backups import backup_tenant
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.restores import restore_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
-from quart_tenants.web.commands.running import name_program, with_database
+from quart_tenants.web.commands.running import name_program, tell_if_behind, with_database
 from quart_tenants.web.commands.trash import ask_for_name
 
 
@@ -62,13 +61,7 @@ def restore_command(file: Path, slug: str, replace: bool, yes: bool) -> None:
         click.echo(f"restored {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
         for old in replaced:
             click.echo(f"what it was lies in the trash: {name_program()} undrop {old}", err=True)
-        newest = get_tenant_migrations(settings)[-1]
-        if tenant.version < newest.version:
-            click.echo(
-                f"its tables are at version {tenant.version:04}, and the newest file is {newest.name}: "
-                f"{name_program()} migrate --tenant {tenant.slug}",
-                err=True,
-            )
+        tell_if_behind(tenant, settings)
 
     restore()
 

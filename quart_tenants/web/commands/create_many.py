@@ -9,7 +9,7 @@ from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import create_tenants, find_obstacles
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.progress import Progress
-from quart_tenants.web.commands.running import with_database
+from quart_tenants.web.commands.running import count_tenants, with_database
 from quart_tenants.web.commands.tenant_list import TenantList, parse_tenant_list
 
 _MOST_MISTAKES = 20
@@ -41,9 +41,9 @@ async def create_many_command(
     _refuse_mistakes(file.name, tenants)
     names = {slug: name for slug, name in tenants.names.items() if slug not in existing}
     if existing:
-        click.echo(f"left out, for they exist already: {_count(len(existing))}", err=True)
+        click.echo(f"left out, for they exist already: {count_tenants(len(existing))}", err=True)
     if dry_run:
-        click.echo(f"would create {_count(len(names))}")
+        click.echo(f"would create {count_tenants(len(names))}")
         return
     created = 0
     with Progress("creating", len(names)) as progress:
@@ -58,8 +58,8 @@ async def create_many_command(
         finally:
             # Also after a Ctrl-C.
             if created < len(names):
-                click.echo(f"{created} of {_count(len(names))} were made; go on with --skip-existing", err=True)
-    click.echo(f"created {_count(created)}")
+                click.echo(f"{created} of {count_tenants(len(names))} were made; go on with --skip-existing", err=True)
+    click.echo(f"created {count_tenants(created)}")
 
 
 def _refuse_mistakes(name: str, tenants: TenantList) -> None:
@@ -72,7 +72,3 @@ def _refuse_mistakes(name: str, tenants: TenantList) -> None:
         click.echo(f"and {more} more", err=True)
     lines = len({line for line, _ in tenants.mistakes})
     raise click.ClickException(f"nothing was created: {lines} line{'s are' if lines != 1 else ' is'} wrong in {name}")
-
-
-def _count(number: int) -> str:
-    return f"{number} tenant{'s' * (number != 1)}"

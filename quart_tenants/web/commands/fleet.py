@@ -14,7 +14,7 @@ from quart_tenants.postgres.fleet import FleetPlan, FleetReport, Outcome, migrat
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.progress import Progress
-from quart_tenants.web.commands.running import with_database
+from quart_tenants.web.commands.running import count_tenants, with_database
 
 _MOST_NAMES = 10
 _ENOUGH = 100  # tenants, for a rate
@@ -77,7 +77,9 @@ async def migrate_command(
                 database, plan, settings=settings, jobs=jobs, max_failures=max_failures, on_outcome=show
             )
     except asyncio.CancelledError:
-        click.echo(f"interrupted: {migrated} of {_count(len(plan.behind))} done; run it again to go on", err=True)
+        click.echo(
+            f"interrupted: {migrated} of {count_tenants(len(plan.behind))} done; run it again to go on", err=True
+        )
         raise
     if as_json:
         click.echo(json.dumps(_show_report(report)))
@@ -90,7 +92,7 @@ async def migrate_command(
 def _describe_plan(plan: FleetPlan) -> str:
     if not plan.behind:
         return _describe_nothing(plan)
-    lines = [f"would migrate {_count(len(plan.behind))} to {plan.target.name}; already there: {plan.up_to_date}"]
+    lines = [f"would migrate {count_tenants(len(plan.behind))} to {plan.target.name}; already there: {plan.up_to_date}"]
     if plan.canaries:
         lines.append(f"first: {_name_some([tenant.slug for tenant in plan.behind[: plan.canaries]])}")
     lines += _group((tenant.version, tenant.slug) for tenant in plan.behind)
@@ -107,7 +109,7 @@ def _print_report(report: FleetReport) -> None:
     rate = f", {len(report.migrated) / report.seconds:.0f} a second" if len(report.migrated) >= _ENOUGH else ""
     gone = f", {len(report.gone)} gone meanwhile" if report.gone else ""
     click.echo(
-        f"migrated {_count(len(report.migrated))} to {plan.target.name} in {report.seconds:.1f} s{rate}; "
+        f"migrated {count_tenants(len(report.migrated))} to {plan.target.name} in {report.seconds:.1f} s{rate}; "
         f"{len(report.failed)} failed, {len(report.left)} not tried{gone}, already there: {plan.up_to_date}"
     )
     behind = [(outcome.version, outcome.tenant.slug) for outcome in report.failed]
@@ -122,11 +124,11 @@ def _explain_stop(report: FleetReport) -> str:
         return f"the canary {canaries[0]} failed"
     if report.lost_database:
         return "the database is out of reach"
-    return f"{_count(len(report.failed))} failed"
+    return f"{count_tenants(len(report.failed))} failed"
 
 
 def _describe_nothing(plan: FleetPlan) -> str:
-    return f"nothing to do: {_count(plan.up_to_date)} at {plan.target.name} or newer"
+    return f"nothing to do: {count_tenants(plan.up_to_date)} at {plan.target.name} or newer"
 
 
 def _group(standing: Iterable[tuple[int, str]]) -> list[str]:
@@ -135,12 +137,9 @@ def _group(standing: Iterable[tuple[int, str]]) -> list[str]:
     for version, slug in standing:
         by_version[version].append(slug)
     return [
-        f"at {version:04}: {_count(len(slugs))}: {_name_some(slugs)}" for version, slugs in sorted(by_version.items())
+        f"at {version:04}: {count_tenants(len(slugs))}: {_name_some(slugs)}"
+        for version, slugs in sorted(by_version.items())
     ]
-
-
-def _count(number: int) -> str:
-    return f"{number} tenant{'s' * (number != 1)}"
 
 
 def _name_some(slugs: Sequence[str]) -> str:

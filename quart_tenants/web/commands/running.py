@@ -13,9 +13,10 @@ from quart.cli import ScriptInfo
 
 from quart_tenants.errors import DatabaseUnavailableError, SettingError, TenantError
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.refusals import translate_refusals
 from quart_tenants.settings import Settings, read_settings
-from quart_tenants.tenant import Slug
+from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.environment import read_environment
 
@@ -80,6 +81,11 @@ async def do_for_each(slugs: Collection[Slug], act: Callable[[Slug], Awaitable[N
     failures.end()
 
 
+def count_tenants(number: int) -> str:
+    """Return *number* with its noun."""
+    return f"{number} tenant{'s' * (number != 1)}"
+
+
 def name_program() -> str:
     """Return how the operator has called us: `quart-tenants`, or `quart --app app tenants`."""
     context = click.get_current_context()
@@ -87,6 +93,17 @@ def name_program() -> str:
     path = "quart-tenants" if context.parent is None else context.parent.command_path
     app = None if script is None else script.app_import_path
     return path if app is None else path.replace(" ", f" --app {shlex.quote(app)} ", 1)
+
+
+def tell_if_behind(tenant: Tenant, settings: Settings) -> None:
+    """Say on stderr that *tenant* has to be migrated before it is served, if it has."""
+    newest = get_tenant_migrations(settings)[-1]
+    if tenant.version < newest.version:
+        click.echo(
+            f"its tables are at version {tenant.version:04}, and the newest file is {newest.name}: "
+            f"{name_program()} migrate --tenant {tenant.slug}",
+            err=True,
+        )
 
 
 def find_settings() -> Settings:

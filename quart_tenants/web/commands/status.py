@@ -13,7 +13,7 @@ from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.drift import Drift, Majority
 from quart_tenants.postgres.status import FleetStatus, VersionCount, get_fleet_status
 from quart_tenants.settings import Settings
-from quart_tenants.web.commands.running import with_database
+from quart_tenants.web.commands.running import count_tenants, with_database
 
 _MOST_LISTED = 20
 
@@ -38,7 +38,7 @@ async def status_command(database: Database, settings: Settings, as_json: bool, 
 
 
 def _print_report(status: FleetStatus) -> None:
-    click.echo(f"{_count(status.tenants)}, {status.suspended} suspended; {status.trash} more in the trash")
+    click.echo(f"{count_tenants(status.tenants)}, {status.suspended} suspended; {status.trash} more in the trash")
     click.echo(f"newest file: {status.newest_file}")
     if sys.stdout.isatty():
         _print_table(status.versions)
@@ -84,15 +84,11 @@ def _print_drift(drift: Sequence[Drift], majorities: Sequence[Majority]) -> None
 def _print_list(title: str, count: int, lines: Iterable[str]) -> None:
     """Print the first of *lines*, one a tenant, and how many more there are; nothing where there are none."""
     if count:
-        click.echo(f"{title}: {_count(count)}")
+        click.echo(f"{title}: {count_tenants(count)}")
         for line in islice(lines, _MOST_LISTED):
             click.echo(f"  {line}")
         if count > _MOST_LISTED:
             click.echo(f"  and {count - _MOST_LISTED} more; --json lists all")
-
-
-def _count(tenants: int) -> str:
-    return f"{tenants} tenant{'s' * (tenants != 1)}"
 
 
 def _make_cells(row: VersionCount) -> tuple[str, str, str]:

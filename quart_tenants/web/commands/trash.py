@@ -7,13 +7,12 @@ import click
 
 from quart_tenants.errors import TenantError
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.purge import find_purgeable, purge_tenants
 from quart_tenants.postgres.trash import TrashedTenant, drop_tenant, undrop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.lifecycle import DAYS, show_day
-from quart_tenants.web.commands.running import Failures, do_for_each, name_program, with_database
+from quart_tenants.web.commands.running import Failures, do_for_each, name_program, tell_if_behind, with_database
 
 
 @click.command("drop")
@@ -63,13 +62,7 @@ async def undrop_command(database: Database, settings: Settings, slug: str) -> N
     """
     tenant = await undrop_tenant(database, parse_slug(slug), settings=settings)
     click.echo(f"brought back {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
-    newest = get_tenant_migrations(settings)[-1]
-    if tenant.version < newest.version:
-        click.echo(
-            f"its tables are at version {tenant.version:04}, and the newest file is {newest.name}: "
-            f"{name_program()} migrate --tenant {tenant.slug}",
-            err=True,
-        )
+    tell_if_behind(tenant, settings)
     if tenant.suspended:
         click.echo(f"it is suspended, as it was before: {name_program()} resume {tenant.slug}", err=True)
 
