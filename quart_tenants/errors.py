@@ -326,6 +326,40 @@ class UserExistsError(TenantError):
         self.username = username
 
 
+class UnknownUserError(TenantError):
+    """This tenant has no user of that name."""
+
+    code = "unknown_user"
+
+    def __init__(self, tenant: str, username: str) -> None:
+        super().__init__(f"tenant {tenant!r} has no user {username!r}")
+        self.tenant = tenant
+        self.username = username
+
+
+class RequestFromElsewhereError(TenantError):
+    """A page of another site cannot do this here."""
+
+    code = "request_from_elsewhere"
+
+
+class TooManyLoginsError(TenantError):
+    """Too many logins have failed; wait a moment."""
+
+    code = "too_many_logins"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"too many logins have failed; the next one may come in {retry_after} s")
+        # Seconds.
+        self.retry_after = retry_after
+
+
+class SessionUncheckedError(TenantError):
+    """Whether this session was ended cannot be known at the moment; try again shortly."""
+
+    code = "session_unchecked"
+
+
 class PasswordTooLongError(TenantError):
     """The password is too long."""
 
@@ -376,6 +410,30 @@ class PoolExhaustedError(TenantError):
     """All database connections are in use; try again shortly."""
 
     code = "pool_exhausted"
+
+
+class TenantOverShareError(TenantError):
+    """Too many requests for this tenant wait for the database; try again shortly."""
+
+    code = "tenant_over_share"
+
+
+class RequestTimeoutError(TenantError, TimeoutError):
+    """The request took too long and was cancelled; try again shortly."""
+
+    code = "request_timeout"
+
+
+class RolesNotReadyError(TenantError):
+    """The roles of the tenants are not set up."""
+
+    code = "roles_not_ready"
+
+
+class LeakError(TenantError):
+    """The database would let one tenant see another one's rows."""
+
+    code = "leak"
 
 
 class DatabaseRefusedError(TenantError):

@@ -120,6 +120,21 @@ def _between(low: float, high: float, number: type[int] | type[float]) -> Callab
     return check
 
 
+def _check_switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"is {value!r}: give true or false")
+
+
+def _one_of(*words: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if value in words:
+            return str(value)
+        raise ValueError(f"is {value!r}: give {' or '.join(words)}")
+
+    return check
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings, checked. The setting `TENANTS_DOMAIN` is the attribute `domain`."""
@@ -184,12 +199,73 @@ class Settings:
         "networks",
         "Proxies whose `X-Forwarded-*` headers are believed. Everybody else's are ignored.",
     )
+    trusted_proxy_hops: int = _setting(
+        1,
+        _between(1, 16, int),
+        "proxies",
+        "How many of them a request passes, one behind the other, before it reaches a worker.",
+    )
+    hsts_seconds: int = _setting(
+        31536000,
+        _between(0, 2**31, int),
+        "seconds",
+        "How long a browser that came by https comes by https only (HSTS). 0 says nothing about it.",
+    )
+    session_lifetime: float = _setting(
+        43200.0, _between(1, 31536000, float), "seconds", "How long after its login a session ends, used or not."
+    )
+    session_idle_lifetime: float = _setting(
+        7200.0, _between(1, 31536000, float), "seconds", "How long after its last use a session ends."
+    )
+    session_ask_after: float = _setting(
+        1.8,
+        _between(0.05, 60, float),
+        "seconds",
+        "After so long without news each worker asks the database whether a session was ended, or answers 503.",
+    )
+    login_attempts: int = _setting(
+        5,
+        _between(1, 1000, int),
+        "logins",
+        "Wrong passwords for one account before the next try has to wait, each time twice as long.",
+    )
+    login_attempts_per_address: int = _setting(
+        30,
+        _between(1, 100000, int),
+        "logins",
+        "The same for all accounts of a tenant, from one address (of IPv6 one /64 network).",
+    )
+    login_max_delay: float = _setting(60.0, _between(1, 86400, float), "seconds", "The longest such wait.")
+    login_forget_after: float = _setting(
+        900.0, _between(1, 604800, float), "seconds", "After so long without a wrong password the counting begins anew."
+    )
+    role_per_tenant: bool = _setting(
+        False,
+        _check_switch,
+        "true or false",
+        "A second wall: each tenant's blocks enter a role that reaches the tenant's own schema only.",
+    )
+    request_timeout: float = _setting(
+        30.0,
+        _between(0.1, 86400, float),
+        "seconds",
+        "How long a request may take until its answer begins; then it is cancelled and answered 503.",
+    )
     pool_min_size: int = _setting(1, _between(0, 1000, int), "connections", "Kept open by each worker, also when idle.")
     pool_max_size: int = _setting(
         10,
         _between(1, 1000, int),
         "connections",
         "The most that each worker opens for tenants; one more reads the registry.",
+    )
+    tenant_pool_share: int | None = _setting(
+        None,
+        _between(1, 1000, int),
+        "connections",
+        "The most that one tenant has of them at a time. Unset: half of `TENANTS_POOL_MAX_SIZE`.",
+    )
+    tenant_pool_queue: int = _setting(
+        32, _between(0, 10000, int), "blocks", "How many of one tenant wait for its share; the next is answered 429."
     )
     acquire_timeout: float = _setting(
         5.0, _between(0.01, 3600, float), "seconds", "How long a block waits for a connection before it answers 503."
@@ -227,6 +303,13 @@ class Settings:
     )
     password_hash_queue: int = _setting(
         32, _between(0, 10000, int), "logins", "Logins that may wait for that; the next one is answered 503."
+    )
+
+    log_format: str = _setting(
+        "console", _one_of("console", "json"), "console or json", "How `serve` and the commands write their log."
+    )
+    log_level: str = _setting(
+        "info", _one_of("debug", "info", "warning", "error"), "level", "What is less important is not written."
     )
 
     @property
@@ -282,5 +365,15 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
             "TENANTS_REGISTRY_MAX_AGE",
             f"is {settings.registry_max_age:g}: give more than TENANTS_REGISTRY_POLL_INTERVAL, "
             f"which is {settings.registry_poll_interval:g}, or each worker would answer 503 between two polls",
+        )
+    if settings.session_idle_lifetime > settings.session_lifetime:
+        raise SettingError(
+            "TENANTS_SESSION_IDLE_LIFETIME",
+            f"is {settings.session_idle_lifetime:g}, more than TENANTS_SESSION_LIFETIME {settings.session_lifetime:g}",
+        )
+    if settings.tenant_pool_share is not None and settings.tenant_pool_share > settings.pool_max_size:
+        raise SettingError(
+            "TENANTS_TENANT_POOL_SHARE",
+            f"is {settings.tenant_pool_share}, more than TENANTS_POOL_MAX_SIZE {settings.pool_max_size}",
         )
     return settings

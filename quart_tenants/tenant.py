@@ -31,8 +31,23 @@ class SchemaName:
 
     @property
     def quoted(self) -> str:
-        """The name as an SQL identifier. The only place that quotes one."""
-        return '"' + self.name.replace('"', '""') + '"'
+        """The name as an SQL identifier."""
+        return _quote_identifier(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class RoleName:
+    """The name of a role that we made, for a tenant or for the owner of all tenants' schemas."""
+
+    name: str
+
+    @property
+    def quoted(self) -> str:
+        """The name as an SQL identifier."""
+        return _quote_identifier(self.name)
 
     def __str__(self) -> str:
         return self.name
@@ -50,6 +65,7 @@ class Tenant:
         name: What people call the customer.
         version: Of the newest migration that ran in the schema; 0 for none.
         suspended: Whether the tenant is kept, but not served.
+        role: What its blocks enter where each tenant has a role of its own; None for none yet.
     """
 
     id: int
@@ -58,6 +74,7 @@ class Tenant:
     name: str
     version: int = 0
     suspended: bool = False
+    role: RoleName | None = None
 
 
 def parse_slug(text: str) -> Slug:
@@ -109,6 +126,11 @@ def parse_display_name(text: str) -> str:
             f"{text!r} cannot be a tenant's name: use 1 to {_MAX_DISPLAY_NAME_LENGTH} printable characters"
         )
     return name
+
+
+def _quote_identifier(name: str) -> str:
+    """Return *name* as SQL. The only place that quotes one."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _find_reserved(text: str) -> str | None:

@@ -30,7 +30,9 @@ _LONGEST_PAUSE = 30.0
 # One look at all tenants. $1 the version to reach, $2 their slugs or null for all. Those that failed before
 # come last: they are the likeliest to fail again, and no canaries.
 _LIST_BEHIND = """
-SELECT t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, f.tenant_id IS NOT NULL AS failed_before
+SELECT
+    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name,
+    f.tenant_id IS NOT NULL AS failed_before
 FROM quart_tenants.living_tenants AS t
 LEFT JOIN quart_tenants.migration_failures AS f ON f.tenant_id = t.id AND f.version = t.version
 WHERE t.version < $1 AND ($2::text[] IS NULL OR t.slug = ANY ($2::text[]))

@@ -16,7 +16,8 @@ from quart_tenants.tenant import Slug, Tenant
 logger = logging.getLogger(__name__)
 
 _LIST_LIVING = """
-SELECT id, slug, schema_name, display_name, version, suspended, domains, former_slugs, redirects_until
+SELECT
+    id, slug, schema_name, display_name, version, suspended, role_name, domains, former_slugs, redirects_until
 FROM quart_tenants.living_tenants
 """
 # Where the feed stands: which transactions it shows, on which start of the server, and its newest row.
@@ -38,7 +39,8 @@ SELECT
         SELECT FROM quart_tenants.changes WHERE (revision, tenant_id, changed_at) = ($2, $3, $4)
     ) AS same_feed,
     changed.tenant_id AS changed_id,
-    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.domains, t.former_slugs, t.redirects_until
+    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name,
+    t.domains, t.former_slugs, t.redirects_until
 FROM (SELECT) AS once
 LEFT JOIN (
     SELECT revision, tenant_id, changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1

@@ -18,7 +18,7 @@ from quart_tenants.postgres.migrations import (
 )
 from quart_tenants.postgres.refusals import describe_refusal
 from quart_tenants.resources import get_resource_path
-from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
+from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.block import Connection, DriverConnection
@@ -32,10 +32,12 @@ _NO_REGISTRY = f"this database has no tenant registry yet: {_RUN_INIT}"
 _LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012211)"
 
 _LIST_TENANTS = """
-SELECT id, slug, schema_name, display_name, version, suspended FROM quart_tenants.living_tenants ORDER BY slug
+SELECT id, slug, schema_name, display_name, version, suspended, role_name
+FROM quart_tenants.living_tenants ORDER BY slug
 """
 _GET_TENANT = """
-SELECT id, slug, schema_name, display_name, version, suspended FROM quart_tenants.living_tenants WHERE slug = $1
+SELECT id, slug, schema_name, display_name, version, suspended, role_name
+FROM quart_tenants.living_tenants WHERE slug = $1
 """
 _ADD_CHANGES = "INSERT INTO quart_tenants.changes (tenant_id) SELECT unnest($1::bigint[])"
 
@@ -113,7 +115,8 @@ def read_tenant(row: asyncpg.Record) -> Tenant:
     """Return the tenant in a row of `living_tenants`."""
     # Checked when it was written, and trusted since: an adopted schema keeps its name as it is.
     schema = SchemaName(row["schema_name"])
-    return Tenant(row["id"], Slug(row["slug"]), schema, row["display_name"], row["version"], row["suspended"])
+    role = None if row["role_name"] is None else RoleName(row["role_name"])
+    return Tenant(row["id"], Slug(row["slug"]), schema, row["display_name"], row["version"], row["suspended"], role)
 
 
 @contextlib.contextmanager

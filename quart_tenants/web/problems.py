@@ -35,6 +35,9 @@ STATUS: dict[type[TenantError], HTTPStatus] = {
     errors.DnsUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.InvalidUserError: HTTPStatus.BAD_REQUEST,
     errors.PasswordTooLongError: HTTPStatus.BAD_REQUEST,
+    errors.RequestFromElsewhereError: HTTPStatus.FORBIDDEN,
+    errors.TooManyLoginsError: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TenantOverShareError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.TenantExistsError: HTTPStatus.CONFLICT,
     errors.RecentlyDroppedError: HTTPStatus.CONFLICT,
     errors.TenantInTrashError: HTTPStatus.CONFLICT,
@@ -42,6 +45,7 @@ STATUS: dict[type[TenantError], HTTPStatus] = {
     errors.TenantBusyError: HTTPStatus.CONFLICT,
     errors.SchemaExistsError: HTTPStatus.CONFLICT,
     errors.UserExistsError: HTTPStatus.CONFLICT,
+    errors.UnknownUserError: HTTPStatus.NOT_FOUND,
     errors.UnknownSchemaError: HTTPStatus.NOT_FOUND,
     errors.TenantNotInTrashError: HTTPStatus.NOT_FOUND,
     errors.SchemaBehindError: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -49,11 +53,15 @@ STATUS: dict[type[TenantError], HTTPStatus] = {
     errors.DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.DatabaseTimeoutError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.PoolExhaustedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.RequestTimeoutError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.SessionUncheckedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.RolesNotReadyError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RegistryNotReadyError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.RegistryStaleError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.NoTenantError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.DatabaseRefusedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.TransactionLostError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.LeakError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.SettingError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.MigrationFileError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.MigrationFailedError: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -92,7 +100,10 @@ def make_problem(status: HTTPStatus, detail: str, code: str, **more: str) -> Res
 async def _answer_tenant_error(error: TenantError) -> Response:
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
     if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return make_problem(status, str(error), error.code)
+        problem = make_problem(status, str(error), error.code)
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            problem.headers["Retry-After"] = str(getattr(error, "retry_after", RETRY_AFTER))
+        return problem
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _answer_bug(error)
     # The message may name hosts, roles and limits of ours: the visitor gets the class's own sentence.
