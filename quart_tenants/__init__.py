@@ -4,15 +4,20 @@ from quart_tenants.domain import Domain, parse_domain
 from quart_tenants.errors import (
     DatabaseTimeoutError,
     DatabaseUnavailableError,
+    InvalidCredentialsError,
     InvalidSlugError,
     NoTenantError,
     PoolExhaustedError,
     RegistryNotReadyError,
     RegistryStaleError,
+    RequestFromElsewhereError,
     SchemaBehindError,
+    SessionUncheckedError,
     SettingError,
     TenantError,
     TenantExistsError,
+    TenantOverShareError,
+    TooManyLoginsError,
     TransactionLostError,
     UnknownTenantError,
     WrongTenantError,
@@ -26,50 +31,69 @@ from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, cr
 from quart_tenants.postgres.purge import purge_trash
 from quart_tenants.postgres.registry_tables import get_tenant, init_registry, list_tenants
 from quart_tenants.postgres.restores import copy_tenant, restore_tenant
+from quart_tenants.postgres.session_ends import end_user_sessions
 from quart_tenants.postgres.status import get_fleet_status
 from quart_tenants.postgres.trash import drop_tenant, list_trash, undrop_tenant
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.context import current_tenant, tenant_connection
 from quart_tenants.web.extension import QuartTenants
-from quart_tenants.web.sessions import start_session
+from quart_tenants.web.log_fields import LogFields, add_log_fields
+from quart_tenants.web.logins import LoginAttempt, login_attempt
+from quart_tenants.web.origins import allow_from_elsewhere
+from quart_tenants.web.retrying import retry_reads
+from quart_tenants.web.sessions import TenantSession, end_session, get_session, start_session
 
 __all__ = [
     "Database",
     "DatabaseTimeoutError",
     "DatabaseUnavailableError",
     "Domain",
+    "InvalidCredentialsError",
     "InvalidSlugError",
+    "LogFields",
+    "LoginAttempt",
     "NoTenantError",
     "PoolExhaustedError",
     "QuartTenants",
     "RegistryNotReadyError",
     "RegistryStaleError",
+    "RequestFromElsewhereError",
     "SchemaBehindError",
     "SchemaName",
+    "SessionUncheckedError",
     "SettingError",
     "Settings",
     "Slug",
     "Tenant",
     "TenantError",
     "TenantExistsError",
+    "TenantOverShareError",
+    "TenantSession",
+    "TooManyLoginsError",
     "TransactionLostError",
     "UnknownTenantError",
     "WrongTenantError",
     "add_domain",
+    "add_log_fields",
     "adopt_schemas",
+    "allow_from_elsewhere",
     "backup_tenant",
     "copy_tenant",
     "create_tenant",
     "create_tenants",
     "current_tenant",
     "drop_tenant",
+    "end_session",
+    "end_user_sessions",
     "get_fleet_status",
+    "get_session",
     "get_tenant",
     "init_registry",
     "list_domains",
     "list_tenants",
     "list_trash",
+    "login_attempt",
     "migrate_fleet",
     "parse_domain",
     "parse_schema_name",
@@ -81,6 +105,7 @@ __all__ = [
     "rename_tenant",
     "restore_tenant",
     "resume_tenant",
+    "retry_reads",
     "start_session",
     "suspend_tenant",
     "tenant_connection",

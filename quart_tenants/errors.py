@@ -399,6 +399,11 @@ class DatabaseUnavailableError(TenantError):
 
     code = "database_unavailable"
 
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        # Whether a connection broke that was open: the next one may be well.
+        self.lost = lost
+
 
 class DatabaseTimeoutError(TenantError, TimeoutError):
     """The database took too long; try again shortly."""

@@ -15,6 +15,7 @@ from quart_tenants.postgres.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.databases import fill_template, new_database, new_database_between_loops
+from tests.roles import dropping_roles, set_up_roles
 
 # No test fails for being slow: the machines are shared.
 hypothesis.settings.register_profile("steady", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -84,6 +85,23 @@ def settings(database_url: str) -> Settings:
 async def database(settings: Settings) -> AsyncIterator[Database]:
     """A pool on `database_url`."""
     async with await Database.open(settings) as database:
+        yield database
+
+
+@pytest.fixture
+async def walled_settings(server_url: str, database_url: str) -> AsyncIterator[Settings]:
+    """Settings for `database_url`, where each tenant has a role of its own."""
+    settings = Settings(database_url=database_url, pool_max_size=5, role_per_tenant=True)
+    async with dropping_roles(server_url, database_url):
+        async with await Database.open(settings, max_size=1) as database:
+            await set_up_roles(database)
+        yield settings
+
+
+@pytest.fixture
+async def walled_database(walled_settings: Settings) -> AsyncIterator[Database]:
+    """A pool of one connection on `walled_settings`."""
+    async with await Database.open(walled_settings, max_size=1) as database:
         yield database
 
 

@@ -39,7 +39,7 @@ async def new_database(server_url: str, template: str = "template0") -> AsyncIte
         try:
             yield name_database(server_url, name)
         finally:
-            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     finally:
         await connection.close()
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,12 +89,43 @@ def run_server(database_url: str, folder: Path, *options: str, **settings: str) 
         config = folder / "hypercorn.toml"
         config.write_text('bind = "127.0.0.1:0"\nworkers = 0\nworker_class = "uvloop"\n')
         options = ("--config", str(config))
-    environment = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_SECRET_KEY": SECRET_KEY} | settings
+    environment = {
+        "QUART_TENANTS_DATABASE_URL": database_url,
+        "QUART_SECRET_KEY": SECRET_KEY,
+        # Many tests log in wrongly from one address; those about that set a limit.
+        "QUART_TENANTS_LOGIN_ATTEMPTS": "1000",
+        "QUART_TENANTS_LOGIN_ATTEMPTS_PER_ADDRESS": "100000",
+    } | settings
     log = folder / "log"
     with run_program("serve", *options, log=log, **environment) as process:
         port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
         wait_for_answer(port)
         yield Server(process, port, log)
+
+
+@contextmanager
+def run_application(application: str, database_url: str, folder: Path, **settings: str) -> Iterator[Server]:
+    """Serve *application*, such as `tests.app.counting_app:create_app()`, on Hypercorn, and end it afterwards."""
+    log = folder / "log"
+    environment = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_SECRET_KEY": SECRET_KEY} | settings
+    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("w") as stderr:
+        number = listener.fileno()
+        port = listener.getsockname()[1]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hypercorn", "--workers", "0", "--bind", f"fd://{number}", application],
+            stdout=stderr,
+            stderr=stderr,
+            text=True,
+            env=make_environment(**environment),
+            pass_fds=[number],
+            cwd=Path(__file__).parents[1],
+        )
+    try:
+        wait_for_answer(port)
+        yield Server(process, port, log)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(_DEADLINE)
 
 
 def wait_for_answer(port: int, path: str = "/healthz") -> None:

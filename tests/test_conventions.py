@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import Field, fields
 from pathlib import Path
@@ -205,3 +206,14 @@ def test_app_has_every_command_about_tenants() -> None:
     ours = dict(walk(main))
 
     assert {path: ours.get(path) for path, _ in walk(tenant_commands())} == dict(walk(tenant_commands()))
+
+
+# Promises
+
+
+def test_promises_are_held_by_tests_that_exist() -> None:
+    """`docs/security.md` names only tests and benchmarks that are there."""
+    named = set(re.findall(r"`((?:tests|benchmarks)/[^`]+)`", (ROOT / "docs/security.md").read_text(encoding="utf-8")))
+
+    assert len(named) > 1
+    assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []

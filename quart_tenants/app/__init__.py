@@ -1,13 +1,13 @@
 """The reference app: login, logout, data and static files for every tenant."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from quart import Quart
 
 from quart_tenants.app.auth import auth
 from quart_tenants.app.data import data
+from quart_tenants.app.logs import configure_logging_if_nobody_has
 from quart_tenants.app.passwords import PasswordHasher
 from quart_tenants.app.site import site
 from quart_tenants.app.user_commands import user_commands
@@ -18,7 +18,16 @@ from quart_tenants.web.sessions import check_secret_key
 
 # A login form is far smaller; 413 beyond it.
 _MAX_BODY_BYTES = 64 * 1024
-_SESSION_LIFETIME = timedelta(hours=12)
+_BODY_TIMEOUT = 6
+"""Seconds. A body that is not here by then gets 408; with what `LingeringClose` adds the client is gone after eight."""
+
+# The public page needs its style sheet, and browsers look for /favicon.ico by themselves.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Quart:
@@ -28,11 +37,12 @@ def create_app(config: Mapping[str, Any] | None = None) -> Quart:
         SettingError: A setting is wrong. Missing ones are reported when the app starts to serve.
     """
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(MAX_CONTENT_LENGTH=_MAX_BODY_BYTES, PERMANENT_SESSION_LIFETIME=_SESSION_LIFETIME)
+    app.config.update(MAX_CONTENT_LENGTH=_MAX_BODY_BYTES, BODY_TIMEOUT=_BODY_TIMEOUT)
     app.config.update(config or {})
     app.config.from_prefixed_env()
 
     tenants = QuartTenants(app)
+    tenants.answer_headers.add(_PAGE_HEADERS)
     tenants.commands.add_command(user_commands())
     answer_all_errors(app)
     hasher = PasswordHasher(tenants.settings)
@@ -42,6 +52,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Quart:
 
     @app.before_serving
     async def prepare() -> None:
+        configure_logging_if_nobody_has(app, tenants.settings)
         check_secret_key(app)
         await hasher.warm()
 

@@ -7,14 +7,23 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import asyncpg
-from quart import Blueprint, current_app, request, session
+from quart import Blueprint, current_app, request
 from werkzeug.exceptions import UnsupportedMediaType
 
-from quart_tenants.app.users import User, find_user, replace_password_hash
-from quart_tenants.errors import InvalidCredentialsError, InvalidRequestError, NotLoggedInError, TenantError
-from quart_tenants.web.context import tenant_connection
+from quart_tenants.app.users import User, change_own_password, find_user, replace_password_hash
+from quart_tenants.errors import (
+    InvalidCredentialsError,
+    InvalidRequestError,
+    InvalidUserError,
+    NotLoggedInError,
+    TenantError,
+    TooManyLoginsError,
+)
+from quart_tenants.web.audit import audit
+from quart_tenants.web.context import get_current_tenant, get_extension, tenant_connection
+from quart_tenants.web.logins import login_attempt
 from quart_tenants.web.routing import TENANT_HOST
-from quart_tenants.web.sessions import start_session
+from quart_tenants.web.sessions import end_session, get_session, start_session
 
 if TYPE_CHECKING:
     from quart_tenants.app.passwords import PasswordHasher
@@ -33,7 +42,7 @@ def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]
 
     @functools.wraps(view)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        if session.get("user") is None:
+        if get_session().user is None:
             raise NotLoggedInError
         return await view(*args, **kwargs)
 
@@ -43,25 +52,61 @@ def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]
 @auth.post("/login", host=TENANT_HOST)
 async def login() -> dict[str, str]:
     """Check the name and the password, and begin a session."""
-    username, password = await _read_credentials()
-    async with tenant_connection() as connection:
-        user = await find_user(connection, username)
-    # No connection is held meanwhile: this takes a thousand times longer than the query.
-    hasher = cast("PasswordHasher", current_app.extensions["password_hasher"])
-    check = await hasher.check(password, None if user is None else user.password_hash)
-    if user is None or not check.matched:
-        raise InvalidCredentialsError
-    if check.replacement is not None:
-        await _upgrade(user, check.replacement)
-    start_session()["user"] = user.username
+    fields = await _read_fields("uname", "passwd")
+    username = fields["uname"]
+    user = None
+    try:
+        async with login_attempt(username) as attempt:
+            async with tenant_connection(read_only=True) as connection:
+                user = await find_user(connection, username)
+            # No connection is held meanwhile: this takes a thousand times longer than the query.
+            check = await _get_hasher().check(fields["passwd"], None if user is None else user.password_hash)
+            if user is None or not check.matched:
+                raise InvalidCredentialsError
+            if check.replacement is not None:
+                await _upgrade(user, check.replacement)
+            await attempt.succeed(user.username)
+    except InvalidCredentialsError:
+        # A name that is no user's may be a password in the wrong field.
+        audit("login_failed", user=None if user is None else user.username, address=request.remote_addr)
+        raise
+    except TooManyLoginsError as error:
+        audit("login_throttled", address=request.remote_addr, retry_after=error.retry_after)
+        raise
+    audit("login_succeeded", user=user.username, address=request.remote_addr)
     return {"msg": "login successful"}
 
 
 @auth.post("/logout", host=TENANT_HOST)
 async def logout() -> dict[str, str]:
-    """End the session, if there is one."""
-    session.clear()
+    """End the session on every worker, if there is one."""
+    user = get_session().user
+    await end_session()
+    if user is not None:
+        audit("logout", user=user, address=request.remote_addr)
     return {"msg": "logout successful"}
+
+
+@auth.post("/password", host=TENANT_HOST)
+@login_required
+async def change_password() -> dict[str, str]:
+    """Give who is logged in, and knows the old password, a new one. Their other sessions end on every worker."""
+    fields = await _read_fields("passwd", "new_passwd")
+    if not fields["new_passwd"]:
+        raise InvalidUserError("the new password is empty")
+    username, tenant = str(get_session().user), get_current_tenant()
+    async with login_attempt(username) as attempt:
+        async with tenant_connection(read_only=True) as connection:
+            user = await find_user(connection, username)
+        check = await _get_hasher().check(fields["passwd"], None if user is None else user.password_hash)
+        if user is None or not check.matched:
+            raise InvalidCredentialsError
+        await attempt.forgive()
+    password_hash = await _get_hasher().hash(fields["new_passwd"])
+    await change_own_password(get_extension().database, tenant, user, password_hash)
+    await start_session(username)
+    audit("password_changed", user=username, address=request.remote_addr)
+    return {"msg": "password changed"}
 
 
 async def _upgrade(user: User, password_hash: str) -> None:
@@ -73,21 +118,25 @@ async def _upgrade(user: User, password_hash: str) -> None:
         logger.warning("a password hash could not be upgraded: %s", error)
 
 
-async def _read_credentials() -> tuple[str, str]:
-    """Return what the request says in `uname` and `passwd`; what is missing is empty."""
+def _get_hasher() -> "PasswordHasher":
+    return cast("PasswordHasher", current_app.extensions["password_hasher"])
+
+
+async def _read_fields(*names: str) -> dict[str, str]:
+    """Return what the request's form or JSON says under *names*; what is missing is empty."""
     fields: Mapping[str, Any]
     if request.mimetype in _FORM_TYPES:
         fields = await request.form
     else:
         # First of all its size: 413 goes before 415.
-        fields = _parse_json_credentials(await request.get_data())
-    username, password = fields.get("uname", ""), fields.get("passwd", "")
-    if not isinstance(username, str) or not isinstance(password, str):
-        raise InvalidRequestError("uname and passwd must be texts")
-    return username, password
+        fields = _parse_json(await request.get_data())
+    texts = {name: fields.get(name, "") for name in names}
+    if not all(isinstance(text, str) for text in texts.values()):
+        raise InvalidRequestError(f"{' and '.join(names)} must be texts")
+    return texts
 
 
-def _parse_json_credentials(body: str | bytes) -> Mapping[str, Any]:
+def _parse_json(body: str | bytes) -> Mapping[str, Any]:
     if not request.mimetype and not body:
         return {}
     if request.mimetype != "application/json":
@@ -98,5 +147,5 @@ def _parse_json_credentials(body: str | bytes) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError("the body is no JSON") from error
     if not isinstance(fields, dict):
-        raise InvalidRequestError("the body must be a JSON object with the members uname and passwd")
+        raise InvalidRequestError("the body must be a JSON object")
     return fields

@@ -11,6 +11,7 @@ from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_demo
 from quart_tenants.app.server import bind_server, check_startup, load_server_config, run_server
 from quart_tenants.app.user_commands import user_commands
 from quart_tenants.web.cli import tenant_commands
+from quart_tenants.web.commands.records import changes_nothing
 
 _PORT = click.IntRange(0, 65535)
 
@@ -22,6 +23,7 @@ _PORT = click.IntRange(0, 65535)
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A Hypercorn configuration.  [default: the hypercorn.toml that comes with this program]",
 )
+@changes_nothing
 def serve_command(port: int | None, config: Path | None) -> None:
     """Serve the reference app on a database of your own.
 
@@ -43,6 +45,7 @@ def serve_command(port: int | None, config: Path | None) -> None:
     help="Where the database is kept.  [default: your folder for applications' data]",
 )
 @click.option("--fresh", is_flag=True, help="Begin anew: delete the data of earlier starts.")
+@changes_nothing
 def demo_command(port: int, data_dir: Path | None, fresh: bool) -> None:
     """Start two companies on a private PostgreSQL.
 

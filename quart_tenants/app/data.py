@@ -8,6 +8,7 @@ from quart.wrappers import Response
 from quart_tenants.app.auth import login_required
 from quart_tenants.errors import InvalidRequestError
 from quart_tenants.web.context import tenant_connection
+from quart_tenants.web.retrying import retry_reads
 from quart_tenants.web.routing import TENANT_HOST
 
 data = Blueprint("data", __name__)
@@ -23,6 +24,7 @@ _LIST_DATA = "SELECT id, description FROM company_data WHERE id > $1::bigint ORD
 
 @data.get("/data", host=TENANT_HOST)
 @login_required
+@retry_reads
 async def list_data() -> Response:
     """Return rows in order of id, with a link to the next page if there is one."""
     limit = _read_integer("limit", default=_MAX_LIMIT, low=1, high=_MAX_LIMIT)

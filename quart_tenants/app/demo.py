@@ -105,9 +105,12 @@ async def _create_company(database: Database, settings: Settings, company: str) 
 
 
 def _replace_environment(*, database_url: str, secret_key: str) -> None:
-    """Let the app see the demo's settings and no others: a domain of the user's would make all addresses wrong."""
+    """Let the app see the demo's settings and no others: a domain of the user's would make all addresses wrong.
+
+    How to log is the user's business all the same.
+    """
     for name in list(os.environ):
-        if name.startswith("QUART_"):
+        if name.startswith("QUART_") and not name.startswith("QUART_TENANTS_LOG_"):
             del os.environ[name]
     os.environ["QUART_TENANTS_DATABASE_URL"] = database_url
     # As JSON, which is how Quart reads its environment: a key of digits only would become a number.

@@ -1,7 +1,10 @@
 """Hash and check passwords in threads, a bounded number at a time. The only import of passlib."""
 
 import asyncio
+import contextlib
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +31,9 @@ _ARGON2 = {
 }
 # The seed's hashes. Fewer than what is advised today, which is why they are replaced at login.
 _PBKDF2 = {"pbkdf2_sha256__rounds": 29000}
+
+# Of the threads; measured by benchmarks/logins.py.
+_NICENESS = 10
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,7 +69,9 @@ class PasswordHasher:
             **{name: value for name, value in options.items() if name.partition("__")[0] in self._schemes},
         )
         self._limit = settings.password_hash_concurrency + settings.password_hash_queue
-        self._executor = ThreadPoolExecutor(settings.password_hash_concurrency, thread_name_prefix="password")
+        self._executor = ThreadPoolExecutor(
+            settings.password_hash_concurrency, thread_name_prefix="password", initializer=_step_back
+        )
         self._dummies: dict[str, str] = {}
         self._pending = 0
         self._lock = threading.Lock()
@@ -138,6 +146,13 @@ class PasswordHasher:
         matched = matched and is_storable(password)
         replace = matched and self._context.needs_update(stored)
         return PasswordCheck(matched, self._context.hash(password) if replace else None)
+
+
+def _step_back() -> None:
+    # Whoever logs in can wait a little longer; the event loop shares the cores. Elsewhere a priority is the process's.
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _check_length(password: str) -> None:

@@ -2,21 +2,35 @@
 
 import asyncio
 import importlib.util
+import logging
+import math
+import signal
 import socket
 from pathlib import Path
 
-from hypercorn.config import Config
-from hypercorn.run import run
+from hypercorn.asyncio.run import worker_serve
+from hypercorn.config import Config, Sockets
+from hypercorn.utils import LifespanFailureError, wrap_app, write_pid_file
 
 from quart_tenants.app import create_app
+from quart_tenants.app.connections import abort_connections, limit_connections
+from quart_tenants.app.logs import SERVER_LOGGER, configure_logging
+from quart_tenants.app.supervisor import Supervisor
 from quart_tenants.errors import AddressInUseError, SettingError
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.leaks import refuse_leaks
 from quart_tenants.postgres.registry_tables import check_registry
 from quart_tenants.resources import get_resource_path
+from quart_tenants.settings import read_settings
 from quart_tenants.web.context import EXTENSION_NAME
+from quart_tenants.web.environment import read_environment
 from quart_tenants.web.sessions import check_secret_key
 
-APPLICATION = "quart_tenants.app:create_app()"
+_LOOPS = ("uvloop", "asyncio")
+_AFTER_ABORT = 1.0
+"""Seconds. For handlers whose client went away."""
+_ALARM_MARGIN = 5
+"""Seconds. After the graceful timeout: a worker that has no parent any more ends for certain then."""
 
 
 def load_server_config(path: Path | None = None) -> Config:
@@ -30,7 +44,8 @@ def load_server_config(path: Path | None = None) -> Config:
         config = Config.from_toml(path)
     except (OSError, ValueError) as error:
         raise SettingError(str(path), f"cannot be read as a Hypercorn configuration: {error}") from error
-    config.application_path = APPLICATION
+    if config.worker_class not in _LOOPS:
+        raise SettingError("worker_class", f"is {config.worker_class!r} in {path}: give {' or '.join(_LOOPS)}")
     if config.worker_class == "uvloop" and importlib.util.find_spec("uvloop") is None:
         config.worker_class = "asyncio"
     return config
@@ -77,6 +92,7 @@ def check_startup() -> None:
         SettingError: A setting is missing or wrong.
         DatabaseUnavailableError: The database does not let us in.
         RegistryNotReadyError: `quart-tenants init` has not run.
+        LeakError: The database would let one tenant see another one's rows.
     """
     app = create_app()
     settings = app.extensions[EXTENSION_NAME].settings
@@ -88,13 +104,86 @@ def check_startup() -> None:
             database.connection() as connection,
         ):
             await check_registry(connection)
+        async with await Database.open(settings, max_size=1) as database:
+            await refuse_leaks(database, settings=settings)
 
     asyncio.run(check_database())
 
 
 def run_server(config: Config) -> int:
-    """Serve until SIGINT or SIGTERM; return the exit status."""
-    return run(config)
+    """Serve until SIGINT or SIGTERM; return the exit status. With `workers = 0` in this very process."""
+    # Before the workers are forked, which log as this process does.
+    configure_logging(read_settings(read_environment()))
+    if config.errorlog == "-":
+        config.errorlog = SERVER_LOGGER
+    if config.pid_path is not None:
+        write_pid_file(config.pid_path)
+    # Here, not in the workers: a unix socket is made once.
+    sockets = config.create_sockets()
+
+    def serve(lifeline: int | None = None) -> int:
+        return _serve_in_this_process(config, sockets, lifeline)
+
+    workers, config.workers = config.workers, 1
+    if workers == 0:
+        return serve()
+
+    def stop_listening() -> None:
+        for listener in (*sockets.secure_sockets, *sockets.insecure_sockets, *sockets.quic_sockets):
+            listener.close()
+
+    return Supervisor(workers, serve, config.graceful_timeout, stop_listening).run()
+
+
+def _serve_in_this_process(config: Config, sockets: Sockets, lifeline: int | None) -> int:
+    limit_connections()
+    loop_factory = None
+    if config.worker_class == "uvloop":
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(debug=config.debug, loop_factory=loop_factory) as runner:
+        try:
+            runner.run(_serve_app(config, sockets, lifeline))
+        except LifespanFailureError as error:
+            # The app has said why, and the traceback is Hypercorn's.
+            logging.getLogger(__name__).error("%s", error)
+            return 1
+    return 0
+
+
+async def _serve_app(config: Config, sockets: Sockets, lifeline: int | None) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    patience = config.graceful_timeout
+    # Hypercorn would cancel what is in flight then, but Quart's handlers do not notice, and keep their database
+    # connections. A client that goes away ends them properly, so at the end of our patience all clients go away.
+    config.graceful_timeout = patience + _AFTER_ABORT
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if lifeline is not None:
+
+        def hear_the_end() -> None:
+            loop.remove_reader(lifeline)
+            stop.set()
+
+        loop.add_reader(lifeline, hear_the_end)
+        # The parent holds them back until here.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+    async def wait_for_stop() -> None:
+        await stop.wait()
+        loop.call_later(patience, abort_connections)
+        if lifeline is not None:
+            # Also where the parent, which would kill us then, is gone, and whatever keeps the event loop.
+            signal.alarm(math.ceil(patience) + _ALARM_MARGIN)
+
+    await worker_serve(
+        wrap_app(create_app(), config.wsgi_max_body_size, "asgi"),
+        config,
+        sockets=sockets,
+        shutdown_trigger=wait_for_stop,
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:

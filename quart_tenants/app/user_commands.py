@@ -5,7 +5,7 @@ import sys
 import click
 
 from quart_tenants.app.passwords import PasswordHasher
-from quart_tenants.app.users import add_user
+from quart_tenants.app.users import add_user, log_out_user, replace_password, resume_user, suspend_user
 from quart_tenants.errors import InvalidUserError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.registry_tables import get_tenant
@@ -17,14 +17,20 @@ from quart_tenants.web.commands.running import with_database
 def user_commands() -> click.Group:
     """Return a new group with all commands about users."""
     group = click.Group("user", help="Manage the users of one tenant.")
-    group.add_command(add_command)
+    for command in (add_command, password_command, logout_command, suspend_command, resume_command):
+        group.add_command(command)
     return group
+
+
+_password_stdin = click.option(
+    "--password-stdin", is_flag=True, help="Read the password from standard input: its first line."
+)
 
 
 @click.command("add")
 @click.argument("slug")
 @click.argument("username")
-@click.option("--password-stdin", is_flag=True, help="Read the password from standard input: its first line.")
+@_password_stdin
 def add_command(slug: str, username: str, password_stdin: bool) -> None:
     """Let USERNAME log in to tenant SLUG.
 
@@ -33,9 +39,52 @@ def add_command(slug: str, username: str, password_stdin: bool) -> None:
     """
     # First what can fail without asking anybody for a password.
     tenant = _find_tenant(parse_slug(slug))
-    password = _read_password(from_stdin=password_stdin)
-    _add_user(tenant, username, password)
+    _add_user(tenant, username, _read_password(from_stdin=password_stdin))
     click.echo(f"added {username} to {tenant.slug}")
+
+
+@click.command("password")
+@click.argument("slug")
+@click.argument("username")
+@_password_stdin
+def password_command(slug: str, username: str, password_stdin: bool) -> None:
+    """Give USERNAME of tenant SLUG a new password, and end all their sessions.
+
+    A suspended user may log in again with it.
+    """
+    tenant = _find_tenant(parse_slug(slug))
+    _replace_password(tenant, username, _read_password(from_stdin=password_stdin))
+    click.echo(f"changed the password of {username} at {tenant.slug}")
+
+
+@click.command("logout")
+@click.argument("slug")
+@click.argument("username")
+@with_database
+async def logout_command(database: Database, settings: Settings, slug: str, username: str) -> None:
+    """End all sessions of USERNAME at tenant SLUG, on every worker within two seconds."""
+    await log_out_user(database, await get_tenant(database, parse_slug(slug)), username)
+    click.echo(f"logged out {username} at {slug}")
+
+
+@click.command("suspend")
+@click.argument("slug")
+@click.argument("username")
+@with_database
+async def suspend_command(database: Database, settings: Settings, slug: str, username: str) -> None:
+    """Let USERNAME log in to tenant SLUG no more, and end all their sessions. The command resume undoes it."""
+    await suspend_user(database, await get_tenant(database, parse_slug(slug)), username)
+    click.echo(f"suspended {username} at {slug}")
+
+
+@click.command("resume")
+@click.argument("slug")
+@click.argument("username")
+@with_database
+async def resume_command(database: Database, settings: Settings, slug: str, username: str) -> None:
+    """Let a suspended user log in again, with the password of before."""
+    await resume_user(database, await get_tenant(database, parse_slug(slug)), username)
+    click.echo(f"resumed {username} at {slug}")
 
 
 @with_database
@@ -45,13 +94,24 @@ async def _find_tenant(database: Database, settings: Settings, slug: Slug) -> Te
 
 @with_database
 async def _add_user(database: Database, settings: Settings, tenant: Tenant, username: str, password: str) -> None:
-    hasher = PasswordHasher(settings)
-    try:
-        password_hash = await hasher.hash(password)
-    finally:
-        await hasher.close()
+    password_hash = await _hash(settings, password)
     async with database.tenant_connection(tenant) as connection:
         await add_user(connection, tenant.slug, username, password_hash)
+
+
+@with_database
+async def _replace_password(
+    database: Database, settings: Settings, tenant: Tenant, username: str, password: str
+) -> None:
+    await replace_password(database, tenant, username, await _hash(settings, password))
+
+
+async def _hash(settings: Settings, password: str) -> str:
+    hasher = PasswordHasher(settings)
+    try:
+        return await hasher.hash(password)
+    finally:
+        await hasher.close()
 
 
 def _read_password(*, from_stdin: bool) -> str:

@@ -1,11 +1,14 @@
-"""Find, add and upgrade the users of one tenant."""
+"""Find, add, suspend and change the users of one tenant."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import asyncpg
 
-from quart_tenants.errors import InvalidUserError, UserExistsError
+from quart_tenants.errors import InvalidCredentialsError, InvalidUserError, UnknownUserError, UserExistsError
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.session_ends import end_user_sessions
+from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.block import Connection
@@ -16,6 +19,10 @@ _FIND_USER = "SELECT id, username, password FROM app_user WHERE username = $1"
 _ADD_USER = "INSERT INTO app_user (username, password) VALUES ($1, $2)"
 # Only over the hash that was checked: a password changed in between stays changed.
 _REPLACE_HASH = "UPDATE app_user SET password = $3 WHERE id = $1 AND password = $2"
+_SET_HASH = "UPDATE app_user SET password = $2 WHERE username = $1"
+# As in /etc/shadow: no hash begins like this, so no password matches, and the hash is kept for later.
+_SUSPEND = "UPDATE app_user SET password = '!' || ltrim(password, '!') WHERE username = $1"
+_RESUME = "UPDATE app_user SET password = ltrim(password, '!') WHERE username = $1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +65,68 @@ async def add_user(connection: "Connection", tenant: str, username: str, passwor
 async def replace_password_hash(connection: "Connection", user: User, password_hash: str) -> None:
     """Store a better hash of the same password, unless the password was changed meanwhile."""
     await connection.execute(_REPLACE_HASH, user.id, user.password_hash, password_hash)
+
+
+async def replace_password(database: Database, tenant: Tenant, username: str, password_hash: str) -> None:
+    """Give a user a new password, which also resumes one who was suspended, and end all their sessions.
+
+    Raises:
+        UnknownUserError: *tenant* has no such user.
+    """
+    # Before, so that nobody stays logged in who should not, whatever fails in between; and after it, for who has
+    # logged in with the old password meanwhile.
+    await end_user_sessions(database, tenant, username)
+    await _update(database, tenant, username, _SET_HASH, password_hash)
+    await end_user_sessions(database, tenant, username)
+
+
+async def change_own_password(database: Database, tenant: Tenant, user: User, password_hash: str) -> None:
+    """Do the same for *user*, whose stored hash was checked, unless it has changed since: they may be suspended now.
+
+    Raises:
+        InvalidCredentialsError: It has, and the password stays as it is.
+    """
+    await end_user_sessions(database, tenant, user.username)
+    async with database.tenant_connection(tenant) as connection:
+        changed = await connection.execute(_REPLACE_HASH, user.id, user.password_hash, password_hash) != "UPDATE 0"
+    if not changed:
+        raise InvalidCredentialsError
+    await end_user_sessions(database, tenant, user.username)
+
+
+async def suspend_user(database: Database, tenant: Tenant, username: str) -> None:
+    """Let a user log in no more, and end all their sessions. Doing it again does no harm.
+
+    Raises:
+        UnknownUserError: *tenant* has no such user.
+    """
+    await _update(database, tenant, username, _SUSPEND)
+    await end_user_sessions(database, tenant, username)
+
+
+async def resume_user(database: Database, tenant: Tenant, username: str) -> None:
+    """Let a suspended user log in again, with the password of before.
+
+    Raises:
+        UnknownUserError: *tenant* has no such user.
+    """
+    await _update(database, tenant, username, _RESUME)
+
+
+async def log_out_user(database: Database, tenant: Tenant, username: str) -> None:
+    """End all sessions of a user, on every worker within two seconds.
+
+    Raises:
+        UnknownUserError: *tenant* has no such user.
+    """
+    async with database.tenant_connection(tenant) as connection:
+        if await find_user(connection, username) is None:
+            raise UnknownUserError(tenant.slug, username)
+    await end_user_sessions(database, tenant, username)
+
+
+async def _update(database: Database, tenant: Tenant, username: str, statement: str, *arguments: str) -> None:
+    async with database.tenant_connection(tenant) as connection:
+        found = is_storable(username) and await connection.execute(statement, username, *arguments) != "UPDATE 0"
+    if not found:
+        raise UnknownUserError(tenant.slug, username)

@@ -92,7 +92,8 @@ async def backup_tenant(
         backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
         with write_backup(file, backup, force=force) as writer:
             async with start_program(
-                programs.dump(tenant.schema, snapshot),
+                # Where tenants have roles of their own, a restore makes the grants anew, and none of another tenant's.
+                programs.dump(tenant.schema, snapshot, privileges=not settings.role_per_tenant),
                 build_environment(settings.required_database_url, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -1,30 +1,27 @@
 """Run one transaction on one pooled connection, and give it back clean, whatever happens."""
 
 import asyncio
-import contextlib
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING
 
 import asyncpg
 
 from quart_tenants.errors import (
     DatabaseTimeoutError,
     DatabaseUnavailableError,
-    PoolExhaustedError,
+    RolesNotReadyError,
     TenantError,
     TransactionLostError,
     UnknownTenantError,
 )
+from quart_tenants.postgres.pool import CLEANUP_TIMEOUT, DRIVER_ERRORS, BlockConnection, ConnectionPool, see_through
+from quart_tenants.postgres.pool import DriverConnection as DriverConnection
+from quart_tenants.postgres.pool import describe as describe
+from quart_tenants.postgres.shares import Shares
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
-    Connection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
-    """What a block lends: an asyncpg connection inside a transaction."""
-    DriverConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
-else:
-    DriverConnection = asyncpg.Connection
+    from quart_tenants.postgres.pool import Connection as Connection
 
 # The empty SELECT fails in a transaction that an error has already doomed. Without it COMMIT would
 # answer "ROLLBACK" there without an error, and the caller would believe that its rows are saved.
@@ -33,8 +30,8 @@ _COMMIT = "SELECT; COMMIT"
 _LIST_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
 
-# What a lost server looks like depends on the moment it was lost.
-DRIVER_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
+# A role that is missing, and one that is not ours to enter.
+_NO_ROLE_ERRORS = (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError)
 _SERVER_GONE_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
@@ -43,41 +40,36 @@ _SERVER_GONE_ERRORS = (
 )
 
 
-class BlockConnection(DriverConnection):
-    """A connection that knows about its block, so that `transaction()` inside it makes a savepoint.
-
-    asyncpg refuses `transaction()` in a transaction that it did not begin itself, and begins one by a
-    message of its own; ours comes together with the path.
-    """
-
-    __slots__ = ()
-    _top_xact: asyncpg.transaction.Transaction | None
-
-    async def begin_block(self, statements: str, seconds: float) -> str:
-        """Run *statements*, which begin the transaction; return the status of the last."""
-        status = await self.execute(statements, timeout=seconds)
-        self._top_xact = self.transaction()
-        return status
-
-    async def end_block(self, statements: str, seconds: float | None = None) -> None:
-        """Run *statements*, which end it."""
-        self._top_xact = None
-        await self.execute(statements, timeout=seconds)
-
-
 class Block:
     """One transaction on one connection. Made by `Database`, entered once by `async with`."""
 
-    __slots__ = ("_begin", "_connection", "_entered", "_first", "_pool", "_reset", "_tenant", "_timeout", "status")
+    __slots__ = (
+        "_begin",
+        "_connection",
+        "_driver",
+        "_entered",
+        "_first",
+        "_pool",
+        "_reset",
+        "_shares",
+        "_tenant",
+        "_timeout",
+        "_walled",
+        "status",
+    )
+    _driver: BlockConnection
 
     def __init__(
         self,
-        pool: "asyncpg.Pool[asyncpg.Record]",
+        pool: ConnectionPool,
         begin: str,
         reset: str,
         timeout: float,
         tenant: Tenant | None = None,
         first: str = "",
+        shares: Shares | None = None,
+        *,
+        walled: bool = False,
     ) -> None:
         self._pool = pool
         self._begin = begin
@@ -85,6 +77,9 @@ class Block:
         self._timeout = timeout
         self._tenant = tenant
         self._first = first
+        self._shares = shares
+        # Whether it runs as the tenant's role, which no text of two statements may leave.
+        self._walled = walled
         # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
         self.status = ""
         self._entered = False
@@ -94,47 +89,77 @@ class Block:
         if self._entered:
             raise RuntimeError("this block was entered before: ask for a new one")
         self._entered = True
-        self._connection = await self._begin_on_live_connection()
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        if self._shares is not None and self._tenant is not None:
+            await self._shares.take(self._tenant, deadline)
+        try:
+            self._connection = await self._begin_on_live_connection(deadline)
+        except BaseException:
+            self._leave_share()
+            raise
         return self._connection
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        connection = self._connection
+        connection, self._connection = self._connection, None
         if connection is None:
-            raise RuntimeError("this block was never entered")
-        if exc is None:
-            await self._commit(connection)
-            return
-        # Asked before the rollback, which may close the connection for reasons of its own.
-        translated = _translate(exc, connection)
-        await self._roll_back(connection)
-        if translated is not None:
-            raise translated from exc
-        if isinstance(exc, asyncpg.UndefinedTableError) and self._tenant is not None and await self._is_gone():
-            raise UnknownTenantError(self._tenant.slug) from exc
+            raise RuntimeError("this block was never entered, or was left before")
+        try:
+            if exc is None:
+                await self._commit(connection)
+                return
+            # Asked before the rollback, which may close the connection for reasons of its own.
+            translated = _translate(exc, connection)
+            await self._roll_back(connection)
+            if translated is not None:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    # The rollback of a savepoint failed, and its error took the cancellation's place.
+                    raise asyncio.CancelledError from translated
+                raise translated from exc
+            if isinstance(exc, asyncpg.UndefinedTableError) and self._tenant is not None and await self._is_gone():
+                raise UnknownTenantError(self._tenant.slug) from exc
+        finally:
+            self._leave_share()
 
-    async def _begin_on_live_connection(self) -> "Connection":
+    def _leave_share(self) -> None:
+        if self._shares is not None and self._tenant is not None:
+            self._shares.give_back(self._tenant)
+
+    async def _begin_on_live_connection(self, deadline: float) -> "Connection":
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
+        statements = f"{self._begin}; {self._first}" if self._first else self._begin
         # After a restart of the server every pooled connection is dead, and nothing was done on any
         # of them yet: it is safe to go on to the next, until one is fresh.
-        attempts = self._pool.get_max_size() + 1
+        attempts = self._pool.max_size + 1
+        quick = not self._first
         while True:
             attempts -= 1
-            connection = await self._acquire(deadline - loop.time())
+            connection = await self._pool.acquire(deadline)
+            self._driver = see_through(connection).itself
+            proven = self._driver.proven
             try:
                 seconds = max(deadline - loop.time(), 0.001)
-                statements = f"{self._begin}; {self._first}" if self._first else self._begin
-                self.status = await _see_through(connection).begin_block(statements, seconds)
+                self.status = await self._driver.begin_block(
+                    statements, seconds, quick=quick, one_statement=self._walled
+                )
             except BaseException as error:
                 if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, connection):
                     # The server is well, and refuses what the caller sends with BEGIN.
                     await self._roll_back(connection)
                     raise
+                if self._walled and isinstance(error, _NO_ROLE_ERRORS) and not _is_gone(error, connection):
+                    await self._roll_back(connection)
+                    raise await self._explain_role(error) from error
                 # Also on cancellation: nobody knows how far BEGIN came.
-                _discard(connection)
+                self._pool.discard(connection)
                 if isinstance(error, TimeoutError):
+                    if proven and quick and loop.time() < deadline:
+                        # Once: if that was no dead connection but a slow server, it needs patience.
+                        quick = False
+                        await self._pool.renew(self._driver, deadline)
+                        continue
                     raise DatabaseUnavailableError("the database did not answer BEGIN in time") from error
                 if not isinstance(error, DRIVER_ERRORS):
                     raise
@@ -143,35 +168,34 @@ class Block:
             else:
                 return connection
 
+    async def _explain_role(self, error: asyncpg.PostgresError) -> TenantError:
+        """Return why the tenant's role cannot be entered: it goes with a tenant that is deleted for good."""
+        if self._tenant is not None and await self._is_gone():
+            return UnknownTenantError(self._tenant.slug)
+        return RolesNotReadyError(
+            f"the role of tenant {self._tenant and self._tenant.slug!r} cannot be entered: {describe(error)}; "
+            "run quart-tenants init with TENANTS_ROLE_PER_TENANT on"
+        )
+
     async def _is_gone(self) -> bool:
         """Return whether the tenant was dropped, which this worker may not have heard of yet."""
         schema = "" if self._tenant is None else self._tenant.schema.name
         try:
-            exists = await self._pool.fetchval(_SCHEMA_EXISTS, schema, timeout=self._timeout)
-        except DRIVER_ERRORS:
+            async with Block(self._pool, "BEGIN READ ONLY", self._reset, self._timeout) as connection:
+                exists = await connection.fetchval(_SCHEMA_EXISTS, schema)
+        except TenantError:
             return False
         return not exists
 
-    async def _acquire(self, seconds: float) -> "Connection":
-        try:
-            return await self._pool.acquire(timeout=max(seconds, 0.001))
-        except TimeoutError as error:
-            size = self._pool.get_max_size()
-            if self._pool.get_size() == size and self._pool.get_idle_size() == 0:
-                raise PoolExhaustedError(f"all {size} connections were in use for {self._timeout:g} s") from error
-            raise DatabaseUnavailableError("the database did not accept a connection in time") from error
-        except DRIVER_ERRORS as error:
-            raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
-
     async def _commit(self, connection: "Connection") -> None:
         if _is_lost(connection):
-            _discard(connection)
-            raise DatabaseUnavailableError("the connection to the database was lost before the block ended")
+            self._pool.discard(connection)
+            raise DatabaseUnavailableError("the connection to the database was lost before the block ended", lost=True)
         if not connection.is_in_transaction():
             await self._roll_back(connection)
             raise TransactionLostError("the block's transaction was ended inside the block; leave that to the block")
         try:
-            await _see_through(connection).end_block(f"{_COMMIT}; {self._reset}")
+            await self._driver.end_block(f"{_COMMIT}; {self._reset}")
         except asyncpg.InFailedSQLTransactionError as error:
             await self._roll_back(connection)
             raise TransactionLostError(
@@ -185,28 +209,26 @@ class Block:
                 await self._roll_back(connection)
                 raise
             # Also on cancellation: nobody knows how far COMMIT came, and the reset did not.
-            _discard(connection)
+            self._pool.discard(connection)
             if translated is not None:
                 raise translated from error
             raise
-        await self._pool.release(connection)
+        await self._pool.give_back(connection)
 
     async def _roll_back(self, connection: "Connection") -> None:
-        """Give *connection* back clean, or close it. Raises nothing but a cancellation."""
+        """Give *connection* back clean, or close it, within half a second. Raises nothing but a cancellation."""
         if _is_lost(connection):
-            _discard(connection)
+            self._pool.discard(connection)
             return
         try:
             # asyncpg first waits until the statement that was interrupted is cancelled.
-            await _see_through(connection).end_block(f"ROLLBACK; {self._reset}", self._timeout)
-        except DRIVER_ERRORS:
-            # TimeoutError is an OSError.
-            _discard(connection)
-        except BaseException:
-            _discard(connection)
-            raise
+            await self._driver.end_block(f"ROLLBACK; {self._reset}", CLEANUP_TIMEOUT)
+        except BaseException as error:
+            self._pool.discard(connection)
+            if not isinstance(error, DRIVER_ERRORS):
+                raise
         else:
-            await self._pool.release(connection)
+            await self._pool.give_back(connection)
 
 
 def _translate(error: BaseException, connection: "Connection") -> TenantError | None:
@@ -217,7 +239,7 @@ def _translate(error: BaseException, connection: "Connection") -> TenantError | 
     if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
         return DatabaseTimeoutError("a statement took too long and was cancelled")
     if isinstance(error, DRIVER_ERRORS) and _is_gone(error, connection):
-        return DatabaseUnavailableError(f"the connection to the database was lost: {describe(error)}")
+        return DatabaseUnavailableError(f"the connection to the database was lost: {describe(error)}", lost=True)
     return None
 
 
@@ -226,27 +248,12 @@ def _is_gone(error: BaseException, connection: "Connection") -> bool:
     return isinstance(error, _SERVER_GONE_ERRORS) or _is_lost(connection)
 
 
-def _see_through(connection: "Connection") -> BlockConnection:
-    # The pool's proxy passes on what it does not know itself.
-    return cast("BlockConnection", connection)
-
-
 def _is_lost(connection: "Connection") -> bool:
     try:
         return connection.is_closed()
     except asyncpg.InterfaceError:
         # asyncpg takes a connection back into the pool in the moment it dies.
         return True
-
-
-def _discard(connection: "Connection") -> None:
-    """Close *connection*; the pool opens another one in its place.
-
-    Also one that is closed already: asyncpg closes it after an error of its own, such as text that is
-    no Unicode, without giving its place in the pool back.
-    """
-    with contextlib.suppress(asyncpg.InterfaceError):
-        connection.terminate()
 
 
 async def list_path(connection: "Connection | DriverConnection") -> list[str]:
@@ -259,8 +266,3 @@ def find_reported_path(connection: "Connection") -> str | None:
     """Return search_path as the server last told it without being asked, which it does from PostgreSQL 18 on."""
     path: str | None = getattr(connection.get_settings(), "search_path", None)
     return path
-
-
-def describe(error: BaseException) -> str:
-    """Return what a driver's error says, which is nothing at times."""
-    return str(error) or type(error).__name__

@@ -53,18 +53,19 @@ class ClientPrograms:
 
     folder: Path
 
-    def dump(self, schema: SchemaName, snapshot: str) -> list[str | Path]:
-        """Return the command that writes *schema*, as *snapshot* shows it, to stdout."""
+    def dump(self, schema: SchemaName, snapshot: str, *, privileges: bool = True) -> list[str | Path]:
+        """Return the command that writes *schema*, as *snapshot* shows it, to stdout, with its grants or without."""
         # The option takes a pattern. In double quotes nothing but a double quote is special, and that is doubled.
         return [
             self.folder / "pg_dump",
             *("--format=custom", "--encoding=UTF8", "--no-password", "--strict-names"),
             *(f"--schema={schema.quoted}", f"--snapshot={snapshot}"),
+            *(() if privileges else ("--no-privileges",)),
         ]
 
-    def write_sql(self) -> list[str | Path]:
-        """Return the command that turns a dump on stdin into SQL on stdout."""
-        return [self.folder / "pg_restore", "--no-owner", "--file=-"]
+    def write_sql(self, *, privileges: bool = True) -> list[str | Path]:
+        """Return the command that turns a dump on stdin into SQL on stdout, with its grants or without."""
+        return [self.folder / "pg_restore", "--no-owner", *(() if privileges else ("--no-privileges",)), "--file=-"]
 
     def run_sql(self) -> list[str | Path]:
         """Return the command that runs SQL from stdin up to the first error."""

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Self
 
 import asyncpg
 
-from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, SettingError
-from quart_tenants.postgres.block import DRIVER_ERRORS, Block, BlockConnection, DriverConnection, describe, list_path
+from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
+from quart_tenants.postgres.block import Block, list_path
+from quart_tenants.postgres.pool import DRIVER_ERRORS, ConnectionPool, DriverConnection, describe
+from quart_tenants.postgres.shares import Shares
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.block import Connection
+    from quart_tenants.postgres.pool import Connection
 
 # asyncpg's own reset, and three things it leaves behind that reached the next user of a connection:
 # the role, temporary tables and the state of sequences. Never DISCARD ALL: it would also drop the
@@ -29,6 +31,8 @@ _RESET = (
     "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; SET SESSION AUTHORIZATION DEFAULT;"
     " RESET ALL; DISCARD TEMP; DISCARD SEQUENCES"
 )
+# Of every connection. Outside a block it sees no tables.
+_DEFAULTS = {"search_path": "", "application_name": "quart_tenants"}
 # After so many the pool replaces a connection. Four migrate a tenant, a dozen make one.
 _QUERIES = 50_000
 _QUERIES_FOR_MANY_TENANTS = 4_000
@@ -37,9 +41,10 @@ _QUERIES_FOR_MANY_TENANTS = 4_000
 class Database:
     """One asyncpg pool, lent block by block."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", settings: Settings) -> None:
+    def __init__(self, pool: ConnectionPool, settings: Settings, *, shares: Shares | None = None) -> None:
         self._pool = pool
         self._settings = settings
+        self._shares = shares
         # With the cache off asyncpg names no statement, so those left are a handler's own.
         self._reset = _RESET if settings.statement_cache_size else f"{_RESET}; DEALLOCATE ALL"
 
@@ -49,7 +54,8 @@ class Database:
 
         Args:
             settings: Timeouts, sizes and the address.
-            max_size: Connections at most; default: the setting. A command needs one or two.
+            max_size: Connections at most; default: the setting. A command needs one or two, and gives no
+                tenant a share of those: nobody else waits for them.
             for_many_tenants: Whether each connection will see thousands of them. It is then replaced
                 now and then: a server process remembers the tables that it has touched until it ends.
 
@@ -57,28 +63,17 @@ class Database:
             SettingError: The address is missing or malformed.
             DatabaseUnavailableError: Nobody answers there, or not to us.
         """
-        max_size = max_size or settings.pool_max_size
+        size = max_size or settings.pool_max_size
+        share = settings.tenant_pool_share or max(1, size // 2)
+        shares = None if max_size is not None or share >= size else Shares(share, settings.tenant_pool_queue)
         try:
-            pool = asyncpg.create_pool(
-                settings.required_database_url,
-                min_size=min(settings.pool_min_size, max_size),
-                max_size=max_size,
-                timeout=settings.connect_timeout,
-                command_timeout=settings.command_timeout,
-                statement_cache_size=settings.statement_cache_size,
+            pool = ConnectionPool(
+                settings,
+                max_size=size,
                 max_queries=_QUERIES_FOR_MANY_TENANTS if for_many_tenants else _QUERIES,
-                reset=_leave_as_is,
-                connection_class=BlockConnection,
-                server_settings={"search_path": "", "application_name": "quart_tenants"},
+                defaults=_DEFAULTS,
             )
-            await pool
-            try:
-                # A pool that may start empty would find out about a wrong address only later.
-                async with pool.acquire(timeout=settings.connect_timeout):
-                    pass
-            except BaseException:
-                pool.terminate()
-                raise
+            await pool.open(settings.connect_timeout)
         except (ValueError, asyncpg.ClientConfigurationError) as error:
             # Without asyncpg's words: they repeat a part of the URL, which holds a password.
             raise SettingError(
@@ -88,7 +83,7 @@ class Database:
             raise DatabaseUnavailableError(
                 f"cannot connect to the database: {describe(error)}; is it running, and is TENANTS_DATABASE_URL right?"
             ) from error
-        return cls(pool, settings)
+        return cls(pool, settings, shares=shares)
 
     async def close(self) -> None:
         """Close the pool: wait up to the command timeout for blocks that are open, then cut them off."""
@@ -106,7 +101,9 @@ class Database:
     ) -> None:
         await self.close()
 
-    def tenant_connection(self, tenant: Tenant, *, first: str = "") -> "Block":
+    def tenant_connection(
+        self, tenant: Tenant, *, first: str = "", read_only: bool = False, without_role: bool = False
+    ) -> "Block":
         """Return a block that lends a connection which sees *tenant*'s tables and no others.
 
         `async with` begins a transaction; leaving the block commits it, leaving it by an exception
@@ -117,16 +114,23 @@ class Database:
             tenant: Whose.
             first: SQL that goes to the server together with BEGIN, for what must save a message. The block's
                 `status` is that of its last statement, and entering the block raises what PostgreSQL refuses.
+            read_only: Whether the server refuses every write in this block.
+            without_role: For migrations: whether to leave out the tenant's role, where it has one.
 
         Raises:
-            PoolExhaustedError: No connection came free within `TENANTS_ACQUIRE_TIMEOUT`.
+            PoolExhaustedError: No connection came free within `TENANTS_ACQUIRE_TIMEOUT`, or none of the tenant's share.
+            TenantOverShareError: More than `TENANTS_TENANT_POOL_QUEUE` of the tenant's blocks wait for its share.
             DatabaseUnavailableError: The database cannot be reached, or was lost inside the block.
             DatabaseTimeoutError: A statement took longer than `TENANTS_COMMAND_TIMEOUT`.
             TransactionLostError: The block ended without an error, but nothing could be saved.
             UnknownTenantError: A table is missing because the tenant was dropped a moment ago.
+            RolesNotReadyError: Tenants have roles of their own, and this one has none, or it cannot be entered.
         """
-        begin = f"BEGIN; {_set_path(tenant.schema)}"
-        return Block(self._pool, begin, self._reset, self._settings.acquire_timeout, tenant, first)
+        walled = self._settings.role_per_tenant and not without_role
+        path = _enter_role(tenant) if walled else _set_path(tenant.schema)
+        begin = f"{'BEGIN READ ONLY' if read_only else 'BEGIN'}; {path}"
+        timeout = self._settings.acquire_timeout
+        return Block(self._pool, begin, self._reset, timeout, tenant, first, self._shares, walled=walled)
 
     def connection(self) -> "Block":
         """Return a block with an empty path, for statements that write every name in full.
@@ -136,6 +140,31 @@ class Database:
         # Also where a pooler has dropped the connection's own empty path.
         begin = "BEGIN; SET LOCAL search_path TO ''"
         return Block(self._pool, begin, self._reset, self._settings.acquire_timeout)
+
+    @contextlib.asynccontextmanager
+    async def plain_session(self) -> AsyncIterator[DriverConnection]:
+        """Lend a connection of its own, opened as those of the pool are, outside any transaction, and close it.
+
+        For looking at what a pooler, or a setting of the role, makes of it.
+
+        Raises:
+            DatabaseUnavailableError: The database cannot be reached.
+        """
+        try:
+            connection = await asyncpg.connect(
+                self._settings.required_database_url,
+                timeout=self._settings.connect_timeout,
+                command_timeout=self._settings.command_timeout,
+                statement_cache_size=0,
+                server_settings=_DEFAULTS,
+            )
+        except DRIVER_ERRORS as error:
+            raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
+        try:
+            yield connection
+        finally:
+            with contextlib.suppress(*DRIVER_ERRORS):
+                await connection.close(timeout=self._settings.connect_timeout)
 
     @contextlib.asynccontextmanager
     async def session(self, tenant: Tenant) -> AsyncIterator[DriverConnection]:
@@ -175,11 +204,14 @@ async def enter_schema(connection: "Connection", schema: SchemaName) -> None:
     await connection.execute(_set_path(schema))
 
 
+def _enter_role(tenant: Tenant) -> str:
+    if tenant.role is None:
+        # Never a block without the wall.
+        raise RolesNotReadyError(f"tenant {tenant.slug!r} has no role of its own yet: run quart-tenants init")
+    return f"SET LOCAL ROLE {tenant.role.quoted}; {_set_path(tenant.schema)}"
+
+
 def _set_path(schema: SchemaName) -> str:
     # PostgreSQL accepts a path whose schema is missing, so a dropped tenant fails with "relation does
     # not exist". `public` is left off on purpose: with it the same query would read shared rows.
     return f"SET LOCAL search_path TO {schema.quoted}"
-
-
-async def _leave_as_is(connection: object) -> None:
-    """Reset nothing: a connection reaches the pool only after a block has reset it."""

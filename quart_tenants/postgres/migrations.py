@@ -12,6 +12,7 @@ import asyncpg
 
 from quart_tenants.errors import MigrationFailedError, MigrationFileError
 from quart_tenants.postgres.refusals import describe_refusal
+from quart_tenants.postgres.roles import as_owner
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
@@ -172,7 +173,12 @@ async def refuse_edited(connection: "Connection", migrations: Sequence[Migration
 
 
 async def apply_migrations(
-    connection: "Connection", schema: str, migrations: Sequence[Migration], *, path: Sequence[str] | None = None
+    connection: "Connection",
+    schema: str,
+    migrations: Sequence[Migration],
+    *,
+    path: Sequence[str] | None = None,
+    owner: bool = False,
 ) -> None:
     """Run *migrations* in the transaction and on the path of *connection*, and record them for *schema*.
 
@@ -181,13 +187,16 @@ async def apply_migrations(
         schema: The name under which they are recorded.
         migrations: In order of version.
         path: The schemas on the path of *connection*; default: *schema* alone.
+        owner: Whether they run as the owner of all tenants' schemas. The record is written by who has logged in.
 
     Raises:
         MigrationFileError: A file is no SQL; nothing ran.
         MigrationFailedError: A statement failed, or they left another path behind. The caller's
             transaction is lost.
+        RolesNotReadyError: There is no owner.
     """
-    await run_scripts(connection, schema, migrations)
+    async with as_owner(connection, wanted=owner):
+        await run_scripts(connection, schema, migrations)
     if await record_migrations(connection, schema, migrations) != list([schema] if path is None else path):
         raise explain_path(schema, migrations)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -27,6 +28,7 @@ from quart_tenants.postgres.migrations import (
 )
 from quart_tenants.postgres.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.resting_names import find_resting
+from quart_tenants.postgres.roles import as_owner, build_wall, get_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
 
@@ -91,6 +93,7 @@ async def create_tenant(
         MigrationFileError: A file is no SQL, or was changed after it ran for another tenant.
         MigrationFailedError: A migration failed.
         RegistryNotReadyError: There is no registry yet.
+        RolesNotReadyError: Tenants are to have roles of their own, which are not set up, or not ours to make.
     """
     check_not_reserved(slug, settings)
     name = parse_display_name(name)
@@ -100,7 +103,7 @@ async def create_tenant(
         await check_registry(connection)
         await refuse_edited(connection, migrations)
         await check_free(connection, {slug: schema}, settings)
-        return await _create(connection, slug, schema, name, migrations, first_rows)
+        return await _create(connection, slug, schema, name, migrations, settings, first_rows)
 
 
 async def create_tenants(
@@ -141,7 +144,7 @@ async def create_tenants(
         # One iterator for all: each takes the next when it is free.
         for slug, (schema, name) in left:
             async with database.connection() as connection:
-                tenant = await _create(connection, slug, schema, name, migrations)
+                tenant = await _create(connection, slug, schema, name, migrations, settings)
             if on_created is not None:
                 on_created(tenant)
 
@@ -176,7 +179,9 @@ async def find_obstacles(database: Database, slugs: Collection[Slug], *, setting
 async def adopt_schemas(
     database: Database, schemas: Mapping[Slug, SchemaName], *, settings: Settings, version: int
 ) -> list[Tenant]:
-    """Register schemas that exist already, all or none. Nothing inside them is touched.
+    """Register schemas that exist already, all or none. No table in them is touched.
+
+    With `TENANTS_ROLE_PER_TENANT` they and all that is in them get the owner of all tenants' schemas.
 
     Args:
         database: Where they are.
@@ -192,6 +197,7 @@ async def adopt_schemas(
         FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
         RecentlyDroppedError: Another tenant had the name within `TENANTS_REGISTRY_MAX_AGE`, or is still read.
         RegistryNotReadyError: There is no registry yet.
+        RolesNotReadyError: A schema, or something in it, is not ours to give to the owner.
     """
     migrations = get_tenant_migrations(settings)
     if not 0 <= version <= len(migrations):
@@ -202,6 +208,7 @@ async def adopt_schemas(
     tenants = []
     async with database.connection() as connection:
         await check_registry(connection)
+        owner = await get_owner(connection) if settings.role_per_tenant else None
         for slug, schema in schemas.items():
             check_not_reserved(slug, settings)
             usable = await connection.fetchval(_MAY_USE_SCHEMA, schema.name)
@@ -210,7 +217,10 @@ async def adopt_schemas(
             if not usable:
                 raise UnknownSchemaError(schema.name, "this role lacks the right to use it: GRANT USAGE ON SCHEMA")
             await check_free(connection, {slug: schema}, settings, new_schema=False)
-            tenants.append(await register_tenant(connection, slug, schema, slug, version))
+            tenant = await register_tenant(connection, slug, schema, slug, version)
+            if owner is not None:
+                tenant = replace(tenant, role=await build_wall(connection, tenant.id, schema, owner))
+            tenants.append(tenant)
             await record_migrations(connection, schema.name, migrations[:version])
         await announce_changes(connection, *(tenant.id for tenant in tenants))
     return tenants
@@ -287,17 +297,24 @@ async def _create(
     schema: SchemaName,
     name: str,
     migrations: Sequence[Migration],
+    settings: Settings,
     first_rows: str | None = None,
 ) -> Tenant:
+    walled = settings.role_per_tenant
+    owner = await get_owner(connection) if walled else None
     tenant = await register_tenant(connection, slug, schema, name, migrations[-1].version)
     try:
         await connection.execute(f"CREATE SCHEMA {schema.quoted}")
     except asyncpg.DuplicateSchemaError as error:
         raise SchemaExistsError(str(schema)) from error
+    if owner is not None:
+        # Before there is anything in it: what the owner makes from now on is open to the tenant's role.
+        tenant = replace(tenant, role=await build_wall(connection, tenant.id, schema, owner, new=True))
     await enter_schema(connection, schema)
-    await apply_migrations(connection, str(schema), migrations)
+    await apply_migrations(connection, str(schema), migrations, owner=walled)
     if first_rows is not None:
-        await run_scripts(connection, str(schema), [Migration(0, "first_rows", first_rows)])
+        async with as_owner(connection, wanted=walled):
+            await run_scripts(connection, str(schema), [Migration(0, "first_rows", first_rows)])
     await announce_changes(connection, tenant.id)
     return tenant
 

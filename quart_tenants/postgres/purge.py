@@ -8,10 +8,11 @@ from quart_tenants.errors import DatabaseUnavailableError, TenantBusyError, Tena
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.refusals import translate_refusals
 from quart_tenants.postgres.resting_names import forget_rested_names, free_names
+from quart_tenants.postgres.roles import drop_role
 from quart_tenants.postgres.tenant_locks import lock_until_commit
 from quart_tenants.postgres.trash import TrashedTenant, list_trash
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import SchemaName, Slug
+from quart_tenants.tenant import RoleName, SchemaName, Slug
 
 # Relations in one transaction. DROP locks a table with its indexes, sequences, types and constraints until the
 # commit, and the server's table of locks is shared with all requests: a schema of thousands would fill it.
@@ -24,7 +25,7 @@ _BEGIN = """
 UPDATE quart_tenants.tenants SET purge_began_at = coalesce(purge_began_at, now())
 WHERE id = $1 AND dropped_at = $2 RETURNING schema_name
 """
-_GET_BEGUN = "SELECT schema_name FROM quart_tenants.tenants WHERE id = $1 AND purge_began_at IS NOT NULL"
+_GET_BEGUN = "SELECT schema_name, role_name FROM quart_tenants.tenants WHERE id = $1 AND purge_began_at IS NOT NULL"
 # $1 schema, $2 how many. Partitions and heirs go before their parents, what has few dependents before what has
 # many: so no single DROP finds thousands of others to lock. What belongs to a column or an extension goes with it.
 _LIST_DROPS = """
@@ -175,9 +176,10 @@ async def _purge(database: Database, tenant: TrashedTenant) -> bool:
         try:
             async with database.connection() as connection:
                 await lock_until_commit(connection, tenant.id, tenant.slug)
-                schema = await connection.fetchval(_GET_BEGUN, tenant.id)
-                if schema is None:
+                row = await connection.fetchrow(_GET_BEGUN, tenant.id)
+                if row is None:
                     return True
+                schema = row["schema_name"]
                 drops = [row["format"] for row in await connection.fetch(_LIST_DROPS, schema, batch)]
                 if drops:
                     await connection.execute("; ".join(drops))
@@ -185,6 +187,8 @@ async def _purge(database: Database, tenant: TrashedTenant) -> bool:
                 await connection.execute(f"DROP SCHEMA IF EXISTS {SchemaName(schema).quoted} CASCADE")
                 await connection.execute(_FORGET_MIGRATIONS, schema)
                 await connection.execute(_FORGET_TENANT, tenant.id)
+                if row["role_name"] is not None:
+                    await drop_role(connection, RoleName(row["role_name"]))
                 # Nothing leads to its former addresses any more.
                 await free_names(connection, tenant.id)
                 return True

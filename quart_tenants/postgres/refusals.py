@@ -1,11 +1,18 @@
-"""Tell an operator in one line what PostgreSQL refused."""
+"""Tell in one line what PostgreSQL refused, without the rows and values that it names."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError
+
+# Data exceptions quote what was typed: invalid input syntax for type integer: "…".
+_DATA_EXCEPTION = "22"
+_QUOTED = re.compile(r'".*"', re.DOTALL)
+# How the driver begins when a value does not fit its $1; the value comes next.
+_ARGUMENT = re.compile(r"(?:invalid input for )?query argument \$\d+")
 
 
 @contextmanager
@@ -24,3 +31,24 @@ def translate_refusals() -> Iterator[None]:
 def describe_refusal(error: asyncpg.PostgresError) -> str:
     """Return what the server said in one line, without its detail, which may hold a row with a password hash."""
     return str(error.args[0]) if error.args else type(error).__name__
+
+
+def describe_without_values(error: BaseException) -> str:
+    """Return what *error* says, without the rows, hints and parameters in what the database or the driver says."""
+    if quotes_a_value(error):
+        return "invalid input for a query argument, which is not shown"
+    if isinstance(error, asyncpg.PostgresError):
+        message = describe_refusal(error)
+        return _QUOTED.sub('"…"', message) if (error.sqlstate or "").startswith(_DATA_EXCEPTION) else message
+    if isinstance(error, asyncpg.InterfaceError):
+        return str(error.args[0]) if error.args else ""
+    return str(error)
+
+
+def quotes_a_value(error: BaseException) -> bool:
+    """Return whether *error* repeats a parameter that the driver could not convert. What caused it does, too."""
+    return bool(
+        isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError)
+        and error.args
+        and _ARGUMENT.match(str(error.args[0]))
+    )

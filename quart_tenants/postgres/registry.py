@@ -10,6 +10,7 @@ import asyncpg
 from quart_tenants.errors import RegistryStaleError, SchemaBehindError, TenantError, UnknownTenantError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.registry_tables import check_registry, read_tenant, unready_explained
+from quart_tenants.postgres.session_ends import EndedSessions
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 
@@ -57,17 +58,21 @@ LEFT JOIN quart_tenants.living_tenants AS t ON t.id = changed.tenant_id
 
 
 class Registry:
-    """Every tenant but those in the trash, in the memory of one worker.
+    """Every tenant but those in the trash, and every session that was ended, in the memory of one worker.
 
     A look-up costs no query. Changes made by any other process arrive by `follow` within
     `TENANTS_REGISTRY_POLL_INTERVAL`. When they cannot be read for `TENANTS_REGISTRY_MAX_AGE`, what
     is remembered is not trusted any more: fail closed.
+
+    Attributes:
+        ended_sessions: Sessions that are over before their time, as far as `get_age` tells.
     """
 
     def __init__(self, database: Database, settings: Settings, *, minimum_version: int = 0) -> None:
         self._database = database
         self._settings = settings
         self._minimum_version = minimum_version
+        self.ended_sessions = EndedSessions()
         self._by_id: dict[int, Tenant] = {}
         self._by_slug: dict[Slug, Tenant] = {}
         # Other addresses of a tenant: its domains, and the slugs that it had, with the end of their redirect.
@@ -87,7 +92,7 @@ class Registry:
             SchemaBehindError: Its tables are older than what the app needs.
             RegistryStaleError: What is remembered is too old to be trusted.
         """
-        if asyncio.get_running_loop().time() - self._read_at > self._settings.registry_max_age:
+        if self.get_age() > self._settings.registry_max_age:
             raise RegistryStaleError("the feed of changes could not be read lately")
         tenant = self._by_slug.get(slug)
         if tenant is None or tenant.suspended:
@@ -95,6 +100,10 @@ class Registry:
         if tenant.version < self._minimum_version:
             raise SchemaBehindError(slug, tenant.version, self._minimum_version)
         return tenant
+
+    def get_age(self) -> float:
+        """Return for how many seconds there have been no news. Something may have changed since."""
+        return asyncio.get_running_loop().time() - self._read_at
 
     def find_slug(self, domain: str) -> Slug | None:
         """Return the slug of the tenant that has *domain* for its own, or None. `get_tenant` says if it is served."""
@@ -135,6 +144,8 @@ class Registry:
                     changes = await connection.fetch(
                         _LIST_CHANGES, seen["snapshot"], seen["revision"], seen["tenant_id"], seen["changed_at"]
                     )
+                    # Afterwards: what comes in between is read once more by the next refresh.
+                    await self.ended_sessions.refresh(connection, seen["snapshot"])
             newest = changes[0]
             # Otherwise it was replaced, such as by an older backup, or the server went back in time.
             if not newest["same_feed"] or newest["started_at"] != seen["started_at"]:
@@ -190,6 +201,7 @@ class Registry:
             # First the position: what comes in between is read once more by the next refresh.
             position = await connection.fetchrow(_GET_POSITION)
             rows = await connection.fetch(_LIST_LIVING)
+            await self.ended_sessions.load(connection)
         for remembered in (self._by_id, self._by_slug, self._by_domain, self._moved, self._addresses):
             remembered.clear()
         for row in rows:

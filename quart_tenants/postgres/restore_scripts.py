@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from quart_tenants.postgres.backup_files import AppliedMigration
 from quart_tenants.postgres.trash import name_in_trash
-from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
+from quart_tenants.postgres.walls import LIST_ROLE_STATEMENTS, LIST_SCHEMA_STATEMENTS, WRITE_ROLE, name_role
+from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
 MADE_ELSEWHERE = "QT001"
 """The SQLSTATE of our own refusal: something would reach into the schema that the backup was made from."""
@@ -178,6 +179,7 @@ class Restoration:
         aside: Whether a schema of that name exists now.
         replaces: Whether the tenant exists now.
         replaced: What becomes of its schema; None for a new tenant, or where there is no schema any more.
+        owner: Who owns all tenants' schemas where each tenant has a role of its own.
     """
 
     tenant: Tenant
@@ -186,6 +188,7 @@ class Restoration:
     aside: bool = False
     replaces: bool = False
     replaced: Replaced | None = None
+    owner: RoleName | None = None
 
     @property
     def before(self) -> str:
@@ -223,11 +226,25 @@ class Restoration:
             _execute(_ADD_MIGRATION, schema, migration.version, migration.name, migration.sha256)
             for migration in self.migrations
         ]
+        script.append(self._build_wall(tenant.id, tenant.schema))
+        if self.replaced is not None:
+            # The role that reached these tables until now reaches the new ones only.
+            script.append(self._build_wall(self.replaced.id, name_in_trash(self.replaced.id)))
         return "".join([*script, _execute(_ADD_CHANGE, tenant.id), _COMMIT])
 
     @property
     def _aside_name(self) -> SchemaName:
         return SchemaName(f"{REGISTRY_SCHEMA}_aside_{self.tenant.id}")
+
+    def _build_wall(self, tenant_id: int, schema: SchemaName) -> str:
+        if self.owner is None:
+            return ""
+        role = name_role(self.owner, tenant_id)
+        return (
+            _execute(LIST_ROLE_STATEMENTS, self.owner.name, role.name, answer="\\gexec\n")
+            + _execute(LIST_SCHEMA_STATEMENTS, schema.name, self.owner.name, role.name, answer="\\gexec\n")
+            + _execute(WRITE_ROLE, tenant_id, role.name)
+        )
 
 
 def quote_literal(literal: str | int) -> str:

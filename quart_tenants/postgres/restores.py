@@ -12,6 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -38,7 +39,9 @@ from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.provisioning import check_free, check_not_reserved
 from quart_tenants.postgres.registry_tables import check_registry
 from quart_tenants.postgres.restore_scripts import MADE_ELSEWHERE, Replaced, Restoration
+from quart_tenants.postgres.roles import get_owner
 from quart_tenants.postgres.tenant_locks import lock_tenant
+from quart_tenants.postgres.walls import name_role
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name, parse_slug
 
@@ -75,7 +78,8 @@ async def restore_tenant(
 ) -> Tenant:
     """Restore the backup *file* as the tenant *slug*. All of it, or nothing.
 
-    The tables belong to the role that restores, and grants are kept. A backup runs SQL of its own: restore
+    The tables belong to the role that restores, and grants are kept; with `TENANTS_ROLE_PER_TENANT` they belong to
+    the owner of all tenants' schemas, and only the tenant's role reaches them. A backup runs SQL of its own: restore
     only what you trust.
 
     Args:
@@ -101,6 +105,7 @@ async def restore_tenant(
         ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
         DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
+        RolesNotReadyError: Tenants are to have roles of their own, which are not set up.
     """
     restored = await _restore_file(database, file, str(file), slug, settings, replace=replace)
     if restored.replaced is not None and on_replaced is not None:
@@ -174,6 +179,12 @@ async def _restore_file(
                 tenant_id = await connection.fetchval(_NEXT_ID)
                 tenant = Tenant(tenant_id, slug, schema, name or backup.name, backup.version)
                 restoration = Restoration(tenant, backup.schema, backup.migrations, aside=aside)
+            if settings.role_per_tenant:
+                owner = await get_owner(connection)
+                role = name_role(owner, restoration.tenant.id)
+                restoration = replace_fields(
+                    restoration, owner=owner, tenant=replace_fields(restoration.tenant, role=role)
+                )
             environment = build_environment(settings.required_database_url, os.environ)
             # psql works on a connection of its own. This one holds the locks until that has committed.
             await _run(connection, restoration, programs, environment, opened, source, server_version)
@@ -269,7 +280,10 @@ async def _run(
         listening = await psql.write(restoration.before.encode())
         if listening:
             async with start_program(
-                programs.write_sql(), environment, stdin=opened.fileno(), stdout=subprocess.PIPE
+                programs.write_sql(privileges=restoration.owner is None),
+                environment,
+                stdin=opened.fileno(),
+                stdout=subprocess.PIPE,
             ) as pg_restore:
                 listening = await _pour(pg_restore, psql, server_version)
                 if listening:

@@ -28,6 +28,7 @@ from quart_tenants.postgres.migrations import (
 )
 from quart_tenants.postgres.refusals import describe_refusal
 from quart_tenants.postgres.registry_tables import announce_changes
+from quart_tenants.postgres.roles import as_owner
 from quart_tenants.postgres.tenant_locks import LOCK_KEY, lock_session
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
@@ -110,6 +111,7 @@ async def migrate_tenant(
         TenantBusyError: Somebody else migrates or changes the tenant.
         UnknownTenantError: It was dropped meanwhile.
         DatabaseUnavailableError: The connection was lost. What was recorded is done, all else is not.
+        RolesNotReadyError: The files are to run as the owner of all schemas, which `init` has not made.
     """
     version = tenant.version
     while missing := migrations[version:]:
@@ -147,7 +149,7 @@ async def _run_together(
     )
     seconds = settings.migration_statement_timeout + _GRACE
     try:
-        block = database.tenant_connection(tenant, first=claim)
+        block = database.tenant_connection(tenant, first=claim, without_role=True)
         async with AsyncExitStack() as stack:
             try:
                 connection = await stack.enter_async_context(block)
@@ -157,7 +159,8 @@ async def _run_together(
                 await _check_usable(connection, tenant)
                 raise TenantBusyError(tenant.slug)
             told = find_reported_path(connection)
-            await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
+            async with as_owner(connection, wanted=settings.role_per_tenant):
+                await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
             if told in (tenant.schema.name, tenant.schema.quoted):
                 # The server tells of every change, as it has told of this path.
                 same = find_reported_path(connection) == told
@@ -182,7 +185,8 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
             # What is built concurrently waits for transactions to end and holds nobody up meanwhile. Given up
             # half-way it leaves an invalid index.
             await connection.execute(_format_limits(settings, 0, local=False))
-            await _run_statements(connection, tenant, migration, settings)
+            async with as_owner(connection, wanted=settings.role_per_tenant, local=False):
+                await _run_statements(connection, tenant, migration, settings)
             async with connection.transaction():
                 await record_migrations(connection, tenant.schema.name, [migration])
                 await announce_changes(connection, tenant.id)

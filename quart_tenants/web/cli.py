@@ -4,6 +4,7 @@ import click
 
 from quart_tenants.web.commands.backups import backup_command, restore_command
 from quart_tenants.web.commands.create_many import create_many_command
+from quart_tenants.web.commands.doctor import doctor_command
 from quart_tenants.web.commands.domains import domain_commands
 from quart_tenants.web.commands.fleet import migrate_command
 from quart_tenants.web.commands.lifecycle import rename_command, resume_command, suspend_command
@@ -23,6 +24,7 @@ def tenant_commands(name: str = "tenants") -> click.Group:
         adopt_command,
         list_command,
         status_command,
+        doctor_command,
         migrate_command,
         suspend_command,
         resume_command,

@@ -24,6 +24,9 @@ _TENANT = "_quart_tenants_tenant"
 
 _served: ContextVar[Request | Websocket | None] = ContextVar("quart_tenants_served", default=None)
 
+reads_only: ContextVar[bool] = ContextVar("quart_tenants_reads_only", default=False)
+"""Whether every block that is lent here is read-only."""
+
 
 def get_extension() -> "QuartTenants":
     """Return the extension of the current app.
@@ -113,7 +116,7 @@ current_tenant = cast("Tenant", LocalProxy(get_current_tenant))
 """The tenant of the current request or websocket. Using it elsewhere raises `NoTenantError`."""
 
 
-def tenant_connection(tenant: Tenant | str | None = None) -> "Block":
+def tenant_connection(tenant: Tenant | str | None = None, *, read_only: bool = False) -> "Block":
     """Return a block that lends a connection which sees one tenant's tables and no others.
 
     `async with tenant_connection() as connection:` begins a transaction. Leaving the block commits
@@ -123,6 +126,7 @@ def tenant_connection(tenant: Tenant | str | None = None) -> "Block":
     Args:
         tenant: A tenant, or its slug. Default: the current one. Needed in jobs and scripts, where
             the call stands inside `async with app.app_context()`.
+        read_only: Whether PostgreSQL refuses every write in this block.
 
     Raises:
         NoTenantError: No tenant is named and there is no current one. There is no default.
@@ -146,4 +150,4 @@ def tenant_connection(tenant: Tenant | str | None = None) -> "Block":
             raise WrongTenantError(
                 f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {known.slug!r}"
             )
-    return get_extension().database.tenant_connection(known)
+    return get_extension().database.tenant_connection(known, read_only=read_only or reads_only.get())

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import click
 from quart import Quart
@@ -17,14 +18,23 @@ from quart_tenants.postgres.provisioning import create_tenant
 from quart_tenants.postgres.registry import Registry
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant, parse_schema_name, parse_slug
+from quart_tenants.web.audit import audit
 from quart_tenants.web.cli import tenant_commands
 from quart_tenants.web.context import EXTENSION_NAME
+from quart_tenants.web.deadlines import limit_requests
 from quart_tenants.web.domains import add_ask_route
 from quart_tenants.web.environment import read_environment
+from quart_tenants.web.framing import RequestFraming
+from quart_tenants.web.logins import LoginGates
+from quart_tenants.web.origins import refuse_from_elsewhere
 from quart_tenants.web.problems import answer_tenant_errors
 from quart_tenants.web.proxies import TrustedProxies
 from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
+from quart_tenants.web.security_headers import SecurityHeaders
 from quart_tenants.web.sessions import TenantSessionInterface
+
+if TYPE_CHECKING:
+    from quart.sessions import SecureCookieSessionInterface
 
 
 class QuartTenants:
@@ -37,14 +47,18 @@ class QuartTenants:
         apex_host: For `host=` of a route on the domain itself.
         any_host: For `host=` of a route that answers whatever the Host header says.
         settings: The checked settings.
+        login_gates: What `login_attempt` passes.
         commands: The click group `quart tenants`, open for the app's own commands.
+        answer_headers: What every answer says; `answer_headers.add({…})` for headers of the app's own.
     """
 
     host = TENANT_HOST
     apex_host = APEX_HOST
     any_host = ANY_HOST
     settings: Settings
+    login_gates: LoginGates
     commands: click.Group
+    answer_headers: SecurityHeaders
 
     def __init__(self, app: Quart | None = None) -> None:
         self._app: Quart | None = None
@@ -70,18 +84,23 @@ class QuartTenants:
         _check_quart_settings(app)
         self._app = app
         app.extensions[EXTENSION_NAME] = self
-        app.session_interface = TenantSessionInterface()
+        app.session_interface = cast("SecureCookieSessionInterface", TenantSessionInterface())
+        self.login_gates = LoginGates(self.settings.login_attempts)
         add_host_routing(app, self)
         add_ask_route(app)
         answer_tenant_errors(app)
-        if self.settings.trusted_proxies:
-            app.asgi_app = TrustedProxies(app.asgi_app, self.settings.trusted_proxies)  # type: ignore[method-assign]
+        limit_requests(app, self.settings.request_timeout)
+        # Inside the proxies, who know the scheme; around all that answers.
+        self.answer_headers = SecurityHeaders(RequestFraming(app.asgi_app), self.settings.hsts_seconds)
+        app.asgi_app = TrustedProxies(self.answer_headers, self.settings)  # type: ignore[method-assign]
         self.commands = tenant_commands()
         app.cli.add_command(self.commands)
 
         # Not by url_value_preprocessor: Quart 0.22 calls those with the missing request of a websocket.
         app.before_request(enter_tenant)
         app.before_websocket(enter_tenant)
+        app.before_request(refuse_from_elsewhere)
+        app.before_websocket(refuse_from_elsewhere)
 
         resources = AsyncExitStack()
 
@@ -156,6 +175,7 @@ class QuartTenants:
         tenant = await create_tenant(
             self.database, parse_slug(slug), name or slug, settings=self.settings, schema=schema_name
         )
+        audit("tenant_created", tenant=tenant.slug, schema=tenant.schema)
         await self.registry.refresh()
         return tenant
 

@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 from quart_tenants import errors
 from quart_tenants.errors import TenantError
 from quart_tenants.web.context import find_request
+from quart_tenants.web.log_fields import find_log_fields
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ async def _answer_http_exception(error: HTTPException) -> Response:
 
 
 async def _answer_bug(error: Exception) -> Response:
-    request_id = uuid.uuid4().hex
+    request_id = find_log_fields().get("request_id") or uuid.uuid4().hex
     logger.error("request %s failed: %s", request_id, _describe_request(), exc_info=error)
     return make_problem(
         HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -18,6 +18,7 @@ from quart_tenants.errors import UnknownHostError, UnknownTenantError
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.context import find_request, find_slug, get_current_tenant, get_extension, remember_request
 from quart_tenants.web.hosts import HostPatterns, get_port, parse_host
+from quart_tenants.web.sessions import ask_about_session
 
 if TYPE_CHECKING:
     from quart.routing import QuartMap
@@ -125,6 +126,7 @@ async def enter_tenant() -> Response | None:
     """
     remember_request()
     asked = find_request()
+    await ask_about_session()
     if asked is None or not asked.view_args:
         return None
     if _TENANT_ARGUMENT in asked.view_args:

@@ -1,22 +1,30 @@
-"""Bind the session to the tenant that it was issued to."""
+"""Bind the session to the tenant that it was issued to, and let it end on every worker."""
 
-import hashlib
+import asyncio
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
-from itsdangerous import BadData
 from quart import Quart, session
-from quart.sessions import SecureCookieSessionInterface, SessionMixin
+from quart.sessions import SessionInterface, SessionMixin
 from quart.wrappers import Response
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from quart_tenants.errors import SettingError, WrongTenantError
-from quart_tenants.web.context import find_current_tenant, see_through
+from quart_tenants.errors import SessionUncheckedError, SettingError, TenantError, WrongTenantError
+from quart_tenants.postgres.session_ends import end_session_in, get_generation, is_ended
+from quart_tenants.web.context import find_current_tenant, get_extension, see_through
+from quart_tenants.web.session_cookies import SessionCookies, SignedSession, issue_session
 
-_OWNER = "_tenant"
 _NO_TENANT = 0
+_NOBODY = ""
 _MIN_SECRET_LENGTH = 16
+# Of the idle lifetime. After so much of it the cookie is signed anew: not at each request, and often enough.
+_RENEWAL = 0.1
+# Of the time without news. The view uses the session a bit later, when it would be too late to ask.
+_ASK_EARLY = 0.75
 
 
 class TenantSession(SessionMixin):
@@ -25,8 +33,12 @@ class TenantSession(SessionMixin):
     The cookie is read at the first use, so a page without a session costs nothing. The domain itself
     has sessions too: they belong to no tenant and are refused on every tenant.
 
-    Any use raises `WrongTenantError` when the cookie is another tenant's. `start_session` alone does
-    not: a visitor with a foreign cookie must be able to log in.
+    Each use asks the memory of this worker anew whether the session was ended: so a websocket that uses it after
+    each message ends with it, too.
+
+    Any use raises `WrongTenantError` when the cookie is another tenant's, and `SessionUncheckedError` when this
+    worker cannot know whether the session was ended. `start_session` raises neither: a visitor with a foreign
+    cookie must be able to log in.
 
     Attributes:
         secure: The request came by https.
@@ -34,23 +46,92 @@ class TenantSession(SessionMixin):
         modified: The cookie has to be set anew.
     """
 
-    def __init__(self, read_cookie: Callable[[], dict[str, Any]], *, secure: bool) -> None:
-        self._read_cookie = read_cookie
+    def __init__(self, cookies: SessionCookies, find_sent: Callable[[], list[str]], *, secure: bool) -> None:
+        self._cookies = cookies
+        self._find_sent = find_sent
+        self._read = False
+        self._signed: SignedSession | None = None
         self._content: dict[str, Any] = {}
+        # Sessions that were left in this request, and are to be ended everywhere.
+        self._left: list[SignedSession] = []
+        # When the database was asked whether the session was ended, by the clock of the event loop.
+        self._asked_at = float("-inf")
         self.secure = secure
         self.loaded = False
         self.modified = False
 
-    def renew(self) -> None:
-        """Begin a new, empty session, whatever the cookie said."""
-        self._content = {}
-        self.loaded = True
-        self.modified = True
+    @property
+    def user(self) -> str | None:
+        """Who has logged in, as given to `start_session`; None for nobody."""
+        self._load()
+        return None if self._signed is None else self._signed.issued.username or None
 
     def clear(self) -> None:
-        """Forget everything; the visitor's cookie is deleted."""
+        """Forget everything: the visitor's cookie is deleted, and with the answer the session ends everywhere."""
         self._load()
-        self.renew()
+        self._leave()
+
+    async def start(self, user: str, generation: int) -> None:
+        """Begin a new session for *user*, whatever the cookie said, and end what it said."""
+        if not self._read:
+            try:
+                self._read_cookies()
+            except WrongTenantError:
+                # Not ours to end.
+                self._read = True
+        self._leave()
+        await self.write_ends()
+        self._issue(user, generation)
+
+    async def ask_if_needed(self) -> None:
+        """Ask the database whether the session was ended, if this worker has had no news for too long.
+
+        Where it does not answer nothing is raised: who uses the session is told, a page without one is served.
+        """
+        extension = get_extension()
+        if extension.registry.get_age() <= _ASK_EARLY * extension.settings.session_ask_after:
+            return
+        # The answer is as old as the question.
+        asked_at = _get_time()
+        try:
+            signed = self._find_ours()
+            if signed is not None and await is_ended(extension.database, signed.issued):
+                extension.registry.ended_sessions.add(signed.issued)
+        except TenantError:
+            return
+        self._asked_at = asked_at
+
+    async def write_ends(self) -> None:
+        """Write down for every worker that the sessions which this request has left are over.
+
+        Raises:
+            DatabaseUnavailableError: They are not over.
+        """
+        extension = get_extension()
+        left, self._left = self._left, []
+        try:
+            for signed in left:
+                async with extension.database.connection() as connection:
+                    await end_session_in(connection, signed.issued, max(signed.ends_at - time.time(), 0))
+                extension.registry.ended_sessions.add(signed.issued)
+        except BaseException:
+            # Not over, so the visitor keeps the cookie, and may try again.
+            self.modified = False
+            raise
+
+    def find_cookie(self) -> tuple[str, int] | None:
+        """Return the cookie to be set and when it ends, in seconds since 1970; None for no cookie."""
+        if self._signed is None and self._content:
+            self._issue(_NOBODY, 0)
+        if self._signed is None:
+            return None
+        return self._cookies.sign(replace(self._signed, content=self._content)), self._signed.ends_at
+
+    def needs_renewal(self) -> bool:
+        """Return whether the cookie has to be signed anew, or the session would count as idle."""
+        if self._signed is None:
+            return False
+        return time.time() - self._signed.signed_at > _RENEWAL * get_extension().settings.session_idle_lifetime
 
     def __getitem__(self, key: str) -> Any:
         return self._load()[key]
@@ -70,72 +151,163 @@ class TenantSession(SessionMixin):
         return len(self._load())
 
     def _load(self) -> dict[str, Any]:
-        if not self.loaded:
-            content = self._read_cookie()
-            owner = content.pop(_OWNER, None)
-            # A cookie without an owner was not issued here: it counts as none at all.
-            if owner is not None:
-                if owner != find_session_owner():
-                    raise WrongTenantError("this session belongs to another tenant; log in here")
-                self._content = content
-            self.loaded = True
+        self.loaded = True
+        if not self._read:
+            self._read_cookies()
+        if self._signed is not None and self._is_over(self._signed):
+            self._signed = None
+            self._content = {}
+            self.modified = True
         return self._content
 
+    def _read_cookies(self) -> None:
+        self._signed = self._find_ours()
+        self._content = {} if self._signed is None else dict(self._signed.content)
+        self._read = True
 
-class TenantSessionInterface(SecureCookieSessionInterface):
-    """Quart's signed cookie, with the tenant inside what is signed, for one host only.
+    def _find_ours(self) -> SignedSession | None:
+        """Return the one session of this host among the cookies, unless it is too old."""
+        sent = self._find_sent()
+        if not sent:
+            return None
+        owner = find_session_owner()
+        signed = self._cookies.list_signed(sent)
+        ours = {one.issued: one for one in signed if one.issued.tenant_id == owner}
+        if signed and not ours:
+            raise WrongTenantError("this session belongs to another tenant; log in here")
+        if len(ours) != 1:
+            # Of two, one was planted, and nobody can tell which.
+            return None
+        (found,) = ours.values()
+        settings = get_extension().settings
+        over_at = min(
+            found.ends_at,
+            found.began_at + settings.session_lifetime,
+            found.signed_at + settings.session_idle_lifetime,
+        )
+        return found if time.time() < over_at else None
+
+    def _is_over(self, signed: SignedSession) -> bool:
+        extension = get_extension()
+        if signed.issued in extension.registry.ended_sessions:
+            return True
+        age = min(extension.registry.get_age(), _get_time() - self._asked_at)
+        if age > extension.settings.session_ask_after:
+            raise SessionUncheckedError(f"no news of ended sessions for {age:.1f} s, and no answer from the database")
+        return False
+
+    def _issue(self, user: str, generation: int) -> None:
+        lifetime = get_extension().settings.session_lifetime
+        self._signed = issue_session(find_session_owner(), user, generation, lifetime)
+        # Nobody can have ended it before this.
+        self._asked_at = _get_time()
+
+    def _leave(self) -> None:
+        if self._signed is not None:
+            self._left.append(self._signed)
+        self._signed = None
+        self._content = {}
+        self._read = self.loaded = self.modified = True
+
+
+class TenantSessionInterface(SessionInterface):
+    """A signed cookie with the tenant inside what is signed, for one host only.
 
     Over https the cookie is named with the prefix `__Host-`, which browsers accept from this very
     host only: a sibling subdomain cannot plant one (draft-ietf-httpbis-rfc6265bis, section 4.1.3.2).
     """
 
-    # Apart from Quart's own, so that a cookie of a plain Quart app with the same key is none of ours.
-    salt = "quart-tenants-session"
-    digest_method = staticmethod(hashlib.sha256)
+    def __init__(self) -> None:
+        self._cookies: SessionCookies | None = None
+        self._keys: tuple[object, ...] = ()
 
-    async def open_session(self, app: Quart, request: BaseRequestWebsocket) -> TenantSession | None:  # type: ignore[override]
+    async def open_session(self, app: Quart, request: BaseRequestWebsocket) -> TenantSession | None:
         """Return the session of *request*, still unread, or None if the app has no secret key."""
         if not app.secret_key:
             return None
         secure = request.scheme in ("https", "wss")
 
-        def read_cookie() -> dict[str, Any]:
-            serializer = self.get_signing_serializer(app)
-            cookie = request.cookies.get(_get_name(app, secure))
-            if cookie is None or serializer is None:
-                return {}
-            try:
-                content = serializer.loads(cookie, max_age=int(app.permanent_session_lifetime.total_seconds()))
-            except BadData:
-                return {}
-            return content if isinstance(content, dict) else {}
+        def find_sent() -> list[str]:
+            return request.cookies.getlist(_get_name(app, secure))
 
-        return TenantSession(read_cookie, secure=secure)
+        return TenantSession(self._get_cookies(app), find_sent, secure=secure)
 
     async def save_session(
         self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
     ) -> None:
-        """Set or delete the cookie if the session was modified."""
-        if response is None or not isinstance(session, TenantSession) or not session.loaded:
+        """Set or delete the cookie if that is needed, and end what the request has left.
+
+        Raises:
+            DatabaseUnavailableError: What the request has left could not be ended.
+        """
+        if not isinstance(session, TenantSession) or not session.loaded:
+            return
+        await session.write_ends()
+        if response is None:
             return
         response.vary.add("Cookie")
-        if not session.modified:
+        response.headers.setdefault("Cache-Control", "private, no-store")
+        if not session.modified and not session.needs_renewal():
             return
         name = _get_name(app, session.secure)
         # Host-only and for the whole site: no Domain, Path=/. The prefix __Host- demands both.
         options: dict[str, Any] = {"path": "/", "secure": session.secure, "httponly": True, "samesite": "Lax"}
-        serializer = self.get_signing_serializer(app)
-        if session and serializer is not None:
-            value = serializer.dumps({**session, _OWNER: find_session_owner()})
-            response.set_cookie(name, str(value), expires=self.get_expiration_time(app, session), **options)
-        else:
+        cookie = session.find_cookie()
+        if cookie is None:
             response.delete_cookie(name, **options)
+        else:
+            signed, ends_at = cookie
+            expires = datetime.fromtimestamp(ends_at, UTC) if session.permanent else None
+            response.set_cookie(name, signed, expires=expires, **options)
+
+    def _get_cookies(self, app: Quart) -> SessionCookies:
+        fallbacks = app.config["SECRET_KEY_FALLBACKS"] or ()
+        keys = (app.secret_key, *fallbacks)
+        if self._cookies is None or keys != self._keys:
+            self._cookies, self._keys = SessionCookies(keys[0], keys[1:]), keys
+        return self._cookies
 
 
-def start_session() -> TenantSession:
-    """Return a new, empty session for the current request, whatever its cookie said.
+async def start_session(user: str, *, generation: int | None = None) -> TenantSession:
+    """Begin a new session for *user* in the current request, and end the one before; return it, empty.
 
-    For a login: nothing from before it survives.
+    For a login. Nothing from before it survives, and the session has a new name, so that nobody can have planted it.
+
+    Args:
+        user: Whom `end_user_sessions` will name: text that stays the same while the user exists.
+        generation: From before the password was read, as `login_attempt` knows it. Default: that of this moment.
+
+    Raises:
+        SettingError: The app has no secret key.
+        DatabaseUnavailableError: The database cannot be asked.
+    """
+    if not user:
+        raise ValueError("a session without a user is begun by using quart.session")
+    current = get_session()
+    if generation is None:
+        async with get_extension().database.connection() as connection:
+            generation = await get_generation(connection)
+    await current.start(user, generation)
+    return current
+
+
+async def end_session() -> None:
+    """End the current request's session on every worker within two seconds, if there is one. For a logout.
+
+    `session.clear()` does the same with the answer; this says at once if it cannot be done.
+
+    Raises:
+        WrongTenantError: It is another tenant's.
+        SettingError: The app has no secret key.
+        DatabaseUnavailableError: The database cannot be told. The session goes on.
+    """
+    current = get_session()
+    current.clear()
+    await current.write_ends()
+
+
+def get_session() -> TenantSession:
+    """Return `quart.session` as what it is here.
 
     Raises:
         SettingError: The app has no secret key.
@@ -143,8 +315,14 @@ def start_session() -> TenantSession:
     current = see_through(session)
     if not isinstance(current, TenantSession):
         raise _no_secret_key()
-    current.renew()
     return current
+
+
+async def ask_about_session() -> None:
+    """Let the current request's session be asked about in the database, if this worker has had no news lately."""
+    current = see_through(session)
+    if isinstance(current, TenantSession):
+        await current.ask_if_needed()
 
 
 def find_session_owner() -> int:
@@ -162,10 +340,21 @@ def check_secret_key(app: Quart) -> None:
     key: object = app.secret_key
     if not key:
         raise _no_secret_key()
-    if not isinstance(key, str | bytes) or len(key) < _MIN_SECRET_LENGTH:
+    if not _is_long_enough(key):
         raise SettingError(
             "SECRET_KEY", f"must be a text of at least {_MIN_SECRET_LENGTH} characters, and not a plain number"
         )
+    fallbacks: object = app.config["SECRET_KEY_FALLBACKS"]
+    if fallbacks is not None and not (isinstance(fallbacks, list | tuple) and all(map(_is_long_enough, fallbacks))):
+        raise SettingError(
+            "SECRET_KEY_FALLBACKS",
+            f"must be a list of older keys, each a text of at least {_MIN_SECRET_LENGTH} characters; in the "
+            'environment as JSON: ["…"]',
+        )
+
+
+def _is_long_enough(key: object) -> bool:
+    return isinstance(key, str | bytes) and len(key) >= _MIN_SECRET_LENGTH
 
 
 def _no_secret_key() -> SettingError:
@@ -174,6 +363,10 @@ def _no_secret_key() -> SettingError:
         "is not set: put a long random text into the environment as QUART_SECRET_KEY, such as the output of "
         "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
     )
+
+
+def _get_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _get_name(app: Quart, secure: bool) -> str:

@@ -10,7 +10,8 @@ CREATE TABLE quart_tenants.ended_sessions (
     username    text NOT NULL,
     -- What the cookie calls itself; empty for all sessions of the user.
     session_id  text NOT NULL,
-    -- Of all tenants and users, always higher: a session that knows this one began after it.
+    -- Always higher, in the order of commits where all sessions of a user end, for those wait for each other: a session
+    -- that was begun when this was the newest is ended by later ones only.
     generation  bigint GENERATED ALWAYS AS IDENTITY,
     -- When every such session is over anyway. Workers forget the row then.
     forget_at   timestamptz NOT NULL,
@@ -20,19 +21,23 @@ CREATE TABLE quart_tenants.ended_sessions (
 );
 -- Serves every look at the feed.
 CREATE INDEX ended_sessions_by_transaction ON quart_tenants.ended_sessions (transaction);
+-- Serves every login.
+CREATE INDEX ended_sessions_by_generation ON quart_tenants.ended_sessions (generation) WHERE session_id = '';
 -- Serves the forgetting.
 CREATE INDEX ended_sessions_by_time ON quart_tenants.ended_sessions (forget_at);
 
--- Logins that failed lately, counted by account and by address. What is counted is kept as a digest only:
--- people type their password into the wrong field.
+-- Logins that failed lately, counted by account, by address, and by account and address together once that account
+-- has logged in from there: then strangers who guess at the account do not hold up its owner. What is counted is kept
+-- as a digest only: people type their password into the wrong field.
 CREATE TABLE quart_tenants.failed_logins (
     tenant_id  bigint NOT NULL REFERENCES quart_tenants.tenants (id) ON DELETE CASCADE,
-    -- SHA-256 of the kind and of the account, the address, or both.
     counted    bytea NOT NULL,
     failures   integer NOT NULL,
+    -- The last one; long after it the counting begins anew.
+    failed_at  timestamptz NOT NULL DEFAULT now(),
     -- The next try may come then.
     wait_until timestamptz NOT NULL,
-    -- The counting begins anew then.
+    -- The row serves nobody any more then.
     forget_at  timestamptz NOT NULL,
     PRIMARY KEY (tenant_id, counted)
 );

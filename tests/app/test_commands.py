@@ -68,14 +68,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 def run(
     program: list[str | Path], *arguments: str, stdin: str = "", **settings: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end, without a terminal."""
+    """Run a command to its end, without a terminal, and without audit lines among what it says."""
     return subprocess.run(
         [*program, *arguments],
         input=stdin,
         capture_output=True,
         encoding="utf-8",
         timeout=DEADLINE,
-        env=make_environment(**settings),
+        env=make_environment(QUART_TENANTS_LOG_LEVEL="warning", **settings),
         check=False,
     )
 

@@ -227,7 +227,7 @@ async def test_serve_runs_as_hypercorn_toml_says(database_url: str, tmp_path: Pa
     assert {answer.status_code for answer in answers} == {200}
     assert "server" not in answers[0].headers
     assert server.process.returncode == 0
-    assert (tmp_path / "log").read_text().count("[INFO] Running on") == 2
+    assert (tmp_path / "log").read_text().count("Running on") == 2
 
 
 async def test_hypercorn_itself_serves_the_app(database_url: str, tmp_path: Path) -> None:

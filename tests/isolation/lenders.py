@@ -20,9 +20,11 @@ async def _reset_nothing(connection: object) -> None:
     """What people pass to save a round trip."""
 
 
-async def open_naive_pool(url: str, size: int) -> Pool:
-    """Return a pool that resets nothing between its users."""
-    pool = asyncpg.create_pool(url, min_size=1, max_size=size, reset=_reset_nothing, statement_cache_size=0)
+async def open_naive_pool(url: str, size: int, *, reset: bool = False) -> Pool:
+    """Return a pool that resets nothing between its users, or with *reset* what asyncpg resets."""
+    pool = asyncpg.create_pool(
+        url, min_size=1, max_size=size, reset=None if reset else _reset_nothing, statement_cache_size=0
+    )
     await pool
     return pool
 
@@ -52,5 +54,31 @@ def remember_path(pool: Pool) -> Lender:
                 # A rollback takes the path back, and this is not told.
                 believed[inner] = tenant
             yield connection
+
+    return lend
+
+
+def reset_like_the_driver(pool: Pool) -> Lender:
+    """Return a lender that sets the path as we do, on a pool with asyncpg's own reset: no role, no temporary table."""
+
+    @asynccontextmanager
+    async def lend(tenant: Tenant) -> AsyncIterator["Connection"]:
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute(f"SET LOCAL search_path TO {tenant.schema.quoted}")
+            yield connection
+
+    return lend
+
+
+def give_back_after_success(pool: Pool) -> Lender:
+    """Return a lender that gives its connection back where nothing goes wrong, and only there."""
+
+    @asynccontextmanager
+    async def lend(tenant: Tenant) -> AsyncIterator["Connection"]:
+        connection = await pool.acquire(timeout=0.01)
+        await connection.execute(f"SET search_path TO {tenant.schema.quoted}")
+        yield connection
+        await connection.execute("DISCARD TEMP; RESET ALL")
+        await pool.release(connection)
 
     return lend

@@ -1,7 +1,7 @@
-"""Promise: however many tenants share a connection and however their requests end, no row crosses over."""
+"""Promise: however many tenants share a connection and however their requests end, nothing crosses over or is lost."""
 
-import asyncio
-import os
+from collections.abc import Callable
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -9,13 +9,21 @@ import pytest
 from quart_tenants.postgres.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
-from tests.isolation.lenders import open_naive_pool, remember_path
-from tests.isolation.soak import make_stamps, soak
+from tests.isolation.lenders import (
+    Lender,
+    Pool,
+    give_back_after_success,
+    open_naive_pool,
+    remember_path,
+    reset_like_the_driver,
+    set_path_and_forget,
+)
+from tests.isolation.soak import Mix, Soak, count_misplaced_stamps, make_stamps
 
-# The short form of every run; SOAK_BLOCKS=200000 is the full one, with 200 tenants.
-BLOCKS = int(os.environ.get("SOAK_BLOCKS", "4000"))
-TENANTS = 200 if BLOCKS >= 100_000 else 20
-POOL_SIZE = 5
+# The short form of every run; `python -m benchmarks.soak` is the full one.
+BLOCKS = 4000
+TENANTS = 20
+POOL_SIZE = 6
 
 
 @pytest.fixture
@@ -27,38 +35,50 @@ async def tenants(database_url: str) -> list[Tenant]:
     return tenants
 
 
-async def test_cancelled_blocks_leak_no_row_and_lose_no_connection(settings: Settings, tenants: list[Tenant]) -> None:
-    """A tenth of the blocks is cancelled at a random moment, some fail: no foreign row, a whole and clean pool."""
-    async with await Database.open(settings, max_size=POOL_SIZE) as database:
-        findings = await soak(database.tenant_connection, tenants, blocks=BLOCKS, seed=1)
-        print(findings)  # noqa: T201  (the figures of a long run, shown by pytest -s)
+async def test_disturbed_blocks_leak_nothing_and_lose_no_connection(settings: Settings, tenants: list[Tenant]) -> None:
+    """Cancelled, failing, killed, broken and refused blocks: no foreign row, no trace, no lost connection, no error."""
+    url = settings.required_database_url
+    own = replace(settings, pool_max_size=POOL_SIZE, acquire_timeout=0.1, tenant_pool_queue=2)
+    mix = Mix(abort=0.01, kill_every=100, exhaust_every=500)
+    async with await Database.open(own) as database:
+        soak = Soak(database.tenant_connection, tenants, url=url, size=POOL_SIZE, seed=1, mix=mix)
+        findings = await soak.run(BLOCKS)
+        shares = database._shares
+    print(findings)  # noqa: T201  (shown by pytest -n 0 -s)
 
-        assert findings.foreign_rows == 0
-        assert findings.errors == 0
-        assert findings.cancelled > BLOCKS / 50
-        assert findings.failed > BLOCKS / 50
-        assert findings.finished + findings.cancelled + findings.failed == findings.blocks >= BLOCKS
-        together = asyncio.Barrier(POOL_SIZE)
-
-        async def probe() -> str:
-            async with database.connection() as connection:
-                # Passed only when all the connections of the pool are lent at the same time.
-                await together.wait()
-                return str(await connection.fetchval("SHOW search_path"))
-
-        assert await asyncio.gather(*(probe() for _ in range(POOL_SIZE))) == ['""'] * POOL_SIZE
+    assert findings.first is None
+    assert findings.lost_slots == findings.foreign_rows == 0
+    assert await count_misplaced_stamps(url, tenants) == 0
+    assert shares is not None
+    assert len(shares) == 0
+    # Each of the disturbances did happen.
+    assert min(findings.cancelled, findings.failed, findings.probed) > BLOCKS / 50
+    assert min(findings.lost, findings.refused, findings.killed, findings.aborted) > 0
 
 
-async def test_remembered_path_is_caught_by_the_same_soak(database_url: str, tenants: list[Tenant]) -> None:
-    """Negative control: a lender that remembers the connection's path reads foreign rows under the same soak."""
-    pool = await open_naive_pool(database_url, POOL_SIZE)
+@pytest.mark.parametrize(
+    ("make_lender", "mix", "finding"),
+    [
+        (set_path_and_forget, Mix(), "not clean"),
+        (remember_path, Mix(probe=0, careless=0), "of another tenant"),
+        (reset_like_the_driver, Mix(), "not clean"),
+        (give_back_after_success, Mix(probe=0, careless=0), "lost connection"),
+    ],
+)
+async def test_naive_lender_is_caught_by_the_same_soak(
+    database_url: str, tenants: list[Tenant], make_lender: Callable[[Pool], Lender], mix: Mix, finding: str
+) -> None:
+    """Negative control: what is lent in each of the usual ways fails in the same soak."""
+    pool = await open_naive_pool(database_url, POOL_SIZE, reset=make_lender is reset_like_the_driver)
     try:
-        findings = await soak(remember_path(pool), tenants, blocks=BLOCKS, seed=1)
+        soak = Soak(make_lender(pool), tenants, url=database_url, size=POOL_SIZE, seed=1, mix=mix, naive=True)
+        findings = await soak.run(BLOCKS // 4)
     finally:
-        await pool.close()
+        pool.terminate()
 
     print(findings)  # noqa: T201
-    assert findings.foreign_rows > 0
+    assert findings.first is not None
+    assert finding in findings.first[0]
 
 
 async def test_statement_outside_a_block_sees_no_table(database: Database, tenants: list[Tenant]) -> None:

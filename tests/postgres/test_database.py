@@ -261,3 +261,13 @@ async def test_missing_table_of_a_living_tenant_keeps_its_error(database: Databa
     with pytest.raises(asyncpg.UndefinedTableError):
         async with database.tenant_connection(acme) as connection:
             await connection.fetch("SELECT 1 FROM nowhere")
+
+
+async def test_read_only_block_cannot_write(database: Database, acme: Tenant) -> None:
+    """PostgreSQL refuses a write in a block that was asked for as read-only; the next block may write."""
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        async with database.tenant_connection(acme, read_only=True) as connection:
+            await connection.execute("INSERT INTO company_data (description) VALUES ('x')")
+
+    async with database.tenant_connection(acme) as connection:
+        await connection.execute("INSERT INTO company_data (description) VALUES ('x')")

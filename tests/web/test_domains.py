@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from urllib.parse import urljoin, urlsplit
 
 import pytest
-from quart import Quart, Response, ResponseReturnValue, session, url_for
+from quart import Quart, Response, ResponseReturnValue, url_for
 from quart.testing import WebsocketResponseError
 
-from quart_tenants import QuartTenants, Slug, start_session
+from quart_tenants import QuartTenants, Slug, get_session, start_session
 from quart_tenants.domain import parse_domain
 from quart_tenants.errors import DomainNotVerifiedError
 from quart_tenants.postgres.domains import add_domain, remove_domain
@@ -32,12 +32,12 @@ async def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
         @app.post("/login", host=tenants.host)
         async def login() -> ResponseReturnValue:
-            start_session()["user"] = 1
+            await start_session("ada")
             return {}
 
         @app.get("/me", host=tenants.host)
         async def me() -> ResponseReturnValue:
-            return {"user": session.get("user")}
+            return {"user": get_session().user}
 
         @app.get("/to/<slug>", host=tenants.host)
         async def to(slug: str) -> ResponseReturnValue:
@@ -191,7 +191,7 @@ async def test_session_does_not_move_with_the_domain(app: Quart, tenants: QuartT
     moved = await app.test_client().get("/me", headers=headers)
 
     assert "domain" not in cookie.lower()
-    assert await here.get_json() == await at_subdomain.get_json() == {"user": 1}
+    assert await here.get_json() == await at_subdomain.get_json() == {"user": "ada"}
     assert (moved.status_code, (await moved.get_json())["code"]) == (400, "wrong_tenant")
 
 
@@ -287,9 +287,7 @@ async def test_old_address_leads_to_the_new_one(app: Quart, tenants: QuartTenant
         b"/%2F%2Fevil.org",
         b"/@evil.org",
         b"/.evil.org",
-        b"http://evil.org/",
         b"",
-        b":1",
     ],
 )
 async def test_old_address_leads_nowhere_else(app: Quart, tenants: QuartTenants, raw_path: bytes) -> None:
@@ -306,6 +304,19 @@ async def test_old_address_leads_nowhere_else(app: Quart, tenants: QuartTenants,
     # Negative control.
     if raw_path.startswith(b"//"):
         assert urlsplit(urljoin("http://newco.localhost:5000", raw_path.decode())).netloc == "evil.org"
+
+
+@pytest.mark.parametrize("raw_path", [b"http://evil.org/", b":1", b"acme.localhost:5000"])
+async def test_target_that_names_another_host_is_not_redirected(
+    app: Quart, tenants: QuartTenants, raw_path: bytes
+) -> None:
+    """A request line and a Host header that disagree are refused before anything else."""
+    await rename(tenants, ACME, NEWCO)
+
+    answer = await send(app, "acme.localhost:5000", "/peek/x", raw_path=raw_path)
+
+    assert answer.status_code == 400
+    assert "Location" not in answer.headers
 
 
 async def test_escapes_reach_the_new_address_as_sent(app: Quart, tenants: QuartTenants) -> None:

@@ -9,6 +9,7 @@ from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.domains import CustomDomain, add_domain, list_domains, remove_domain
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
+from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import with_database
 
 
@@ -46,6 +47,7 @@ async def remove_command(database: Database, settings: Settings, domain: str) ->
 
 @domain_commands.command("list")
 @click.argument("slug", required=False)
+@changes_nothing
 @with_database
 async def list_command(database: Database, settings: Settings, slug: str | None) -> None:
     """List the domains of all tenants, or of SLUG.

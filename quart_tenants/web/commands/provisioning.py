@@ -5,15 +5,18 @@ from collections.abc import Sequence
 
 import click
 
-from quart_tenants.errors import InvalidSlugError, TenantExistsError
+from quart_tenants.errors import InvalidSlugError, TenantError, TenantExistsError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant
 from quart_tenants.postgres.registry_tables import init_registry, list_tenants
 from quart_tenants.postgres.restores import copy_tenant
+from quart_tenants.postgres.role_setup import TenantWithoutWall, build_walls, make_owner, shut_doors
 from quart_tenants.postgres.trash import list_trash
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
-from quart_tenants.web.commands.running import with_database
+from quart_tenants.web.commands.progress import Progress
+from quart_tenants.web.commands.records import changes_nothing
+from quart_tenants.web.commands.running import Failures, count_tenants, with_database
 
 
 @click.command("init")
@@ -21,10 +24,36 @@ from quart_tenants.web.commands.running import with_database
 async def init_command(database: Database, settings: Settings) -> None:
     """Make the tenant registry in the database, or bring it up to date.
 
-    Running it again does no harm.
+    With TENANTS_ROLE_PER_TENANT it also puts every tenant behind a role of its own. Running it again does no
+    harm, and goes on where it was interrupted.
     """
     count = await init_registry(database)
     click.echo(f"registry ready ({count} migration{'s' * (count != 1)} applied)" if count else "registry is up to date")
+    if settings.role_per_tenant:
+        await _set_up_roles(database)
+
+
+async def _set_up_roles(database: Database) -> None:
+    owner, tenants = await make_owner(database)
+    failures = Failures(len(tenants))
+    with Progress("making roles", len(tenants)) as progress:
+
+        def count(tenant: TenantWithoutWall, failure: TenantError | None) -> None:
+            progress.advance(failed=failure is not None)
+            if failure is not None:
+                failures.add(tenant.slug, failure)
+
+        await build_walls(database, owner, tenants, on_done=count)
+    missing = await shut_doors(database, owner)
+    failures.end()
+    if missing:
+        click.echo("-- To be run once in this database by a superuser:", err=True)
+        for statement in missing:
+            click.echo(f"{statement};", err=True)
+        raise click.ClickException(
+            "the wall is not closed yet: let a superuser run the statements above, then run init again"
+        )
+    click.echo(f"roles ready ({count_tenants(len(tenants))} changed)" if tenants else "roles are up to date")
 
 
 @click.command("create")
@@ -72,8 +101,8 @@ async def create_command(
 async def adopt_command(database: Database, settings: Settings, schemas: tuple[str, ...], at_version: int) -> None:
     """Register schemas that exist already, as they are.
 
-    Nothing inside them is touched. The subdomain is the schema's name, or SLUG where that is not
-    fit for one: acme-corp=AcmeCorp. All are registered, or none.
+    No table is touched; with TENANTS_ROLE_PER_TENANT owners and grants are. The subdomain is the schema's
+    name, or SLUG where that is not fit for one: acme-corp=AcmeCorp. All are registered, or none.
     """
     parsed: dict[Slug, SchemaName] = {}
     for text in schemas:
@@ -94,6 +123,7 @@ async def adopt_command(database: Database, settings: Settings, schemas: tuple[s
 
 @click.command("list")
 @click.option("--trash", is_flag=True, help="What was dropped and not purged yet, the oldest first.")
+@changes_nothing
 @with_database
 async def list_command(database: Database, settings: Settings, trash: bool) -> None:
     """List all tenants.

@@ -17,6 +17,7 @@ from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.refusals import translate_refusals
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant
+from quart_tenants.web.commands.records import record_runs
 from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.environment import read_environment
 
@@ -25,7 +26,15 @@ T = TypeVar("T")
 
 
 class TenantGroup(click.Group):
-    """A group whose commands report a `TenantError` in one line on stderr and end with status 1."""
+    """A group whose commands report a `TenantError` in one line on stderr and end with status 1.
+
+    Each of them, unless it is marked by `changes_nothing`, leaves an audit line.
+    """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command, or a group that has its commands already."""
+        record_runs(cmd, find_settings)
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

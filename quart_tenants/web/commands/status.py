@@ -13,6 +13,7 @@ from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.drift import Drift, Majority
 from quart_tenants.postgres.status import FleetStatus, VersionCount, get_fleet_status
 from quart_tenants.settings import Settings
+from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import count_tenants, with_database
 
 _MOST_LISTED = 20
@@ -21,6 +22,7 @@ _MOST_LISTED = 20
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document with everything, for programs.")
 @click.option("--no-drift", is_flag=True, help="Do not compare the tenants' tables.")
+@changes_nothing
 @with_database
 async def status_command(database: Database, settings: Settings, as_json: bool, no_drift: bool) -> None:
     """Tell where all tenants stand: versions, failures and drift.

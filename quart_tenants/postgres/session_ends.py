@@ -1,0 +1,172 @@
+"""End sessions before their time, and know in memory which were ended."""
+
+import random
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.tenant import Tenant
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from quart_tenants.postgres.block import Connection
+
+# The longest lifetime that a setting allows, and a day for clocks that differ. A row lives at least as long as what
+# it ends, whatever the settings say later or elsewhere; of these there is one a user.
+_LONGEST_LIFETIME = 366 * 86400
+_SLACK = 86400
+_EVERY_SESSION = ""
+_PRUNING_CHANCE = 0.01
+
+_END_SESSION = """
+INSERT INTO quart_tenants.ended_sessions (tenant_id, username, session_id, forget_at)
+VALUES ($1, $2, $3, now() + make_interval(secs => $4)) ON CONFLICT DO NOTHING
+"""
+# A number of its own each time: who logged in since the last time is meant, too.
+_END_USER_SESSIONS = """
+INSERT INTO quart_tenants.ended_sessions (tenant_id, username, session_id, forget_at)
+VALUES ($1, $2, '', now() + make_interval(secs => $3))
+ON CONFLICT (tenant_id, username, session_id) DO UPDATE
+SET generation = DEFAULT, transaction = excluded.transaction, forget_at = excluded.forget_at
+"""
+# Until the commit: a number that is seen must never be followed by a lower one. The number is arbitrary, but ours.
+_LOCK_GENERATION = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012212)"
+_GET_GENERATION = "SELECT coalesce(max(generation), 0) FROM quart_tenants.ended_sessions WHERE session_id = ''"
+_IS_ENDED = """
+SELECT EXISTS (
+    SELECT FROM quart_tenants.ended_sessions
+    WHERE tenant_id = $1 AND username = $2 AND (session_id = $3 OR session_id = '' AND generation > $4)
+)
+"""
+_LIST_ENDED = """
+SELECT tenant_id, username, session_id, generation, extract(epoch FROM forget_at)::float8 AS forget_at
+FROM quart_tenants.ended_sessions WHERE forget_at > now()
+"""
+# $1 the last snapshot: what it did not show is new, as in the feed of changes.
+_LIST_NEWLY_ENDED = """
+SELECT tenant_id, username, session_id, generation, extract(epoch FROM forget_at)::float8 AS forget_at
+FROM quart_tenants.ended_sessions
+WHERE transaction >= pg_catalog.pg_snapshot_xmin($1::text::pg_catalog.pg_snapshot)
+    AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $1::text::pg_catalog.pg_snapshot)
+"""
+_PRUNE = "DELETE FROM quart_tenants.ended_sessions WHERE forget_at < now()"
+
+
+class IssuedSession(NamedTuple):
+    """What names one session.
+
+    Attributes:
+        tenant_id: Whose; 0 for the domain itself.
+        username: As given at the login; empty for a visitor who has not logged in.
+        session_id: Random, new at each login.
+        generation: The newest one when the login began.
+    """
+
+    tenant_id: int
+    username: str
+    session_id: str
+    generation: int
+
+
+class EndedSessions:
+    """Every session that was ended and whose cookie could still be shown, in the memory of one worker."""
+
+    def __init__(self) -> None:
+        # When each may be forgotten, in seconds since 1970.
+        self._sessions: dict[tuple[int, str], float] = {}
+        # The newest generation that is over, by tenant and user: one entry a user.
+        self._users: dict[tuple[int, str], int] = {}
+        self._prune_at = 0.0
+
+    def __contains__(self, session: IssuedSession) -> bool:
+        if (session.tenant_id, session.session_id) in self._sessions:
+            return True
+        return self._users.get((session.tenant_id, session.username), 0) > session.generation
+
+    def add(self, session: IssuedSession) -> None:
+        """Know of one at once, before the feed tells it."""
+        self._sessions[session.tenant_id, session.session_id] = time.time() + _LONGEST_LIFETIME
+
+    async def load(self, connection: "Connection") -> None:
+        """Read all of them."""
+        rows = await connection.fetch(_LIST_ENDED)
+        self._sessions.clear()
+        self._users.clear()
+        self._put(rows)
+
+    async def refresh(self, connection: "Connection", snapshot: str) -> None:
+        """Read what *snapshot* did not show."""
+        self._put(await connection.fetch(_LIST_NEWLY_ENDED, snapshot))
+        self._forget()
+
+    def _put(self, rows: "list[asyncpg.Record]") -> None:
+        for row in rows:
+            if row["session_id"] == _EVERY_SESSION:
+                self._users[row["tenant_id"], row["username"]] = row["generation"]
+            else:
+                self._sessions[row["tenant_id"], row["session_id"]] = row["forget_at"]
+
+    def _forget(self) -> None:
+        now = time.time()
+        if now < self._prune_at:
+            return
+        self._prune_at = now + 60
+        for session in [session for session, forget_at in self._sessions.items() if forget_at < now]:
+            del self._sessions[session]
+
+
+async def end_session_in(connection: "Connection", session: IssuedSession, seconds: float) -> None:
+    """Write down that *session* is over, for every worker. Doing it again does no harm.
+
+    Args:
+        connection: Inside a block with an empty path.
+        session: Which.
+        seconds: How long its cookie could be shown yet.
+    """
+    await connection.execute(_END_SESSION, session.tenant_id, session.username, session.session_id, seconds + _SLACK)
+    await _prune_now_and_then(connection)
+
+
+async def end_user_sessions(database: Database, tenant: Tenant, username: str) -> None:
+    """End every session of a user, on every worker within two seconds: "log out everywhere".
+
+    For a new password, a user who was suspended or deleted, a lost device. Sessions of logins that began before
+    this has returned are ended, too. A name that is no user's does no harm.
+
+    Args:
+        database: Where.
+        tenant: Whose user.
+        username: As it was given to `start_session`.
+
+    Raises:
+        DatabaseUnavailableError: The database cannot be reached; nothing was ended.
+    """
+    async with database.connection() as connection:
+        await end_user_sessions_in(connection, tenant.id, username)
+
+
+async def end_user_sessions_in(connection: "Connection", tenant_id: int, username: str) -> None:
+    """Do the same in the transaction of *connection*, which others who do it wait for."""
+    await connection.execute(_LOCK_GENERATION)
+    await connection.execute(_END_USER_SESSIONS, tenant_id, username, _LONGEST_LIFETIME + _SLACK)
+    await _prune_now_and_then(connection)
+
+
+async def get_generation(connection: "Connection") -> int:
+    """Return the generation for a session that begins with what is known now: any later end of its user ends it."""
+    generation: int = await connection.fetchval(_GET_GENERATION)
+    return generation
+
+
+async def is_ended(database: Database, session: IssuedSession) -> bool:
+    """Ask the database whether *session* was ended, for a worker that has had no news for too long."""
+    async with database.connection() as connection:
+        ended: bool = await connection.fetchval(_IS_ENDED, *session)
+    return ended
+
+
+async def _prune_now_and_then(connection: "Connection") -> None:
+    # Here, because a set-up without a daily `purge` must not grow for ever either.
+    if random.random() < _PRUNING_CHANCE:  # noqa: S311
+        await connection.execute(_PRUNE)

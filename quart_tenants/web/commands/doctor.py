@@ -1,0 +1,38 @@
+"""The command that attacks the database the way a leak would happen."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.doctor import examine
+from quart_tenants.postgres.leaks import Finding, State
+from quart_tenants.settings import Settings
+from quart_tenants.web.commands.records import changes_nothing
+from quart_tenants.web.commands.running import with_database
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document with everything, for programs.")
+@changes_nothing
+@with_database
+async def doctor_command(database: Database, settings: Settings, as_json: bool) -> None:
+    """Look for leaks between tenants, through whatever pooler stands before the database.
+
+    Makes two tenants for a moment (schemas named quart_tenants_probe_...), lets their blocks take turns on
+    shared connections, and looks at grants, default paths and session settings. One line a check; ends with
+    status 1 if there is a leak, or a check that could not be done.
+    """
+    findings: list[Finding] = []
+    async for finding in examine(database, settings=settings):
+        findings.append(finding)
+        if not as_json:
+            click.echo(f"{finding.state:7}  {finding.check}: {finding.seen}")
+            if finding.remedy:
+                click.echo(f"         -> {finding.remedy}")
+    if as_json:
+        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
+    bad = [finding for finding in findings if finding.state in (State.LEAK, State.FAILED)]
+    if bad:
+        raise click.ClickException(f"not safe: {', '.join(finding.check for finding in bad)}")

@@ -1,0 +1,147 @@
+"""Let a visitor try to log in, unless too many tries have failed lately."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from quart import current_app, request
+
+from quart_tenants.errors import InvalidCredentialsError, TenantError
+from quart_tenants.postgres.logins import LoginCount, count_failure, count_success, look_at_login
+from quart_tenants.postgres.session_ends import get_generation
+from quart_tenants.web.context import get_current_tenant, get_extension
+from quart_tenants.web.sessions import TenantSession, start_session
+
+logger = logging.getLogger(__name__)
+
+
+class LoginAttempt:
+    """One try to log in. Made by `login_attempt`."""
+
+    def __init__(self, count: LoginCount, generation: int) -> None:
+        self._count = count
+        self._generation = generation
+        self.succeeded = False
+
+    async def succeed(self, user: str) -> TenantSession:
+        """Forgive what failed before, and begin a new session for *user*; return it, empty.
+
+        Args:
+            user: Whom `end_user_sessions` will name: text that stays the same while the user exists.
+
+        Raises:
+            SettingError: The app has no secret key.
+            DatabaseUnavailableError: The database is lost. Nobody is logged in.
+        """
+        await self.forgive()
+        return await start_session(user, generation=self._generation)
+
+    async def forgive(self) -> None:
+        """Forgive what failed before, for who has shown the right password for something else than a session."""
+        async with get_extension().database.connection() as connection:
+            await count_success(connection, self._count)
+        self.succeeded = True
+
+    def fail(self) -> "asyncio.Task[None]":
+        """Begin to count the failure. That goes on when the visitor goes away, who must not be spared by that."""
+        extension = get_extension()
+
+        async def count() -> None:
+            async with extension.database.connection() as connection:
+                await count_failure(connection, self._count, extension.settings)
+
+        return extension.login_gates.keep(count())
+
+
+class LoginGates:
+    """In one worker, lets a few tries for one account run at a time, so that a burst is counted, too.
+
+    What fails is counted when it has failed. Without a gate a thousand tries at once would all look before that.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._gates: dict[tuple[int, str], tuple[asyncio.Semaphore, int]] = {}
+        self._counting: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def pass_through(self, tenant_id: int, account: str) -> AsyncIterator[None]:
+        """Wait until a try for this account may run, and let it."""
+        key = tenant_id, account
+        gate, inside = self._gates.get(key) or (asyncio.Semaphore(self._width), 0)
+        self._gates[key] = gate, inside + 1
+        try:
+            async with gate:
+                yield
+        finally:
+            gate, inside = self._gates.pop(key)
+            if inside > 1:
+                self._gates[key] = gate, inside - 1
+
+    def keep(self, count: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run *count*, whether or not anybody waits for it."""
+        task = asyncio.create_task(count)
+        # The event loop itself keeps no task alive.
+        self._counting.add(task)
+        task.add_done_callback(self._drop)
+        return task
+
+    def _drop(self, task: "asyncio.Task[None]") -> None:
+        self._counting.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.warning("a failed login was not counted: %s", task.exception())
+
+
+@asynccontextmanager
+async def login_attempt(account: str) -> AsyncIterator[LoginAttempt]:
+    """Let somebody try to log in as *account* at the current tenant.
+
+    ```python
+    async with login_attempt(name) as attempt:
+        user = await find_user_by_password(name, password)
+        if user is None:
+            raise InvalidCredentialsError
+        await attempt.succeed(str(user.id))
+    ```
+
+    Leaving the block without `succeed` is a failure, and counts for the account and for the visitor's address:
+    from the fifth on (`TENANTS_LOGIN_ATTEMPTS`) the next try has to wait, each time twice as long. So is a
+    cancellation: who goes away before the answer has had the work done. Errors of this library other than
+    `InvalidCredentialsError` are no failures: then nobody was told whether the password is right.
+
+    Args:
+        account: The name that the visitor gave, whether or not such a user exists.
+
+    Raises:
+        TooManyLoginsError: It is too early for another try.
+        NoTenantError: This is no request at a tenant's host.
+        DatabaseUnavailableError: The database cannot be asked.
+    """
+    tenant = get_current_tenant()
+    extension = get_extension()
+    async with extension.login_gates.pass_through(tenant.id, account):
+        async with extension.database.connection() as connection:
+            key = current_app.secret_key or ""
+            count = await look_at_login(connection, tenant.id, account, request.remote_addr, key)
+            # Before anything about the user is read: a new password, or any other end of all sessions, that
+            # comes after this ends the session which begins here, too.
+            generation = await get_generation(connection)
+        attempt = LoginAttempt(count, generation)
+        try:
+            yield attempt
+        except asyncio.CancelledError:
+            if not attempt.succeeded:
+                attempt.fail()
+            raise
+        except BaseException as error:
+            if not attempt.succeeded and _tells_of_password(error):
+                await asyncio.shield(attempt.fail())
+            raise
+        if not attempt.succeeded:
+            await asyncio.shield(attempt.fail())
+
+
+def _tells_of_password(error: BaseException) -> bool:
+    return isinstance(error, InvalidCredentialsError) or not isinstance(error, TenantError)

@@ -1,0 +1,40 @@
+"""Run a view that only reads once more when its connection was lost."""
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+from quart_tenants.errors import DatabaseUnavailableError
+from quart_tenants.web.context import reads_only
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def retry_reads(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Let *view* begin anew, once, when a connection breaks under it, such as in a restart of the database.
+
+    `tenant_connection()` lends read-only blocks in it and in every task that it starts, so a view that does write
+    fails with PostgreSQL's own error rather than write twice. What else it does, such as a call to another service,
+    happens twice. Not retried: an exhausted pool, a timeout, a database that nobody can reach, and a stream that
+    breaks after the view has returned it.
+    """
+
+    @functools.wraps(view)
+    async def retried(*args: P.args, **kwargs: P.kwargs) -> T:
+        before = reads_only.set(True)
+        try:
+            try:
+                return await view(*args, **kwargs)
+            except DatabaseUnavailableError as error:
+                if not error.lost:
+                    raise
+                logger.warning("%s begins anew: %s", getattr(view, "__name__", view), error)
+            return await view(*args, **kwargs)
+        finally:
+            reads_only.reset(before)
+
+    return retried

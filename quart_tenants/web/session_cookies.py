@@ -1,0 +1,112 @@
+"""Sign sessions into cookies, and read them back. Each cookie's signature is checked once by each worker."""
+
+import hashlib
+import re
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from itsdangerous import BadData, TimestampSigner, URLSafeTimedSerializer
+from quart.sessions import session_json_serializer
+
+from quart_tenants.postgres.session_ends import IssuedSession
+
+# Apart from Quart's own, so that a cookie of a plain Quart app with the same key is none of ours.
+_SALT = "quart-tenants-session"
+_ISSUED = "_session"
+_ID_BYTES = 16
+# A browser has one of a name, or two where a sibling subdomain has planted one.
+_MAX_COOKIES = 4
+_MAX_COOKIE_LENGTH = 4096  # characters; browsers keep no longer ones
+_COOKIE = re.compile(r"[A-Za-z0-9_.-]+")
+# Of cookies that were verified, and so by whom we have let in: nobody else can fill it.
+_MAX_REMEMBERED = 4096
+_LONGEST_REMEMBERED = 1024  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class SignedSession:
+    """What a cookie of ours says.
+
+    Attributes:
+        issued: What names the session.
+        began_at: Its login, in seconds since 1970.
+        ends_at: When it is over, however much it is used.
+        signed_at: When the cookie was signed, which is done anew while the session is used.
+        content: What the app has put into it.
+    """
+
+    issued: IssuedSession
+    began_at: int
+    ends_at: int
+    signed_at: float
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SessionCookies:
+    """Signs with the first key, and accepts cookies of the others, too."""
+
+    def __init__(self, secret_key: str | bytes, fallbacks: Sequence[str | bytes] = ()) -> None:
+        # itsdangerous wants the key that signs last.
+        keys = [key.encode() if isinstance(key, str) else key for key in (*fallbacks, secret_key)]
+        self._serializer = URLSafeTimedSerializer(
+            keys,
+            salt=_SALT,
+            serializer=session_json_serializer,
+            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+        )
+        self._signer = cast("TimestampSigner", self._serializer.make_signer(_SALT))
+        self._verified: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+
+    def sign(self, session: SignedSession) -> str:
+        """Return the cookie that says *session*, signed now."""
+        issued = [*session.issued, session.began_at, session.ends_at]
+        return str(self._serializer.dumps({**session.content, _ISSUED: issued}))
+
+    def list_signed(self, cookies: Sequence[str]) -> list[SignedSession]:
+        """Return what those of *cookies* say that we have signed. There is no need to say why others are none."""
+        if len(cookies) > _MAX_COOKIES:
+            return []
+        return [session for cookie in cookies if (session := self._find_signed(cookie)) is not None]
+
+    def _find_signed(self, cookie: str) -> SignedSession | None:
+        try:
+            payload, signed_at = self._verified.get(cookie) or self._verify(cookie)
+            # Parsed anew each time, because the app may change what is in it.
+            content = self._serializer.load_payload(payload)
+            tenant_id, username, session_id, generation, began_at, ends_at = content.pop(_ISSUED)
+        except (BadData, ValueError, KeyError, TypeError, AttributeError):
+            # ValueError: also half a surrogate pair, as made of bytes that are no UTF-8. The last two: something
+            # that is no session was signed by the same key.
+            return None
+        issued = IssuedSession(tenant_id, username, session_id, generation)
+        return SignedSession(issued, began_at, ends_at, signed_at, content)
+
+    def _verify(self, cookie: str) -> tuple[bytes, float]:
+        # base64 is read without what is none of it: "x&" would be as good as "x".
+        if len(cookie) > _MAX_COOKIE_LENGTH or not _COOKIE.fullmatch(cookie):
+            raise BadData("no cookie of ours")
+        payload, signed_at = self._signer.unsign(cookie, return_timestamp=True)
+        verified = payload, signed_at.timestamp()
+        if len(cookie) <= _LONGEST_REMEMBERED:
+            self._verified[cookie] = verified
+            if len(self._verified) > _MAX_REMEMBERED:
+                self._verified.popitem(last=False)
+        return verified
+
+
+def issue_session(tenant_id: int, username: str, generation: int, lifetime: float) -> SignedSession:
+    """Return a new session that begins now.
+
+    Args:
+        tenant_id: Whose; 0 for the domain itself.
+        username: Who has logged in; empty for nobody.
+        generation: From `get_generation`.
+        lifetime: Seconds.
+    """
+    now = int(time.time())
+    issued = IssuedSession(tenant_id, username, secrets.token_urlsafe(_ID_BYTES), generation)
+    return SignedSession(issued, now, now + int(lifetime), now)
