@@ -1,7 +1,9 @@
 """Measure what 50 logins at once do to everybody else: `python -m benchmarks.logins`. Exits 1 for a missed target.
 
-Two servers in turn, round by round: one as it is, and one that checks passwords in its event loop, which shows
-what the threads are for. Others ask for their data at a fixed rate, before the logins and during them.
+50 users begin in the same moment, and each logs in again as soon as it has its answer, for some seconds: so 50 logins
+are under way all the time. The first second, in which 50 requests arrive at once, is shown apart, too. Two servers in
+turn, round by round: one as it is, and one that checks passwords in its event loop, which shows what the threads are
+for. Others ask for their data at a fixed rate, before the logins and during them.
 """
 
 import argparse
@@ -49,9 +51,9 @@ class Seen:
 
     idle: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
+    burst: list[float] = field(default_factory=list)
     lag: list[float] = field(default_factory=list)
     longest_lag: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     errors: int = 0
 
@@ -144,23 +146,31 @@ async def log_in(port: int, number: int) -> int:
     return status
 
 
+async def keep_logging_in(port: int, number: int, until: float, statuses: Counter[int]) -> None:
+    """Log a user in again and again."""
+    while time.monotonic() < until:
+        statuses[await log_in(port, number)] += 1
+
+
 async def run_round(port: int, client: Client, workers: int, seconds: float, seen: Seen) -> None:
-    """Ask for data for *seconds* without logins, then while 50 users log in at once."""
+    """Ask for data for *seconds* without logins, then as long while 50 users log in."""
     done = asyncio.Event()
     asking = asyncio.create_task(client.at(port).ask_until(done))
     await asyncio.sleep(seconds)
     await read_lag(port, workers)
     began = time.monotonic()
-    seen.statuses.update(await asyncio.gather(*(log_in(port, number) for number in range(LOGINS))))
+    await asyncio.gather(
+        *(keep_logging_in(port, number, began + seconds, seen.statuses) for number in range(LOGINS))
+    )
     ended = time.monotonic()
     late = await read_lag(port, workers)
     done.set()
     answers = await asking
     seen.idle.append(answers.p99(until=began))
     seen.busy.append(answers.p99(since=began, until=ended))
+    seen.burst.append(answers.p99(since=began, until=began + 1))
     seen.lag.append(statistics.quantiles(late, n=100)[98])
     seen.longest_lag.append(max(late))
-    seen.seconds.append(ended - began)
     seen.errors += sum(count for status, count in answers.statuses.items() if status != 200) + answers.wrong
 
 
@@ -191,7 +201,7 @@ async def main(rounds: int, seconds: float, workers: int) -> int:
         show("p99 of /data without logins", seen.idle, "ms")
         show("p99 of /data during the logins", seen.busy, "ms")
         show("… times that without", seen.ratios, "  ")
-        show("all logins took", seen.seconds, "s ")
+        show("p99 of /data in the first second", seen.burst, "ms")
         print(f"  logins: {dict(seen.statuses)}, failed requests of others: {seen.errors}")
     ours_seen = all_seen[AS_IT_IS]
     met = statistics.median(ours_seen.lag) <= MAX_LAG and statistics.median(ours_seen.ratios) <= MAX_RATIO
@@ -202,7 +212,7 @@ async def main(rounds: int, seconds: float, workers: int) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="without logins, in each round")
+    parser.add_argument("--seconds", type=float, default=6.0, help="without logins, and with them, in each round")
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
     sys.exit(asyncio.run(main(given.rounds, given.seconds, given.workers)))

@@ -33,7 +33,7 @@ _ARGON2 = {
 _PBKDF2 = {"pbkdf2_sha256__rounds": 29000}
 
 # Of the threads; measured by benchmarks/logins.py.
-_NICENESS = 10
+_NICENESS = 19
 
 P = ParamSpec("P")
 T = TypeVar("T")

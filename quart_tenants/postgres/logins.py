@@ -6,7 +6,7 @@ import ipaddress
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quart_tenants.errors import TooManyLoginsError
@@ -20,7 +20,8 @@ _KNOWN_SECONDS = 30 * 86400
 _PRUNING_CHANCE = 0.01
 _V6_NETWORK = 64  # bits; what one customer of a provider has to choose addresses from (RFC 6177)
 
-# $1 tenant, $2 account, $3 account and address, $4 address. An account that has logged in from this address lately is
+# $1 tenant, $2 account, $3 account and address, $4 address. The generation is that of `get_generation`, without a
+# message of its own. An account that has logged in from this address lately is
 # counted together with the address and by nothing else: neither strangers who guess at it from elsewhere hold it up,
 # nor those who share the address, such as a whole office behind one router. A failure later than now is from before
 # the server's clock was set back, and would hold people up as long as that; a minute is for clocks that are adjusted.
@@ -33,6 +34,7 @@ WITH known AS (
 )
 SELECT
     (SELECT here FROM known) AS known_here,
+    (SELECT coalesce(max(generation), 0) FROM quart_tenants.ended_sessions WHERE session_id = '') AS generation,
     (
         SELECT coalesce(max(extract(epoch FROM f.wait_until - clock_timestamp())), 0)::float8
         FROM quart_tenants.failed_logins AS f, known
@@ -91,6 +93,7 @@ class LoginCount:
         account_here: Digest of that and the address.
         address: Digest of the address.
         known_here: Whether the account has logged in from this address lately.
+        generation: For a session that begins with this login, from before the password was read.
     """
 
     tenant_id: int
@@ -98,6 +101,7 @@ class LoginCount:
     account_here: bytes
     address: bytes
     known_here: bool = False
+    generation: int = 0
 
 
 async def look_at_login(
@@ -123,11 +127,10 @@ async def look_at_login(
         _digest(key, "both", account, network),
         _digest(key, "address", network),
     )
-    row = await connection.fetchrow(_LOOK, tenant_id, count.account, count.account_here, count.address)
-    if row is not None and row["seconds"] > 0:
+    (row,) = await connection.fetch(_LOOK, tenant_id, count.account, count.account_here, count.address)
+    if row["seconds"] > 0:
         raise TooManyLoginsError(math.ceil(row["seconds"]))
-    known_here = row is not None and row["known_here"]
-    return LoginCount(tenant_id, count.account, count.account_here, count.address, known_here)
+    return replace(count, known_here=row["known_here"], generation=row["generation"])
 
 
 async def count_failure(connection: "Connection", count: LoginCount, settings: Settings) -> None:

@@ -10,19 +10,20 @@ from quart import current_app, request
 
 from quart_tenants.errors import InvalidCredentialsError, TenantError
 from quart_tenants.postgres.logins import LoginCount, count_failure, count_success, look_at_login
-from quart_tenants.postgres.session_ends import get_generation
 from quart_tenants.web.context import get_current_tenant, get_extension
 from quart_tenants.web.sessions import TenantSession, start_session
 
 logger = logging.getLogger(__name__)
 
+_CONNECTIONS = 2
+"""Of a worker's pool, that logins may have at a time for counting."""
+
 
 class LoginAttempt:
     """One try to log in. Made by `login_attempt`."""
 
-    def __init__(self, count: LoginCount, generation: int) -> None:
+    def __init__(self, count: LoginCount) -> None:
         self._count = count
-        self._generation = generation
         self.succeeded = False
 
     async def succeed(self, user: str) -> TenantSession:
@@ -36,11 +37,12 @@ class LoginAttempt:
             DatabaseUnavailableError: The database is lost. Nobody is logged in.
         """
         await self.forgive()
-        return await start_session(user, generation=self._generation)
+        return await start_session(user, generation=self._count.generation)
 
     async def forgive(self) -> None:
         """Forgive what failed before, for who has shown the right password for something else than a session."""
-        async with get_extension().database.connection() as connection:
+        extension = get_extension()
+        async with extension.login_gates.connections, extension.database.connection() as connection:
             await count_success(connection, self._count)
         self.succeeded = True
 
@@ -49,7 +51,7 @@ class LoginAttempt:
         extension = get_extension()
 
         async def count() -> None:
-            async with extension.database.connection() as connection:
+            async with extension.login_gates.connections, extension.database.connection() as connection:
                 await count_failure(connection, self._count, extension.settings)
 
         return extension.login_gates.keep(count())
@@ -65,6 +67,9 @@ class LoginGates:
         self._width = width
         self._gates: dict[tuple[int, str], tuple[asyncio.Semaphore, int]] = {}
         self._counting: set[asyncio.Task[None]] = set()
+        # Logins come in storms, such as at nine in the morning, and are slow anyway: they must not stand in front of
+        # everybody else in the queue for a connection.
+        self.connections = asyncio.Semaphore(_CONNECTIONS)
 
     @asynccontextmanager
     async def pass_through(self, tenant_id: int, account: str) -> AsyncIterator[None]:
@@ -122,13 +127,11 @@ async def login_attempt(account: str) -> AsyncIterator[LoginAttempt]:
     tenant = get_current_tenant()
     extension = get_extension()
     async with extension.login_gates.pass_through(tenant.id, account):
-        async with extension.database.connection() as connection:
+        async with extension.login_gates.connections, extension.database.connection() as connection:
             key = current_app.secret_key or ""
             count = await look_at_login(connection, tenant.id, account, request.remote_addr, key)
-            # Before anything about the user is read: a new password, or any other end of all sessions, that
-            # comes after this ends the session which begins here, too.
-            generation = await get_generation(connection)
-        attempt = LoginAttempt(count, generation)
+        # From here on any end of all the user's sessions, such as for a new password, ends the one that begins here.
+        attempt = LoginAttempt(count)
         try:
             yield attempt
         except asyncio.CancelledError:
