@@ -159,9 +159,7 @@ async def run_round(port: int, client: Client, workers: int, seconds: float, see
     await asyncio.sleep(seconds)
     await read_lag(port, workers)
     began = time.monotonic()
-    await asyncio.gather(
-        *(keep_logging_in(port, number, began + seconds, seen.statuses) for number in range(LOGINS))
-    )
+    await asyncio.gather(*(keep_logging_in(port, number, began + seconds, seen.statuses) for number in range(LOGINS)))
     ended = time.monotonic()
     late = await read_lag(port, workers)
     done.set()

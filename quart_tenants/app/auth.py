@@ -3,7 +3,8 @@
 import functools
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import asyncpg
@@ -21,12 +22,12 @@ from quart_tenants.errors import (
 )
 from quart_tenants.web.audit import audit
 from quart_tenants.web.context import get_current_tenant, get_extension, tenant_connection
-from quart_tenants.web.logins import login_attempt
+from quart_tenants.web.logins import LoginAttempt, login_attempt
 from quart_tenants.web.routing import TENANT_HOST
 from quart_tenants.web.sessions import end_session, get_session, start_session
 
 if TYPE_CHECKING:
-    from quart_tenants.app.passwords import PasswordHasher
+    from quart_tenants.app.passwords import PasswordCheck, PasswordHasher
 
 logger = logging.getLogger(__name__)
 auth = Blueprint("auth", __name__)
@@ -53,26 +54,10 @@ def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]
 async def login() -> dict[str, str]:
     """Check the name and the password, and begin a session."""
     fields = await _read_fields("uname", "passwd")
-    username = fields["uname"]
-    user = None
-    try:
-        async with login_attempt(username) as attempt:
-            async with tenant_connection(read_only=True) as connection:
-                user = await find_user(connection, username)
-            # No connection is held meanwhile: this takes a thousand times longer than the query.
-            check = await _get_hasher().check(fields["passwd"], None if user is None else user.password_hash)
-            if user is None or not check.matched:
-                raise InvalidCredentialsError
-            if check.replacement is not None:
-                await _upgrade(user, check.replacement)
-            await attempt.succeed(user.username)
-    except InvalidCredentialsError:
-        # A name that is no user's may be a password in the wrong field.
-        audit("login_failed", user=None if user is None else user.username, address=request.remote_addr)
-        raise
-    except TooManyLoginsError as error:
-        audit("login_throttled", address=request.remote_addr, retry_after=error.retry_after)
-        raise
+    async with _checked_password(fields["uname"], fields["passwd"], "login") as (attempt, user, check):
+        if check.replacement is not None:
+            await _upgrade(user, check.replacement)
+        await attempt.succeed(user.username)
     audit("login_succeeded", user=user.username, address=request.remote_addr)
     return {"msg": "login successful"}
 
@@ -94,19 +79,43 @@ async def change_password() -> dict[str, str]:
     fields = await _read_fields("passwd", "new_passwd")
     if not fields["new_passwd"]:
         raise InvalidUserError("the new password is empty")
-    username, tenant = str(get_session().user), get_current_tenant()
-    async with login_attempt(username) as attempt:
-        async with tenant_connection(read_only=True) as connection:
-            user = await find_user(connection, username)
-        check = await _get_hasher().check(fields["passwd"], None if user is None else user.password_hash)
-        if user is None or not check.matched:
-            raise InvalidCredentialsError
+    username = str(get_session().user)
+    async with _checked_password(username, fields["passwd"], "password_change") as (attempt, user, _):
         await attempt.forgive()
     password_hash = await _get_hasher().hash(fields["new_passwd"])
-    await change_own_password(get_extension().database, tenant, user, password_hash)
+    await change_own_password(get_extension().database, get_current_tenant(), user, password_hash)
     await start_session(username)
     audit("password_changed", user=username, address=request.remote_addr)
     return {"msg": "password changed"}
+
+
+@asynccontextmanager
+async def _checked_password(
+    username: str, password: str, action: str
+) -> AsyncIterator[tuple[LoginAttempt, User, "PasswordCheck"]]:
+    """Find the user whose password this is, or write down that *action* failed.
+
+    Raises:
+        InvalidCredentialsError: There is no such user, or it is not theirs.
+        TooManyLoginsError: It is too early for another try.
+    """
+    user = None
+    try:
+        async with login_attempt(username) as attempt:
+            async with tenant_connection(read_only=True) as connection:
+                user = await find_user(connection, username)
+            # No connection is held meanwhile: this takes a thousand times longer than the query.
+            check = await _get_hasher().check(password, None if user is None else user.password_hash)
+            if user is None or not check.matched:
+                raise InvalidCredentialsError
+            yield attempt, user, check
+    except InvalidCredentialsError:
+        # A name that is no user's may be a password in the wrong field.
+        audit(f"{action}_failed", user=None if user is None else user.username, address=request.remote_addr)
+        raise
+    except TooManyLoginsError as error:
+        audit(f"{action}_throttled", address=request.remote_addr, retry_after=error.retry_after)
+        raise
 
 
 async def _upgrade(user: User, password_hash: str) -> None:

@@ -213,7 +213,7 @@ class Block:
             if translated is not None:
                 raise translated from error
             raise
-        await self._pool.give_back(connection)
+        await self._pool.give_back(connection, self._driver)
 
     async def _roll_back(self, connection: "Connection") -> None:
         """Give *connection* back clean, or close it, within half a second. Raises nothing but a cancellation."""
@@ -228,7 +228,7 @@ class Block:
             if not isinstance(error, DRIVER_ERRORS):
                 raise
         else:
-            await self._pool.give_back(connection)
+            await self._pool.give_back(connection, self._driver)
 
 
 def _translate(error: BaseException, connection: "Connection") -> TenantError | None:

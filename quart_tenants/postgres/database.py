@@ -16,7 +16,7 @@ import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
 from quart_tenants.postgres.block import Block, list_path
-from quart_tenants.postgres.pool import DRIVER_ERRORS, ConnectionPool, DriverConnection, describe
+from quart_tenants.postgres.pool import DRIVER_ERRORS, ConnectionPool, DriverConnection, SetUp, describe
 from quart_tenants.postgres.shares import Shares
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant
@@ -49,7 +49,14 @@ class Database:
         self._reset = _RESET if settings.statement_cache_size else f"{_RESET}; DEALLOCATE ALL"
 
     @classmethod
-    async def open(cls, settings: Settings, *, max_size: int | None = None, for_many_tenants: bool = False) -> Self:
+    async def open(
+        cls,
+        settings: Settings,
+        *,
+        max_size: int | None = None,
+        for_many_tenants: bool = False,
+        set_up: SetUp | None = None,
+    ) -> Self:
         """Connect to the database that *settings* name.
 
         Args:
@@ -58,6 +65,7 @@ class Database:
                 tenant a share of those: nobody else waits for them.
             for_many_tenants: Whether each connection will see thousands of them. It is then replaced
                 now and then: a server process remembers the tables that it has touched until it ends.
+            set_up: Called with each new connection, such as for type codecs. There are no tables on its path.
 
         Raises:
             SettingError: The address is missing or malformed.
@@ -72,6 +80,7 @@ class Database:
                 max_size=size,
                 max_queries=_QUERIES_FOR_MANY_TENANTS if for_many_tenants else _QUERIES,
                 defaults=_DEFAULTS,
+                set_up=set_up,
             )
             await pool.open(settings.connect_timeout)
         except (ValueError, asyncpg.ClientConfigurationError) as error:

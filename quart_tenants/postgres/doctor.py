@@ -8,7 +8,8 @@ import asyncpg
 
 from quart_tenants.errors import RolesNotReadyError, TenantError
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.leaks import OLDEST_SERVER, Finding, State, find_leaks, name_some
+from quart_tenants.postgres.leaks import OLDEST_SERVER, Finding, State, find_leaks
+from quart_tenants.postgres.long_lists import name_some
 from quart_tenants.postgres.probes import alternate, attack, find_session_leaks, make_probes
 from quart_tenants.postgres.refusals import describe_refusal
 from quart_tenants.settings import Settings

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from quart_tenants.errors import LeakError
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.long_lists import name_some
 from quart_tenants.postgres.registry_tables import check_registry
 from quart_tenants.postgres.role_setup import DO_NOT_LOOP, list_open_doors, list_without_wall
 from quart_tenants.postgres.roles import RUN_INIT, find_owner
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 OLDEST_SERVER = 150000
 """As the server writes its version; PostgreSQL 15."""
-
-_MOST_NAMES = 5
 
 _GET_DEFAULT_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _LOOK_AT_LOGIN = """
@@ -129,12 +128,6 @@ async def find_leaks(database: Database, *, settings: Settings) -> list[Finding]
                 )
             )
     return findings
-
-
-def name_some(names: list[str]) -> str:
-    """Return the first of *names*, and how many more there are."""
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _judge_path(schemas: list[str]) -> Finding:

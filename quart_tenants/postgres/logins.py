@@ -146,8 +146,9 @@ async def count_failure(connection: "Connection", count: LoginCount, settings: S
             for counted, free in sorted(limits)
         ],
     )
+    # Here, because a set-up without a daily `purge` must not grow for ever either.
     if random.random() < _PRUNING_CHANCE:  # noqa: S311
-        await connection.execute(_PRUNE)
+        await prune_failed_logins(connection)
 
 
 async def count_success(connection: "Connection", count: LoginCount) -> None:
@@ -155,6 +156,11 @@ async def count_success(connection: "Connection", count: LoginCount) -> None:
     if not count.known_here:
         await connection.execute(_FORGIVE, count.tenant_id, count.account)
     await connection.execute(_KNOW, count.tenant_id, count.account_here, float(_KNOWN_SECONDS))
+
+
+async def prune_failed_logins(connection: "Connection") -> None:
+    """Delete what serves nobody any more."""
+    await connection.execute(_PRUNE)
 
 
 def _find_network(address: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from quart_tenants.errors import MigrationFailedError, MigrationFileError
+from quart_tenants.postgres.long_lists import name_some
 from quart_tenants.postgres.refusals import describe_refusal
 from quart_tenants.postgres.roles import as_owner
 from quart_tenants.resources import get_resource_path
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from quart_tenants.postgres.statements import Script, Statement
 
 LEAVES_PATH = "it changes search_path; use unqualified names only"
-_MOST_NAMES = 5
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
 # Answers what is on the path, so that a migration which has changed it is found out.
@@ -166,7 +166,7 @@ async def refuse_edited(connection: "Connection", migrations: Sequence[Migration
     """
     edited = await list_edited(connection, migrations)
     if edited:
-        names = "; ".join(f"{one.file} (by {_name_some(one.slugs)})" for one in edited)
+        names = "; ".join(f"{one.file} (by {name_some(one.slugs)})" for one in edited)
         raise MigrationFileError(
             f"changed after it was applied: {names}; put the file back, and write a new one for what is to change"
         )
@@ -251,11 +251,6 @@ async def record_migrations(
 def locate_refusal(statement: "Statement", error: asyncpg.PostgresError) -> str:
     """Return what the server said about *statement*, with the line of its file."""
     return f"line {statement.locate(error.position)}: {describe_refusal(error)}"
-
-
-def _name_some(slugs: Sequence[str]) -> str:
-    more = f" and {len(slugs) - _MOST_NAMES} more" if len(slugs) > _MOST_NAMES else ""
-    return ", ".join(slugs[:_MOST_NAMES]) + more
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import asyncpg
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     DriverConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
 else:
     DriverConnection = asyncpg.Connection
+
+SetUp: TypeAlias = Callable[["DriverConnection"], Awaitable[object]]
+"""What an app does to each new connection, such as to set type codecs."""
 
 CLEANUP_TIMEOUT = 0.4
 """Seconds. What is to be cleaned up and is not by then is closed instead: a request that was cancelled waits for it."""
@@ -42,9 +46,10 @@ class BlockConnection(OneStatementConnection):
         generation: Of the pool, when this was opened.
         opened_in: Seconds that it took to open.
         proven: Whether a block began here before.
+        altered: Whether a block has set what stays in the client, where no reset reaches it.
     """
 
-    __slots__ = ("generation", "opened_in", "proven")
+    __slots__ = ("altered", "generation", "opened_in", "proven")
     _top_xact: asyncpg.transaction.Transaction | None
     _loop: asyncio.AbstractEventLoop
 
@@ -53,6 +58,7 @@ class BlockConnection(OneStatementConnection):
         self.generation = 0
         self.opened_in = 0.0
         self.proven = False
+        self.altered = False
 
     @property
     def itself(self) -> "BlockConnection":
@@ -82,6 +88,21 @@ class BlockConnection(OneStatementConnection):
         self.one_statement = False
         await self.execute(statements, timeout=seconds)
 
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().set_type_codec(*args, **options)
+
+    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
+        """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().reset_type_codec(*args, **options)
+
+    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().set_builtin_type_codec(*args, **options)
+
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (overrides asyncpg's)
         """Close it, politely if that is quick. Raises nothing but a cancellation: it is closed either way."""
         with contextlib.suppress(*DRIVER_ERRORS):
@@ -103,9 +124,18 @@ class BlockConnection(OneStatementConnection):
 class ConnectionPool:
     """An asyncpg pool that a dead network, or a server that was restarted, does not keep ill."""
 
-    __slots__ = ("_generation", "_options", "_pool", "_renewing", "max_size")
+    __slots__ = ("_generation", "_options", "_pool", "_renewing", "_set_up", "max_size")
 
-    def __init__(self, settings: Settings, *, max_size: int, max_queries: int, defaults: dict[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        max_size: int,
+        max_queries: int,
+        defaults: dict[str, str],
+        set_up: SetUp | None = None,
+    ) -> None:
+        self._set_up = set_up
         self._generation = 0
         self._renewing = asyncio.Lock()
         self.max_size = max_size
@@ -167,8 +197,11 @@ class ConnectionPool:
         except DRIVER_ERRORS as error:
             raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
 
-    async def give_back(self, connection: "Connection") -> None:
-        """Take *connection* back, clean as its block has left it."""
+    async def give_back(self, connection: "Connection", itself: BlockConnection) -> None:
+        """Take *connection* back, clean as its block has left it. What it cannot be clean of closes it."""
+        if itself.altered:
+            self.discard(connection)
+            return
         # Such as a pool that was closed meanwhile. What the block did is saved all the same.
         with contextlib.suppress(asyncpg.InterfaceError):
             await self._pool.release(connection)
@@ -220,11 +253,19 @@ class ConnectionPool:
                     connection = done.pop().result()
                     connection.generation = generation
                     attempts = done | waiting
-                    return connection
+                    break
                 _drop(attempts - {patient})
                 attempts = {patient, asyncio.create_task(_open(*args, **options))}
         finally:
             _drop(attempts)
+        if self._set_up is not None:
+            try:
+                await self._set_up(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+            connection.altered = False
+        return connection
 
 
 def see_through(connection: "Connection") -> BlockConnection:

@@ -6,9 +6,11 @@ import asyncpg
 
 from quart_tenants.errors import DatabaseUnavailableError, TenantBusyError, TenantError, TenantNotInTrashError
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.logins import prune_failed_logins
 from quart_tenants.postgres.refusals import translate_refusals
 from quart_tenants.postgres.resting_names import forget_rested_names, free_names
 from quart_tenants.postgres.roles import drop_role
+from quart_tenants.postgres.session_ends import prune_ended_sessions
 from quart_tenants.postgres.tenant_locks import lock_until_commit
 from quart_tenants.postgres.trash import TrashedTenant, list_trash
 from quart_tenants.settings import Settings
@@ -162,6 +164,8 @@ async def purge_tenants(
         await connection.execute(_PRUNE_CHANGES)
         await connection.execute(_PRUNE_REDIRECTS)
         await forget_rested_names(connection)
+        await prune_ended_sessions(connection)
+        await prune_failed_logins(connection)
     return purged
 
 

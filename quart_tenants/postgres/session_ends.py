@@ -140,6 +140,7 @@ async def end_user_sessions(database: Database, tenant: Tenant, username: str) -
         username: As it was given to `start_session`.
 
     Raises:
+        ValueError: *username* is empty.
         DatabaseUnavailableError: The database cannot be reached; nothing was ended.
     """
     async with database.connection() as connection:
@@ -148,6 +149,9 @@ async def end_user_sessions(database: Database, tenant: Tenant, username: str) -
 
 async def end_user_sessions_in(connection: "Connection", tenant_id: int, username: str) -> None:
     """Do the same in the transaction of *connection*, which others who do it wait for."""
+    if not username:
+        # So are called who has not logged in.
+        raise ValueError("whose sessions? The name is empty")
     await connection.execute(_LOCK_GENERATION)
     await connection.execute(_END_USER_SESSIONS, tenant_id, username, _LONGEST_LIFETIME + _SLACK)
     await _prune_now_and_then(connection)
@@ -166,7 +170,12 @@ async def is_ended(database: Database, session: IssuedSession) -> bool:
     return ended
 
 
+async def prune_ended_sessions(connection: "Connection") -> None:
+    """Delete what serves nobody any more."""
+    await connection.execute(_PRUNE)
+
+
 async def _prune_now_and_then(connection: "Connection") -> None:
     # Here, because a set-up without a daily `purge` must not grow for ever either.
     if random.random() < _PRUNING_CHANCE:  # noqa: S311
-        await connection.execute(_PRUNE)
+        await prune_ended_sessions(connection)

@@ -14,6 +14,7 @@ from quart_tenants.domain import Domain
 from quart_tenants.errors import SettingError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.migrations import get_tenant_migrations
+from quart_tenants.postgres.pool import SetUp
 from quart_tenants.postgres.provisioning import create_tenant
 from quart_tenants.postgres.registry import Registry
 from quart_tenants.settings import PREFIX, Settings, read_settings
@@ -64,6 +65,7 @@ class QuartTenants:
         self._app: Quart | None = None
         self._database: Database | None = None
         self._registry: Registry | None = None
+        self._set_up: SetUp | None = None
         if app is not None:
             self.init_app(app)
 
@@ -126,7 +128,7 @@ class QuartTenants:
             MigrationFileError: `TENANTS_MINIMUM_VERSION` is not set, and the newest file cannot be found.
         """
         async with AsyncExitStack() as stack:
-            database = await stack.enter_async_context(await Database.open(self.settings))
+            database = await stack.enter_async_context(await Database.open(self.settings, set_up=self._set_up))
             # Of its own: a pool that the tenants have exhausted must not starve the feed of changes.
             # And in less time than the registry takes to become stale: a hanging read is tried again before that.
             patience = min(self.settings.command_timeout, self.settings.registry_max_age / 2)
@@ -141,6 +143,14 @@ class QuartTenants:
                 yield
             finally:
                 self._database = self._registry = None
+
+    def on_connect(self, set_up: SetUp) -> SetUp:
+        """Call *set_up* with each new connection of the pool, before any tenant has it. A decorator.
+
+        For what all tenants are to have alike, such as type codecs: what a block sets of these costs its connection.
+        """
+        self._set_up = set_up
+        return set_up
 
     @property
     def database(self) -> Database:

@@ -12,11 +12,12 @@ import pytest
 
 from quart_tenants.errors import UnknownTenantError
 from quart_tenants.postgres.database import Database
+from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.block import Connection
+    from quart_tenants.postgres.block import Connection, DriverConnection
 
 Act = Callable[["Connection"], Awaitable[object]]
 
@@ -204,3 +205,44 @@ async def test_unquoted_name_is_read_as_others(database: Database, name: str, re
         await connection.execute("SELECT set_config('search_path', $1, true)", name)
 
         assert await connection.fetchval("SELECT current_schemas(false)") == read_as
+
+
+async def test_codec_of_one_tenant_reaches_no_other(
+    one_connection_database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    """What asyncpg keeps in the client ends with the block: its connection is closed."""
+    async with one_connection_database.tenant_connection(acme) as connection:
+        await connection.set_type_codec("int4", schema="pg_catalog", encoder=str, decoder=_shout)
+        assert await connection.fetchval("SELECT 1") == "1!"
+
+    async with one_connection_database.tenant_connection(globex) as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_codec_stays_on_a_connection_that_nobody_closes(database_url: str) -> None:
+    """Negative control: asyncpg's own pool passes it on, with its own full reset, too."""
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=1) as pool:
+        async with pool.acquire() as connection:
+            await connection.set_type_codec("int4", schema="pg_catalog", encoder=str, decoder=_shout)
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == "1!"
+
+
+async def test_codec_of_the_app_is_on_every_connection(settings: Settings, acme: Tenant) -> None:
+    """What is set when a connection is opened stays, and costs no connection."""
+
+    async def set_up(connection: "DriverConnection") -> None:
+        await connection.set_type_codec("int4", schema="pg_catalog", encoder=str, decoder=_shout)
+
+    seen = set()
+    async with await Database.open(settings, max_size=1, set_up=set_up) as database:
+        for _ in range(2):
+            async with database.tenant_connection(acme) as connection:
+                assert await connection.fetchval("SELECT 1") == "1!"
+                seen.add(connection.get_server_pid())
+
+    assert len(seen) == 1
+
+
+def _shout(text: str) -> str:
+    return f"{text}!"

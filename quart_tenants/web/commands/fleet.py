@@ -4,13 +4,14 @@ import asyncio
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.postgres.long_lists import name_some
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.progress import Progress
@@ -94,7 +95,7 @@ def _describe_plan(plan: FleetPlan) -> str:
         return _describe_nothing(plan)
     lines = [f"would migrate {count_tenants(len(plan.behind))} to {plan.target.name}; already there: {plan.up_to_date}"]
     if plan.canaries:
-        lines.append(f"first: {_name_some([tenant.slug for tenant in plan.behind[: plan.canaries]])}")
+        lines.append(f"first: {name_some([tenant.slug for tenant in plan.behind[: plan.canaries]], _MOST_NAMES)}")
     lines += _group((tenant.version, tenant.slug) for tenant in plan.behind)
     return "\n".join(lines)
 
@@ -137,14 +138,9 @@ def _group(standing: Iterable[tuple[int, str]]) -> list[str]:
     for version, slug in standing:
         by_version[version].append(slug)
     return [
-        f"at {version:04}: {count_tenants(len(slugs))}: {_name_some(slugs)}"
+        f"at {version:04}: {count_tenants(len(slugs))}: {name_some(slugs, _MOST_NAMES)}"
         for version, slugs in sorted(by_version.items())
     ]
-
-
-def _name_some(slugs: Sequence[str]) -> str:
-    more = f" and {len(slugs) - _MOST_NAMES} more" if len(slugs) > _MOST_NAMES else ""
-    return ", ".join(slugs[:_MOST_NAMES]) + more
 
 
 def _show_plan(plan: FleetPlan) -> dict[str, Any]:
