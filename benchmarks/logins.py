@@ -95,6 +95,7 @@ async def serving(cluster: Cluster, hashing: str, workers: int) -> AsyncIterator
         "QUART_TENANTS_PASSWORD_HASH_QUEUE": str(LOGINS),
         "QUART_TENANTS_TENANT_POOL_QUEUE": str(LOGINS),
         "QUART_TENANTS_LOG_LEVEL": "error",
+        "QUART_TENANTS_AUDIT": "false",
         "MEASURED_HASHING": hashing,
     }
     process = await asyncio.create_subprocess_exec(

@@ -115,7 +115,8 @@ def _between(low: float, high: float, number: type[int] | type[float]) -> Callab
         accepted = int if number is int else int | float
         if isinstance(value, accepted) and not isinstance(value, bool) and low <= value <= high:
             return number(value)
-        raise ValueError(f"is {value!r}: give a {'whole ' if number is int else ''}number from {low:g} to {high:g}")
+        kind = "whole number" if number is int else "number"
+        raise ValueError(f"is {value!r}: give a {kind} from {low:.12g} to {high:.12g}")
 
     return check
 
@@ -123,13 +124,16 @@ def _between(low: float, high: float, number: type[int] | type[float]) -> Callab
 def _check_switch(value: object) -> bool:
     if isinstance(value, bool):
         return value
+    # As `True` comes from the environment, which is no JSON.
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
     raise ValueError(f"is {value!r}: give true or false")
 
 
 def _one_of(*words: str) -> Callable[[object], str]:
     def check(value: object) -> str:
-        if value in words:
-            return str(value)
+        if isinstance(value, str) and value.lower() in words:
+            return value.lower()
         raise ValueError(f"is {value!r}: give {' or '.join(words)}")
 
     return check
@@ -207,7 +211,7 @@ class Settings:
     )
     hsts_seconds: int = _setting(
         31536000,
-        _between(0, 2**31, int),
+        _between(0, 2**31 - 1, int),
         "seconds",
         "How long a browser that came by https comes by https only (HSTS). 0 says nothing about it.",
     )
@@ -219,9 +223,10 @@ class Settings:
     )
     session_ask_after: float = _setting(
         1.8,
-        _between(0.05, 60, float),
+        _between(0.06, 120, float),
         "seconds",
-        "After so long without news each worker asks the database whether a session was ended, or answers 503.",
+        "After so long without news each worker asks the database whether a session was ended, or answers 503. "
+        "More than 2 gives up the promise that a session ends everywhere within two seconds.",
     )
     login_attempts: int = _setting(
         5,
@@ -309,7 +314,16 @@ class Settings:
         "console", _one_of("console", "json"), "console or json", "How `serve` and the commands write their log."
     )
     log_level: str = _setting(
-        "info", _one_of("debug", "info", "warning", "error"), "level", "What is less important is not written."
+        "info",
+        _one_of("debug", "info", "warning", "error"),
+        "debug, info, warning or error",
+        "What is less important is not written, audit lines excepted.",
+    )
+    audit: bool = _setting(
+        True,
+        _check_switch,
+        "true or false",
+        "Whether `serve` and the commands write who did what, whatever `TENANTS_LOG_LEVEL` says.",
     )
 
     @property
@@ -363,13 +377,20 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     if settings.registry_max_age <= settings.registry_poll_interval:
         raise SettingError(
             "TENANTS_REGISTRY_MAX_AGE",
-            f"is {settings.registry_max_age:g}: give more than TENANTS_REGISTRY_POLL_INTERVAL, "
-            f"which is {settings.registry_poll_interval:g}, or each worker would answer 503 between two polls",
+            f"is {settings.registry_max_age:.12g}: give more than TENANTS_REGISTRY_POLL_INTERVAL, "
+            f"which is {settings.registry_poll_interval:.12g}, or each worker would answer 503 between two polls",
+        )
+    if settings.session_ask_after <= settings.registry_poll_interval:
+        raise SettingError(
+            "TENANTS_SESSION_ASK_AFTER",
+            f"is {settings.session_ask_after:g}: give more than TENANTS_REGISTRY_POLL_INTERVAL, "
+            f"which is {settings.registry_poll_interval:g}, or sessions would be 503 between two polls",
         )
     if settings.session_idle_lifetime > settings.session_lifetime:
         raise SettingError(
             "TENANTS_SESSION_IDLE_LIFETIME",
-            f"is {settings.session_idle_lifetime:g}, more than TENANTS_SESSION_LIFETIME {settings.session_lifetime:g}",
+            f"is {settings.session_idle_lifetime:.12g}, "
+            f"more than TENANTS_SESSION_LIFETIME {settings.session_lifetime:.12g}",
         )
     if settings.tenant_pool_share is not None and settings.tenant_pool_share > settings.pool_max_size:
         raise SettingError(

@@ -12,6 +12,7 @@ import pytest
 
 import quart_tenants
 from quart_tenants import errors
+from quart_tenants.app import create_app
 from quart_tenants.app.cli import main
 from quart_tenants.errors import TenantError
 from quart_tenants.settings import Settings, get_key
@@ -144,6 +145,8 @@ def describe_default(value: object) -> str:
     """Return how the documentation writes a default."""
     if value is None:
         return "unset"
+    if isinstance(value, bool):
+        value = str(value).lower()
     if isinstance(value, frozenset):
         value = tuple(sorted(value))
     if isinstance(value, tuple):
@@ -206,6 +209,20 @@ def test_app_has_every_command_about_tenants() -> None:
     ours = dict(walk(main))
 
     assert {path: ours.get(path) for path, _ in walk(tenant_commands())} == dict(walk(tenant_commands()))
+
+
+# The reference app
+
+
+def test_routes_of_the_reference_app_are_documented() -> None:
+    """`docs/reference-app.md` has each route, and none that is gone."""
+    routes = {
+        f"{method} {rule.rule.partition('|')[2] or rule.rule}"
+        for rule in create_app().url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+
+    assert set(read_rows("reference-app.md")) == routes
 
 
 # Promises

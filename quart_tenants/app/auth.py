@@ -12,16 +12,15 @@ from quart import Blueprint, current_app, request
 from werkzeug.exceptions import UnsupportedMediaType
 
 from quart_tenants.app.users import User, change_own_password, find_user, replace_password_hash
+from quart_tenants.audit import audit
 from quart_tenants.errors import (
     InvalidCredentialsError,
     InvalidRequestError,
     InvalidUserError,
     NotLoggedInError,
     TenantError,
-    TooManyLoginsError,
 )
-from quart_tenants.web.audit import audit
-from quart_tenants.web.context import get_current_tenant, get_extension, tenant_connection
+from quart_tenants.web.context import find_address, get_current_tenant, get_extension, tenant_connection
 from quart_tenants.web.logins import LoginAttempt, login_attempt
 from quart_tenants.web.routing import TENANT_HOST
 from quart_tenants.web.sessions import end_session, get_session, start_session
@@ -58,17 +57,13 @@ async def login() -> dict[str, str]:
         if check.replacement is not None:
             await _upgrade(user, check.replacement)
         await attempt.succeed(user.username)
-    audit("login_succeeded", user=user.username, address=request.remote_addr)
     return {"msg": "login successful"}
 
 
 @auth.post("/logout", host=TENANT_HOST)
 async def logout() -> dict[str, str]:
     """End the session on every worker, if there is one."""
-    user = get_session().user
     await end_session()
-    if user is not None:
-        audit("logout", user=user, address=request.remote_addr)
     return {"msg": "logout successful"}
 
 
@@ -83,39 +78,32 @@ async def change_password() -> dict[str, str]:
     async with _checked_password(username, fields["passwd"], "password_change") as (attempt, user, _):
         await attempt.forgive()
     password_hash = await _get_hasher().hash(fields["new_passwd"])
-    await change_own_password(get_extension().database, get_current_tenant(), user, password_hash)
-    await start_session(username)
-    audit("password_changed", user=username, address=request.remote_addr)
+    generation = await change_own_password(get_extension().database, get_current_tenant(), user, password_hash)
+    # Of that very end: a suspension that comes in this moment ends this session, too.
+    await start_session(username, generation=generation)
+    audit("password_changed", user=username, address=find_address())
     return {"msg": "password changed"}
 
 
 @asynccontextmanager
 async def _checked_password(
-    username: str, password: str, action: str
+    username: str, password: str, event: str
 ) -> AsyncIterator[tuple[LoginAttempt, User, "PasswordCheck"]]:
-    """Find the user whose password this is, or write down that *action* failed.
+    """Find the user whose password this is.
 
     Raises:
         InvalidCredentialsError: There is no such user, or it is not theirs.
         TooManyLoginsError: It is too early for another try.
     """
-    user = None
-    try:
-        async with login_attempt(username) as attempt:
-            async with tenant_connection(read_only=True) as connection:
-                user = await find_user(connection, username)
-            # No connection is held meanwhile: this takes a thousand times longer than the query.
-            check = await _get_hasher().check(password, None if user is None else user.password_hash)
-            if user is None or not check.matched:
-                raise InvalidCredentialsError
-            yield attempt, user, check
-    except InvalidCredentialsError:
-        # A name that is no user's may be a password in the wrong field.
-        audit(f"{action}_failed", user=None if user is None else user.username, address=request.remote_addr)
-        raise
-    except TooManyLoginsError as error:
-        audit(f"{action}_throttled", address=request.remote_addr, retry_after=error.retry_after)
-        raise
+    async with login_attempt(username, event=event) as attempt:
+        async with tenant_connection(read_only=True) as connection:
+            user = await find_user(connection, username)
+        attempt.user = None if user is None else user.username
+        # No connection is held meanwhile: this takes a thousand times longer than the query.
+        check = await _get_hasher().check(password, None if user is None else user.password_hash)
+        if user is None or not check.matched:
+            raise InvalidCredentialsError
+        yield attempt, user, check
 
 
 async def _upgrade(user: User, password_hash: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_demo
-from quart_tenants.app.server import bind_server, check_startup, load_server_config, run_server
+from quart_tenants.app.server import bind_server, check_startup, run_server
+from quart_tenants.app.server_config import load_server_config
 from quart_tenants.app.user_commands import user_commands
 from quart_tenants.web.cli import tenant_commands
 from quart_tenants.web.commands.records import changes_nothing

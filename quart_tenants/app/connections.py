@@ -1,4 +1,4 @@
-"""What Hypercorn lets a connection do for ever: say nothing, speak slowly, fold its headers, read no answer.
+"""What Hypercorn lets a connection do for ever: say nothing, speak slowly, fold its headers, tunnel, read no answer.
 
 Hypercorn has two timeouts. `keep_alive_timeout` is one for a proxy's idle connection, which should be
 long, and for a stranger who sends no request, which should be short; and it stops for good when HTTP/2
@@ -161,7 +161,7 @@ class _AnsweredStream:
 
 
 class _StrictConnection(h11.Connection):
-    """h11, without what it forgives in the lines of a request's head."""
+    """h11, without what it forgives in the lines of a request's head, and without a way to HTTP/2."""
 
     def __init__(self, config: "Config") -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=config.h11_max_incomplete_size)
@@ -179,7 +179,26 @@ class _StrictConnection(h11.Connection):
         if self._refused:
             # From now on always: what follows in the buffer must not become a request.
             raise h11.RemoteProtocolError("ambiguous line in the request's head", error_status_hint=400)
-        return super().next_event()
+        event = super().next_event()
+        return _ignore_http2_upgrade(event) if isinstance(event, h11.Request) else event
+
+
+def _ignore_http2_upgrade(request: h11.Request) -> h11.Request:
+    """Return *request* without `Upgrade: h2c`, which a server may ignore (RFC 9110 section 7.8).
+
+    A proxy that passes it on becomes a mere tunnel after our 101, through which a visitor speaks to us as the proxy
+    that we trust: with any X-Forwarded-For.
+    """
+    headers = request.headers.raw_items()
+    kept = [(name, value) for name, value in headers if not _asks_for_http2(name, value)]
+    if len(kept) == len(headers):
+        return request
+    return h11.Request(method=request.method, headers=kept, target=request.target, http_version=request.http_version)
+
+
+def _asks_for_http2(name: bytes, value: bytes) -> bool:
+    # Hypercorn reads them so; latin-1 has more blanks than ASCII.
+    return name.lower() == b"upgrade" and value.decode("latin-1").strip().lower() == "h2c"
 
 
 def _has_ambiguous_line(head: bytes) -> bool:

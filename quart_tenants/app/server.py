@@ -1,12 +1,10 @@
 """Serve the reference app with Hypercorn."""
 
 import asyncio
-import importlib.util
 import logging
 import math
 import signal
 import socket
-from pathlib import Path
 
 from hypercorn.asyncio.run import worker_serve
 from hypercorn.config import Config, Sockets
@@ -20,35 +18,15 @@ from quart_tenants.errors import AddressInUseError, SettingError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.leaks import refuse_leaks
 from quart_tenants.postgres.registry_tables import check_registry
-from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import read_settings
 from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.environment import read_environment
 from quart_tenants.web.sessions import check_secret_key
 
-_LOOPS = ("uvloop", "asyncio")
 _AFTER_ABORT = 1.0
 """Seconds. For handlers whose client went away."""
 _ALARM_MARGIN = 5
 """Seconds. After the graceful timeout: a worker that has no parent any more ends for certain then."""
-
-
-def load_server_config(path: Path | None = None) -> Config:
-    """Return Hypercorn's configuration from *path*, or from the hypercorn.toml that travels with us.
-
-    Raises:
-        SettingError: The file cannot be read.
-    """
-    path = path or get_resource_path("hypercorn.toml")
-    try:
-        config = Config.from_toml(path)
-    except (OSError, ValueError) as error:
-        raise SettingError(str(path), f"cannot be read as a Hypercorn configuration: {error}") from error
-    if config.worker_class not in _LOOPS:
-        raise SettingError("worker_class", f"is {config.worker_class!r} in {path}: give {' or '.join(_LOOPS)}")
-    if config.worker_class == "uvloop" and importlib.util.find_spec("uvloop") is None:
-        config.worker_class = "asyncio"
-    return config
 
 
 def bind_server(config: Config, port: int | None = None) -> list[str]:

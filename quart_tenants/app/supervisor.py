@@ -79,6 +79,7 @@ class Supervisor:
         if self._crashes:
             log.error("ending with status 1: %d worker(s) crashed, the last one: %s", self._crashes, self._last_crash)
             return 1
+        log.info("ended, status 0")
         return 0
 
     @contextlib.contextmanager
@@ -120,6 +121,7 @@ class Supervisor:
                     log.error("cannot start a worker: %s", error.strerror)
                     slot.start_at = time.monotonic() + _LONGEST_PAUSE
                 else:
+                    log.info("worker %d started", slot.pid)
                     slot.started_at = time.monotonic()
                     slot.start_at = float("inf")
 

@@ -5,7 +5,7 @@ import sys
 import click
 
 from quart_tenants.app.passwords import PasswordHasher
-from quart_tenants.app.users import add_user, log_out_user, replace_password, resume_user, suspend_user
+from quart_tenants.app.users import add_user, check_user, log_out_user, replace_password, resume_user, suspend_user
 from quart_tenants.errors import InvalidUserError
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.registry_tables import get_tenant
@@ -52,9 +52,11 @@ def password_command(slug: str, username: str, password_stdin: bool) -> None:
 
     A suspended user may log in again with it.
     """
-    tenant = _find_tenant(parse_slug(slug))
-    _replace_password(tenant, username, _read_password(from_stdin=password_stdin))
-    click.echo(f"changed the password of {username} at {tenant.slug}")
+    # First what can fail without asking anybody for a password.
+    tenant = _find_tenant_of(parse_slug(slug), username)
+    was_suspended = _replace_password(tenant, username, _read_password(from_stdin=password_stdin))
+    more = ", who was suspended and may log in again" if was_suspended else ""
+    click.echo(f"changed the password of {username} at {tenant.slug}{more}")
 
 
 @click.command("logout")
@@ -93,6 +95,13 @@ async def _find_tenant(database: Database, settings: Settings, slug: Slug) -> Te
 
 
 @with_database
+async def _find_tenant_of(database: Database, settings: Settings, slug: Slug, username: str) -> Tenant:
+    tenant = await get_tenant(database, slug)
+    await check_user(database, tenant, username)
+    return tenant
+
+
+@with_database
 async def _add_user(database: Database, settings: Settings, tenant: Tenant, username: str, password: str) -> None:
     password_hash = await _hash(settings, password)
     async with database.tenant_connection(tenant) as connection:
@@ -102,8 +111,8 @@ async def _add_user(database: Database, settings: Settings, tenant: Tenant, user
 @with_database
 async def _replace_password(
     database: Database, settings: Settings, tenant: Tenant, username: str, password: str
-) -> None:
-    await replace_password(database, tenant, username, await _hash(settings, password))
+) -> bool:
+    return await replace_password(database, tenant, username, await _hash(settings, password))
 
 
 async def _hash(settings: Settings, password: str) -> str:

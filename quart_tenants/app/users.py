@@ -19,7 +19,13 @@ _FIND_USER = "SELECT id, username, password FROM app_user WHERE username = $1"
 _ADD_USER = "INSERT INTO app_user (username, password) VALUES ($1, $2)"
 # Only over the hash that was checked: a password changed in between stays changed.
 _REPLACE_HASH = "UPDATE app_user SET password = $3 WHERE id = $1 AND password = $2"
-_SET_HASH = "UPDATE app_user SET password = $2 WHERE username = $1"
+# And whether the user was suspended until now.
+_SET_HASH = """
+UPDATE app_user SET password = $2
+FROM (SELECT id, password LIKE '!%' AS suspended FROM app_user WHERE username = $1 FOR UPDATE) AS before
+WHERE app_user.id = before.id
+RETURNING before.suspended
+"""
 # As in /etc/shadow: no hash begins like this, so no password matches, and the hash is kept for later.
 _SUSPEND = "UPDATE app_user SET password = '!' || ltrim(password, '!') WHERE username = $1"
 _RESUME = "UPDATE app_user SET password = ltrim(password, '!') WHERE username = $1"
@@ -67,21 +73,43 @@ async def replace_password_hash(connection: "Connection", user: User, password_h
     await connection.execute(_REPLACE_HASH, user.id, user.password_hash, password_hash)
 
 
-async def replace_password(database: Database, tenant: Tenant, username: str, password_hash: str) -> None:
+async def replace_password(database: Database, tenant: Tenant, username: str, password_hash: str) -> bool:
     """Give a user a new password, which also resumes one who was suspended, and end all their sessions.
+
+    Returns:
+        Whether the user was suspended.
 
     Raises:
         UnknownUserError: *tenant* has no such user.
     """
+    await check_user(database, tenant, username)
     # Before, so that nobody stays logged in who should not, whatever fails in between; and after it, for who has
     # logged in with the old password meanwhile.
     await end_user_sessions(database, tenant, username)
-    await _update(database, tenant, username, _SET_HASH, password_hash)
+    async with database.tenant_connection(tenant) as connection:
+        suspended = await connection.fetchval(_SET_HASH, username, password_hash)
+    if suspended is None:
+        raise UnknownUserError(tenant.slug, username)
     await end_user_sessions(database, tenant, username)
+    return bool(suspended)
 
 
-async def change_own_password(database: Database, tenant: Tenant, user: User, password_hash: str) -> None:
+async def check_user(database: Database, tenant: Tenant, username: str) -> None:
+    """Make sure that there is such a user.
+
+    Raises:
+        UnknownUserError: There is none.
+    """
+    async with database.tenant_connection(tenant, read_only=True) as connection:
+        if await find_user(connection, username) is None:
+            raise UnknownUserError(tenant.slug, username)
+
+
+async def change_own_password(database: Database, tenant: Tenant, user: User, password_hash: str) -> int:
     """Do the same for *user*, whose stored hash was checked, unless it has changed since: they may be suspended now.
+
+    Returns:
+        The generation for the session with which they go on.
 
     Raises:
         InvalidCredentialsError: It has, and the password stays as it is.
@@ -91,7 +119,7 @@ async def change_own_password(database: Database, tenant: Tenant, user: User, pa
         changed = await connection.execute(_REPLACE_HASH, user.id, user.password_hash, password_hash) != "UPDATE 0"
     if not changed:
         raise InvalidCredentialsError
-    await end_user_sessions(database, tenant, user.username)
+    return await end_user_sessions(database, tenant, user.username)
 
 
 async def suspend_user(database: Database, tenant: Tenant, username: str) -> None:
@@ -119,14 +147,14 @@ async def log_out_user(database: Database, tenant: Tenant, username: str) -> Non
     Raises:
         UnknownUserError: *tenant* has no such user.
     """
-    async with database.tenant_connection(tenant) as connection:
-        if await find_user(connection, username) is None:
-            raise UnknownUserError(tenant.slug, username)
-    await end_user_sessions(database, tenant, username)
+    # First: somebody who was deleted may have a session yet.
+    if username and is_storable(username):
+        await end_user_sessions(database, tenant, username)
+    await check_user(database, tenant, username)
 
 
-async def _update(database: Database, tenant: Tenant, username: str, statement: str, *arguments: str) -> None:
+async def _update(database: Database, tenant: Tenant, username: str, statement: str) -> None:
     async with database.tenant_connection(tenant) as connection:
-        found = is_storable(username) and await connection.execute(statement, username, *arguments) != "UPDATE 0"
+        found = is_storable(username) and await connection.execute(statement, username) != "UPDATE 0"
     if not found:
         raise UnknownUserError(tenant.slug, username)

@@ -15,6 +15,7 @@ from quart_tenants.postgres.client_programs import (
 )
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.registry_tables import check_registry
+from quart_tenants.postgres.roles import find_owner
 from quart_tenants.postgres.tenant_locks import lock_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug
@@ -90,10 +91,12 @@ async def backup_tenant(
                 f"the whole database; move it to another: ALTER EXTENSION {extension} SET SCHEMA public",
             )
         backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
+        # Where tenants have, or had, roles of their own, their grants lead to this tenant: nothing else may hold them,
+        # and a restore makes its own.
+        walls = await find_owner(connection) is not None
         with write_backup(file, backup, force=force) as writer:
             async with start_program(
-                # Where tenants have roles of their own, a restore makes the grants anew, and none of another tenant's.
-                programs.dump(tenant.schema, snapshot, privileges=not settings.role_per_tenant),
+                programs.dump(tenant.schema, snapshot, privileges=not walls),
                 build_environment(settings.required_database_url, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -8,7 +8,7 @@ import asyncpg
 
 from quart_tenants.errors import RolesNotReadyError, TenantError
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.leaks import OLDEST_SERVER, Finding, State, find_leaks
+from quart_tenants.postgres.leaks import OLDEST_SERVER, TENANTS_ROLES, Finding, State, find_leaks
 from quart_tenants.postgres.long_lists import name_some
 from quart_tenants.postgres.probes import alternate, attack, find_session_leaks, make_probes
 from quart_tenants.postgres.refusals import describe_refusal
@@ -84,7 +84,8 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     if ways:
         remedy = "drop what you do not need, or REVOKE it from PUBLIC"
         yield Finding("ways out", State.WARNING, f"these run with other rights: {name_some(ways)}", remedy)
-    for finding in await _probe(database, settings):
+    no_roles = any(finding.check == TENANTS_ROLES and finding.state is State.LEAK for finding in findings)
+    for finding in await _probe(database, settings, no_roles=no_roles):
         yield finding
 
 
@@ -94,7 +95,7 @@ def _judge_version(server: str, number: int) -> Finding:
     return Finding("server", State.FAILED, f"PostgreSQL {server} is too old", "use PostgreSQL 15 or newer")
 
 
-async def _probe(database: Database, settings: Settings) -> list[Finding]:
+async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> list[Finding]:
     findings = []
     try:
         async with asyncio.timeout(_LONGEST_RUN), AsyncExitStack() as stack:
@@ -110,6 +111,8 @@ async def _probe(database: Database, settings: Settings) -> list[Finding]:
     except (asyncpg.InsufficientPrivilegeError, RolesNotReadyError) as error:
         reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else str(error)
         remedy = "run doctor with the URL that makes tenants, through the same pooler"
+        if no_roles and isinstance(error, RolesNotReadyError):
+            reason, remedy = "the tenants' roles are not ready", f"see {TENANTS_ROLES} above"
         findings.append(Finding("probes", State.WARNING, f"not tried: {reason}", remedy))
     except asyncpg.PostgresError as error:
         remedy = "behind a pooler that shares sessions set TENANTS_STATEMENT_CACHE_SIZE=0"

@@ -181,7 +181,8 @@ async def _be_cancelled(database: Database, probe: Probe) -> asyncpg.Record:
         async with database.tenant_connection(probe.tenant) as connection:
             rows.append(await _read(connection))
             inside.set()
-            await connection.execute("SELECT pg_catalog.pg_sleep(60)")
+            # Where the cancellation comes to the server before the statement does, this is how long the end waits.
+            await connection.execute("SELECT pg_catalog.pg_sleep(2)")
 
     task = asyncio.create_task(sleep_inside())
     waiting = asyncio.create_task(inside.wait())

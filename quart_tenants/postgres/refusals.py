@@ -8,8 +8,9 @@ import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError
 
-# Data exceptions quote what was typed: invalid input syntax for type integer: "…".
-_DATA_EXCEPTION = "22"
+# Data exceptions quote what was typed: invalid input syntax for type integer: "…". So do syntax errors, where a value
+# was written into the statement: unterminated quoted string at or near "…".
+_QUOTING = ("22", "42601")
 _QUOTED = re.compile(r'".*"', re.DOTALL)
 # How the driver begins when a value does not fit its $1; the value comes next.
 _ARGUMENT = re.compile(r"(?:invalid input for )?query argument \$\d+")
@@ -25,7 +26,15 @@ def translate_refusals() -> Iterator[None]:
     try:
         yield
     except asyncpg.PostgresError as error:
-        raise DatabaseRefusedError(f"the database refused a statement: {describe_refusal(error)}") from error
+        raise DatabaseRefusedError(
+            f"the database refused a statement: {describe_refusal(error)}{_advise(error)}"
+        ) from error
+
+
+def _advise(error: asyncpg.PostgresError) -> str:
+    if not isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return ""
+    return "; GRANT the role in the URL what it lacks (ALTER … OWNER TO it), or let a superuser's URL do this"
 
 
 def describe_refusal(error: asyncpg.PostgresError) -> str:
@@ -39,7 +48,7 @@ def describe_without_values(error: BaseException) -> str:
         return "invalid input for a query argument, which is not shown"
     if isinstance(error, asyncpg.PostgresError):
         message = describe_refusal(error)
-        return _QUOTED.sub('"…"', message) if (error.sqlstate or "").startswith(_DATA_EXCEPTION) else message
+        return _QUOTED.sub('"…"', message) if (error.sqlstate or "").startswith(_QUOTING) else message
     if isinstance(error, asyncpg.InterfaceError):
         return str(error.args[0]) if error.args else ""
     return str(error)

@@ -27,6 +27,12 @@ _REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrati
 _REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"
 _CREATE_REGISTRY_SCHEMA = "CREATE SCHEMA quart_tenants"
 _RUN_INIT = "run quart-tenants init, or for an app of your own: quart --app APP tenants init"
+GRANT_REGISTRY = (
+    f"GRANT USAGE ON SCHEMA {REGISTRY_SCHEMA} TO …; "
+    f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {REGISTRY_SCHEMA} TO …"
+)
+"""What a role needs that serves, or runs commands, and does not own the registry."""
+
 _NO_REGISTRY = f"this database has no tenant registry yet: {_RUN_INIT}"
 # Two `init` at once would both find nothing. The number is arbitrary, but ours: "tenants" as bytes.
 _LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012211)"
@@ -72,7 +78,10 @@ async def check_registry(connection: "Connection") -> None:
     Raises:
         RegistryNotReadyError: Say `quart-tenants init`, or what right is missing.
     """
-    if not await connection.fetchval(_REGISTRY_EXISTS):
+    with unready_explained():
+        # Without USAGE on its schema this is an error already.
+        exists = await connection.fetchval(_REGISTRY_EXISTS)
+    if not exists:
         raise RegistryNotReadyError(_NO_REGISTRY)
     with unready_explained():
         applied = await list_applied(connection, REGISTRY_SCHEMA)
@@ -128,8 +137,7 @@ def unready_explained() -> Iterator[None]:
         raise RegistryNotReadyError(_NO_REGISTRY) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise RegistryNotReadyError(
-            f"this role may not read the tenant registry: {describe_refusal(error)}; GRANT it USAGE on the schema "
-            f"{REGISTRY_SCHEMA} and its rights on the tables, or let it own them"
+            f"this role may not read the tenant registry: {describe_refusal(error)}; {GRANT_REGISTRY}"
         ) from error
 
 

@@ -39,7 +39,7 @@ from quart_tenants.postgres.migrations import get_tenant_migrations
 from quart_tenants.postgres.provisioning import check_free, check_not_reserved
 from quart_tenants.postgres.registry_tables import check_registry
 from quart_tenants.postgres.restore_scripts import MADE_ELSEWHERE, Replaced, Restoration
-from quart_tenants.postgres.roles import get_owner
+from quart_tenants.postgres.roles import find_owner, get_owner
 from quart_tenants.postgres.tenant_locks import lock_tenant
 from quart_tenants.postgres.walls import name_role
 from quart_tenants.settings import Settings
@@ -79,8 +79,8 @@ async def restore_tenant(
     """Restore the backup *file* as the tenant *slug*. All of it, or nothing.
 
     The tables belong to the role that restores, and grants are kept; with `TENANTS_ROLE_PER_TENANT` they belong to
-    the owner of all tenants' schemas, and only the tenant's role reaches them. A backup runs SQL of its own: restore
-    only what you trust.
+    the owner of all tenants' schemas, and only the tenant's role reaches them. Where it is off and was on, grants are
+    lost. A backup runs SQL of its own: restore only what you trust.
 
     Args:
         database: Where.
@@ -276,11 +276,13 @@ async def _run(
     server_version: int,
 ) -> None:
     """Let psql do it. It commits only when told to, at the very end: an early end of its input is a rollback."""
+    # With the wall off, too: what a dump grants would open the new tables to the role of the tenant that it is of.
+    walls = await find_owner(connection) is not None
     async with start_program(programs.run_sql(), environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as psql:
         listening = await psql.write(restoration.before.encode())
         if listening:
             async with start_program(
-                programs.write_sql(privileges=restoration.owner is None),
+                programs.write_sql(privileges=not walls),
                 environment,
                 stdin=opened.fileno(),
                 stdout=subprocess.PIPE,

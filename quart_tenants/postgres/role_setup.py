@@ -11,7 +11,7 @@ from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, T
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.refusals import describe_refusal, translate_refusals
 from quart_tenants.postgres.registry_tables import announce_changes, check_registry
-from quart_tenants.postgres.roles import build_wall, find_owner
+from quart_tenants.postgres.roles import ROLE_EXISTS, build_wall, find_owner
 from quart_tenants.postgres.tenant_locks import lock_until_commit
 from quart_tenants.postgres.walls import name_owner
 from quart_tenants.tenant import RoleName, SchemaName, Slug
@@ -153,6 +153,7 @@ async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutWa
         await check_registry(connection)
         await connection.execute(_LOCK_SETUP)
         owner = await find_owner(connection)
+        known = owner is not None and await connection.fetchval(ROLE_EXISTS, owner.name)
         if owner is None:
             owner = name_owner(secrets.token_hex(4))
             await connection.execute(_WRITE_OWNER, owner.name)
@@ -164,9 +165,11 @@ async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutWa
                 if await connection.fetchval(_HAS_RIGHTS_OF, owner.name):
                     # Somebody else has granted it, and keeps the right to do so.
                     continue
+                # A name that we have just invented goes with this transaction.
+                which = owner.quoted if known else "the owner role that it names"
                 raise RolesNotReadyError(
                     f"this role may not set up roles: {describe_refusal(error)}; ALTER ROLE … CREATEROLE it, or run "
-                    f"quart-tenants init once with a superuser's URL and then GRANT {owner.quoted} TO it"
+                    f"quart-tenants init with a superuser's URL, and GRANT {which} TO this one"
                 ) from error
         return owner, await list_without_wall(connection, owner)
 
@@ -204,22 +207,34 @@ async def build_walls(
         on_done(tenant, failure)
 
 
-async def shut_doors(database: Database, owner: RoleName) -> list[str]:
+async def shut_doors(
+    database: Database, owner: RoleName, *, on_shut: Callable[[str], object] = lambda statement: None
+) -> list[str]:
     """Take from everybody in this database what the tenants' roles must not have.
+
+    Args:
+        database: Where.
+        owner: From `make_owner`.
+        on_shut: Called with each statement that was run and has done its work.
 
     Returns:
         The statements that this role may not run: let a superuser run them once, in this database.
     """
     async with database.connection() as connection:
-        for row in await connection.fetch(_LIST_OPEN_DOORS, owner.name):
+        statements = await list_open_doors(connection, owner)
+        for statement in statements:
             try:
                 async with connection.transaction():
-                    await connection.execute(row["statement"])
+                    await connection.execute(statement)
             except asyncpg.InsufficientPrivilegeError:
                 continue
     async with database.connection() as connection:
         # Where a role has some right but not this one PostgreSQL only warns. What counts is what is open now.
-        return await list_open_doors(connection, owner)
+        missing = await list_open_doors(connection, owner)
+    for statement in statements:
+        if statement not in missing:
+            on_shut(statement)
+    return missing
 
 
 async def list_without_wall(connection: "Connection", owner: RoleName) -> list[TenantWithoutWall]:

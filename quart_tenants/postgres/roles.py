@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 RUN_INIT = "run quart-tenants init with TENANTS_ROLE_PER_TENANT on"
 
 _FIND_OWNER = "SELECT owner_name FROM quart_tenants.role_setup"
-_ROLE_EXISTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)"
+ROLE_EXISTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1)"
+"""$1 its name."""
+
 # $1 whether until the end of the transaction only.
 _ENTER_OWNER = "SELECT pg_catalog.set_config('role', owner_name, $1) FROM quart_tenants.role_setup"
 
@@ -43,7 +45,7 @@ async def get_owner(connection: "Connection") -> RoleName:
     owner = await find_owner(connection)
     if owner is None:
         raise RolesNotReadyError(f"the tenants have no roles of their own yet: {RUN_INIT}")
-    if not await connection.fetchval(_ROLE_EXISTS, owner.name):
+    if not await connection.fetchval(ROLE_EXISTS, owner.name):
         # Such as after a restore of the database into another server.
         raise RolesNotReadyError(f"the role {owner} is missing in this server: {RUN_INIT}")
     return owner

@@ -4,6 +4,7 @@ import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from quart_tenants.audit import audit
 from quart_tenants.postgres.database import Database
 from quart_tenants.tenant import Tenant
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 # it ends, whatever the settings say later or elsewhere; of these there is one a user.
 _LONGEST_LIFETIME = 366 * 86400
 _SLACK = 86400
+# Between the clocks of the workers and of the database.
+_CLOCK_SLACK = 60
 _EVERY_SESSION = ""
+_NEVER = 0, 0.0
 _PRUNING_CHANCE = 0.01
 
 _END_SESSION = """
@@ -28,7 +32,10 @@ _END_USER_SESSIONS = """
 INSERT INTO quart_tenants.ended_sessions (tenant_id, username, session_id, forget_at)
 VALUES ($1, $2, '', now() + make_interval(secs => $3))
 ON CONFLICT (tenant_id, username, session_id) DO UPDATE
-SET generation = DEFAULT, transaction = excluded.transaction, forget_at = excluded.forget_at
+SET
+    generation = DEFAULT, ended_at = excluded.ended_at,
+    transaction = excluded.transaction, forget_at = excluded.forget_at
+RETURNING generation
 """
 # Until the commit: a number that is seen must never be followed by a lower one. The number is arbitrary, but ours.
 _LOCK_GENERATION = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012212)"
@@ -36,21 +43,34 @@ _GET_GENERATION = "SELECT coalesce(max(generation), 0) FROM quart_tenants.ended_
 _IS_ENDED = """
 SELECT EXISTS (
     SELECT FROM quart_tenants.ended_sessions
-    WHERE tenant_id = $1 AND username = $2 AND (session_id = $3 OR session_id = '' AND generation > $4)
+    WHERE tenant_id = $1 AND username = $2 AND (
+        session_id = $3 OR session_id = '' AND (generation > $4 OR extract(epoch FROM ended_at) > $5)
+    )
 )
 """
 _LIST_ENDED = """
-SELECT tenant_id, username, session_id, generation, extract(epoch FROM forget_at)::float8 AS forget_at
+SELECT
+    tenant_id, username, session_id, generation,
+    extract(epoch FROM ended_at)::float8 AS ended_at, extract(epoch FROM forget_at)::float8 AS forget_at
 FROM quart_tenants.ended_sessions WHERE forget_at > now()
 """
 # $1 the last snapshot: what it did not show is new, as in the feed of changes.
 _LIST_NEWLY_ENDED = """
-SELECT tenant_id, username, session_id, generation, extract(epoch FROM forget_at)::float8 AS forget_at
+SELECT
+    tenant_id, username, session_id, generation,
+    extract(epoch FROM ended_at)::float8 AS ended_at, extract(epoch FROM forget_at)::float8 AS forget_at
 FROM quart_tenants.ended_sessions
 WHERE transaction >= pg_catalog.pg_snapshot_xmin($1::text::pg_catalog.pg_snapshot)
     AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $1::text::pg_catalog.pg_snapshot)
+    AND transaction < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
 """
-_PRUNE = "DELETE FROM quart_tenants.ended_sessions WHERE forget_at < now()"
+# Never waits for a row that somebody writes: two who did could wait for each other.
+_PRUNE = """
+DELETE FROM quart_tenants.ended_sessions WHERE (tenant_id, username, session_id) IN (
+    SELECT e.tenant_id, e.username, e.session_id FROM quart_tenants.ended_sessions AS e
+    WHERE e.forget_at < now() LIMIT 10000 FOR UPDATE SKIP LOCKED
+)
+"""
 
 
 class IssuedSession(NamedTuple):
@@ -61,12 +81,14 @@ class IssuedSession(NamedTuple):
         username: As given at the login; empty for a visitor who has not logged in.
         session_id: Random, new at each login.
         generation: The newest one when the login began.
+        began_at: Its login, in seconds since 1970 by the worker's clock.
     """
 
     tenant_id: int
     username: str
     session_id: str
     generation: int
+    began_at: int
 
 
 class EndedSessions:
@@ -75,14 +97,15 @@ class EndedSessions:
     def __init__(self) -> None:
         # When each may be forgotten, in seconds since 1970.
         self._sessions: dict[tuple[int, str], float] = {}
-        # The newest generation that is over, by tenant and user: one entry a user.
-        self._users: dict[tuple[int, str], int] = {}
+        # The newest generation that is over and when it ended, by tenant and user: one entry a user.
+        self._users: dict[tuple[int, str], tuple[int, float]] = {}
         self._prune_at = 0.0
 
     def __contains__(self, session: IssuedSession) -> bool:
         if (session.tenant_id, session.session_id) in self._sessions:
             return True
-        return self._users.get((session.tenant_id, session.username), 0) > session.generation
+        generation, ended_at = self._users.get((session.tenant_id, session.username), _NEVER)
+        return generation > session.generation or ended_at > session.began_at + _CLOCK_SLACK
 
     def add(self, session: IssuedSession) -> None:
         """Know of one at once, before the feed tells it."""
@@ -103,7 +126,7 @@ class EndedSessions:
     def _put(self, rows: "list[asyncpg.Record]") -> None:
         for row in rows:
             if row["session_id"] == _EVERY_SESSION:
-                self._users[row["tenant_id"], row["username"]] = row["generation"]
+                self._users[row["tenant_id"], row["username"]] = row["generation"], row["ended_at"]
             else:
                 self._sessions[row["tenant_id"], row["session_id"]] = row["forget_at"]
 
@@ -128,7 +151,7 @@ async def end_session_in(connection: "Connection", session: IssuedSession, secon
     await _prune_now_and_then(connection)
 
 
-async def end_user_sessions(database: Database, tenant: Tenant, username: str) -> None:
+async def end_user_sessions(database: Database, tenant: Tenant, username: str) -> int:
     """End every session of a user, on every worker within two seconds: "log out everywhere".
 
     For a new password, a user who was suspended or deleted, a lost device. Sessions of logins that began before
@@ -139,22 +162,41 @@ async def end_user_sessions(database: Database, tenant: Tenant, username: str) -
         tenant: Whose user.
         username: As it was given to `start_session`.
 
+    Returns:
+        The generation for a session that is to begin with this and not to outlive any later end: of who has
+        changed the password, see `start_session`.
+
     Raises:
-        ValueError: *username* is empty.
+        TypeError: *username* is no text, such as a number.
+        ValueError: It is empty.
         DatabaseUnavailableError: The database cannot be reached; nothing was ended.
     """
     async with database.connection() as connection:
-        await end_user_sessions_in(connection, tenant.id, username)
+        generation = await end_user_sessions_in(connection, tenant.id, username)
+    audit("sessions_ended", tenant=tenant.slug, user=username)
+    return generation
 
 
-async def end_user_sessions_in(connection: "Connection", tenant_id: int, username: str) -> None:
+async def end_user_sessions_in(connection: "Connection", tenant_id: int, username: str) -> int:
     """Do the same in the transaction of *connection*, which others who do it wait for."""
-    if not username:
-        # So are called who has not logged in.
-        raise ValueError("whose sessions? The name is empty")
+    check_username(username)
     await connection.execute(_LOCK_GENERATION)
-    await connection.execute(_END_USER_SESSIONS, tenant_id, username, _LONGEST_LIFETIME + _SLACK)
+    generation: int = await connection.fetchval(_END_USER_SESSIONS, tenant_id, username, _LONGEST_LIFETIME + _SLACK)
     await _prune_now_and_then(connection)
+    return generation
+
+
+def check_username(username: object) -> None:
+    """Make sure that sessions can be ended by *username*.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It is empty, as for who has not logged in.
+    """
+    if not isinstance(username, str):
+        raise TypeError(f"a session's user is text, such as str(user.id), and not {type(username).__name__}")
+    if not username:
+        raise ValueError("a session's user has no name")
 
 
 async def get_generation(connection: "Connection") -> int:
@@ -166,7 +208,8 @@ async def get_generation(connection: "Connection") -> int:
 async def is_ended(database: Database, session: IssuedSession) -> bool:
     """Ask the database whether *session* was ended, for a worker that has had no news for too long."""
     async with database.connection() as connection:
-        ended: bool = await connection.fetchval(_IS_ENDED, *session)
+        *named, began_at = session
+        ended: bool = await connection.fetchval(_IS_ENDED, *named, began_at + _CLOCK_SLACK)
     return ended
 
 

@@ -56,6 +56,12 @@ def find_request() -> Request | Websocket | None:
     return _served.get()
 
 
+def find_address() -> str | None:
+    """Return the visitor's IP address, or None where there is none, such as behind a unix socket."""
+    asked = find_request()
+    return None if asked is None else asked.remote_addr
+
+
 def remember_request() -> None:
     """Let the rest of this task, and the tasks that it starts, belong to the request that is served here.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import click
 from quart import Quart
 
+from quart_tenants.audit import audit
 from quart_tenants.domain import Domain
 from quart_tenants.errors import SettingError
 from quart_tenants.postgres.database import Database
@@ -19,7 +20,6 @@ from quart_tenants.postgres.provisioning import create_tenant
 from quart_tenants.postgres.registry import Registry
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant, parse_schema_name, parse_slug
-from quart_tenants.web.audit import audit
 from quart_tenants.web.cli import tenant_commands
 from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.deadlines import limit_requests
@@ -87,7 +87,6 @@ class QuartTenants:
         self._app = app
         app.extensions[EXTENSION_NAME] = self
         app.session_interface = cast("SecureCookieSessionInterface", TenantSessionInterface())
-        self.login_gates = LoginGates(self.settings.login_attempts)
         add_host_routing(app, self)
         add_ask_route(app)
         answer_tenant_errors(app)
@@ -139,6 +138,7 @@ class QuartTenants:
             follower = asyncio.create_task(registry.follow(), name="quart_tenants registry")
             stack.push_async_callback(_cancel, follower)
             self._database, self._registry = database, registry
+            self.login_gates = LoginGates(self.settings.login_attempts)
             try:
                 yield
             finally:

@@ -1,6 +1,7 @@
 """Format log lines, of everybody's loggers: for programs as JSON, or for people."""
 
 import logging
+import re
 from collections.abc import Mapping, MutableMapping
 from typing import Any, TextIO
 
@@ -12,6 +13,9 @@ from quart_tenants.web.log_fields import add_log_fields
 from quart_tenants.web.tracebacks import format_error
 
 _Event = MutableMapping[str, Any]
+
+# Where asyncio and uvloop begin to show arguments of a callback, or what a task has returned or raised.
+_SHOWN_BY_ASYNCIO = re.compile(r"\((?!\)).*|\b(?:exception|result)=.*")
 
 
 class LogHandler(logging.StreamHandler[TextIO]):
@@ -57,7 +61,12 @@ class _Formatter(ProcessorFormatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line for *record*, in which exceptions among the arguments show no rows."""
         args = record.args
-        if isinstance(args, tuple) and any(isinstance(value, BaseException) for value in args):
+        if record.name == "asyncio":
+            # In further lines it shows the tasks, handles and contexts: with the exception as its own repr tells it.
+            told, _, _ = record.getMessage().partition("\n")
+            record = logging.makeLogRecord(vars(record))
+            record.msg, record.args = _SHOWN_BY_ASYNCIO.sub("…", told), ()
+        elif isinstance(args, tuple) and any(isinstance(value, BaseException) for value in args):
             record = logging.makeLogRecord(vars(record))
             record.args = tuple(_cut(value) for value in args)
         elif isinstance(args, Mapping):

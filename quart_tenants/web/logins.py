@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-from quart import current_app, request
+from quart import current_app
 
-from quart_tenants.errors import InvalidCredentialsError, TenantError
+from quart_tenants.audit import audit
+from quart_tenants.errors import InvalidCredentialsError, TenantError, TooManyLoginsError
 from quart_tenants.postgres.logins import LoginCount, count_failure, count_success, look_at_login
-from quart_tenants.web.context import get_current_tenant, get_extension
+from quart_tenants.web.context import find_address, get_current_tenant, get_extension
 from quart_tenants.web.sessions import TenantSession, start_session
 
 logger = logging.getLogger(__name__)
@@ -20,10 +21,18 @@ _CONNECTIONS = 2
 
 
 class LoginAttempt:
-    """One try to log in. Made by `login_attempt`."""
+    """One try to log in. Made by `login_attempt`.
 
-    def __init__(self, count: LoginCount) -> None:
+    Attributes:
+        user: Who is named in the log if it fails. Set it when there is such a user; until then it is None, because
+            a name that is no user's may be a password in the wrong field.
+        succeeded: Whether the password was right.
+    """
+
+    def __init__(self, count: LoginCount, event: str) -> None:
         self._count = count
+        self._event = event
+        self.user: str | None = None
         self.succeeded = False
 
     async def succeed(self, user: str) -> TenantSession:
@@ -33,11 +42,14 @@ class LoginAttempt:
             user: Whom `end_user_sessions` will name: text that stays the same while the user exists.
 
         Raises:
+            TypeError: *user* is no text, such as a number.
             SettingError: The app has no secret key.
             DatabaseUnavailableError: The database is lost. Nobody is logged in.
         """
         await self.forgive()
-        return await start_session(user, generation=self._count.generation)
+        session = await start_session(user, generation=self._count.generation)
+        audit(f"{self._event}_succeeded", user=user, address=find_address())
+        return session
 
     async def forgive(self) -> None:
         """Forgive what failed before, for who has shown the right password for something else than a session."""
@@ -49,6 +61,7 @@ class LoginAttempt:
     def fail(self) -> "asyncio.Task[None]":
         """Begin to count the failure. That goes on when the visitor goes away, who must not be spared by that."""
         extension = get_extension()
+        audit(f"{self._event}_failed", user=self.user, address=find_address())
 
         async def count() -> None:
             async with extension.login_gates.connections, extension.database.connection() as connection:
@@ -100,8 +113,8 @@ class LoginGates:
 
 
 @asynccontextmanager
-async def login_attempt(account: str) -> AsyncIterator[LoginAttempt]:
-    """Let somebody try to log in as *account* at the current tenant.
+async def login_attempt(account: str, *, event: str = "login") -> AsyncIterator[LoginAttempt]:
+    """Let somebody try to log in as *account* at the current tenant, and write down what came of it.
 
     ```python
     async with login_attempt(name) as attempt:
@@ -111,6 +124,8 @@ async def login_attempt(account: str) -> AsyncIterator[LoginAttempt]:
         await attempt.succeed(str(user.id))
     ```
 
+    The audit has `login_succeeded`, `login_failed` and `login_throttled`.
+
     Leaving the block without `succeed` is a failure, and counts for the account and for the visitor's address:
     from the fifth on (`TENANTS_LOGIN_ATTEMPTS`) the next try has to wait, each time twice as long. So is a
     cancellation: who goes away before the answer has had the work done. Errors of this library other than
@@ -118,6 +133,7 @@ async def login_attempt(account: str) -> AsyncIterator[LoginAttempt]:
 
     Args:
         account: The name that the visitor gave, whether or not such a user exists.
+        event: What else the password is asked for, as the audit calls it.
 
     Raises:
         TooManyLoginsError: It is too early for another try.
@@ -129,9 +145,13 @@ async def login_attempt(account: str) -> AsyncIterator[LoginAttempt]:
     async with extension.login_gates.pass_through(tenant.id, account):
         async with extension.login_gates.connections, extension.database.connection() as connection:
             key = current_app.secret_key or ""
-            count = await look_at_login(connection, tenant.id, account, request.remote_addr, key)
+            try:
+                count = await look_at_login(connection, tenant.id, account, find_address(), key)
+            except TooManyLoginsError as error:
+                audit(f"{event}_throttled", address=find_address(), retry_after=error.retry_after)
+                raise
         # From here on any end of all the user's sessions, such as for a new password, ends the one that begins here.
-        attempt = LoginAttempt(count)
+        attempt = LoginAttempt(count, event)
         try:
             yield attempt
         except asyncio.CancelledError:

@@ -4,6 +4,7 @@ Sibling subdomains are the same site to a browser: `SameSite` cookies go along w
 tenant's page posts here. So a tenant's neighbours count as elsewhere, like everybody else.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -15,6 +16,8 @@ from quart.wrappers.base import BaseRequestWebsocket
 from quart_tenants.errors import RequestFromElsewhereError
 from quart_tenants.web.context import find_request
 
+_logger = logging.getLogger(__name__)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _HARMLESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
@@ -23,6 +26,7 @@ _OWN_SITES = frozenset({"same-origin", "none"})
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 # A page's origin is http or https, also where it opens a websocket.
 _ORIGIN_SCHEMES = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
+_MOST_SHOWN = 100  # characters of a header
 _EXEMPT = "_quart_tenants_from_elsewhere"
 
 
@@ -53,7 +57,15 @@ async def refuse_from_elsewhere() -> None:
     if isinstance(asked, Request) and asked.method in _HARMLESS:
         return
     if is_from_elsewhere(asked) and not _is_exempt(asked):
-        raise RequestFromElsewhereError
+        said = ", ".join(
+            f"{name} {value[:_MOST_SHOWN]!r}"
+            for name in ("Sec-Fetch-Site", "Origin")
+            for value in asked.headers.getlist(name)[:2]
+        )
+        _logger.info("refused a request from elsewhere to %s://%s: %s", asked.scheme, asked.host, said)
+        raise RequestFromElsewhereError(
+            f"this came from a page of another site ({said}); open {asked.scheme}://{asked.host}/ and do it there"
+        )
 
 
 def is_from_elsewhere(asked: BaseRequestWebsocket) -> bool:

@@ -86,7 +86,8 @@ class TrustedProxies:
         self._warned = True
         _log.warning(
             "X-Forwarded-For from %s is ignored. If that is your proxy, list it in TENANTS_TRUSTED_PROXIES: "
-            "until then all visitors share its address, and wrong passwords of one slow down the others",
+            "until then all visitors share its address, and wrong passwords of one slow down the others; behind https "
+            "what browsers send is refused, too (request_from_elsewhere)",
             peer or "a peer without an address",
         )
 

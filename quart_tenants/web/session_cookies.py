@@ -33,14 +33,12 @@ class SignedSession:
 
     Attributes:
         issued: What names the session.
-        began_at: Its login, in seconds since 1970.
         ends_at: When it is over, however much it is used.
         signed_at: When the cookie was signed, which is done anew while the session is used.
         content: What the app has put into it.
     """
 
     issued: IssuedSession
-    began_at: int
     ends_at: int
     signed_at: float
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -63,8 +61,7 @@ class SessionCookies:
 
     def sign(self, session: SignedSession) -> str:
         """Return the cookie that says *session*, signed now."""
-        issued = [*session.issued, session.began_at, session.ends_at]
-        return str(self._serializer.dumps({**session.content, _ISSUED: issued}))
+        return str(self._serializer.dumps({**session.content, _ISSUED: [*session.issued, session.ends_at]}))
 
     def list_signed(self, cookies: Sequence[str]) -> list[SignedSession]:
         """Return what those of *cookies* say that we have signed. There is no need to say why others are none."""
@@ -77,13 +74,13 @@ class SessionCookies:
             payload, signed_at = self._verified.get(cookie) or self._verify(cookie)
             # Parsed anew each time, because the app may change what is in it.
             content = self._serializer.load_payload(payload)
-            tenant_id, username, session_id, generation, began_at, ends_at = content.pop(_ISSUED)
+            *issued, ends_at = content.pop(_ISSUED)
+            named = IssuedSession(*issued)
         except (BadData, ValueError, KeyError, TypeError, AttributeError):
             # ValueError: also half a surrogate pair, as made of bytes that are no UTF-8. The last two: something
             # that is no session was signed by the same key.
             return None
-        issued = IssuedSession(tenant_id, username, session_id, generation)
-        return SignedSession(issued, began_at, ends_at, signed_at, content)
+        return SignedSession(named, ends_at, signed_at, content)
 
     def _verify(self, cookie: str) -> tuple[bytes, float]:
         # base64 is read without what is none of it: "x&" would be as good as "x".
@@ -108,5 +105,5 @@ def issue_session(tenant_id: int, username: str, generation: int, lifetime: floa
         lifetime: Seconds.
     """
     now = int(time.time())
-    issued = IssuedSession(tenant_id, username, secrets.token_urlsafe(_ID_BYTES), generation)
-    return SignedSession(issued, now, now + int(lifetime), now)
+    issued = IssuedSession(tenant_id, username, secrets.token_urlsafe(_ID_BYTES), generation, now)
+    return SignedSession(issued, now + int(lifetime), now)

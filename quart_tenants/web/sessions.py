@@ -9,13 +9,14 @@ from typing import Any
 
 from quart import Quart, session
 from quart.sessions import SessionInterface, SessionMixin
-from quart.wrappers import Response
+from quart.wrappers import Request, Response
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from quart_tenants.audit import audit
 from quart_tenants.errors import SessionUncheckedError, SettingError, TenantError, WrongTenantError
-from quart_tenants.postgres.session_ends import end_session_in, get_generation, is_ended
-from quart_tenants.web.context import find_current_tenant, get_extension, see_through
+from quart_tenants.postgres.session_ends import check_username, end_session_in, get_generation, is_ended
+from quart_tenants.web.context import find_address, find_current_tenant, get_extension, see_through
 from quart_tenants.web.session_cookies import SessionCookies, SignedSession, issue_session
 
 _NO_TENANT = 0
@@ -33,8 +34,8 @@ class TenantSession(SessionMixin):
     The cookie is read at the first use, so a page without a session costs nothing. The domain itself
     has sessions too: they belong to no tenant and are refused on every tenant.
 
-    Each use asks the memory of this worker anew whether the session was ended: so a websocket that uses it after
-    each message ends with it, too.
+    Each use asks the memory of this worker anew whether the session was ended, has lived too long, or its tenant is
+    not served any more: so a websocket that uses it after each message ends with it, too.
 
     Any use raises `WrongTenantError` when the cookie is another tenant's, and `SessionUncheckedError` when this
     worker cannot know whether the session was ended. `start_session` raises neither: a visitor with a foreign
@@ -42,21 +43,29 @@ class TenantSession(SessionMixin):
 
     Attributes:
         secure: The request came by https.
+        answered: No answer is to come any more that could set a cookie, as in a websocket.
         loaded: Somebody used the session, so the answer depends on the cookie.
         modified: The cookie has to be set anew.
     """
 
-    def __init__(self, cookies: SessionCookies, find_sent: Callable[[], list[str]], *, secure: bool) -> None:
+    def __init__(
+        self, cookies: SessionCookies, find_sent: Callable[[], list[str]], *, secure: bool, answered: bool
+    ) -> None:
         self._cookies = cookies
         self._find_sent = find_sent
         self._read = False
         self._signed: SignedSession | None = None
         self._content: dict[str, Any] = {}
+        # All of this host that were sent, also where none of them counts.
+        self._ours: list[SignedSession] = []
+        # When the session is over, unless it is used meanwhile; in seconds since 1970.
+        self._idle_until = 0.0
         # Sessions that were left in this request, and are to be ended everywhere.
         self._left: list[SignedSession] = []
         # When the database was asked whether the session was ended, by the clock of the event loop.
         self._asked_at = float("-inf")
         self.secure = secure
+        self.answered = answered
         self.loaded = False
         self.modified = False
 
@@ -67,9 +76,21 @@ class TenantSession(SessionMixin):
         return None if self._signed is None else self._signed.issued.username or None
 
     def clear(self) -> None:
-        """Forget everything: the visitor's cookie is deleted, and with the answer the session ends everywhere."""
+        """Forget everything: the visitor's cookie is deleted, and with the answer the session ends everywhere.
+
+        Raises:
+            RuntimeError: There is no answer to come, in a websocket or a stream: `end_session` ends it there.
+        """
+        if self.answered:
+            raise RuntimeError("session.clear() acts with the answer, which is over; say await end_session()")
         self._load()
         self._leave()
+
+    async def end(self) -> None:
+        """End the session everywhere, now. Raises what `end_session` raises."""
+        self._load()
+        self._leave()
+        await self.write_ends()
 
     async def start(self, user: str, generation: int) -> None:
         """Begin a new session for *user*, whatever the cookie said, and end what it said."""
@@ -80,7 +101,7 @@ class TenantSession(SessionMixin):
                 # Not ours to end.
                 self._read = True
         self._leave()
-        await self.write_ends()
+        await self.write_ends(replaced=True)
         self._issue(user, generation)
 
     async def ask_if_needed(self) -> None:
@@ -101,8 +122,11 @@ class TenantSession(SessionMixin):
             return
         self._asked_at = asked_at
 
-    async def write_ends(self) -> None:
+    async def write_ends(self, *, replaced: bool = False) -> None:
         """Write down for every worker that the sessions which this request has left are over.
+
+        Args:
+            replaced: Whether that is no logout, but a new login.
 
         Raises:
             DatabaseUnavailableError: They are not over.
@@ -114,24 +138,35 @@ class TenantSession(SessionMixin):
                 async with extension.database.connection() as connection:
                     await end_session_in(connection, signed.issued, max(signed.ends_at - time.time(), 0))
                 extension.registry.ended_sessions.add(signed.issued)
+                if signed.issued.username and not replaced:
+                    audit("logout", user=signed.issued.username, address=find_address())
         except BaseException:
             # Not over, so the visitor keeps the cookie, and may try again.
             self.modified = False
             raise
 
-    def find_cookie(self) -> tuple[str, int] | None:
-        """Return the cookie to be set and when it ends, in seconds since 1970; None for no cookie."""
+    def find_cookie(self) -> tuple[str, datetime | None] | None:
+        """Return the cookie to be set and when the browser may forget it, None for its end; None for no cookie.
+
+        Asks nobody whether the session was ended: that was asked when it was used.
+        """
         if self._signed is None and self._content:
             self._issue(_NOBODY, 0)
         if self._signed is None:
             return None
-        return self._cookies.sign(replace(self._signed, content=self._content)), self._signed.ends_at
+        expires = datetime.fromtimestamp(self._signed.ends_at, UTC) if self._content.get("_permanent") else None
+        return self._cookies.sign(replace(self._signed, content=self._content)), expires
 
-    def needs_renewal(self) -> bool:
-        """Return whether the cookie has to be signed anew, or the session would count as idle."""
+    def needs_cookie(self) -> bool:
+        """Return whether the cookie has to be set or deleted."""
         if self._signed is None:
+            return self.modified
+        extension = get_extension()
+        if self._signed.issued in extension.registry.ended_sessions:
+            # By another request meanwhile, whose answer may have set a new one.
             return False
-        return time.time() - self._signed.signed_at > _RENEWAL * get_extension().settings.session_idle_lifetime
+        idle = time.time() - self._signed.signed_at
+        return self.modified or idle > _RENEWAL * extension.settings.session_idle_lifetime
 
     def __getitem__(self, key: str) -> Any:
         return self._load()[key]
@@ -155,9 +190,9 @@ class TenantSession(SessionMixin):
         if not self._read:
             self._read_cookies()
         if self._signed is not None and self._is_over(self._signed):
+            # The cookie stays where it is: dead, and perhaps another one by now.
             self._signed = None
             self._content = {}
-            self.modified = True
         return self._content
 
     def _read_cookies(self) -> None:
@@ -168,6 +203,7 @@ class TenantSession(SessionMixin):
     def _find_ours(self) -> SignedSession | None:
         """Return the one session of this host among the cookies, unless it is too old."""
         sent = self._find_sent()
+        self._ours = []
         if not sent:
             return None
         owner = find_session_owner()
@@ -175,22 +211,26 @@ class TenantSession(SessionMixin):
         ours = {one.issued: one for one in signed if one.issued.tenant_id == owner}
         if signed and not ours:
             raise WrongTenantError("this session belongs to another tenant; log in here")
-        if len(ours) != 1:
+        self._ours = list(ours.values())
+        if len(self._ours) != 1:
             # Of two, one was planted, and nobody can tell which.
             return None
-        (found,) = ours.values()
-        settings = get_extension().settings
-        over_at = min(
-            found.ends_at,
-            found.began_at + settings.session_lifetime,
-            found.signed_at + settings.session_idle_lifetime,
-        )
-        return found if time.time() < over_at else None
+        (found,) = self._ours
+        self._idle_until = found.signed_at + get_extension().settings.session_idle_lifetime
+        return found
 
     def _is_over(self, signed: SignedSession) -> bool:
         extension = get_extension()
         if signed.issued in extension.registry.ended_sessions:
             return True
+        now, settings = time.time(), extension.settings
+        if now >= min(signed.ends_at, signed.issued.began_at + settings.session_lifetime, self._idle_until):
+            return True
+        self._idle_until = now + settings.session_idle_lifetime
+        tenant = find_current_tenant()
+        if tenant is not None:
+            # A websocket is older than what has happened to its tenant since.
+            extension.registry.get_tenant(extension.registry.find_slug_of(tenant.id) or tenant.slug)
         age = min(extension.registry.get_age(), _get_time() - self._asked_at)
         if age > extension.settings.session_ask_after:
             raise SessionUncheckedError(f"no news of ended sessions for {age:.1f} s, and no answer from the database")
@@ -199,12 +239,14 @@ class TenantSession(SessionMixin):
     def _issue(self, user: str, generation: int) -> None:
         lifetime = get_extension().settings.session_lifetime
         self._signed = issue_session(find_session_owner(), user, generation, lifetime)
+        self._idle_until = time.time() + lifetime
         # Nobody can have ended it before this.
         self._asked_at = _get_time()
 
     def _leave(self) -> None:
-        if self._signed is not None:
-            self._left.append(self._signed)
+        left = {one.issued: one for one in (*self._ours, self._signed) if one is not None}
+        self._left += left.values()
+        self._ours = []
         self._signed = None
         self._content = {}
         self._read = self.loaded = self.modified = True
@@ -230,7 +272,8 @@ class TenantSessionInterface(SessionInterface):
         def find_sent() -> list[str]:
             return request.cookies.getlist(_get_name(app, secure))
 
-        return TenantSession(self._get_cookies(app), find_sent, secure=secure)
+        answered = not isinstance(request, Request)
+        return TenantSession(self._get_cookies(app), find_sent, secure=secure, answered=answered)
 
     async def save_session(
         self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
@@ -243,11 +286,12 @@ class TenantSessionInterface(SessionInterface):
         if not isinstance(session, TenantSession) or not session.loaded:
             return
         await session.write_ends()
+        session.answered = True
         if response is None:
             return
         response.vary.add("Cookie")
         response.headers.setdefault("Cache-Control", "private, no-store")
-        if not session.modified and not session.needs_renewal():
+        if not session.needs_cookie():
             return
         name = _get_name(app, session.secure)
         # Host-only and for the whole site: no Domain, Path=/. The prefix __Host- demands both.
@@ -256,8 +300,7 @@ class TenantSessionInterface(SessionInterface):
         if cookie is None:
             response.delete_cookie(name, **options)
         else:
-            signed, ends_at = cookie
-            expires = datetime.fromtimestamp(ends_at, UTC) if session.permanent else None
+            signed, expires = cookie
             response.set_cookie(name, signed, expires=expires, **options)
 
     def _get_cookies(self, app: Quart) -> SessionCookies:
@@ -278,11 +321,12 @@ async def start_session(user: str, *, generation: int | None = None) -> TenantSe
         generation: From before the password was read, as `login_attempt` knows it. Default: that of this moment.
 
     Raises:
+        TypeError: *user* is no text, such as a number.
+        ValueError: It is empty.
         SettingError: The app has no secret key.
         DatabaseUnavailableError: The database cannot be asked.
     """
-    if not user:
-        raise ValueError("a session without a user is begun by using quart.session")
+    check_username(user)
     current = get_session()
     if generation is None:
         async with get_extension().database.connection() as connection:
@@ -301,9 +345,7 @@ async def end_session() -> None:
         SettingError: The app has no secret key.
         DatabaseUnavailableError: The database cannot be told. The session goes on.
     """
-    current = get_session()
-    current.clear()
-    await current.write_ends()
+    await get_session().end()
 
 
 def get_session() -> TenantSession:

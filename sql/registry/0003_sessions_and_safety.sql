@@ -13,6 +13,9 @@ CREATE TABLE quart_tenants.ended_sessions (
     -- Always higher, in the order of commits where all sessions of a user end, for those wait for each other: a session
     -- that was begun when this was the newest is ended by later ones only.
     generation  bigint GENERATED ALWAYS AS IDENTITY,
+    -- What began well before this is over whatever its generation is: a database that was restored from a backup
+    -- counts from there.
+    ended_at    timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     -- When every such session is over anyway. Workers forget the row then.
     forget_at   timestamptz NOT NULL,
     -- How a reader of the feed finds what its last look did not show.

@@ -75,7 +75,7 @@ def run(
         capture_output=True,
         encoding="utf-8",
         timeout=DEADLINE,
-        env=make_environment(QUART_TENANTS_LOG_LEVEL="warning", **settings),
+        env=make_environment(QUART_TENANTS_AUDIT="false", **settings),
         check=False,
     )
 

@@ -202,9 +202,13 @@ def test_database_without_a_registry_is_one_clear_line(empty_database_url: str) 
 
 
 def test_wrong_server_config_is_one_clear_line(database_url: str, tmp_path: Path) -> None:
-    """A Hypercorn configuration that cannot be read is named."""
+    """A Hypercorn configuration that cannot be read is named, before anything is served."""
     config = tmp_path / "hypercorn.toml"
-    for text, word in (("bind = [", "hypercorn.toml"), ('bind = ["127.0.0.1:http"]', "bind")):
+    for text, word in (
+        ("bind = [", "hypercorn.toml"),
+        ('bind = ["127.0.0.1:http"]', "bind"),
+        ('bind = "127.0.0.1:0"\nworkers = "x"', f"workers is 'x' in {config}: give a whole number"),
+    ):
         config.write_text(text)
         done = run(
             PROGRAM,
@@ -216,6 +220,7 @@ def test_wrong_server_config_is_one_clear_line(database_url: str, tmp_path: Path
         )
 
         assert_one_line_error(done, word)
+        assert done.stdout == ""
 
 
 async def test_serve_runs_as_hypercorn_toml_says(database_url: str, tmp_path: Path) -> None:
@@ -227,7 +232,10 @@ async def test_serve_runs_as_hypercorn_toml_says(database_url: str, tmp_path: Pa
     assert {answer.status_code for answer in answers} == {200}
     assert "server" not in answers[0].headers
     assert server.process.returncode == 0
-    assert (tmp_path / "log").read_text().count("Running on") == 2
+    log = (tmp_path / "log").read_text()
+    assert len(set(re.findall(r"worker (\d+) started", log))) == 2
+    assert "Running on" not in log
+    assert "ended, status 0" in log.splitlines()[-1]
 
 
 async def test_hypercorn_itself_serves_the_app(database_url: str, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Promise: a session that was ended opens nothing, at any worker, whatever the workers have heard."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -9,22 +11,34 @@ import pytest
 from quart import Quart, session, websocket
 from quart.sessions import SecureCookieSessionInterface
 
-from quart_tenants import QuartTenants, Tenant, end_session, end_user_sessions, get_session, start_session
+from quart_tenants import (
+    QuartTenants,
+    Tenant,
+    TenantError,
+    end_session,
+    end_user_sessions,
+    get_session,
+    login_attempt,
+    parse_slug,
+    start_session,
+    suspend_tenant,
+)
 from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.session_ends import end_user_sessions_in
+from quart_tenants.postgres.session_ends import end_user_sessions_in, prune_ended_sessions
+from tests.feeds import DEAF, stop_feeds
 from tests.processes import SECRET_KEY
 
 Worker = Callable[..., Awaitable[Quart]]
 ACME = "acme.localhost"
 # The feed is read at the start, and then by the tests themselves.
-NO_FEED = {"TENANTS_REGISTRY_POLL_INTERVAL": 60, "TENANTS_REGISTRY_MAX_AGE": 3600, "TENANTS_SESSION_ASK_AFTER": 60}
+TRUSTING = {"TENANTS_REGISTRY_MAX_AGE": 3600, "TENANTS_SESSION_ASK_AFTER": 60}
 
 
 @asynccontextmanager
 async def serve_worker(url: str, **settings: object) -> AsyncIterator[Quart]:
     """Serve an app in which anybody logs in by their name."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=url, **(NO_FEED | settings))
+    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=url, **(TRUSTING | settings))
     tenants = QuartTenants(app)
 
     @app.post("/enter/<user>", host=tenants.host)
@@ -59,13 +73,25 @@ async def serve_worker(url: str, **settings: object) -> AsyncIterator[Quart]:
     async def file() -> str:
         return "for everybody"
 
+    @app.post("/slow-note", host=tenants.host)
+    async def slow_note() -> str:
+        session["note"] = "mine"
+        await wait_for_silence(app)
+        return "noted"
+
     @app.websocket("/talk", host=tenants.host)
     async def talk() -> None:
         while True:
-            await websocket.receive()
-            await websocket.send(get_session().user or "nobody")
+            try:
+                if await websocket.receive() == "clear":
+                    session.clear()
+                said = get_session().user or "nobody"
+            except (RuntimeError, TenantError) as error:
+                said = str(error)
+            await websocket.send(said)
 
     async with app.test_app():
+        stop_feeds()
         yield app
 
 
@@ -138,7 +164,7 @@ async def test_plain_session_lives_on_after_a_logout(database_url: str) -> None:
 
 async def test_worker_without_news_asks_the_database(worker: Worker) -> None:
     """After `TENANTS_SESSION_ASK_AFTER` without news no session is served that the database was not asked about."""
-    here, deaf = await worker(), await worker(TENANTS_SESSION_ASK_AFTER=0.05)
+    here, deaf = await worker(), await worker(**DEAF)
     cookie, other = await enter(here), await enter(here)
     await post(here, "/leave", cookie)
     await wait_for_silence(deaf)
@@ -158,7 +184,7 @@ async def test_worker_that_trusts_its_memory_serves_an_ended_session(worker: Wor
 
 async def test_worker_that_can_ask_nobody_refuses(worker: Worker, database_url: str) -> None:
     """Without news and without an answer a session is 503; a page without one is served."""
-    deaf = await worker(TENANTS_SESSION_ASK_AFTER=0.05, TENANTS_COMMAND_TIMEOUT=0.2)
+    deaf = await worker(**DEAF, TENANTS_COMMAND_TIMEOUT=0.2)
     cookie = await enter(deaf)
     blocker = await asyncpg.connect(database_url)
     try:
@@ -281,3 +307,157 @@ async def test_session_costs_no_query(worker: Worker, database_url: str) -> None
         await watcher.close()
 
     assert after == before
+
+
+@pytest.mark.parametrize(("user", "error"), [(7, TypeError), (None, TypeError), ("", ValueError)])
+async def test_user_of_a_session_is_text(database: Database, acme: Tenant, user: Any, error: type[Exception]) -> None:
+    """A number would make a session that nobody can end."""
+    with pytest.raises(error, match="user"):
+        await end_user_sessions(database, acme, user)
+
+
+async def test_ends_are_written_down(worker: Worker, acme: Tenant, caplog: pytest.LogCaptureFixture) -> None:
+    """The audit of every app has who has logged out, and whose sessions were ended; a new login is no logout."""
+    caplog.set_level("INFO", "quart_tenants.audit")
+    app = await worker()
+    again = await enter(app, cookie=await enter(app))
+    await post(app, "/leave", again)
+    await end_user_sessions(get_tenants(app).database, acme, "ada")
+
+    events = [record.getMessage().partition(" ")[0] for record in caplog.records if record.name.endswith(".audit")]
+    assert events == ["logout", "sessions_ended"]
+
+
+@pytest.mark.parametrize("lifetime", ["TENANTS_SESSION_LIFETIME", "TENANTS_SESSION_IDLE_LIFETIME"])
+async def test_open_websocket_loses_a_session_that_is_too_old(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, lifetime: str
+) -> None:
+    """Both lifetimes are looked at in each use; a use is what keeps a session from being idle."""
+    app = await worker(**{"TENANTS_SESSION_IDLE_LIFETIME": 1000, lifetime: 1000})
+    cookie = await enter(app)
+    began = time.time()
+    said = []
+    async with app.test_client(use_cookies=False).websocket("/talk", headers={"Host": ACME, "Cookie": cookie}) as talk:
+        for later in (0, 900, 1800):
+            monkeypatch.setattr(time, "time", lambda later=later: began + later)
+            await talk.send("who am I?")
+            said.append(await talk.receive())
+        monkeypatch.undo()
+
+    assert said == ["ada", "ada", "ada" if lifetime.endswith("IDLE_LIFETIME") else "nobody"]
+
+
+async def test_open_websocket_of_a_suspended_tenant_has_no_session(worker: Worker) -> None:
+    """A websocket is older than the suspension of its tenant, and ends with it."""
+    app = await worker()
+    cookie = await enter(app)
+    async with app.test_client(use_cookies=False).websocket("/talk", headers={"Host": ACME, "Cookie": cookie}) as talk:
+        await suspend_tenant(get_tenants(app).database, parse_slug("acme"))
+        await get_tenants(app).registry.refresh()
+        await talk.send("who am I?")
+        said = await talk.receive()
+
+    assert said == "no tenant answers at 'acme'"
+
+
+async def test_clearing_where_no_answer_is_to_come_is_an_error(worker: Worker) -> None:
+    """In a websocket `session.clear()` would end nothing until it is closed, or never: it says what does."""
+    app = await worker()
+    cookie = await enter(app)
+    async with app.test_client(use_cookies=False).websocket("/talk", headers={"Host": ACME, "Cookie": cookie}) as talk:
+        await talk.send("clear")
+        said = await talk.receive()
+
+    assert "end_session()" in said
+
+
+async def test_answer_is_saved_without_asking_again(worker: Worker) -> None:
+    """News that become too old while a view works do not take its answer away."""
+    app = await worker(**DEAF)
+    await get_tenants(app).registry.refresh()
+    cookie = await enter(app)
+
+    answer = await post(app, "/slow-note", cookie)
+
+    assert answer.status_code == 200
+    assert "Set-Cookie" in answer.headers
+
+
+async def test_late_answer_leaves_the_cookie_of_a_new_login(worker: Worker) -> None:
+    """What an old tab still asks with its dead cookie neither deletes nor replaces the new one."""
+    app = await worker()
+    old = await enter(app)
+    await enter(app, cookie=old)
+
+    for path in ("/who", "/note"):
+        answer = await app.test_client(use_cookies=False).get(path, headers={"Host": ACME, "Cookie": old})
+        assert "Set-Cookie" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/leave", "/clear", "/enter/bob"])
+async def test_planted_second_cookie_keeps_no_session_alive(worker: Worker, path: str) -> None:
+    """Of two sessions none counts, and a logout or a login ends both."""
+    app = await worker()
+    real, planted = await enter(app), await enter(app, "mallory")
+
+    await post(app, path, f"{planted}; {real}")
+
+    assert [await ask_who(app, cookie) for cookie in (real, planted)] == [(200, "nobody")] * 2
+
+
+async def test_end_of_all_sessions_outlives_a_restored_database(
+    worker: Worker, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions from before the restore know of generations that are still to come: the time ends them."""
+    app = await worker()
+    for _ in range(3):
+        await end_user_sessions(database, acme, "bob")
+    with monkeypatch.context() as an_hour_ago:
+        now = time.time()
+        an_hour_ago.setattr(time, "time", lambda: now - 3600)
+        cookie = await enter(app)
+    async with database.connection() as connection:
+        await connection.execute("TRUNCATE quart_tenants.ended_sessions RESTART IDENTITY")
+
+    await end_user_sessions(database, acme, "ada")
+    here, deaf = await worker(), await worker(**DEAF)
+    await wait_for_silence(deaf)
+
+    assert await ask_who(here, cookie) == await ask_who(deaf, cookie) == (200, "nobody")
+
+
+async def test_pruning_waits_for_nobody(database: Database, acme: Tenant) -> None:
+    """Two that end sessions and tidy up at once do not wait for each other's rows."""
+    async with database.connection() as connection:
+        for user in ("ada", "bob"):
+            await end_user_sessions_in(connection, acme.id, user)
+        await connection.execute("UPDATE quart_tenants.ended_sessions SET forget_at = now() - interval '1 day'")
+
+    async with database.connection() as one, database.connection() as other:
+        await one.execute("UPDATE quart_tenants.ended_sessions SET generation = DEFAULT WHERE username = 'ada'")
+        await other.execute("UPDATE quart_tenants.ended_sessions SET generation = DEFAULT WHERE username = 'bob'")
+        async with asyncio.timeout(10):
+            await asyncio.gather(prune_ended_sessions(one), prune_ended_sessions(other))
+
+
+async def test_app_that_is_served_again_lets_many_log_in(database_url: str) -> None:
+    """What logins wait for belongs to the event loop that serves, and not to the app."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=database_url)
+    tenants = QuartTenants(app)
+
+    @app.post("/enter", host=tenants.host)
+    async def enter() -> str:
+        async with login_attempt("ada") as attempt:
+            await attempt.succeed("ada")
+        return "entered"
+
+    async def serve() -> list[int]:
+        async with app.test_app():
+            client = app.test_client(use_cookies=False)
+            answers = await asyncio.gather(*(client.post("/enter", headers={"Host": ACME}) for _ in range(12)))
+        return [answer.status_code for answer in answers]
+
+    statuses = [await asyncio.to_thread(asyncio.run, serve()) for _ in range(2)]
+
+    assert statuses == [[200] * 12] * 2

@@ -14,8 +14,9 @@ from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.doctor import examine
 from quart_tenants.postgres.leaks import Finding, State, refuse_leaks
 from quart_tenants.postgres.probes import attack, make_probes, read_probe
+from quart_tenants.postgres.roles import get_owner
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import Tenant
+from quart_tenants.tenant import RoleName, Tenant
 from tests.pooler import naive_pooler
 from tests.postgres.conftest import Role
 
@@ -181,4 +182,70 @@ async def test_doctor_without_rights_tells_so(settings: Settings, database: Data
 
     assert findings["probes"].state is State.WARNING
     assert findings["login role"].state is State.OK
-    assert list_checks(findings, State.LEAK, State.FAILED) == set()
+    # It could not serve: a login writes.
+    assert list_checks(findings, State.LEAK, State.FAILED) == {"registry's rights"}
+
+
+async def test_table_of_another_role_is_told_beside_a_missing_role(
+    walled_settings: Settings, walled_database: Database
+) -> None:
+    """What somebody made by hand in one tenant's schema is a warning, also while another tenant has no role."""
+    await execute(walled_database, "CREATE TABLE acme.by_hand ()")
+    alone = await examine_all(walled_settings)
+
+    await execute(walled_database, "UPDATE quart_tenants.tenants SET role_name = NULL WHERE slug = 'globex'")
+    both = await examine_all(walled_settings)
+
+    assert list_checks(alone, State.LEAK, State.FAILED) == set()
+    assert list_checks(both, State.LEAK) == {"tenants' roles"}
+    for findings in (alone, both):
+        assert findings["tenants' tables"].state is State.WARNING
+        assert findings["tenants' tables"].seen.endswith("another owner: acme")
+
+
+async def test_lost_right_of_the_owner_is_no_leak(walled_settings: Settings, walled_database: Database) -> None:
+    """Where only we lack what everybody has lost, the doctor says so, and nobody is kept from serving."""
+    async with walled_database.connection() as connection:
+        owner = await get_owner(connection)
+    await execute(
+        walled_database,
+        f"REVOKE EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) FROM {owner.quoted}",
+    )
+
+    rights = (await examine_all(walled_settings))["everybody's rights"]
+
+    assert rights.state is State.FAILED
+    assert "lacks set_config()" in rights.seen
+    assert "GRANT EXECUTE" in rights.remedy
+    await refuse_leaks(walled_database, settings=walled_settings)
+
+
+async def test_tenants_role_with_more_rights_is_a_leak(walled_settings: Settings, walled_database: Database) -> None:
+    """Whatever one tenant's role was given keeps everybody from serving, and the remedy that is told mends it."""
+    async with walled_database.connection() as connection:
+        rows = await connection.fetch("SELECT role_name FROM quart_tenants.tenants ORDER BY id")
+        first, second = (RoleName(row["role_name"]).quoted for row in rows[:2])
+        database_name = await connection.fetchval("SELECT current_database()")
+    assert (await examine_all(walled_settings))["roles' rights"].state is State.OK
+
+    for strength, told in (
+        (f"GRANT {second} TO {first}", "is a member of"),
+        (f"GRANT pg_read_all_data TO {first}", "is a member of pg_read_all_data"),
+        (f"ALTER ROLE {first} SUPERUSER", "has SUPERUSER"),
+        (f"ALTER ROLE {first} BYPASSRLS LOGIN", "has BYPASSRLS, LOGIN"),
+        (f"ALTER ROLE {first} CREATEROLE", "has CREATEROLE"),
+        (
+            f"GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO {first}",
+            r"has EXECUTE on FUNCTION .*set_config\(",
+        ),
+        (f"GRANT EXECUTE ON FUNCTION pg_catalog.pg_read_file(text) TO {first}", "pg_read_file"),
+        (f"GRANT UPDATE ON pg_catalog.pg_settings TO {first}", "has UPDATE on pg_catalog.pg_settings"),
+        (f"GRANT TEMPORARY ON DATABASE {database_name} TO {first}", "has TEMPORARY on DATABASE"),
+    ):
+        await execute(walled_database, strength)
+        with pytest.raises(LeakError, match=told) as raised:
+            await refuse_leaks(walled_database, settings=walled_settings)
+
+        remedy = str(raised.value).partition("superuser run: ")[2].removesuffix(" (the command doctor tells all)")
+        await execute(walled_database, remedy)
+        await refuse_leaks(walled_database, settings=walled_settings)

@@ -1,7 +1,11 @@
 """A role per tenant: every command keeps the wall, whoever may log in, and a block without it is refused."""
 
+import asyncio
 import io
+import os
+import re
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -12,6 +16,7 @@ import pytest
 
 from quart_tenants.errors import LeakError, RolesNotReadyError, UnknownTenantError
 from quart_tenants.postgres.backups import backup_tenant
+from quart_tenants.postgres.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.fleet import migrate_fleet, plan_fleet
 from quart_tenants.postgres.leaks import refuse_leaks
@@ -299,6 +304,82 @@ async def test_wall_can_be_switched_off_and_on(login_settings: Settings) -> None
 
         await assert_walled(database, await get_tenant(database, new.slug), acme)
         await assert_walled(database, acme, new)
+
+
+async def test_wall_can_be_taken_down(server_url: str, database_url: str) -> None:
+    """What docs/operating.md says gives everybody's rights back, leaves no role and no table of another one."""
+    walled = Settings(database_url=database_url, role_per_tenant=True)
+    name = database_url.partition("?")[0].rpartition("/")[2]
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    (script,) = [block for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "REASSIGN" in block]
+    async with dropping_roles(server_url, database_url), await Database.open(walled, max_size=1) as database:
+        before = await look_at_rights(database)
+        owner = await set_up_roles(database)
+        between = await look_at_rights(database)
+        script = script.replace("DATABASE app", f"DATABASE {name}").replace("TO app;", "TO CURRENT_USER;")
+
+        await asyncio.to_thread(
+            subprocess.run,
+            (await find_client_programs(15)).run_sql(),
+            env=build_environment(database_url, os.environ),
+            input=script.encode(),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+
+        assert await look_at_rights(database) == before != between
+        async with database.connection() as connection:
+            prefix = owner.name.removesuffix("owner")
+            assert await connection.fetch("SELECT FROM pg_roles WHERE starts_with(rolname, $1)", prefix) == []
+        await set_up_roles(database)
+        await refuse_leaks(database, settings=walled)
+
+
+async def look_at_rights(database: Database) -> list[object]:
+    """Return who owns what acme has, and what everybody may."""
+    async with database.connection() as connection:
+        return [
+            *await connection.fetch(_LIST_OWNERS, "acme"),
+            *await connection.fetch(
+                "SELECT has_function_privilege('public', 'set_config(text, text, boolean)', 'EXECUTE'), "
+                "has_function_privilege('public', 'pg_prepared_statement()', 'EXECUTE'), "
+                "has_table_privilege('public', 'pg_catalog.pg_settings', 'UPDATE'), "
+                "has_database_privilege('public', current_database(), 'TEMPORARY')"
+            ),
+        ]
+
+
+async def test_backup_and_restore_with_the_wall_off_pass_no_grants_on(
+    walled_settings: Settings, walled_database: Database, tmp_path: Path
+) -> None:
+    """Where roles were once set up, no backup and no restore lets the role of one tenant into another's schema."""
+    off = replace(walled_settings, role_per_tenant=False)
+    tenant = await get_tenant(walled_database, parse_slug("acme"))
+    async with walled_database.connection() as connection:
+        owner = await get_owner(connection)
+    forget = "DELETE FROM quart_tenants.role_setup"
+    remember = f"INSERT INTO quart_tenants.role_setup (owner_name) VALUES ('{owner}')"
+    async with await Database.open(off, max_size=2) as database:
+
+        async def restore(file: str, slug: str) -> bool:
+            """Return whether the role of acme may look into what is restored."""
+            restored = await restore_tenant(database, tmp_path / file, parse_slug(slug), settings=off)
+            async with database.connection() as connection:
+                may: bool = await connection.fetchval(
+                    "SELECT has_schema_privilege($1, $2, 'USAGE')", str(tenant.role), restored.schema.name
+                )
+            return may
+
+        await backup_tenant(database, tenant.slug, tmp_path / "without.tar", settings=off)
+        await execute(walled_settings.required_database_url, forget)
+        await backup_tenant(database, tenant.slug, tmp_path / "grants.tar", settings=off)
+
+        assert not await restore("without.tar", "from-without")
+        # The negative control: a file with grants, and a restore that passes them on.
+        assert await restore("grants.tar", "naive")
+
+        await execute(walled_settings.required_database_url, remember)
+        assert not await restore("grants.tar", "from-grants")
 
 
 async def test_statement_cannot_be_stacked(walled_database: Database) -> None:

@@ -1,11 +1,13 @@
 """What is written down: who did what in which request, and never a secret."""
 
 import asyncio
+import gc
 import io
 import json
 import logging
 import re
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +16,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+import uvloop
 from quart import Quart
 
 from quart_tenants import LogFields, QuartTenants, add_log_fields
-from quart_tenants.web.audit import audit
+from quart_tenants.audit import audit
 from quart_tenants.web.log_format import LogHandler
 from tests.processes import PROGRAM, Server, make_environment, run_server
 
@@ -147,6 +150,9 @@ async def test_no_secret_is_written(database_url: str, server_url: str, tmp_path
     written += "".join(command.stdout + command.stderr for command in commands)
     assert find_secrets(written, **{f"cookie {number}": cookie for number, cookie in enumerate(cookies)}) == []
     read_lines(server.log.read_text())
+    # asyncpg tells the same from each of its pools, with a traceback.
+    assert written.count("registry cannot be read") == 1
+    assert "connection floor" not in written
     for line in lines:
         if line["logger"] in IN_A_REQUEST:
             assert re.fullmatch("[0-9a-f]{32}", line["request_id"]), line
@@ -191,9 +197,11 @@ async def wait_for_log(server: Server, word: str) -> str:
 
 
 @contextmanager
-def log_to(stream: io.StringIO, handler: logging.Handler | None = None) -> Iterator[logging.Logger]:
-    """Let a logger write to *stream* in JSON, or through *handler*."""
-    logger = logging.getLogger("tests.logs")
+def log_to(
+    stream: io.StringIO, handler: logging.Handler | None = None, name: str = "tests.logs"
+) -> Iterator[logging.Logger]:
+    """Let the logger *name* write to *stream* in JSON, or through *handler*."""
+    logger = logging.getLogger(name)
     handler = handler or LogHandler(stream, "json")
     logger.addHandler(handler)
     logger.propagate = False
@@ -211,6 +219,8 @@ async def test_naive_log_gives_the_secrets_away(database_url: str) -> None:
     naive, ours = io.StringIO(), io.StringIO()
     statements: list[tuple[str, list[object]]] = [
         (f"SELECT '{row}'::int", []),
+        (f"SELECT '{row}", []),
+        (f'SELECT 1 "{row}" 2', []),
         ("SELECT $1::int", [row]),
         ("SELECT $1::uuid", [row]),
         ("INSERT INTO company1.app_user (username, password) VALUES ($1, NULL)", [row]),
@@ -258,6 +268,54 @@ def test_local_variables_are_not_written() -> None:
         "OSError: two",
     ):
         assert word in line["exception"]
+
+
+async def raise_with_a_row(*_: object) -> None:
+    """Fail as the driver does, with the value of a parameter."""
+    row = SECRETS["a row that a statement failed on"]
+    raise asyncpg.DataError(f"invalid input for query argument $1: {row!r} (expected str, got int)")
+
+
+def fail_with_a_password(password: str) -> None:
+    """Fail in a callback, which asyncio shows with its arguments."""
+    raise ValueError(len(password))
+
+
+@pytest.mark.parametrize(
+    ("loop_class", "shown"),
+    [
+        (asyncio.SelectorEventLoop, {"a right password", "a row that a statement failed on"}),
+        # It shows no arguments of callbacks.
+        (uvloop.Loop, {"a row that a statement failed on"}),
+    ],
+)
+def test_lines_of_asyncio_show_no_values(loop_class: type[asyncio.AbstractEventLoop], shown: set[str]) -> None:
+    """Of a task that nobody waited for, a callback that failed and one that took long, the log shows no values."""
+    naive, ours = io.StringIO(), io.StringIO()
+    loop = loop_class()
+    loop.set_debug(True)
+    loop.slow_callback_duration = 0.0
+
+    async def run_and_forget() -> None:
+        loop.call_soon(fail_with_a_password, SECRETS["a right password"])
+        task = asyncio.create_task(raise_with_a_row())
+        await asyncio.wait([task])
+        del task
+
+    with log_to(naive, logging.StreamHandler(naive), "asyncio"), log_to(ours, name="asyncio"):
+        loop.run_until_complete(run_and_forget())
+        gc.collect()
+        loop.close()
+
+    assert set(find_secrets(naive.getvalue())) == shown
+    assert find_secrets(ours.getvalue()) == []
+    lines = read_lines(ours.getvalue())
+    assert any(line["event"] == "Task exception was never retrieved" for line in lines)
+    failed = [line["event"] for line in lines if line["event"].startswith("Exception in callback")]
+    assert len(failed) == 1
+    assert "fail_with_a_password" in failed[0]
+    # Where it happened.
+    assert any("raise_with_a_row" in line.get("exception", "") for line in lines)
 
 
 def test_console_lines_are_for_people() -> None:
@@ -327,6 +385,25 @@ async def test_task_of_a_request_keeps_its_id(database_url: str) -> None:
         "- - outside",
     ]
     assert add_log_fields(None, "info", {"event": "outside"}) == {"event": "outside"}
+
+
+def test_level_does_not_silence_the_audit() -> None:
+    """At any level it is written who did what, unless `TENANTS_AUDIT` is false."""
+    script = """
+import sys
+from quart_tenants.app.logs import configure_logging
+from quart_tenants.audit import audit
+from quart_tenants.settings import Settings
+
+for written in (True, False):
+    configure_logging(Settings(log_level="error", log_format="json", audit=written))
+    audit("login_failed", written=written)
+"""
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+
+    (line,) = read_lines(done.stderr)
+    assert (line["event"], line["written"]) == ("login_failed", True)
 
 
 def test_audit_line_reads_well_for_everybody(caplog: pytest.LogCaptureFixture) -> None:

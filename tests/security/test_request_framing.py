@@ -58,6 +58,13 @@ REFUSED_BY_HYPERCORN = {
     "unknown version": b"GET /healthz HTTP/3.7x\r\nHost: localhost\r\n\r\n",
 }
 AMBIGUOUS = LET_THROUGH_BY_HYPERCORN | REFUSED_BY_HYPERCORN
+UPGRADES = {
+    "by the book": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+    "alone": b"Upgrade: h2c\r\n",
+    "in capitals, with a blank of latin-1": b"UPGRADE: \xa0H2C\x85\r\n",
+    "the last of two": b"Upgrade: websocket\r\nUpgrade: h2c\r\n",
+    "the first of two": b"Upgrade: h2c\r\nUpgrade: websocket\r\n",
+}
 BROKEN_CHUNKS = {
     "hexadecimal chunk": b"0x1\r\na\r\n0\r\n\r\n",
     "negative chunk": b"-1\r\na\r\n0\r\n\r\n",
@@ -173,6 +180,31 @@ async def test_hypercorn_alone_answers_what_follows() -> None:
         name: answer.count(b"HTTP/1.1 200 ") for name, answer in zip(LET_THROUGH_BY_HYPERCORN, answers, strict=True)
     }
     assert counts == dict.fromkeys(LET_THROUGH_BY_HYPERCORN, 2)
+
+
+async def test_upgrade_to_http2_is_ignored(server: Server) -> None:
+    """A proxy that passes `Upgrade: h2c` on gets an answer, never the 101 after which it would be a mere tunnel."""
+    last = NEXT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    first = NEXT.removesuffix(b"\r\n")
+
+    answers = await asyncio.gather(
+        *(send(server.port, first + upgrade + b"\r\n" + last) for upgrade in UPGRADES.values())
+    )
+
+    for answer in answers:
+        assert b"HTTP/1.1 101 " not in answer
+        assert answer.count(b"HTTP/1.1 200 ") == 2
+
+
+async def test_hypercorn_alone_upgrades_to_http2() -> None:
+    """Without our check the same requests get the tunnel, but for the one whose last `Upgrade` says something else."""
+    async with plain_hypercorn() as port:
+        answers = await asyncio.gather(
+            *(send(port, NEXT.removesuffix(b"\r\n") + upgrade + b"\r\n") for upgrade in UPGRADES.values())
+        )
+
+    tunnels = {name for name, answer in zip(UPGRADES, answers, strict=True) if answer.startswith(b"HTTP/1.1 101 ")}
+    assert tunnels == set(UPGRADES) - {"the first of two"}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from quart_tenants.postgres.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.session_cookies import SessionCookies, issue_session
 from quart_tenants.web.sessions import TenantSessionInterface
+from tests.feeds import DEAF, stop_feeds
 from tests.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
 from tests.raw_requests import Wire, call, close_all
 from tests.tcp_proxy import TcpProxy
@@ -72,9 +73,7 @@ async def app(database_proxy: TcpProxy, interface: SessionInterface) -> AsyncIte
         TENANTS_DATABASE_URL=database_proxy.url,
         # The tables do not matter here, so there are none.
         TENANTS_MINIMUM_VERSION=0,
-        TENANTS_REGISTRY_POLL_INTERVAL=60,
-        TENANTS_REGISTRY_MAX_AGE=3600,
-        TENANTS_SESSION_ASK_AFTER=0.05,
+        **DEAF,
     )
     tenants = QuartTenants(app)
     app.session_interface = interface  # type: ignore[assignment]
@@ -95,6 +94,7 @@ async def app(database_proxy: TcpProxy, interface: SessionInterface) -> AsyncIte
             return str(await connection.fetchval("SELECT $1::text", user))
 
     async with app.test_app():
+        stop_feeds()
         yield app
 
 

@@ -31,10 +31,10 @@ NUMBERS = {
     "TENANTS_TRASH_DAYS": (0, 36500),
     "TENANTS_REDIRECT_DAYS": (0, 36500),
     "TENANTS_TRUSTED_PROXY_HOPS": (1, 16),
-    "TENANTS_HSTS_SECONDS": (0, 2**31),
+    "TENANTS_HSTS_SECONDS": (0, 2**31 - 1),
     "TENANTS_SESSION_LIFETIME": (1, 31536000),
     "TENANTS_SESSION_IDLE_LIFETIME": (1, 31536000),
-    "TENANTS_SESSION_ASK_AFTER": (0.05, 60),
+    "TENANTS_SESSION_ASK_AFTER": (0.06, 120),
     "TENANTS_LOGIN_ATTEMPTS": (1, 1000),
     "TENANTS_LOGIN_ATTEMPTS_PER_ADDRESS": (1, 100000),
     "TENANTS_LOGIN_MAX_DELAY": (1, 86400),
@@ -52,7 +52,8 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "TENANTS_TENANT_POOL_SHARE": {"TENANTS_POOL_MAX_SIZE": 1000},
     "TENANTS_SESSION_LIFETIME": {"TENANTS_SESSION_IDLE_LIFETIME": 1},
     "TENANTS_SESSION_IDLE_LIFETIME": {"TENANTS_SESSION_LIFETIME": 31536000},
-    "TENANTS_REGISTRY_POLL_INTERVAL": {"TENANTS_REGISTRY_MAX_AGE": 3600},
+    "TENANTS_REGISTRY_POLL_INTERVAL": {"TENANTS_REGISTRY_MAX_AGE": 3600, "TENANTS_SESSION_ASK_AFTER": 120},
+    "TENANTS_SESSION_ASK_AFTER": {"TENANTS_REGISTRY_POLL_INTERVAL": 0.05},
     "TENANTS_REGISTRY_MAX_AGE": {"TENANTS_REGISTRY_POLL_INTERVAL": 0.05},
 }
 
@@ -326,7 +327,7 @@ def test_number_beyond_its_limits_is_told_with_them(key: str, limits: tuple[floa
         error = get_error({**COMPANIONS.get(key, {}), key: value})
 
         assert str(error).startswith(f"{key} is {value!r}: give a ")
-        assert f"number from {low:g} to {high:g}" in str(error)
+        assert f"number from {low} to {high}" in str(error)
 
 
 @pytest.mark.parametrize("key", NUMBERS)
@@ -340,6 +341,25 @@ def test_number_is_nothing_else(key: str, value: object) -> None:
 def test_whole_number_has_no_fraction(key: str) -> None:
     """Half a connection is an error that asks for a whole number."""
     assert "give a whole number" in str(get_error({key: 1.5}))
+
+
+@pytest.mark.parametrize("key", ["TENANTS_ROLE_PER_TENANT", "TENANTS_AUDIT"])
+@pytest.mark.parametrize(("value", "switch"), [("True", True), ("FALSE", False), (True, True), (False, False)])
+def test_switch_is_written_in_any_case(key: str, value: object, switch: bool) -> None:
+    """The environment's `True` is no JSON, and is meant as it reads."""
+    assert read_setting(key, value) is switch
+
+
+@pytest.mark.parametrize("value", ["yes", "", 1, 0, [True]])
+def test_switch_is_true_or_false(value: object) -> None:
+    """Nothing else switches anything on or off."""
+    assert str(get_error({"TENANTS_ROLE_PER_TENANT": value})).endswith(f"is {value!r}: give true or false")
+
+
+def test_log_level_is_written_in_any_case() -> None:
+    """`INFO` is `info`; an unknown level is told with those that there are."""
+    assert read_setting("TENANTS_LOG_LEVEL", "WARNING") == "warning"
+    assert "give debug or info or warning or error" in str(get_error({"TENANTS_LOG_LEVEL": "loud"}))
 
 
 def test_seconds_may_be_whole() -> None:

@@ -35,7 +35,7 @@ def make_run(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     """Return a function that runs `quart-tenants` on *url*, with *stdin* as its input and no terminal."""
     monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", url)
     # Without audit lines, which would stand among what a command says.
-    monkeypatch.setenv("QUART_TENANTS_LOG_LEVEL", "warning")
+    monkeypatch.setenv("QUART_TENANTS_AUDIT", "false")
 
     def run(*arguments: str, stdin: bytes = b"") -> Outcome:
         # As Python itself opens it where the locale is C or C.UTF-8.

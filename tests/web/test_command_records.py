@@ -64,13 +64,22 @@ def test_command_that_changes_something_is_recorded(database_url: str) -> None:
 
 
 def test_command_that_changes_nothing_is_not_recorded(database_url: str) -> None:
-    """Neither what reads, nor a dry run, nor what was typed wrongly, nor at a level that is too high leaves a line."""
+    """Neither what reads, nor a dry run, nor what was typed wrongly, nor where audit is off leaves a line."""
     settings = {"QUART_TENANTS_DATABASE_URL": database_url}
 
     for command in (["list"], ["status"], ["migrate", "--dry-run"], ["create"]):
         _, lines = run(PROGRAM, *command, **settings)
         assert lines == [], command
-    assert run(PROGRAM, "suspend", "acme", QUART_TENANTS_LOG_LEVEL="warning", **settings)[1] == []
+    assert run(PROGRAM, "suspend", "acme", QUART_TENANTS_AUDIT="false", **settings)[1] == []
+
+
+def test_level_does_not_silence_the_record(database_url: str) -> None:
+    """Who did what is written at any `TENANTS_LOG_LEVEL`."""
+    settings = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_TENANTS_LOG_LEVEL": "error"}
+
+    _, (line,) = run(PROGRAM, "suspend", "acme", **settings)
+
+    assert line["event"] == "command_ended"
 
 
 def test_every_command_is_recorded_unless_it_says_otherwise() -> None:

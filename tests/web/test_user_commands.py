@@ -68,8 +68,11 @@ def test_user_gets_a_new_password(run: Run, database_url: str) -> None:
     outcome = run("user", "password", "company1", "user_1", "--password-stdin", stdin=b"sesame\n")
     logins, served, _ = visit(database_url, "foo", "sesame", cookies=(cookie,))
 
-    assert outcome == Outcome(0, "changed the password of user_1 at company1\n", "")
+    told = "changed the password of user_1 at company1, who was suspended and may log in again\n"
+    assert outcome == Outcome(0, told, "")
     assert (logins, served) == ([401, 200], [401])
+    again = run("user", "password", "company1", "user_1", "--password-stdin", stdin=b"sesame\n")
+    assert again == Outcome(0, "changed the password of user_1 at company1\n", "")
 
 
 @pytest.mark.parametrize("command", ["password", "logout", "suspend", "resume"])
@@ -85,10 +88,8 @@ def test_user_gets_a_new_password(run: Run, database_url: str) -> None:
     ids=["of another tenant", "case", "empty", "no text", "no tenant"],
 )
 def test_unknown_user_is_refused(run_in_vain: Run, command: str, arguments: list[str], words: tuple[str, ...]) -> None:
-    """Whom a tenant does not have is named, with status 1."""
-    options = ["--password-stdin"] if command == "password" else []
-
-    assert_refused(run_in_vain("user", command, *arguments, *options, stdin=b"sesame\n"), *words)
+    """Whom a tenant does not have is named, with status 1, and nobody is asked for a password first."""
+    assert_refused(run_in_vain("user", command, *arguments), *words)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The commands that make tenants and list them."""
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -7,6 +8,7 @@ import click
 
 from quart_tenants.errors import InvalidSlugError, TenantError, TenantExistsError
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.long_lists import name_some
 from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant
 from quart_tenants.postgres.registry_tables import init_registry, list_tenants
 from quart_tenants.postgres.restores import copy_tenant
@@ -24,36 +26,60 @@ from quart_tenants.web.commands.running import Failures, count_tenants, with_dat
 async def init_command(database: Database, settings: Settings) -> None:
     """Make the tenant registry in the database, or bring it up to date.
 
-    With TENANTS_ROLE_PER_TENANT it also puts every tenant behind a role of its own. Running it again does no
+    With TENANTS_ROLE_PER_TENANT it also puts every tenant behind a role of its own. What only a superuser may
+    do for that is printed for psql, one statement a line, and all else on stderr. Running it again does no
     harm, and goes on where it was interrupted.
     """
     count = await init_registry(database)
-    click.echo(f"registry ready ({count} migration{'s' * (count != 1)} applied)" if count else "registry is up to date")
+    told = f"registry ready ({count} migration{'s' * (count != 1)} applied)" if count else "registry is up to date"
+    # With roles stdout is for statements.
+    click.echo(told, err=settings.role_per_tenant)
     if settings.role_per_tenant:
         await _set_up_roles(database)
 
 
 async def _set_up_roles(database: Database) -> None:
     owner, tenants = await make_owner(database)
-    failures = Failures(len(tenants))
+    failed: list[tuple[TenantWithoutWall, TenantError]] = []
+    shut: list[str] = []
     with Progress("making roles", len(tenants)) as progress:
 
         def count(tenant: TenantWithoutWall, failure: TenantError | None) -> None:
             progress.advance(failed=failure is not None)
             if failure is not None:
-                failures.add(tenant.slug, failure)
+                failed.append((tenant, failure))
 
         await build_walls(database, owner, tenants, on_done=count)
-    missing = await shut_doors(database, owner)
-    failures.end()
+    missing = await shut_doors(database, owner, on_shut=shut.append)
+    taken = [
+        statement.removeprefix("REVOKE ").removesuffix(" FROM PUBLIC")
+        for statement in shut
+        if statement.startswith("REVOKE ")
+    ]
+    if taken:
+        click.echo(f"taken from everybody: {'; '.join(taken)}", err=True)
+    for statement in missing:
+        click.echo(f"{statement};")
+    _tell_failures(failed, len(tenants))
     if missing:
-        click.echo("-- To be run once in this database by a superuser:", err=True)
-        for statement in missing:
-            click.echo(f"{statement};", err=True)
         raise click.ClickException(
-            "the wall is not closed yet: let a superuser run the statements above, then run init again"
+            "the wall is not closed yet: let a superuser run the statements above once in this database, then run init "
+            "again"
         )
-    click.echo(f"roles ready ({count_tenants(len(tenants))} changed)" if tenants else "roles are up to date")
+    told = f"roles ready ({count_tenants(len(tenants))} changed)" if tenants else "roles are up to date"
+    click.echo(f"{told}; the owner of all schemas is {owner}", err=True)
+
+
+def _tell_failures(failed: Sequence[tuple[TenantWithoutWall, TenantError]], total: int) -> None:
+    """Raise the end of the command if there are any; tell a reason that all share only once."""
+    failures = Failures(total)
+    reasons = {re.sub(rf"\b{re.escape(tenant.schema.name)}\b", "…", str(error)) for tenant, error in failed}
+    for tenant, error in failed[:1] if len(reasons) == 1 else failed:
+        failures.add(tenant.slug, error)
+    if len(reasons) == 1 and len(failed) > 1:
+        click.echo(f"the same for {name_some([tenant.slug for tenant, _ in failed[1:]])}", err=True)
+        raise click.ClickException(f"{len(failed)} of {total} tenants failed")
+    failures.end()
 
 
 @click.command("create")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import pwd
 import re
@@ -13,10 +14,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import click
 
+from quart_tenants.audit import audit
+from quart_tenants.audit import logger as audit_logger
 from quart_tenants.errors import TenantError
 from quart_tenants.settings import Settings
-from quart_tenants.web.audit import audit
-from quart_tenants.web.audit import logger as audit_logger
 from quart_tenants.web.log_format import LogHandler
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,6 +67,8 @@ def _record(context: click.Context, outcome: str, find_settings: Callable[[], Se
     except (TenantError, click.ClickException):
         # With a wrong setting it has done nothing.
         return
+    if not settings.audit:
+        return
     with _open_log(settings):
         audit(
             "command_ended",
@@ -87,7 +90,7 @@ def _open_log(settings: Settings) -> Iterator[None]:
     handler = LogHandler(sys.stderr, settings.log_format)
     level = audit_logger.level
     audit_logger.addHandler(handler)
-    audit_logger.setLevel(settings.log_level.upper())
+    audit_logger.setLevel(logging.INFO)
     try:
         yield
     finally:
