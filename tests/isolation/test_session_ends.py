@@ -298,7 +298,10 @@ async def test_session_costs_no_query(worker: Worker, database_url: str) -> None
     cookie = await enter(app)
     watcher = await asyncpg.connect(database_url)
     try:
-        backends = "SELECT max(query_start) FROM pg_stat_activity WHERE application_name = 'quart_tenants'"
+        backends = (
+            "SELECT max(query_start) FROM pg_stat_activity "
+            "WHERE application_name = 'quart_tenants' AND datname = current_database()"
+        )
         before = await watcher.fetchval(backends)
         for _ in range(200):
             assert await ask_who(app, cookie) == (200, "ada")
