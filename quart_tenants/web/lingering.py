@@ -14,10 +14,14 @@ _LINGER = 2.0
 
 
 class LingeringClose:
-    """ASGI middleware: the answer goes out at once, its end only after the request's, or two seconds later."""
+    """ASGI middleware: the answer goes out at once, its end only after the request's, or two seconds later.
 
-    def __init__(self, app: Any) -> None:
+    A body of more than *max_body_bytes* ends for the app where it is too large; None for no limit.
+    """
+
+    def __init__(self, app: Any, max_body_bytes: int | None) -> None:
         self._app = app
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Pass the request on, and watch where it ends."""
@@ -26,12 +30,25 @@ class LingeringClose:
             return
         ended = asyncio.Event()
 
+        received = 0
+
         async def receive_and_watch() -> ASGIReceiveEvent:
             # Quart goes on receiving until its answer is sent, also what nobody reads.
-            event = await receive()
-            if event["type"] != "http.request" or not event["more_body"]:
-                ended.set()
-            return event
+            nonlocal received
+            while True:
+                event = await receive()
+                if event["type"] != "http.request":
+                    ended.set()
+                    return event
+                if not event["more_body"]:
+                    ended.set()
+                before, received = received, received + len(event["body"])
+                if self._max_body_bytes is None or received <= self._max_body_bytes:
+                    return event
+                if before <= self._max_body_bytes:
+                    # Already too large, so the app answers at once. Quart 0.23 looks at the size of a whole body
+                    # only, and keeps in memory what comes until then. The rest is thrown away.
+                    return {**event, "more_body": False}
 
         async def send_and_linger(event: ASGISendEvent) -> None:
             if event["type"] == "http.response.body" and not event["more_body"] and not ended.is_set():
