@@ -1,142 +1,32 @@
-"""Check every `TENANTS_*` setting. Pure: reads a mapping, neither files nor the environment."""
+"""Name every `TENANTS_*` setting, and read them all. Pure: from a mapping, neither files nor the environment."""
 
-import contextlib
 import difflib
-import ipaddress
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
-from quart_tenants.domain import find_host_name
 from quart_tenants.errors import SettingError
+from quart_tenants.setting_checks import (
+    DnsServer,
+    Network,
+    between,
+    check_dns_servers,
+    check_domain,
+    check_folder,
+    check_names,
+    check_networks,
+    check_schemes,
+    check_switch,
+    check_url,
+    one_of,
+)
 
 PREFIX = "TENANTS_"
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-# An address, in brackets where it has colons itself and a port follows.
-_SERVER = re.compile(r"(?:\[(?P<bracketed>[^]]+)\]|(?P<plain>[^][:]+))(?::(?P<port>[0-9]{1,5}))?|(?P<bare>[^][]+)")
-_DNS_PORT = 53
-
-
-class DnsServer(NamedTuple):
-    """A DNS server to ask."""
-
-    address: str
-    port: int
 
 
 def _setting(default: object, check: Callable[[Any], object], unit: str, purpose: str) -> Any:
     return field(default=default, metadata={"check": check, "unit": unit, "purpose": purpose})
-
-
-def _check_url(value: object) -> str:
-    # Neither the value nor an error about it is ever repeated: it holds a password.
-    parts = None
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            parts = urlsplit(value)
-    if parts is None or parts.scheme not in ("postgresql", "postgres"):
-        raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
-    # A password with one of / ? # ends the host early, and the driver would name the rest of it in an error.
-    if "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError("has an @ behind the host: in a password write / as %2F, ? as %3F, # as %23 and @ as %40")
-    return str(value)
-
-
-def _check_domain(value: object) -> str:
-    domain = find_host_name(value)
-    if domain is not None:
-        return domain
-    raise ValueError(f"is {value!r}, which is no domain: give it like example.com, without port and scheme")
-
-
-def _check_names(value: object) -> frozenset[str]:
-    names = value.split(",") if isinstance(value, str) else value
-    if isinstance(names, Collection) and all(isinstance(name, str) for name in names):
-        return frozenset(stripped for name in names if (stripped := name.strip()))
-    raise ValueError(f"is {value!r}: give names, with commas between them")
-
-
-def _check_networks(value: object) -> tuple[Network, ...]:
-    try:
-        return tuple(ipaddress.ip_network(name) for name in sorted(_check_names(value)))
-    except ValueError as error:
-        raise ValueError(f"is {value!r}: give networks such as 127.0.0.1 or 10.0.0.0/8 ({error})") from None
-
-
-def _check_dns_servers(value: object) -> tuple[DnsServer, ...]:
-    # In their order: the first one is asked first.
-    texts = value.split(",") if isinstance(value, str) else value
-    try:
-        if isinstance(texts, tuple | list):
-            return tuple(_parse_dns_server(text.strip()) for text in texts if text.strip())
-    except (ValueError, AttributeError):
-        pass
-    raise ValueError(f"is {value!r}: give addresses such as 127.0.0.1, 127.0.0.1:5353 or [::1]:53, with commas")
-
-
-def _parse_dns_server(text: str) -> DnsServer:
-    match = _SERVER.fullmatch(text)
-    if match is None:
-        raise ValueError(text)
-    address = ipaddress.ip_address(match["bracketed"] or match["plain"] or match["bare"])
-    port = int(match["port"] or _DNS_PORT)
-    if not 0 < port < 2**16:
-        raise ValueError(text)
-    return DnsServer(str(address), port)
-
-
-def _check_folder(value: object) -> Path:
-    # An empty text is no way to say "here": an empty variable in the environment is a mistake.
-    if isinstance(value, str | Path) and value:
-        # Such as a name that is too long, or a folder above it that is not for us.
-        with contextlib.suppress(OSError):
-            if Path(value).is_dir():
-                return Path(value)
-    raise ValueError(f"is {str(value)!r}, which is no folder")
-
-
-def _check_schemes(value: object) -> tuple[str, ...]:
-    schemes = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
-    known = ("argon2", "pbkdf2_sha256")
-    if isinstance(schemes, tuple | list) and schemes and all(name in known for name in schemes):
-        # Each once: passlib refuses a double.
-        return tuple(dict.fromkeys(schemes))
-    raise ValueError(f"is {value!r}: give {' or '.join(known)}, or both, the one for new passwords first")
-
-
-def _between(low: float, high: float, number: type[int] | type[float]) -> Callable[[object], float]:
-    def check(value: object) -> float:
-        # True is a number to Python; the environment's "true" is not one to us.
-        accepted = int if number is int else int | float
-        if isinstance(value, accepted) and not isinstance(value, bool) and low <= value <= high:
-            return number(value)
-        kind = "whole number" if number is int else "number"
-        raise ValueError(f"is {value!r}: give a {kind} from {low:.12g} to {high:.12g}")
-
-    return check
-
-
-def _check_switch(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    # As `True` comes from the environment, which is no JSON.
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise ValueError(f"is {value!r}: give true or false")
-
-
-def _one_of(*words: str) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        if isinstance(value, str) and value.lower() in words:
-            return value.lower()
-        raise ValueError(f"is {value!r}: give {' or '.join(words)}")
-
-    return check
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,183 +35,183 @@ class Settings:
 
     database_url: str | None = _setting(
         None,
-        _check_url,
+        check_url,
         "URL",
         "The PostgreSQL database that holds the tenants. Needed by everything that touches a table.",
     )
     domain: str = _setting(
-        "localhost", _check_domain, "domain", "Tenants answer at `<tenant>.<domain>`, on any port and in any case."
+        "localhost", check_domain, "domain", "Tenants answer at `<tenant>.<domain>`, on any port and in any case."
     )
     reserved_slugs: frozenset[str] = _setting(
         frozenset({"admin", "api", "app", "mail", "static", "www"}),
-        _check_names,
+        check_names,
         "names",
         "Subdomains that no new tenant may take.",
     )
     migrations_dir: Path | None = _setting(
         None,
-        _check_folder,
+        check_folder,
         "folder",
         "The files `NNNN_what_it_does.sql` that make a tenant's tables. Unset: those of the reference app.",
     )
     minimum_version: int | None = _setting(
         None,
-        _between(0, 9999, int),
+        between(0, 9999, int),
         "version",
         "A tenant whose tables are older is answered 503 `schema_behind`. Unset: the newest file when the app starts.",
     )
     migration_lock_timeout: float = _setting(
         2.0,
-        _between(0.01, 3600, float),
+        between(0.01, 3600, float),
         "seconds",
         "How long a migration's statement waits for a lock. Requests of that tenant queue behind it meanwhile.",
     )
     migration_statement_timeout: float = _setting(
-        300.0, _between(0.01, 604800, float), "seconds", "How long one statement of a migration may take."
+        300.0, between(0.01, 604800, float), "seconds", "How long one statement of a migration may take."
     )
     migration_attempts: int = _setting(
         5,
-        _between(1, 100, int),
+        between(1, 100, int),
         "attempts",
         "How often a tenant is tried when a lock, a deadlock or a lost connection was in the way.",
     )
     trash_days: float = _setting(
-        30.0, _between(0, 36500, float), "days", "How long a dropped tenant is kept before `purge` deletes it."
+        30.0, between(0, 36500, float), "days", "How long a dropped tenant is kept before `purge` deletes it."
     )
     redirect_days: float = _setting(
-        30.0, _between(0, 36500, float), "days", "How long the old address of a renamed tenant leads to the new one."
+        30.0, between(0, 36500, float), "days", "How long the old address of a renamed tenant leads to the new one."
     )
     dns_servers: tuple[DnsServer, ...] = _setting(
         (),
-        _check_dns_servers,
+        check_dns_servers,
         "addresses",
         "Asked whether a domain is a tenant's: `127.0.0.1`, `127.0.0.1:5353` or `[::1]:53`. None: the system's.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         (),
-        _check_networks,
+        check_networks,
         "networks",
         "Proxies whose `X-Forwarded-*` headers are believed. Everybody else's are ignored.",
     )
     trusted_proxy_hops: int = _setting(
         1,
-        _between(1, 16, int),
+        between(1, 16, int),
         "proxies",
         "How many of them a request passes, one behind the other, before it reaches a worker.",
     )
     hsts_seconds: int = _setting(
         31536000,
-        _between(0, 2**31 - 1, int),
+        between(0, 2**31 - 1, int),
         "seconds",
         "How long a browser that came by https comes by https only (HSTS). 0 says nothing about it.",
     )
     session_lifetime: float = _setting(
-        43200.0, _between(1, 31536000, float), "seconds", "How long after its login a session ends, used or not."
+        43200.0, between(1, 31536000, float), "seconds", "How long after its login a session ends, used or not."
     )
     session_idle_lifetime: float = _setting(
-        7200.0, _between(1, 31536000, float), "seconds", "How long after its last use a session ends."
+        7200.0, between(1, 31536000, float), "seconds", "How long after its last use a session ends."
     )
     session_ask_after: float = _setting(
         1.8,
-        _between(0.06, 120, float),
+        between(0.06, 120, float),
         "seconds",
         "After so long without news each worker asks the database whether a session was ended, or answers 503. "
         "More than 2 gives up the promise that a session ends everywhere within two seconds.",
     )
     login_attempts: int = _setting(
         5,
-        _between(1, 1000, int),
+        between(1, 1000, int),
         "logins",
         "Wrong passwords for one account before the next try has to wait, each time twice as long.",
     )
     login_attempts_per_address: int = _setting(
         30,
-        _between(1, 100000, int),
+        between(1, 100000, int),
         "logins",
         "The same for all accounts of a tenant, from one address (of IPv6 one /64 network).",
     )
-    login_max_delay: float = _setting(60.0, _between(1, 86400, float), "seconds", "The longest such wait.")
+    login_max_delay: float = _setting(60.0, between(1, 86400, float), "seconds", "The longest such wait.")
     login_forget_after: float = _setting(
-        900.0, _between(1, 604800, float), "seconds", "After so long without a wrong password the counting begins anew."
+        900.0, between(1, 604800, float), "seconds", "After so long without a wrong password the counting begins anew."
     )
     role_per_tenant: bool = _setting(
         False,
-        _check_switch,
+        check_switch,
         "true or false",
         "A second wall: each tenant's blocks enter a role that reaches the tenant's own schema only.",
     )
     request_timeout: float = _setting(
         30.0,
-        _between(0.1, 86400, float),
+        between(0.1, 86400, float),
         "seconds",
         "How long a request may take until its answer begins; then it is cancelled and answered 503.",
     )
-    pool_min_size: int = _setting(1, _between(0, 1000, int), "connections", "Kept open by each worker, also when idle.")
+    pool_min_size: int = _setting(1, between(0, 1000, int), "connections", "Kept open by each worker, also when idle.")
     pool_max_size: int = _setting(
         10,
-        _between(1, 1000, int),
+        between(1, 1000, int),
         "connections",
         "The most that each worker opens for tenants; one more reads the registry.",
     )
     tenant_pool_share: int | None = _setting(
         None,
-        _between(1, 1000, int),
+        between(1, 1000, int),
         "connections",
         "The most that one tenant has of them at a time. Unset: half of `TENANTS_POOL_MAX_SIZE`.",
     )
     tenant_pool_queue: int = _setting(
-        32, _between(0, 10000, int), "blocks", "How many of one tenant wait for its share; the next is answered 429."
+        32, between(0, 10000, int), "blocks", "How many of one tenant wait for its share; the next is answered 429."
     )
     acquire_timeout: float = _setting(
-        5.0, _between(0.01, 3600, float), "seconds", "How long a block waits for a connection before it answers 503."
+        5.0, between(0.01, 3600, float), "seconds", "How long a block waits for a connection before it answers 503."
     )
     connect_timeout: float = _setting(
-        5.0, _between(0.01, 3600, float), "seconds", "How long opening a connection may take."
+        5.0, between(0.01, 3600, float), "seconds", "How long opening a connection may take."
     )
     command_timeout: float = _setting(
-        30.0, _between(0.01, 86400, float), "seconds", "How long one statement may take before it is cancelled."
+        30.0, between(0.01, 86400, float), "seconds", "How long one statement may take before it is cancelled."
     )
     statement_cache_size: int = _setting(
         0,
-        _between(0, 10000, int),
+        between(0, 10000, int),
         "statements",
         "Prepared statements kept by each connection. 0 is safe while tenants' tables differ, as in a migration.",
     )
     registry_poll_interval: float = _setting(
-        1.0, _between(0.05, 60, float), "seconds", "How often each worker reads which tenants changed."
+        1.0, between(0.05, 60, float), "seconds", "How often each worker reads which tenants changed."
     )
     registry_max_age: float = _setting(
         10.0,
-        _between(0.1, 3600, float),
+        between(0.1, 3600, float),
         "seconds",
         "After so long without news each worker answers 503 rather than trust what it remembers.",
     )
     password_schemes: tuple[str, ...] = _setting(
         ("argon2", "pbkdf2_sha256"),
-        _check_schemes,
+        check_schemes,
         "schemes",
         "Accepted password hashes, the one for new passwords first. Each costs its time at every login, "
         "so drop `pbkdf2_sha256` when no user has such a hash any more.",
     )
     password_hash_concurrency: int = _setting(
-        2, _between(1, 64, int), "logins", "Passwords that each worker checks at the same time."
+        2, between(1, 64, int), "logins", "Passwords that each worker checks at the same time."
     )
     password_hash_queue: int = _setting(
-        32, _between(0, 10000, int), "logins", "Logins that may wait for that; the next one is answered 503."
+        32, between(0, 10000, int), "logins", "Logins that may wait for that; the next one is answered 503."
     )
 
     log_format: str = _setting(
-        "console", _one_of("console", "json"), "console or json", "How `serve` and the commands write their log."
+        "console", one_of("console", "json"), "console or json", "How `serve` and the commands write their log."
     )
     log_level: str = _setting(
         "info",
-        _one_of("debug", "info", "warning", "error"),
+        one_of("debug", "info", "warning", "error"),
         "debug, info, warning or error",
         "What is less important is not written, audit lines excepted.",
     )
     audit: bool = _setting(
         True,
-        _check_switch,
+        check_switch,
         "true or false",
         "Whether `serve` and the commands write who did what, whatever `TENANTS_LOG_LEVEL` says.",
     )

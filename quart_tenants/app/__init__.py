@@ -14,7 +14,7 @@ from quart_tenants.app.user_commands import user_commands
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.lingering import LingeringClose
 from quart_tenants.web.problems import answer_all_errors
-from quart_tenants.web.sessions import check_secret_key
+from quart_tenants.web.secret_keys import check_secret_key
 
 # A login form is far smaller; 413 beyond it.
 _MAX_BODY_BYTES = 64 * 1024

@@ -21,7 +21,7 @@ from quart_tenants.postgres.registry_tables import check_registry
 from quart_tenants.settings import read_settings
 from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.environment import read_environment
-from quart_tenants.web.sessions import check_secret_key
+from quart_tenants.web.secret_keys import check_secret_key
 
 _AFTER_ABORT = 1.0
 """Seconds. For handlers whose client went away."""

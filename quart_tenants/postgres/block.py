@@ -14,14 +14,19 @@ from quart_tenants.errors import (
     TransactionLostError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.pool import CLEANUP_TIMEOUT, DRIVER_ERRORS, BlockConnection, ConnectionPool, see_through
-from quart_tenants.postgres.pool import DriverConnection as DriverConnection
-from quart_tenants.postgres.pool import describe as describe
+from quart_tenants.postgres.pool import (
+    CLEANUP_TIMEOUT,
+    DRIVER_ERRORS,
+    BlockConnection,
+    ConnectionPool,
+    describe,
+    see_through,
+)
 from quart_tenants.postgres.shares import Shares
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection as Connection
+    from quart_tenants.postgres.pool import Connection, DriverConnection
 
 # The empty SELECT fails in a transaction that an error has already doomed. Without it COMMIT would
 # answer "ROLLBACK" there without an error, and the caller would believe that its rows are saved.

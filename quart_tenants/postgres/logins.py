@@ -5,7 +5,6 @@ import hmac
 import ipaddress
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from quart_tenants.errors import TooManyLoginsError
 from quart_tenants.settings import Settings
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.block import Connection
+    from quart_tenants.postgres.pool import Connection
 
 # How long an address is remembered from which an account has logged in.
 _KNOWN_SECONDS = 30 * 86400
@@ -178,11 +177,8 @@ def _find_network(address: str | None) -> str:
 
 def _digest(key: str | bytes, kind: str, *parts: str) -> bytes:
     digest = hmac.new(key.encode() if isinstance(key, str) else key, kind.encode(), hashlib.sha256)
-    for part in _encode(parts):
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass")
         # The length before each: no two lists look the same.
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.digest()
-
-
-def _encode(parts: Sequence[str]) -> list[bytes]:
-    return [part.encode("utf-8", "surrogatepass") for part in parts]

@@ -101,6 +101,14 @@ class Registry:
             raise SchemaBehindError(slug, tenant.version, self._minimum_version)
         return tenant
 
+    def get_present(self, tenant: Tenant) -> Tenant:
+        """Return *tenant*, of some time ago, as it is now, whatever it is called. Raises what `get_tenant` raises.
+
+        Another one, where its slug is another tenant's by now.
+        """
+        present = self._by_id.get(tenant.id, tenant)
+        return self.get_tenant(present.slug)
+
     def get_age(self) -> float:
         """Return for how many seconds there have been no news. Something may have changed since."""
         return asyncio.get_running_loop().time() - self._read_at
@@ -108,11 +116,6 @@ class Registry:
     def find_slug(self, domain: str) -> Slug | None:
         """Return the slug of the tenant that has *domain* for its own, or None. `get_tenant` says if it is served."""
         tenant = self._by_id.get(self._by_domain.get(domain, 0))
-        return None if tenant is None else tenant.slug
-
-    def find_slug_of(self, tenant_id: int) -> Slug | None:
-        """Return what the tenant of that number is called now, or None. `get_tenant` says if it is served."""
-        tenant = self._by_id.get(tenant_id)
         return None if tenant is None else tenant.slug
 
     def find_new_slug(self, slug: Slug) -> Slug | None:

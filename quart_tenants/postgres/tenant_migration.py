@@ -16,7 +16,7 @@ from quart_tenants.errors import (
     TenantError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.block import describe, find_reported_path, list_path
+from quart_tenants.postgres.block import find_reported_path, list_path
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.migrations import (
     LEAVES_PATH,
@@ -26,6 +26,7 @@ from quart_tenants.postgres.migrations import (
     record_migrations,
     run_scripts,
 )
+from quart_tenants.postgres.pool import describe
 from quart_tenants.postgres.refusals import describe_refusal
 from quart_tenants.postgres.registry_tables import announce_changes
 from quart_tenants.postgres.roles import as_owner
@@ -34,7 +35,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.block import Connection, DriverConnection
+    from quart_tenants.postgres.pool import Connection, DriverConnection
 
 # Longer than the server's own limit, which says more.
 _GRACE = 10.0  # seconds

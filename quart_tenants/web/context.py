@@ -148,9 +148,7 @@ def tenant_connection(tenant: Tenant | str | None = None, *, read_only: bool = F
     given = get_current_tenant() if tenant is None else tenant
     # Asked again each time: a websocket or a job may be older than a drop or a new name of its tenant.
     registry = get_extension().registry
-    known = registry.get_tenant(
-        parse_slug(given) if isinstance(given, str) else registry.find_slug_of(given.id) or given.slug
-    )
+    known = registry.get_tenant(parse_slug(given)) if isinstance(given, str) else registry.get_present(given)
     for expected in (given, current):
         if isinstance(expected, Tenant) and expected.id != known.id:
             raise WrongTenantError(

@@ -32,7 +32,7 @@ from quart_tenants.web.problems import answer_tenant_errors
 from quart_tenants.web.proxies import TrustedProxies
 from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
 from quart_tenants.web.security_headers import SecurityHeaders
-from quart_tenants.web.sessions import TenantSessionInterface
+from quart_tenants.web.session_interface import TenantSessionInterface
 
 if TYPE_CHECKING:
     from quart.sessions import SecureCookieSessionInterface

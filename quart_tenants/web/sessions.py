@@ -7,21 +7,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from quart import Quart, session
-from quart.sessions import SessionInterface, SessionMixin
-from quart.wrappers import Request, Response
-from quart.wrappers.base import BaseRequestWebsocket
-from werkzeug.wrappers import Response as WerkzeugResponse
+from quart import session
+from quart.sessions import SessionMixin
 
 from quart_tenants.audit import audit
-from quart_tenants.errors import SessionUncheckedError, SettingError, TenantError, WrongTenantError
+from quart_tenants.errors import SessionUncheckedError, TenantError, WrongTenantError
 from quart_tenants.postgres.session_ends import check_username, end_session_in, get_generation, is_ended
 from quart_tenants.web.context import find_address, find_current_tenant, get_extension, see_through
+from quart_tenants.web.secret_keys import explain_missing_key
 from quart_tenants.web.session_cookies import SessionCookies, SignedSession, issue_session
 
 _NO_TENANT = 0
 _NOBODY = ""
-_MIN_SECRET_LENGTH = 16
 # Of the idle lifetime. After so much of it the cookie is signed anew: not at each request, and often enough.
 _RENEWAL = 0.1
 # Of the time without news. The view uses the session a bit later, when it would be too late to ask.
@@ -201,7 +198,7 @@ class TenantSession(SessionMixin):
         self._read = True
 
     def _find_ours(self) -> SignedSession | None:
-        """Return the one session of this host among the cookies, unless it is too old."""
+        """Return the one session of this host among the cookies, however old; remember all of this host."""
         sent = self._find_sent()
         self._ours = []
         if not sent:
@@ -230,7 +227,7 @@ class TenantSession(SessionMixin):
         tenant = find_current_tenant()
         if tenant is not None:
             # A websocket is older than what has happened to its tenant since.
-            extension.registry.get_tenant(extension.registry.find_slug_of(tenant.id) or tenant.slug)
+            extension.registry.get_present(tenant)
         age = min(extension.registry.get_age(), _get_time() - self._asked_at)
         if age > extension.settings.session_ask_after:
             raise SessionUncheckedError(f"no news of ended sessions for {age:.1f} s, and no answer from the database")
@@ -250,65 +247,6 @@ class TenantSession(SessionMixin):
         self._signed = None
         self._content = {}
         self._read = self.loaded = self.modified = True
-
-
-class TenantSessionInterface(SessionInterface):
-    """A signed cookie with the tenant inside what is signed, for one host only.
-
-    Over https the cookie is named with the prefix `__Host-`, which browsers accept from this very
-    host only: a sibling subdomain cannot plant one (draft-ietf-httpbis-rfc6265bis, section 4.1.3.2).
-    """
-
-    def __init__(self) -> None:
-        self._cookies: SessionCookies | None = None
-        self._keys: tuple[object, ...] = ()
-
-    async def open_session(self, app: Quart, request: BaseRequestWebsocket) -> TenantSession | None:
-        """Return the session of *request*, still unread, or None if the app has no secret key."""
-        if not app.secret_key:
-            return None
-        secure = request.scheme in ("https", "wss")
-
-        def find_sent() -> list[str]:
-            return request.cookies.getlist(_get_name(app, secure))
-
-        answered = not isinstance(request, Request)
-        return TenantSession(self._get_cookies(app), find_sent, secure=secure, answered=answered)
-
-    async def save_session(
-        self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
-    ) -> None:
-        """Set or delete the cookie if that is needed, and end what the request has left.
-
-        Raises:
-            DatabaseUnavailableError: What the request has left could not be ended.
-        """
-        if not isinstance(session, TenantSession) or not session.loaded:
-            return
-        await session.write_ends()
-        session.answered = True
-        if response is None:
-            return
-        response.vary.add("Cookie")
-        response.headers.setdefault("Cache-Control", "private, no-store")
-        if not session.needs_cookie():
-            return
-        name = _get_name(app, session.secure)
-        # Host-only and for the whole site: no Domain, Path=/. The prefix __Host- demands both.
-        options: dict[str, Any] = {"path": "/", "secure": session.secure, "httponly": True, "samesite": "Lax"}
-        cookie = session.find_cookie()
-        if cookie is None:
-            response.delete_cookie(name, **options)
-        else:
-            signed, expires = cookie
-            response.set_cookie(name, signed, expires=expires, **options)
-
-    def _get_cookies(self, app: Quart) -> SessionCookies:
-        fallbacks = app.config["SECRET_KEY_FALLBACKS"] or ()
-        keys = (app.secret_key, *fallbacks)
-        if self._cookies is None or keys != self._keys:
-            self._cookies, self._keys = SessionCookies(keys[0], keys[1:]), keys
-        return self._cookies
 
 
 async def start_session(user: str, *, generation: int | None = None) -> TenantSession:
@@ -356,7 +294,7 @@ def get_session() -> TenantSession:
     """
     current = see_through(session)
     if not isinstance(current, TenantSession):
-        raise _no_secret_key()
+        raise explain_missing_key()
     return current
 
 
@@ -373,44 +311,5 @@ def find_session_owner() -> int:
     return _NO_TENANT if tenant is None else tenant.id
 
 
-def check_secret_key(app: Quart) -> None:
-    """Make sure that *app* can sign its sessions.
-
-    Raises:
-        SettingError: The secret key is missing or too short.
-    """
-    key: object = app.secret_key
-    if not key:
-        raise _no_secret_key()
-    if not _is_long_enough(key):
-        raise SettingError(
-            "SECRET_KEY", f"must be a text of at least {_MIN_SECRET_LENGTH} characters, and not a plain number"
-        )
-    fallbacks: object = app.config["SECRET_KEY_FALLBACKS"]
-    if fallbacks is not None and not (isinstance(fallbacks, list | tuple) and all(map(_is_long_enough, fallbacks))):
-        raise SettingError(
-            "SECRET_KEY_FALLBACKS",
-            f"must be a list of older keys, each a text of at least {_MIN_SECRET_LENGTH} characters; in the "
-            'environment as JSON: ["…"]',
-        )
-
-
-def _is_long_enough(key: object) -> bool:
-    return isinstance(key, str | bytes) and len(key) >= _MIN_SECRET_LENGTH
-
-
-def _no_secret_key() -> SettingError:
-    return SettingError(
-        "SECRET_KEY",
-        "is not set: put a long random text into the environment as QUART_SECRET_KEY, such as the output of "
-        "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
-    )
-
-
 def _get_time() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _get_name(app: Quart, secure: bool) -> str:
-    name: str = app.config["SESSION_COOKIE_NAME"]
-    return f"__Host-{name}" if secure else name

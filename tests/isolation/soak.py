@@ -16,7 +16,7 @@ from quart_tenants.tenant import Tenant
 from tests.isolation.probes import find_traces
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.block import Connection
+    from quart_tenants.postgres.pool import Connection
     from tests.isolation.lenders import Lender
 
 SABOTEUR = "saboteur"

@@ -12,7 +12,7 @@ from quart.sessions import SecureCookieSessionInterface, SessionInterface, sessi
 from quart_tenants import QuartTenants, parse_slug
 from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
 from quart_tenants.postgres.trash import drop_tenant, undrop_tenant
-from quart_tenants.web.sessions import TenantSessionInterface
+from quart_tenants.web.session_interface import TenantSessionInterface
 from tests.databases import drop_for_good
 from tests.processes import SECRET_KEY
 

@@ -21,7 +21,7 @@ from quart_tenants.postgres.registry_tables import get_tenant
 from quart_tenants.postgres.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.session_cookies import SessionCookies, issue_session
-from quart_tenants.web.sessions import TenantSessionInterface
+from quart_tenants.web.session_interface import TenantSessionInterface
 from tests.feeds import DEAF, stop_feeds
 from tests.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
 from tests.raw_requests import Wire, call, close_all

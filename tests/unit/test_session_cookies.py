@@ -8,7 +8,7 @@ from itsdangerous.signer import HMACAlgorithm
 from quart import Quart
 
 from quart_tenants.web.session_cookies import SessionCookies, SignedSession, issue_session
-from quart_tenants.web.sessions import TenantSessionInterface
+from quart_tenants.web.session_interface import TenantSessionInterface
 
 OLD_KEY, NEW_KEY, OTHER_KEY = "an old key 0123456789", "a new key 0123456789", "another key 0123456789"
 REMEMBERED = 4096

@@ -1,0 +1,145 @@
+"""Check the values of settings, and say what is wrong with one. Pure.
+
+Each check returns the value as its type, or raises a `ValueError` that goes on after the setting's name.
+"""
+
+import contextlib
+import ipaddress
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from quart_tenants.domain import find_host_name
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# An address, in brackets where it has colons itself and a port follows.
+_SERVER = re.compile(r"(?:\[(?P<bracketed>[^]]+)\]|(?P<plain>[^][:]+))(?::(?P<port>[0-9]{1,5}))?|(?P<bare>[^][]+)")
+_DNS_PORT = 53
+
+
+class DnsServer(NamedTuple):
+    """A DNS server to ask."""
+
+    address: str
+    port: int
+
+
+def check_url(value: object) -> str:
+    """Return the URL of a PostgreSQL database."""
+    # Neither the value nor an error about it is ever repeated: it holds a password.
+    parts = None
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(value)
+    if parts is None or parts.scheme not in ("postgresql", "postgres"):
+        raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
+    # A password with one of / ? # ends the host early, and the driver would name the rest of it in an error.
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("has an @ behind the host: in a password write / as %2F, ? as %3F, # as %23 and @ as %40")
+    return str(value)
+
+
+def check_domain(value: object) -> str:
+    """Return a domain in lower case."""
+    domain = find_host_name(value)
+    if domain is not None:
+        return domain
+    raise ValueError(f"is {value!r}, which is no domain: give it like example.com, without port and scheme")
+
+
+def check_names(value: object) -> frozenset[str]:
+    """Return names, given with commas between them or as a collection."""
+    names = value.split(",") if isinstance(value, str) else value
+    if isinstance(names, Collection) and all(isinstance(name, str) for name in names):
+        return frozenset(stripped for name in names if (stripped := name.strip()))
+    raise ValueError(f"is {value!r}: give names, with commas between them")
+
+
+def check_networks(value: object) -> tuple[Network, ...]:
+    """Return networks; an address is one of its own."""
+    try:
+        return tuple(ipaddress.ip_network(name) for name in sorted(check_names(value)))
+    except ValueError as error:
+        raise ValueError(f"is {value!r}: give networks such as 127.0.0.1 or 10.0.0.0/8 ({error})") from None
+
+
+def check_dns_servers(value: object) -> tuple[DnsServer, ...]:
+    """Return DNS servers in their order."""
+    # In their order: the first one is asked first.
+    texts = value.split(",") if isinstance(value, str) else value
+    try:
+        if isinstance(texts, tuple | list):
+            return tuple(_parse_dns_server(text.strip()) for text in texts if text.strip())
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"is {value!r}: give addresses such as 127.0.0.1, 127.0.0.1:5353 or [::1]:53, with commas")
+
+
+def _parse_dns_server(text: str) -> DnsServer:
+    match = _SERVER.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    address = ipaddress.ip_address(match["bracketed"] or match["plain"] or match["bare"])
+    port = int(match["port"] or _DNS_PORT)
+    if not 0 < port < 2**16:
+        raise ValueError(text)
+    return DnsServer(str(address), port)
+
+
+def check_folder(value: object) -> Path:
+    """Return a folder that exists."""
+    # An empty text is no way to say "here": an empty variable in the environment is a mistake.
+    if isinstance(value, str | Path) and value:
+        # Such as a name that is too long, or a folder above it that is not for us.
+        with contextlib.suppress(OSError):
+            if Path(value).is_dir():
+                return Path(value)
+    raise ValueError(f"is {str(value)!r}, which is no folder")
+
+
+def check_schemes(value: object) -> tuple[str, ...]:
+    """Return the schemes of password hashes, each once."""
+    schemes = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+    known = ("argon2", "pbkdf2_sha256")
+    if isinstance(schemes, tuple | list) and schemes and all(name in known for name in schemes):
+        # Each once: passlib refuses a double.
+        return tuple(dict.fromkeys(schemes))
+    raise ValueError(f"is {value!r}: give {' or '.join(known)}, or both, the one for new passwords first")
+
+
+def between(low: float, high: float, number: type[int] | type[float]) -> Callable[[object], float]:
+    """Return a check for numbers of that kind from *low* to *high*."""
+
+    def check(value: object) -> float:
+        # True is a number to Python; the environment's "true" is not one to us.
+        accepted = int if number is int else int | float
+        if isinstance(value, accepted) and not isinstance(value, bool) and low <= value <= high:
+            return number(value)
+        kind = "whole number" if number is int else "number"
+        raise ValueError(f"is {value!r}: give a {kind} from {low:.12g} to {high:.12g}")
+
+    return check
+
+
+def check_switch(value: object) -> bool:
+    """Return whether something is on."""
+    if isinstance(value, bool):
+        return value
+    # As `True` comes from the environment, which is no JSON.
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise ValueError(f"is {value!r}: give true or false")
+
+
+def one_of(*words: str) -> Callable[[object], str]:
+    """Return a check for *words*, in any case."""
+
+    def check(value: object) -> str:
+        if isinstance(value, str) and value.lower() in words:
+            return value.lower()
+        raise ValueError(f"is {value!r}: give {' or '.join(words)}")
+
+    return check
