@@ -9,15 +9,21 @@ import json
 import os
 import platform
 import resource
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
 
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.embedded import EmbeddedPostgres
@@ -56,7 +62,7 @@ def make_tenants(count: int, roles: bool) -> list[Tenant]:
 
 
 @asynccontextmanager
-async def lending(url: str, naive: str | None, roles: bool) -> AsyncIterator[Lender]:
+async def lending(url: str, naive: str | None, roles: bool, pooled: bool) -> AsyncIterator[Lender]:
     """Yield how connections are lent: as we do it, or naively."""
     if naive is None:
         settings = Settings(
@@ -66,8 +72,10 @@ async def lending(url: str, naive: str | None, roles: bool) -> AsyncIterator[Len
             tenant_pool_queue=4,
             role_per_tenant=roles,
         )
-        async with await Database.open(settings) as database:
-            yield database.tenant_connection
+        async with AsyncExitStack() as stack:
+            if pooled:
+                settings = replace(settings, database_url=await stack.enter_async_context(pgbouncer(url)))
+            yield (await stack.enter_async_context(await Database.open(settings))).tenant_connection
         return
     pool = await open_naive_pool(url, POOL_SIZE, reset=naive == "driver-reset")
     try:
@@ -76,16 +84,54 @@ async def lending(url: str, naive: str | None, roles: bool) -> AsyncIterator[Len
         pool.terminate()
 
 
-async def work(url: str, tenants: Sequence[Tenant], blocks: int, seed: int, naive: str | None) -> Findings:
+@asynccontextmanager
+async def pgbouncer(url: str) -> AsyncIterator[str]:
+    """Run PgBouncer in transaction mode in front of *url*; yield its URL."""
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if program is None:
+        sys.exit("--pooled needs PgBouncer: install the package pgbouncer")
+    server = urlsplit(url)
+    host = server.hostname or parse_qs(server.query)["host"][0]
+    with socket.socket() as free, tempfile.TemporaryDirectory(prefix="quart-tenants-pgbouncer-") as folder:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        configuration = Path(folder) / "pgbouncer.ini"
+        user = server.username or "postgres"
+        configuration.write_text(
+            f"[databases]\n* = host={host} port={server.port or 5432} user={user}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\npool_mode = transaction\n"
+            f"default_pool_size = {POOL_SIZE}\nignore_startup_parameters = search_path\nunix_socket_dir =\n"
+        )
+        Path(folder).chmod(0o755)
+        as_nobody = ["--user", "nobody"] if os.geteuid() == 0 else []
+        process = await asyncio.create_subprocess_exec(program, "-q", *as_nobody, str(configuration))
+        pooled = f"postgresql://{user}@127.0.0.1:{port}{server.path}?sslmode=disable"
+        try:
+            while True:
+                try:
+                    await (await asyncpg.connect(pooled, statement_cache_size=0)).close()
+                    break
+                except OSError:
+                    await asyncio.sleep(0.05)
+            yield pooled
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def work(
+    url: str, tenants: Sequence[Tenant], blocks: int, seed: int, naive: str | None, pooled: bool
+) -> Findings:
     """Run one process's part."""
-    async with lending(url, naive, tenants[0].role is not None) as lend:
+    async with lending(url, naive, tenants[0].role is not None, pooled) as lend:
         # Without careless handlers: what this one does to rows is what it is known for.
         mix = Mix(probe=0, careless=0) if naive == "remembered-path" else Mix()
         soak = Soak(lend, tenants, url=url, size=POOL_SIZE, seed=seed, mix=mix, naive=naive is not None)
         return await soak.run(blocks, concurrency=CONCURRENCY)
 
 
-async def main(tenant_count: int, blocks: int, processes: int, naive: str | None, roles: bool) -> int:
+async def main(tenant_count: int, blocks: int, processes: int, naive: str | None, roles: bool, pooled: bool) -> int:
     """Start a database and the processes; print the sum of what they saw; return the exit status."""
     print(
         f"{blocks} blocks, {tenant_count} tenants, {processes} processes, {os.cpu_count()} cores, "
@@ -103,7 +149,7 @@ async def main(tenant_count: int, blocks: int, processes: int, naive: str | None
             began = time.monotonic()
             command = [sys.executable, "-m", "benchmarks.soak", "--worker", server.url, "--tenants", str(tenant_count)]
             command += ["--blocks", str(blocks // processes)] + (["--naive", naive] if naive else [])
-            command += ["--roles"] if roles else []
+            command += (["--roles"] if roles else []) + (["--pooled"] if pooled else [])
             workers = [
                 await asyncio.create_subprocess_exec(*command, "--seed", str(seed), stdout=subprocess.PIPE)
                 for seed in range(1, processes + 1)
@@ -152,13 +198,25 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--naive", choices=sorted(NAIVE))
     parser.add_argument("--roles", action="store_true", help="each tenant with a role of its own")
+    parser.add_argument(
+        "--pooled", action="store_true", help="through a pooler that shares one connection, and resets nothing"
+    )
     parser.add_argument("--worker", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         findings = asyncio.run(
-            work(given.worker, make_tenants(given.tenants, given.roles), given.blocks, given.seed, given.naive)
+            work(
+                given.worker,
+                make_tenants(given.tenants, given.roles),
+                given.blocks,
+                given.seed,
+                given.naive,
+                given.pooled,
+            )
         )
         print(json.dumps(findings.report()))
     else:
-        sys.exit(asyncio.run(main(given.tenants, given.blocks, given.processes, given.naive, given.roles)))
+        sys.exit(
+            asyncio.run(main(given.tenants, given.blocks, given.processes, given.naive, given.roles, given.pooled))
+        )

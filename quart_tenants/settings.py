@@ -172,10 +172,16 @@ class Settings:
         30.0, between(0.01, 86400, float), "seconds", "How long one statement may take before it is cancelled."
     )
     statement_cache_size: int = _setting(
-        0,
+        500,
         between(0, 10000, int),
         "statements",
-        "Prepared statements kept by each connection. 0 is safe while tenants' tables differ, as in a migration.",
+        "Prepared statements kept by each connection, each for one tenant. Behind a pooler none are kept.",
+    )
+    connection_max_tenants: int = _setting(
+        500,
+        between(1, 1000000, int),
+        "tenants",
+        "A connection that has served more is replaced: its server process remembers their tables until it ends.",
     )
     registry_poll_interval: float = _setting(
         1.0, between(0.05, 60, float), "seconds", "How often each worker reads which tenants changed."

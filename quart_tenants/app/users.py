@@ -11,7 +11,7 @@ from quart_tenants.postgres.session_ends import end_user_sessions
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 _MAX_USERNAME_LENGTH = 254  # characters; an e-mail address has at most as many (RFC 5321, errata 1690)
 

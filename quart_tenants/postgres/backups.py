@@ -21,7 +21,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 # While a program works for us, this connection has nothing to do.
 WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"

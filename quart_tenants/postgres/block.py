@@ -14,23 +14,17 @@ from quart_tenants.errors import (
     TransactionLostError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.pool import (
-    CLEANUP_TIMEOUT,
-    DRIVER_ERRORS,
-    BlockConnection,
-    ConnectionPool,
-    describe,
-    see_through,
-)
+from quart_tenants.postgres.block_connection import CLEANUP_TIMEOUT, NOBODY, Beginning, BlockConnection
+from quart_tenants.postgres.driver import DRIVER_ERRORS, describe
+from quart_tenants.postgres.pool import ConnectionPool
 from quart_tenants.postgres.shares import Shares
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection, DriverConnection
+    from quart_tenants.postgres.driver import Connection, DriverConnection
 
-# The empty SELECT fails in a transaction that an error has already doomed. Without it COMMIT would
-# answer "ROLLBACK" there without an error, and the caller would believe that its rows are saved.
-_COMMIT = "SELECT; COMMIT"
+# Seconds. A connection that has answered so lately is trusted to be alive: its block begins with the first statement.
+_FRESH = 0.5
 
 _LIST_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
@@ -49,17 +43,16 @@ class Block:
     """One transaction on one connection. Made by `Database`, entered once by `async with`."""
 
     __slots__ = (
-        "_begin",
-        "_connection",
+        "_beginning",
         "_driver",
         "_entered",
         "_first",
+        "_lent",
+        "_lost",
         "_pool",
-        "_reset",
         "_shares",
         "_tenant",
         "_timeout",
-        "_walled",
         "status",
     )
     _driver: BlockConnection
@@ -67,28 +60,24 @@ class Block:
     def __init__(
         self,
         pool: ConnectionPool,
-        begin: str,
-        reset: str,
+        beginning: Beginning,
         timeout: float,
         tenant: Tenant | None = None,
         first: str = "",
         shares: Shares | None = None,
-        *,
-        walled: bool = False,
     ) -> None:
         self._pool = pool
-        self._begin = begin
-        self._reset = reset
+        self._beginning = beginning
         self._timeout = timeout
         self._tenant = tenant
         self._first = first
         self._shares = shares
-        # Whether it runs as the tenant's role, which no text of two statements may leave.
-        self._walled = walled
         # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
         self.status = ""
         self._entered = False
-        self._connection: Connection | None = None
+        self._lent: Connection | None = None
+        # Whether there is no connection any more, and nothing to end.
+        self._lost = False
 
     async def __aenter__(self) -> "Connection":
         if self._entered:
@@ -98,25 +87,32 @@ class Block:
         if self._shares is not None and self._tenant is not None:
             await self._shares.take(self._tenant, deadline)
         try:
-            self._connection = await self._begin_on_live_connection(deadline)
+            await self._begin_on_live_connection(deadline)
         except BaseException:
             self._leave_share()
             raise
-        return self._connection
+        self._lent = lent = self._pool.lend(self._driver)
+        return lent
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
+        lent, self._lent = self._lent, None
+        if lent is None:
             raise RuntimeError("this block was never entered, or was left before")
         try:
+            self._pool.take_back(lent)
+            if self._lost:
+                # An error has said so, which the handler may have caught.
+                if exc is None:
+                    raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
+                return
             if exc is None:
-                await self._commit(connection)
+                await self._commit()
                 return
             # Asked before the rollback, which may close the connection for reasons of its own.
-            translated = _translate(exc, connection)
-            await self._roll_back(connection)
+            translated = _translate(exc, self._driver)
+            await self._roll_back()
             if translated is not None:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
@@ -125,6 +121,8 @@ class Block:
                 raise translated from exc
             if isinstance(exc, asyncpg.UndefinedTableError) and self._tenant is not None and await self._is_gone():
                 raise UnknownTenantError(self._tenant.slug) from exc
+            if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.one_statement:
+                await self._check_role()
         finally:
             self._leave_share()
 
@@ -132,38 +130,51 @@ class Block:
         if self._shares is not None and self._tenant is not None:
             self._shares.give_back(self._tenant)
 
-    async def _begin_on_live_connection(self, deadline: float) -> "Connection":
+    async def _replace_connection(self) -> BlockConnection:
+        """Begin the block anew on another connection: nothing was done on the one that it has."""
+        lent = self._lent
+        if lent is None or self._lost:
+            raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
+        self._pool.take_back(lent)
+        self._lost = True
+        await self._roll_back()
+        await self._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout, at_once=True)
+        self._lost = False
+        self._pool.lend_instead(self._driver, lent)
+        return self._driver
+
+    async def _begin_on_live_connection(self, deadline: float, *, at_once: bool = False) -> None:
         loop = asyncio.get_running_loop()
-        statements = f"{self._begin}; {self._first}" if self._first else self._begin
+        home = NOBODY[0] if self._tenant is None else self._tenant.id
         # After a restart of the server every pooled connection is dead, and nothing was done on any
         # of them yet: it is safe to go on to the next, until one is fresh.
         attempts = self._pool.max_size + 1
         quick = not self._first
         while True:
             attempts -= 1
-            connection = await self._pool.acquire(deadline)
-            self._driver = see_through(connection).itself
-            proven = self._driver.proven
+            self._driver = driver = await self._pool.acquire(home, deadline)
+            if quick and not at_once and driver.direct and loop.time() - driver.used_at < _FRESH:
+                driver.plan_block(self._beginning, self._replace_connection)
+                return
+            proven = driver.proven
             try:
                 seconds = max(deadline - loop.time(), 0.001)
-                self.status = await self._driver.begin_block(
-                    statements, seconds, quick=quick, one_statement=self._walled
-                )
+                self.status = await driver.begin_block(self._beginning, self._first, seconds, quick=quick)
             except BaseException as error:
-                if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, connection):
+                if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, driver):
                     # The server is well, and refuses what the caller sends with BEGIN.
-                    await self._roll_back(connection)
+                    await self._roll_back()
                     raise
-                if self._walled and isinstance(error, _NO_ROLE_ERRORS) and not _is_gone(error, connection):
-                    await self._roll_back(connection)
+                if self._is_refused_role(error):
+                    await self._roll_back()
                     raise await self._explain_role(error) from error
                 # Also on cancellation: nobody knows how far BEGIN came.
-                self._pool.discard(connection)
+                self._pool.discard(driver)
                 if isinstance(error, TimeoutError):
                     if proven and quick and loop.time() < deadline:
                         # Once: if that was no dead connection but a slow server, it needs patience.
                         quick = False
-                        await self._pool.renew(self._driver, deadline)
+                        await self._pool.renew(driver, deadline)
                         continue
                     raise DatabaseUnavailableError("the database did not answer BEGIN in time") from error
                 if not isinstance(error, DRIVER_ERRORS):
@@ -171,9 +182,19 @@ class Block:
                 if attempts == 0:
                     raise DatabaseUnavailableError(f"no transaction could begin: {describe(error)}") from error
             else:
-                return connection
+                return
 
-    async def _explain_role(self, error: asyncpg.PostgresError) -> TenantError:
+    def _is_refused_role(self, error: BaseException) -> bool:
+        walled = self._beginning.one_statement
+        return walled and isinstance(error, _NO_ROLE_ERRORS) and not _is_gone(error, self._driver)
+
+    async def _check_role(self) -> None:
+        """Raise if it was the tenant's role that could not be entered, where that went ahead of a statement."""
+        block = Block(self._pool, self._beginning, self._timeout, self._tenant)
+        await block._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout, at_once=True)
+        await block._roll_back()
+
+    async def _explain_role(self, error: BaseException) -> TenantError:
         """Return why the tenant's role cannot be entered: it goes with a tenant that is deleted for good."""
         if self._tenant is not None and await self._is_gone():
             return UnknownTenantError(self._tenant.slug)
@@ -186,79 +207,77 @@ class Block:
         """Return whether the tenant was dropped, which this worker may not have heard of yet."""
         schema = "" if self._tenant is None else self._tenant.schema.name
         try:
-            async with Block(self._pool, "BEGIN READ ONLY", self._reset, self._timeout) as connection:
+            async with Block(self._pool, Beginning(("BEGIN READ ONLY",)), self._timeout) as connection:
                 exists = await connection.fetchval(_SCHEMA_EXISTS, schema)
         except TenantError:
             return False
         return not exists
 
-    async def _commit(self, connection: "Connection") -> None:
-        if _is_lost(connection):
-            self._pool.discard(connection)
+    async def _commit(self) -> None:
+        driver = self._driver
+        if driver.leave_block(commit=True):
+            self._pool.give_back(driver)
+            return
+        if driver.is_closed():
+            self._pool.discard(driver)
             raise DatabaseUnavailableError("the connection to the database was lost before the block ended", lost=True)
-        if not connection.is_in_transaction():
-            await self._roll_back(connection)
+        if not driver.is_in_transaction():
+            await self._roll_back()
             raise TransactionLostError("the block's transaction was ended inside the block; leave that to the block")
         try:
-            await self._driver.end_block(f"{_COMMIT}; {self._reset}")
+            await driver.end_block(commit=True)
         except asyncpg.InFailedSQLTransactionError as error:
-            await self._roll_back(connection)
+            await self._roll_back()
             raise TransactionLostError(
                 "a statement failed and its error was caught inside the block, so nothing was saved; "
                 "catch it around the block, or put the statement into `async with connection.transaction()`"
             ) from error
         except BaseException as error:
-            translated = _translate(error, connection)
+            translated = _translate(error, driver)
             if translated is None and isinstance(error, asyncpg.PostgresError):
                 # The server said no, such as by a deferred constraint, and is well.
-                await self._roll_back(connection)
+                await self._roll_back()
                 raise
             # Also on cancellation: nobody knows how far COMMIT came, and the reset did not.
-            self._pool.discard(connection)
+            self._pool.discard(driver)
             if translated is not None:
                 raise translated from error
             raise
-        await self._pool.give_back(connection, self._driver)
+        self._pool.give_back(driver)
 
-    async def _roll_back(self, connection: "Connection") -> None:
-        """Give *connection* back clean, or close it, within half a second. Raises nothing but a cancellation."""
-        if _is_lost(connection):
-            self._pool.discard(connection)
+    async def _roll_back(self) -> None:
+        """Give the connection back clean, or close it, within half a second. Raises nothing but a cancellation."""
+        driver = self._driver
+        if driver.is_closed():
+            self._pool.discard(driver)
             return
         try:
-            # asyncpg first waits until the statement that was interrupted is cancelled.
-            await self._driver.end_block(f"ROLLBACK; {self._reset}", CLEANUP_TIMEOUT)
+            if not driver.leave_block(commit=False):
+                # asyncpg first waits until the statement that was interrupted is cancelled.
+                await driver.end_block(commit=False, seconds=CLEANUP_TIMEOUT)
         except BaseException as error:
-            self._pool.discard(connection)
+            self._pool.discard(driver)
             if not isinstance(error, DRIVER_ERRORS):
                 raise
         else:
-            await self._pool.give_back(connection, self._driver)
+            self._pool.give_back(driver)
 
 
-def _translate(error: BaseException, connection: "Connection") -> TenantError | None:
+def _translate(error: BaseException, driver: BlockConnection) -> TenantError | None:
     """Return our error for a lost server and for a statement's timeout, or None for all else."""
     if isinstance(error, TenantError):
         return None
     # The second is the server's own statement_timeout.
     if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
         return DatabaseTimeoutError("a statement took too long and was cancelled")
-    if isinstance(error, DRIVER_ERRORS) and _is_gone(error, connection):
+    if isinstance(error, DRIVER_ERRORS) and _is_gone(error, driver):
         return DatabaseUnavailableError(f"the connection to the database was lost: {describe(error)}", lost=True)
     return None
 
 
-def _is_gone(error: BaseException, connection: "Connection") -> bool:
+def _is_gone(error: BaseException, driver: BlockConnection) -> bool:
     """Return whether *error* means that the server, or the connection to it, is lost."""
-    return isinstance(error, _SERVER_GONE_ERRORS) or _is_lost(connection)
-
-
-def _is_lost(connection: "Connection") -> bool:
-    try:
-        return connection.is_closed()
-    except asyncpg.InterfaceError:
-        # asyncpg takes a connection back into the pool in the moment it dies.
-        return True
+    return isinstance(error, _SERVER_GONE_ERRORS) or driver.is_closed()
 
 
 async def list_path(connection: "Connection | DriverConnection") -> list[str]:

@@ -8,7 +8,9 @@ happens, which is why this is safe under cancellation and behind a pooler where 
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -16,23 +18,19 @@ import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
 from quart_tenants.postgres.block import Block, list_path
-from quart_tenants.postgres.pool import DRIVER_ERRORS, ConnectionPool, DriverConnection, SetUp, describe
+from quart_tenants.postgres.block_connection import Beginning
+from quart_tenants.postgres.driver import DRIVER_ERRORS, DriverConnection, describe
+from quart_tenants.postgres.pool import ConnectionPool, SetUp
 from quart_tenants.postgres.shares import Shares
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
-# asyncpg's own reset, and three things it leaves behind that reached the next user of a connection:
-# the role, temporary tables and the state of sequences. Never DISCARD ALL: it would also drop the
-# statements that asyncpg believes to be prepared.
-_RESET = (
-    "SELECT pg_catalog.pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; SET SESSION AUTHORIZATION DEFAULT;"
-    " RESET ALL; DISCARD TEMP; DISCARD SEQUENCES"
-)
 # Of every connection. Outside a block it sees no tables.
 _DEFAULTS = {"search_path": "", "application_name": "quart_tenants"}
+_NEEDS_NO_QUOTES = re.compile("[a-z_][a-z0-9_]*")
 # After so many the pool replaces a connection. Four migrate a tenant, a dozen make one.
 _QUERIES = 50_000
 _QUERIES_FOR_MANY_TENANTS = 4_000
@@ -45,8 +43,6 @@ class Database:
         self._pool = pool
         self._settings = settings
         self._shares = shares
-        # With the cache off asyncpg names no statement, so those left are a handler's own.
-        self._reset = _RESET if settings.statement_cache_size else f"{_RESET}; DEALLOCATE ALL"
 
     @classmethod
     async def open(
@@ -136,19 +132,18 @@ class Database:
             RolesNotReadyError: Tenants have roles of their own, and this one has none, or it cannot be entered.
         """
         walled = self._settings.role_per_tenant and not without_role
-        path = _enter_role(tenant) if walled else _set_path(tenant.schema)
-        begin = f"{'BEGIN READ ONLY' if read_only else 'BEGIN'}; {path}"
-        timeout = self._settings.acquire_timeout
-        return Block(self._pool, begin, self._reset, timeout, tenant, first, self._shares, walled=walled)
+        if walled and tenant.role is None:
+            # Never a block without the wall.
+            raise RolesNotReadyError(f"tenant {tenant.slug!r} has no role of its own yet: run quart-tenants init")
+        beginning = _begin(tenant, read_only, walled)
+        return Block(self._pool, beginning, self._settings.acquire_timeout, tenant, first, self._shares)
 
     def connection(self) -> "Block":
         """Return a block with an empty path, for statements that write every name in full.
 
         Raises the same errors as `tenant_connection`.
         """
-        # Also where a pooler has dropped the connection's own empty path.
-        begin = "BEGIN; SET LOCAL search_path TO ''"
-        return Block(self._pool, begin, self._reset, self._settings.acquire_timeout)
+        return Block(self._pool, _BEGIN_WITHOUT_TENANT, self._settings.acquire_timeout)
 
     @contextlib.asynccontextmanager
     async def plain_session(self) -> AsyncIterator[DriverConnection]:
@@ -213,11 +208,24 @@ async def enter_schema(connection: "Connection", schema: SchemaName) -> None:
     await connection.execute(_set_path(schema))
 
 
-def _enter_role(tenant: Tenant) -> str:
-    if tenant.role is None:
-        # Never a block without the wall.
-        raise RolesNotReadyError(f"tenant {tenant.slug!r} has no role of its own yet: run quart-tenants init")
-    return f"SET LOCAL ROLE {tenant.role.quoted}; {_set_path(tenant.schema)}"
+# Also where a pooler has dropped the connection's own empty path.
+_BEGIN_WITHOUT_TENANT = Beginning(("BEGIN", "SET LOCAL search_path TO ''"))
+
+
+@lru_cache(maxsize=4096)
+def _begin(tenant: Tenant, read_only: bool, walled: bool) -> Beginning:
+    begin = "BEGIN READ ONLY" if read_only else "BEGIN"
+    role = (f"SET LOCAL ROLE {tenant.role.quoted}",) if walled and tenant.role is not None else ()
+    schema = tenant.schema
+    # As PostgreSQL writes it: with quotes where they are needed only.
+    paths = (schema.name, schema.quoted) if _NEEDS_NO_QUOTES.fullmatch(schema.name) else (schema.quoted,)
+    return Beginning(
+        (begin, *role, _set_path(schema)),
+        paths,
+        read_only=read_only,
+        one_statement=walled,
+        tenant=(tenant.id, tenant.version),
+    )
 
 
 def _set_path(schema: SchemaName) -> str:

@@ -23,7 +23,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 _RECORD_NAME = "_quart-tenants"
 _RECORD_VALUE = "quart-tenants"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from quart_tenants.tenant import Slug, Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 # A digest of each schema of $1 that exists, and if $2, all its parts: kind, table, name and text, with chr(1)
 # between them. Names are quoted where SQL needs it.

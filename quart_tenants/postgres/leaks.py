@@ -13,7 +13,7 @@ from quart_tenants.postgres.roles import RUN_INIT, find_owner
 from quart_tenants.settings import Settings
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 OLDEST_SERVER = 150000
 """As the server writes its version; PostgreSQL 15."""

@@ -12,7 +12,7 @@ from quart_tenants.errors import TooManyLoginsError
 from quart_tenants.settings import Settings
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 # How long an address is remembered from which an account has logged in.
 _KNOWN_SECONDS = 30 * 86400

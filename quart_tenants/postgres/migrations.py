@@ -19,7 +19,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection, DriverConnection
+    from quart_tenants.postgres.driver import Connection, DriverConnection
     from quart_tenants.postgres.statements import Script, Statement
 
 LEAVES_PATH = "it changes search_path; use unqualified names only"

@@ -1,4 +1,4 @@
-"""Lend the connections of one asyncpg pool, and part with those that do not answer."""
+"""Lend the connections of one asyncpg pool, and part with those that do not answer, or have seen too much."""
 
 import asyncio
 import contextlib
@@ -7,124 +7,51 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError
-from quart_tenants.postgres.one_statement import OneStatementConnection
+from quart_tenants.postgres.block_connection import BlockConnection
+from quart_tenants.postgres.driver import DRIVER_ERRORS, describe
+from quart_tenants.postgres.places import Places
+from quart_tenants.postgres.plain_reads import PlainReads
 from quart_tenants.settings import Settings
 
 if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
-    Connection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
-    """What a block lends: an asyncpg connection inside a transaction."""
-    DriverConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
-else:
-    DriverConnection = asyncpg.Connection
+    from quart_tenants.postgres.driver import Connection, DriverConnection
 
 SetUp: TypeAlias = Callable[["DriverConnection"], Awaitable[object]]
 """What an app does to each new connection, such as to set type codecs."""
 
-CLEANUP_TIMEOUT = 0.4
-"""Seconds. What is to be cleaned up and is not by then is closed instead: a request that was cancelled waits for it."""
-
-# Seconds. A connection that was well before answers BEGIN at once, or never.
-_BEGIN_TIMEOUT = 1.0
 # Seconds. So long after one attempt to connect the next one begins beside it.
 _NEXT_ATTEMPT_AFTER = 1.0
-
-# What a lost server looks like depends on the moment it was lost.
-DRIVER_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
-
-
-class BlockConnection(OneStatementConnection):
-    """A connection that knows about its block, so that `transaction()` inside it makes a savepoint.
-
-    asyncpg refuses `transaction()` in a transaction that it did not begin itself, and begins one by a
-    message of its own; ours comes together with the path.
-
-    Attributes:
-        generation: Of the pool, when this was opened.
-        opened_in: Seconds that it took to open.
-        proven: Whether a block began here before.
-        altered: Whether a block has set what stays in the client, where no reset reaches it.
-    """
-
-    __slots__ = ("altered", "generation", "opened_in", "proven")
-    _top_xact: asyncpg.transaction.Transaction | None
-    _loop: asyncio.AbstractEventLoop
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.generation = 0
-        self.opened_in = 0.0
-        self.proven = False
-        self.altered = False
-
-    @property
-    def itself(self) -> "BlockConnection":
-        """This, also when it is asked of the pool's proxy, which forgets whom it stands for."""
-        return self
-
-    async def begin_block(self, statements: str, seconds: float, *, quick: bool, one_statement: bool = False) -> str:
-        """Run *statements*, which begin the transaction; return the status of the last.
-
-        Args:
-            statements: BEGIN first.
-            seconds: They may take.
-            quick: Whether none of them waits for anything, so that they can be given up early and begun anew.
-            one_statement: Whether a text inside the block may hold one statement only.
-        """
-        if quick and self.proven:
-            seconds = min(_BEGIN_TIMEOUT, seconds / 2)
-        status = await self.execute(statements, timeout=seconds)
-        self.proven = True
-        self.one_statement = one_statement
-        self._top_xact = self.transaction()
-        return status
-
-    async def end_block(self, statements: str, seconds: float | None = None) -> None:
-        """Run *statements*, which end it."""
-        self._top_xact = None
-        self.one_statement = False
-        await self.execute(statements, timeout=seconds)
-
-    async def set_type_codec(self, *args: Any, **options: Any) -> None:
-        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().set_type_codec(*args, **options)
-
-    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
-        """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().reset_type_codec(*args, **options)
-
-    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
-        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().set_builtin_type_codec(*args, **options)
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (overrides asyncpg's)
-        """Close it, politely if that is quick. Raises nothing but a cancellation: it is closed either way."""
-        with contextlib.suppress(*DRIVER_ERRORS):
-            await super().close(timeout=CLEANUP_TIMEOUT if timeout is None else min(timeout, CLEANUP_TIMEOUT))
-
-    def _cancel_current_command(
-        self, waiter: "asyncio.Future[None]", cancel_waiter: "asyncio.Future[None] | None" = None
-    ) -> None:
-        super()._cancel_current_command(waiter, cancel_waiter)  # type: ignore[misc]
-        # asyncpg would wait as long as for a statement, such as in the rollback of a savepoint.
-        if cancel_waiter is not None:
-            self._loop.call_later(CLEANUP_TIMEOUT, self._give_up_unless, cancel_waiter)
-
-    def _give_up_unless(self, cancelled: "asyncio.Future[None]") -> None:
-        if not cancelled.done():
-            self.terminate()
+# Seconds. A connection that nobody has used for so long is told to reset what was left, and closed after the second.
+_TIDY_AFTER = 1.0
+_GIVE_UP_AFTER = 300.0
 
 
 class ConnectionPool:
-    """An asyncpg pool that a dead network, or a server that was restarted, does not keep ill."""
+    """An asyncpg pool that a dead network, or a server that was restarted, does not keep ill.
 
-    __slots__ = ("_generation", "_options", "_pool", "_renewing", "_set_up", "max_size")
+    Connections stay with us between two blocks, so that a tenant finds its own again; asyncpg's pool opens them,
+    counts them, and has them back when they were idle for long.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_generation",
+        "_max_queries",
+        "_max_tenants",
+        "_options",
+        "_places",
+        "_plain_reads",
+        "_pool",
+        "_renewing",
+        "_retiring",
+        "_set_up",
+        "_statement_cache_size",
+        "_tidying",
+        "max_size",
+    )
 
     def __init__(
         self,
@@ -138,12 +65,21 @@ class ConnectionPool:
         self._set_up = set_up
         self._generation = 0
         self._renewing = asyncio.Lock()
+        self._places: Places[BlockConnection] = Places(max_size)
+        self._plain_reads = PlainReads()
+        self._statement_cache_size = settings.statement_cache_size
+        self._max_queries = max_queries
+        self._max_tenants = settings.connection_max_tenants
+        self._tidying: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
         self.max_size = max_size
         self._options: dict[str, Any] = {
             "dsn": settings.required_database_url,
             "timeout": settings.connect_timeout,
             "command_timeout": settings.command_timeout,
-            "statement_cache_size": settings.statement_cache_size,
+            # Ours is kept for each tenant apart.
+            "statement_cache_size": 0,
             "connection_class": BlockConnection,
             "server_settings": defaults,
         }
@@ -166,54 +102,96 @@ class ConnectionPool:
         except BaseException:
             self._pool.terminate()
             raise
+        self._tidying = asyncio.create_task(self._tidy(), name="quart_tenants idle connections")
 
     async def close(self) -> None:
-        """Wait until all connections are given back, and close them."""
+        """Wait until all connections are given back, and close them. Does nothing when called again."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        if self._tidying is not None:
+            # It has connections that it gives back.
+            await self._tidying
+        loop = asyncio.get_running_loop()
+        for _ in range(self.max_size):
+            # Each place in turn, for then nobody has a connection.
+            found = self._places.take(0) or await self._places.wait(loop.time() + _GIVE_UP_AFTER)
+            if found[1] is not None:
+                await found[1].close()
         await self._pool.close()
 
     def terminate(self) -> None:
         """Close all connections, whoever has them."""
+        if self._tidying is not None:
+            self._tidying.cancel()
         self._pool.terminate()
 
-    async def acquire(self, deadline: float) -> "Connection":
+    async def acquire(self, home: int, deadline: float) -> BlockConnection:
         """Return a connection that no other block has.
 
         Args:
+            home: Who asks; the same number gets the same few connections.
             deadline: On the event loop's clock.
 
         Raises:
             PoolExhaustedError: All are lent.
             DatabaseUnavailableError: No connection can be opened.
         """
-        seconds = deadline - asyncio.get_running_loop().time()
-        try:
-            return await self._pool.acquire(timeout=max(seconds, 0.001))
-        except TimeoutError as error:
-            if self._pool.get_size() == self.max_size and self._pool.get_idle_size() == 0:
-                raise PoolExhaustedError(
-                    f"all {self.max_size} connections stayed in use for TENANTS_ACQUIRE_TIMEOUT"
-                ) from error
-            raise DatabaseUnavailableError("the database did not accept a connection in time") from error
-        except DRIVER_ERRORS as error:
-            raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
+        while True:
+            taken = self._places.take(home)
+            if taken is None:
+                try:
+                    taken = await self._places.wait(deadline)
+                except TimeoutError as error:
+                    raise PoolExhaustedError(
+                        f"all {self.max_size} connections stayed in use for TENANTS_ACQUIRE_TIMEOUT"
+                    ) from error
+            place, connection = taken
+            if connection is None:
+                return await self._open_at(place, deadline)
+            if connection.is_closed() or connection.generation != self._generation:
+                self.discard(connection)
+                continue
+            return connection
 
-    async def give_back(self, connection: "Connection", itself: BlockConnection) -> None:
+    def lend(self, connection: BlockConnection) -> "Connection":
+        """Return *connection* as a block's handler gets it: for this block, and of no use after it."""
+        connection._set_proxy(None)  # noqa: SLF001  (as asyncpg's pool does it)
+        return PoolConnectionProxy(connection.pool_proxy._holder, connection)  # noqa: SLF001
+
+    def lend_instead(self, connection: BlockConnection, lent: "Connection") -> None:
+        """Let *lent*, which a handler has, be *connection* from now on."""
+        connection._set_proxy(None)  # noqa: SLF001
+        connection._set_proxy(lent)  # noqa: SLF001
+        handle: Any = lent
+        handle._con, handle._holder = connection, connection.pool_proxy._holder  # noqa: SLF001
+
+    def take_back(self, lent: "Connection") -> None:
+        """Make what `lend` returned useless to whoever has kept it."""
+        connection = cast("BlockConnection | None", lent._detach())  # type: ignore[attr-defined]  # noqa: SLF001
+        if connection is not None:
+            connection._set_proxy(connection.pool_proxy)  # noqa: SLF001
+
+    def give_back(self, connection: BlockConnection) -> None:
         """Take *connection* back, clean as its block has left it. What it cannot be clean of closes it."""
-        if itself.altered:
+        if connection.altered or connection.is_closed() or connection.generation != self._generation:
             self.discard(connection)
-            return
-        # Such as a pool that was closed meanwhile. What the block did is saved all the same.
-        with contextlib.suppress(asyncpg.InterfaceError):
-            await self._pool.release(connection)
+        elif len(connection.tenants) > self._max_tenants or connection.count_queries() > self._max_queries:
+            self._retire(connection)
+        else:
+            connection.used_at = asyncio.get_running_loop().time()
+            connection.let_go()
+            self._places.give_back(connection.place, connection)
 
-    def discard(self, connection: "Connection") -> None:
-        """Close *connection*; the pool opens another one in its place. Never waits.
+    def discard(self, connection: BlockConnection) -> None:
+        """Close *connection*; another one is opened in its place when it is needed. Never waits.
 
         Also one that is closed already: asyncpg closes it after an error of its own, such as text that is
         no Unicode, without giving its place in the pool back.
         """
         with contextlib.suppress(asyncpg.InterfaceError):
             connection.terminate()
+        self._places.vacate(connection.place)
 
     async def renew(self, silent: BlockConnection, deadline: float) -> None:
         """Replace the connections that are as old as *silent*, which did not answer, if the server does answer.
@@ -241,7 +219,7 @@ class ConnectionPool:
         One attempt has all the time that the settings give. Beside it another one begins anew each second: what
         began in a network that swallows everything does not hear that the network is well again.
         """
-        generation = self._generation
+        generation, opened_at = self._generation, time.monotonic()
         patient = asyncio.create_task(_open(*args, **options))
         attempts = {patient}
         try:
@@ -258,24 +236,74 @@ class ConnectionPool:
                 attempts = {patient, asyncio.create_task(_open(*args, **options))}
         finally:
             _drop(attempts)
-        if self._set_up is not None:
-            try:
+        try:
+            direct = await connection.is_direct(opened_at)
+            if self._set_up is not None:
                 await self._set_up(connection)
-            except BaseException:
-                connection.terminate()
-                raise
-            connection.altered = False
+            if direct:
+                connection.use_directly(self._plain_reads, self._statement_cache_size)
+        except BaseException:
+            connection.terminate()
+            raise
+        connection.keep_as_it_is()
         return connection
 
+    async def _open_at(self, place: int, deadline: float) -> BlockConnection:
+        try:
+            seconds = deadline - asyncio.get_running_loop().time()
+            proxy = await self._pool.acquire(timeout=max(seconds, 0.001))
+        except BaseException as error:
+            self._places.vacate(place)
+            if isinstance(error, TimeoutError):
+                raise DatabaseUnavailableError("the database did not accept a connection in time") from error
+            if isinstance(error, DRIVER_ERRORS):
+                raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
+            raise
+        connection = cast("BlockConnection", proxy).itself
+        connection.place, connection.pool_proxy = place, proxy
+        return connection
 
-def see_through(connection: "Connection") -> BlockConnection:
-    """Return *connection* as what it stands for: the pool's proxy passes on what it does not know itself."""
-    return cast("BlockConnection", connection)
+    def _retire(self, connection: BlockConnection) -> None:
+        """Close *connection* politely, without waiting for it."""
+        closing = asyncio.create_task(connection.close())
+        self._retiring.add(closing)
+
+        def leave(_: object) -> None:
+            self._retiring.discard(closing)
+            self._places.vacate(connection.place)
+
+        closing.add_done_callback(leave)
+
+    async def _tidy(self) -> None:
+        """Reset the connections that nobody uses, and give asyncpg's pool those back that nobody has used for long."""
+        loop = asyncio.get_running_loop()
+        while not await _is_set_within(self._closing, _TIDY_AFTER):
+            now = loop.time()
+
+            def is_due(connection: BlockConnection, now: float = now) -> bool:
+                return now - connection.used_at > (_TIDY_AFTER if connection.unsettled else _GIVE_UP_AFTER)
+
+            await asyncio.gather(*(self._tidy_one(connection, now) for connection in self._places.take_idle(is_due)))
+
+    async def _tidy_one(self, connection: BlockConnection, now: float) -> None:
+        try:
+            await connection.settle()
+            if now - connection.used_at <= _GIVE_UP_AFTER:
+                self._places.give_back(connection.place, connection)
+                return
+            await self._pool.release(connection.pool_proxy)
+            self._places.vacate(connection.place)
+        except BaseException as error:
+            self.discard(connection)
+            if not isinstance(error, DRIVER_ERRORS):
+                raise
 
 
-def describe(error: BaseException) -> str:
-    """Return what a driver's error says, which is nothing at times."""
-    return str(error) or type(error).__name__
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    return False
 
 
 async def _open(*args: Any, **options: Any) -> BlockConnection:

@@ -33,7 +33,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 # What stands in the way of each slug ($1) with its schema ($2), if anything but its rest.
 _FIND_OBSTACLES = """

@@ -21,7 +21,7 @@ from quart_tenants.resources import get_resource_path
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection, DriverConnection
+    from quart_tenants.postgres.driver import Connection, DriverConnection
 
 _REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrations') IS NOT NULL"
 _REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"

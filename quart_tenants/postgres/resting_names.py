@@ -13,7 +13,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 # From the moment that is written down to the commit, which is when the others may hear of it.
 _GRACE = 1.0  # seconds

@@ -46,7 +46,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name, parse_slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 _NEXT_ID = "SELECT pg_catalog.nextval(pg_catalog.pg_get_serial_sequence('quart_tenants.tenants', 'id'))"
 _SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)"

@@ -17,7 +17,7 @@ from quart_tenants.postgres.walls import name_owner
 from quart_tenants.tenant import RoleName, SchemaName, Slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 # Two `init` at once would both make an owner. The number is arbitrary, but ours: "roles" as bytes.
 _LOCK_SETUP = "SELECT pg_catalog.pg_advisory_xact_lock(491327481203)"

@@ -18,7 +18,7 @@ from quart_tenants.postgres.walls import (
 from quart_tenants.tenant import RoleName, SchemaName
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection, DriverConnection
+    from quart_tenants.postgres.driver import Connection, DriverConnection
 
 RUN_INIT = "run quart-tenants init with TENANTS_ROLE_PER_TENANT on"
 

@@ -11,7 +11,7 @@ from quart_tenants.tenant import Tenant
 if TYPE_CHECKING:
     import asyncpg
 
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 # The longest lifetime that a setting allows, and a day for clocks that differ. A row lives at least as long as what
 # it ends, whatever the settings say later or elsewhere; of these there is one a user.

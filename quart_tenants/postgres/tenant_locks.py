@@ -8,7 +8,7 @@ from quart_tenants.postgres.registry_tables import read_tenant
 from quart_tenants.tenant import Slug, Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection, DriverConnection
+    from quart_tenants.postgres.driver import Connection, DriverConnection
 
 LOCK_KEY = "pg_catalog.hashtextextended('quart_tenants ' || {}::text, 0)"
 """The key of a tenant's advisory lock, for SQL; for {} comes its number."""

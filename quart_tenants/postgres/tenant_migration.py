@@ -18,6 +18,7 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.block import find_reported_path, list_path
 from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.driver import describe
 from quart_tenants.postgres.migrations import (
     LEAVES_PATH,
     Migration,
@@ -26,7 +27,6 @@ from quart_tenants.postgres.migrations import (
     record_migrations,
     run_scripts,
 )
-from quart_tenants.postgres.pool import describe
 from quart_tenants.postgres.refusals import describe_refusal
 from quart_tenants.postgres.registry_tables import announce_changes
 from quart_tenants.postgres.roles import as_owner
@@ -35,7 +35,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection, DriverConnection
+    from quart_tenants.postgres.driver import Connection, DriverConnection
 
 # Longer than the server's own limit, which says more.
 _GRACE = 10.0  # seconds

@@ -15,7 +15,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 _FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
 _PUT_INTO_TRASH = """

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 # Each is empty on a clean connection, or says what it found.
 _FIND_TRACES = """
@@ -21,6 +21,7 @@ SELECT
     (SELECT pg_catalog.string_agg(objid::text, ',') FROM pg_catalog.pg_locks
         WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()) AS advisory_lock,
     (SELECT pg_catalog.string_agg(name, ',') FROM pg_catalog.pg_cursors WHERE is_holdable) AS cursor,
+    (SELECT pg_catalog.string_agg(name, ',') FROM pg_catalog.pg_prepared_statements WHERE from_sql) AS prepared,
     pg_catalog.pg_current_xact_id_if_assigned()::text AS open_transaction
 """
 

@@ -1,6 +1,7 @@
 """Many blocks of many tenants on few connections, disturbed in every way that is known, with every row checked."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
@@ -11,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError, TenantError, TenantOverShareError
-from quart_tenants.postgres.pool import DRIVER_ERRORS
+from quart_tenants.postgres.driver import DRIVER_ERRORS
 from quart_tenants.tenant import Tenant
 from tests.isolation.probes import find_traces
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
     from tests.isolation.lenders import Lender
 
 SABOTEUR = "saboteur"
 """The application_name of who kills backends, and is left alone."""
 
 _STAMPS = "SELECT owner FROM stamps LIMIT 20"
+_MISTAKE = "SELECT 1 / (count(*) - count(*)) FROM stamps"
 _ADD_STAMP = "INSERT INTO stamps (owner) VALUES ($1)"
 _KILL_ONE = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -35,6 +37,8 @@ _CARELESS = (
     "SET statement_timeout TO 54321",
     "SET app.secret TO 'mine'",
     "SET search_path TO public",
+    "SELECT set_config('search_path', 'public', false)",
+    "PREPARE mine AS SELECT owner FROM stamps",
     "LISTEN my_news",
     "SELECT pg_try_advisory_lock(42)",
     "DECLARE my_rows CURSOR WITH HOLD FOR SELECT owner FROM stamps LIMIT 1",
@@ -51,6 +55,8 @@ class Mix:
         probe: Blocks that look for what was left on their connection.
         write: Blocks that add a row.
         careless: Blocks that leave something on their connection.
+        savepoint: Blocks that change the path in a savepoint, which is rolled back or released.
+        mistake: Blocks of which a statement fails, the first one or a later one.
         fail: Blocks that end by an exception.
         cancel: Blocks that are cancelled at a random moment, which some do not live to see.
         cancel_within: The latest such moment.
@@ -63,6 +69,8 @@ class Mix:
     probe: float = 0.05
     write: float = 0.03
     careless: float = 0.02
+    savepoint: float = 0.02
+    mistake: float = 0.02
     fail: float = 0.05
     cancel: float = 0.16
     cancel_within: float = 0.006
@@ -241,24 +249,31 @@ class Soak:
     async def _run_block(self, tenant: Tenant) -> None:
         chance, mix = self._chance, self._mix
         async with self._lend(tenant) as connection:
+            if chance.random() < mix.mistake / 2:
+                await self._err(connection, tenant)
             if chance.random() < mix.probe:
                 await self._probe(connection, tenant)
-            rows = await connection.fetch(_STAMPS)
-            foreign = sum(row["owner"] != tenant.slug for row in rows)
-            if foreign:
-                self.findings.foreign_rows += foreign
-                self.findings.find(f"a row of another tenant: {tenant.slug} read {rows[0]['owner']!r}")
+            await self._read(connection, tenant)
             draw = chance.random()
             for share, act in (
                 (mix.fail, self._fail),
                 (mix.write, self._write),
                 (mix.careless, self._be_careless),
+                (mix.savepoint, self._use_savepoint),
+                (mix.mistake / 2, self._err),
                 (mix.abort, self._abort),
             ):
                 if draw < share:
                     await act(connection, tenant)
                     break
                 draw -= share
+
+    async def _read(self, connection: "Connection", tenant: Tenant) -> None:
+        rows = await connection.fetch(_STAMPS)
+        foreign = sum(row["owner"] != tenant.slug for row in rows)
+        if foreign:
+            self.findings.foreign_rows += foreign
+            self.findings.find(f"a row of another tenant: {tenant.slug} read {rows[0]['owner']!r}")
 
     async def _probe(self, connection: "Connection", tenant: Tenant) -> None:
         role = None if tenant.role is None else tenant.role.name
@@ -276,6 +291,22 @@ class Soak:
 
     async def _be_careless(self, connection: "Connection", tenant: Tenant) -> None:
         await connection.execute(self._chance.choice(self._careless))
+
+    async def _use_savepoint(self, connection: "Connection", tenant: Tenant) -> None:
+        with contextlib.suppress(_MeantError):
+            async with connection.transaction():
+                await connection.execute("SET LOCAL search_path TO public")
+                if self._chance.random() < 0.5:
+                    raise _MeantError
+                return
+        # The path is back where it was.
+        await self._read(connection, tenant)
+
+    async def _err(self, connection: "Connection", tenant: Tenant) -> None:
+        try:
+            await connection.fetch(_MISTAKE)
+        except asyncpg.DivisionByZeroError as error:
+            raise _MeantError from error
 
     async def _abort(self, connection: "Connection", tenant: Tenant) -> None:
         self.findings.aborted += 1

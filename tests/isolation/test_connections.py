@@ -17,7 +17,7 @@ from quart_tenants.tenant import SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection, DriverConnection
+    from quart_tenants.postgres.driver import Connection, DriverConnection
 
 Act = Callable[["Connection"], Awaitable[object]]
 

@@ -22,7 +22,7 @@ from tests.isolation.probes import LEAVE_TRACES, find_traces
 from tests.tcp_proxy import Direction, TcpProxy
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 SIZE = 2
 SHARE = 1

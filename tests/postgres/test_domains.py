@@ -208,7 +208,8 @@ async def test_no_transaction_is_open_while_dns_is_asked(
     call_from_server(name_server, settings, count_open)
     await claim(database, acme.slug, settings)
     # Negative control: the question would be asked inside a transaction.
-    async with database.connection():
+    async with database.connection() as connection:
+        await connection.execute("SELECT")
         await find_text_records("example.com", settings)
 
     assert seen == [0, 1]

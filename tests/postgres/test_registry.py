@@ -29,7 +29,7 @@ from tests.databases import drop_for_good, new_database
 from tests.postgres.conftest import Role
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 ACME, GLOBEX, NEWCO = parse_slug("acme"), parse_slug("globex"), parse_slug("newco")
 DEADLINE = 30.0  # seconds: no test waits for ever

@@ -188,8 +188,8 @@ async def test_every_command_keeps_the_wall(login_settings: Settings, migrations
         assert roles == []
         # What a worker sees that has not heard of it yet.
         with pytest.raises(UnknownTenantError):
-            async with database.tenant_connection(renamed):
-                pass
+            async with database.tenant_connection(renamed) as connection:
+                await connection.fetch(_LIST_ROWS)
 
 
 async def test_adopted_schema_gets_the_owner_and_a_role(login_settings: Settings, server_url: str) -> None:
@@ -269,8 +269,8 @@ async def test_init_repairs_what_lacks(walled_database: Database, walled_setting
         )
     acme, globex = [await get_tenant(walled_database, parse_slug(slug)) for slug in ("acme", "globex")]
     with pytest.raises(RolesNotReadyError, match="init"):
-        async with walled_database.tenant_connection(acme):
-            pass
+        async with walled_database.tenant_connection(acme) as connection:
+            await connection.fetch(_LIST_ROWS)
 
     owner, without = await make_owner(walled_database)
     # Interrupted after the first.

@@ -65,7 +65,8 @@ async def test_black_hole_costs_a_block_the_time_that_it_has(proxy: TcpProxy, se
 
         async with asyncio.timeout(5):
             with pytest.raises(DatabaseUnavailableError):
-                await database.tenant_connection(acme).__aenter__()
+                async with database.tenant_connection(acme) as connection:
+                    await connection.fetchval(BACKEND)
 
 
 @pytest.mark.parametrize("savepoint", [False, True], ids=["block", "savepoint"])

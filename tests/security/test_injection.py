@@ -14,7 +14,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.pool import Connection
+    from quart_tenants.postgres.driver import Connection
 
 SECRET = "globex-secret-5c1e"
 """Globex's only row, in a column that acme's own table has, too."""
