@@ -43,6 +43,8 @@ from quart_tenants.web.log_fields import LogFields, add_log_fields
 from quart_tenants.web.logins import LoginAttempt, login_attempt
 from quart_tenants.web.origins import allow_from_elsewhere
 from quart_tenants.web.retrying import retry_reads
+from quart_tenants.web.row_json import RowJSONProvider, embed_json
+from quart_tenants.web.row_streams import stream_rows
 from quart_tenants.web.sessions import TenantSession, end_session, get_session, start_session
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "RegistryNotReadyError",
     "RegistryStaleError",
     "RequestFromElsewhereError",
+    "RowJSONProvider",
     "SchemaBehindError",
     "SchemaName",
     "SessionUncheckedError",
@@ -86,6 +89,7 @@ __all__ = [
     "create_tenants",
     "current_tenant",
     "drop_tenant",
+    "embed_json",
     "end_session",
     "end_user_sessions",
     "get_fleet_status",
@@ -109,6 +113,7 @@ __all__ = [
     "resume_tenant",
     "retry_reads",
     "start_session",
+    "stream_rows",
     "suspend_tenant",
     "tenant_connection",
     "undrop_tenant",

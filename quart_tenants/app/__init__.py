@@ -14,6 +14,7 @@ from quart_tenants.app.user_commands import user_commands
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.lingering import LingeringClose
 from quart_tenants.web.problems import answer_all_errors
+from quart_tenants.web.row_json import RowJSONProvider
 from quart_tenants.web.secret_keys import check_secret_key
 
 # A login form is far smaller; 413 beyond it.
@@ -41,6 +42,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Quart:
     app.config.update(config or {})
     app.config.from_prefixed_env()
 
+    app.json = RowJSONProvider(app)
     tenants = QuartTenants(app)
     tenants.answer_headers.add(_PAGE_HEADERS)
     tenants.commands.add_command(user_commands())

@@ -6,10 +6,12 @@ begins without TLS. `read_timeout` also ends a connection whose handler is still
 in which a request has to arrive is measured here.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 import h2.errors
 import h2.exceptions
@@ -22,8 +24,7 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 
 if TYPE_CHECKING:
-    import asyncio
-
+    from hypercorn.asyncio.worker_context import WorkerContext
     from hypercorn.config import Config
     from hypercorn.protocol.http_stream import HTTPStream
     from hypercorn.protocol.ws_stream import WSStream
@@ -36,6 +37,7 @@ _ANSWER_IS_READ_WITHIN = 5.0
 
 
 _open: "set[LimitedConnection]" = set()
+_ends: "WeakKeyDictionary[WorkerContext, asyncio.Task[None]]" = WeakKeyDictionary()
 
 
 def limit_connections() -> None:
@@ -52,8 +54,11 @@ def abort_connections() -> None:
 class LimitedConnection(TCPServer):
     """A connection of which each request must arrive in time; how long its handler takes is not looked at."""
 
+    idle_task: "_IdleTimer"  # type: ignore[assignment]
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.idle_task = _IdleTimer(self)
         self._connected_at = self.loop.time()
         self._deadline: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -61,14 +66,24 @@ class LimitedConnection(TCPServer):
     async def run(self) -> None:
         """Serve until either side closes."""
         _open.add(self)
+        _close_idle_at_the_end(self.context)
         try:
             await super().run()
         finally:
             _open.discard(self)
             self._stop_watch()
 
+    def close_soon(self) -> None:
+        """End it, and what is being served on it."""
+        self._closing = self.loop.create_task(self._initiate_server_close())
+
     async def protocol_send(self, event: Event) -> None:
         """Send for the protocol, and follow whether it is busy."""
+        if isinstance(event, RawData) and not event.data:
+            # The end of a body whose length was said before; or a head that waits for its body.
+            if self._get_held_head():
+                self.loop.call_soon(self._send_held_head)
+            return
         await super().protocol_send(event)
         if isinstance(event, Updated):
             if event.idle:
@@ -120,7 +135,18 @@ class LimitedConnection(TCPServer):
 
     def _close_late(self) -> None:
         self._deadline = None
-        self._closing = self.loop.create_task(self._initiate_server_close())
+        self.close_soon()
+
+    def _get_held_head(self) -> bytes:
+        connection = getattr(self.protocol.protocol, "connection", None)
+        return connection.held_head if isinstance(connection, _StrictConnection) else b""
+
+    def _send_held_head(self) -> None:
+        """Send the head of an answer whose body does not come in the same moment."""
+        head = self._get_held_head()
+        if head and not self.writer.is_closing():
+            cast("_StrictConnection", self.protocol.protocol.connection).held_head = b""
+            self.writer.write(head)
 
     async def _close(self) -> None:
         # A peer that reads nothing would keep the rest of its answer, and the socket, for ever.
@@ -129,6 +155,48 @@ class LimitedConnection(TCPServer):
             await super()._close()
         finally:
             abort.cancel()
+
+
+class _IdleTimer:
+    """Closes a connection that nobody uses for `keep_alive_timeout`. In place of Hypercorn's task for each request."""
+
+    def __init__(self, connection: LimitedConnection) -> None:
+        self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether nobody uses it now."""
+        return self._timer is not None
+
+    async def restart(self, _task_group: object, _action: object) -> None:
+        """Begin to wait."""
+        await self.stop()
+        connection = self._connection
+        if connection.context.terminated.is_set():
+            connection.close_soon()
+        else:
+            self._timer = connection.loop.call_later(connection.config.keep_alive_timeout, connection.close_soon)
+
+    async def stop(self) -> None:
+        """Wait no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _close_idle_at_the_end(context: "WorkerContext") -> None:
+    """Let the idle connections of this process be closed as soon as it is told to end."""
+    if context in _ends:
+        return
+
+    async def close_idle() -> None:
+        await context.terminated.wait()
+        for connection in list(_open):
+            if connection.idle_task.is_running:
+                connection.close_soon()
+
+    _ends[context] = asyncio.get_running_loop().create_task(close_idle())
 
 
 class _Streams(dict[int, "HTTPStream | WSStream"]):
@@ -166,6 +234,18 @@ class _StrictConnection(h11.Connection):
     def __init__(self, config: "Config") -> None:
         super().__init__(h11.SERVER, max_incomplete_event_size=config.h11_max_incomplete_size)
         self._refused = False
+        # Of an answer: it is sent together with what comes next, in one packet.
+        self.held_head = b""
+
+    def send(self, event: Any) -> Any:
+        """Return what h11 returns, but the head of an answer only with what comes next."""
+        data = super().send(event)
+        if isinstance(event, h11.Response):
+            self.held_head = data
+            return b""
+        if self.held_head and data is not None:
+            data, self.held_head = self.held_head + data, b""
+        return data
 
     def next_event(self) -> Any:
         """Return what h11 returns.
@@ -189,6 +269,8 @@ def _ignore_http2_upgrade(request: h11.Request) -> h11.Request:
     A proxy that passes it on becomes a mere tunnel after our 101, through which a visitor speaks to us as the proxy
     that we trust: with any X-Forwarded-For.
     """
+    if not any(name == b"upgrade" for name, _ in request.headers):
+        return request
     headers = request.headers.raw_items()
     kept = [(name, value) for name, value in headers if not _asks_for_http2(name, value)]
     if len(kept) == len(headers):

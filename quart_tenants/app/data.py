@@ -1,4 +1,4 @@
-"""Show the tenant's data, page by page."""
+"""Show the tenant's data, page by page or as a whole."""
 
 import re
 
@@ -10,6 +10,7 @@ from quart_tenants.errors import InvalidRequestError
 from quart_tenants.web.context import tenant_connection
 from quart_tenants.web.retrying import retry_reads
 from quart_tenants.web.routing import TENANT_HOST
+from quart_tenants.web.row_streams import stream_rows
 
 data = Blueprint("data", __name__)
 
@@ -20,6 +21,7 @@ _INTEGER = re.compile("-?[0-9]{1,19}")
 
 # $1 the last id seen, $2 a limit in rows.
 _LIST_DATA = "SELECT id, description FROM company_data WHERE id > $1::bigint ORDER BY id LIMIT $2"
+_EXPORT_DATA = "SELECT id, description FROM company_data ORDER BY id"
 
 
 @data.get("/data", host=TENANT_HOST)
@@ -33,17 +35,27 @@ async def list_data() -> Response:
         # One row more than asked for tells whether there is a next page.
         rows = await connection.fetch(_LIST_DATA, after, limit + 1)
     page = rows[:limit]
-    response = jsonify(data=[{"id": row["id"], "description": row["description"]} for row in page])
+    response = jsonify(data=page)
     if len(rows) > limit:
         following = url_for("data.list_data", limit=limit, after=page[-1]["id"])
         response.headers["Link"] = f'<{following}>; rel="next"'
     return response
 
 
+@data.get("/data/export", host=TENANT_HOST)
+@login_required
+@retry_reads
+async def export_data() -> Response:
+    """Return all rows in order of id, as they come."""
+    return await stream_rows(_EXPORT_DATA)
+
+
 def _read_integer(name: str, *, default: int, low: int, high: int) -> int:
-    text = request.args.get(name)
-    if text is None:
+    arguments = request.args
+    # Werkzeug's get() finds by an exception that there is none.
+    if name not in arguments:
         return default
+    text = arguments[name]
     if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
         raise InvalidRequestError(f"{name} must be a whole number from {low} to {high}")
     return int(text)

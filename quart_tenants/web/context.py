@@ -1,5 +1,7 @@
 """Know the current tenant, and lend its connection."""
 
+import contextlib
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
@@ -8,9 +10,9 @@ from quart.wrappers import Request, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.local import LocalProxy
 
-from quart_tenants.errors import NoTenantError, UnknownHostError, WrongTenantError
+from quart_tenants.errors import NoTenantError, WrongTenantError
 from quart_tenants.tenant import Slug, Tenant, parse_slug
-from quart_tenants.web.hosts import find_domain, parse_host
+from quart_tenants.web.hosts import read_host
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.block import Block
@@ -70,20 +72,28 @@ def remember_request() -> None:
     _served.set(find_request())
 
 
+@contextlib.contextmanager
+def forgetting_request() -> Iterator[None]:
+    """Let what `remember_request` does inside end with the block."""
+    before = _served.get()
+    try:
+        yield
+    finally:
+        _served.set(before)
+
+
 def find_slug_at(host: str, extension: "QuartTenants") -> Slug | None:
     """Return whose address *host* is, which says not that there is such a tenant; None for every other host."""
-    try:
-        return parse_host(host, extension.settings.domain)
-    except UnknownHostError:
-        domain = find_domain(host)
-        return None if domain is None else extension.find_slug(domain)
+    named = read_host(host, extension.settings.domain)
+    return named.slug if named.domain is None else extension.find_slug(named.domain)
 
 
 def find_slug(asked: BaseRequestWebsocket, extension: "QuartTenants") -> Slug | None:
     """Return whose address the host of *asked* is. The same during the whole request, whatever happens to a domain."""
-    if _SLUG not in vars(asked):
-        vars(asked)[_SLUG] = find_slug_at(asked.host, extension)
-    return cast("Slug | None", vars(asked)[_SLUG])
+    known = vars(asked)
+    if _SLUG not in known:
+        known[_SLUG] = find_slug_at(asked.host, extension)
+    return cast("Slug | None", known[_SLUG])
 
 
 def find_current_tenant() -> Tenant | None:
@@ -94,14 +104,18 @@ def find_current_tenant() -> Tenant | None:
         RegistryStaleError: The worker cannot know whether there is one.
     """
     asked = find_request()
-    if asked is None:
-        return None
+    return None if asked is None else find_tenant(asked)
+
+
+def find_tenant(asked: BaseRequestWebsocket) -> Tenant | None:
+    """Return the tenant whose host *asked* names. Raises what `find_current_tenant` raises."""
     # Kept on the request and not in g, which an app context inside this one has anew.
-    if _TENANT not in vars(asked):
+    known = vars(asked)
+    if _TENANT not in known:
         extension = get_extension()
         slug = find_slug(asked, extension)
-        vars(asked)[_TENANT] = None if slug is None else extension.registry.get_tenant(slug)
-    return cast("Tenant | None", vars(asked)[_TENANT])
+        known[_TENANT] = None if slug is None else extension.registry.get_tenant(slug)
+    return cast("Tenant | None", known[_TENANT])
 
 
 def get_current_tenant() -> Tenant:
@@ -145,13 +159,14 @@ def tenant_connection(tenant: Tenant | str | None = None, *, read_only: bool = F
     Entering and leaving the block raise what `Database.tenant_connection` says.
     """
     current = find_current_tenant()
-    given = get_current_tenant() if tenant is None else tenant
+    given = tenant if tenant is not None else current or get_current_tenant()
     # Asked again each time: a websocket or a job may be older than a drop or a new name of its tenant.
-    registry = get_extension().registry
+    extension = get_extension()
+    registry = extension.registry
     known = registry.get_tenant(parse_slug(given)) if isinstance(given, str) else registry.get_present(given)
     for expected in (given, current):
         if isinstance(expected, Tenant) and expected.id != known.id:
             raise WrongTenantError(
                 f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {known.slug!r}"
             )
-    return get_extension().database.tenant_connection(known, read_only=read_only or reads_only.get())
+    return extension.database.tenant_connection(known, read_only=read_only or reads_only.get())

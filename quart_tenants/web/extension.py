@@ -30,7 +30,9 @@ from quart_tenants.web.logins import LoginGates
 from quart_tenants.web.origins import refuse_from_elsewhere
 from quart_tenants.web.problems import answer_tenant_errors
 from quart_tenants.web.proxies import TrustedProxies
+from quart_tenants.web.requests import serve_requests
 from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
+from quart_tenants.web.row_streams import StreamEnds
 from quart_tenants.web.security_headers import SecurityHeaders
 from quart_tenants.web.session_interface import TenantSessionInterface
 
@@ -90,9 +92,10 @@ class QuartTenants:
         add_host_routing(app, self)
         add_ask_route(app)
         answer_tenant_errors(app)
+        serve_requests(app)
         limit_requests(app, self.settings.request_timeout)
         # Inside the proxies, who know the scheme; around all that answers.
-        self.answer_headers = SecurityHeaders(RequestFraming(app.asgi_app), self.settings.hsts_seconds)
+        self.answer_headers = SecurityHeaders(RequestFraming(StreamEnds(app.asgi_app)), self.settings.hsts_seconds)
         app.asgi_app = TrustedProxies(self.answer_headers, self.settings)  # type: ignore[method-assign]
         self.commands = tenant_commands()
         app.cli.add_command(self.commands)

@@ -20,6 +20,7 @@ _PROBLEM = {
     "code": "bad_request",
 }
 _BODY = json.dumps(_PROBLEM).encode()
+_WITHOUT_BODY = ("GET", "HEAD")
 
 
 class RequestFraming:
@@ -30,7 +31,7 @@ class RequestFraming:
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Pass the request on, if it is clear where it ends and which host it is for."""
-        if scope["type"] == "lifespan" or not (_has_two_targets(scope) or _is_ambiguous(scope)):
+        if scope["type"] == "lifespan" or not _is_unclear(scope):
             await self._app(scope, receive, send)
             return
         if scope["type"] == "websocket":
@@ -54,41 +55,63 @@ class RequestFraming:
             draining.cancel()
 
 
+def has_body(scope: Any) -> bool:
+    """Return whether a body may follow the head of the request of *scope*.
+
+    In HTTP/1 the head says so (RFC 9112, section 6.3); in HTTP/2 only what comes next does. Where a body would be
+    usual it is expected anyway: clients of tests announce none.
+    """
+    if scope["method"] not in _WITHOUT_BODY or not scope["http_version"].startswith("1"):
+        return True
+    return any(name == b"content-length" or name == b"transfer-encoding" for name, _ in scope["headers"])
+
+
 async def _drain(receive: ASGIReceiveCallable) -> None:
     event = await receive()
     while event["type"] == "http.request" and event["more_body"]:
         event = await receive()
 
 
-def _has_two_targets(scope: Any) -> bool:
+def _is_unclear(scope: Any) -> bool:
+    """Return whether another program could read another host, or another end, out of the head."""
+    hosts: list[bytes] = []
+    lengths: set[bytes] = set()
+    codings: list[bytes] = []
+    # One pass, for every request comes by here.
+    for name, value in scope["headers"]:
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.add(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
+    if _has_two_targets(scope, hosts):
+        return True
+    # A websocket's handshake has no body.
+    return bool(lengths or codings) and scope["type"] == "http" and _is_ambiguous(scope, lengths, codings)
+
+
+def _has_two_targets(scope: Any, hosts: list[bytes]) -> bool:
     """Return whether two hosts are named, or one twice, or the request line is nothing that Quart can read.
 
     A proxy may go by the one, and we by the other (RFC 9112, section 3.2.2).
     """
-    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
     if len(hosts) > 1:
         return True
-    target = bytes(scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    target = bytes(scope.get("raw_path") or scope["path"].encode())
     # The star is for OPTIONS about the server as a whole.
-    if target.startswith("/") or target == "*":
+    if target.startswith(b"/") or target == b"*":
         return False
     try:
-        named = urlsplit(target).netloc
+        named = urlsplit(target.decode("latin-1")).netloc
     except ValueError:
         return True
-    return not named or [named.lower()] != [host.lower() for host in hosts]
+    return not named or [named.lower()] != [host.decode("latin-1").lower() for host in hosts]
 
 
-def _is_ambiguous(scope: Any) -> bool:
-    if scope["type"] == "websocket":
-        return False
-    lengths, codings = set(), []
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            lengths.add(value)
-        elif name == b"transfer-encoding":
-            codings.append(value.strip().lower())
+def _is_ambiguous(scope: Any, lengths: set[bytes], codings: list[bytes]) -> bool:
     if codings:
         # HTTP/1.0 and proxies that speak it know no chunks, HTTP/2 has frames instead.
-        return bool(lengths) or codings != [b"chunked"] or scope["http_version"] != "1.1"
+        chunked = [coding.strip().lower() for coding in codings] == [b"chunked"]
+        return bool(lengths) or not chunked or scope["http_version"] != "1.1"
     return len(lengths) > 1 or not all(length.isdigit() for length in lengths)

@@ -1,5 +1,6 @@
 """Find which tenant an HTTP host belongs to. Pure: no I/O, no Quart."""
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from quart_tenants.tenant import SLUG_PATTERN, Slug
 _PORT = ":[0-9]{1,5}"
 # At most one trailing dot, and any port.
 _END = rf"\.?(?:{_PORT})?"
+# Of hosts that were read before. Anybody can make up others, which costs the next ones their reading and no more.
+_MOST_REMEMBERED = 8192
+_LONGEST_REMEMBERED = 270  # characters; no name of DNS with a port is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,35 @@ def parse_host(host: str, domain: str) -> Slug | None:
     if re.fullmatch(patterns.apex, host, re.ASCII | re.IGNORECASE):
         return None
     raise UnknownHostError(host)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedHost:
+    """What a host says, whether or not there is such a tenant. At most one of the two.
+
+    Attributes:
+        slug: The tenant's, below our domain.
+        domain: A domain that may be a tenant's own.
+    """
+
+    slug: Slug | None = None
+    domain: Domain | None = None
+
+
+def read_host(host: str, domain: str) -> NamedHost:
+    """Return what *host* names, as `parse_host` and `find_domain` read it; neither for the domain itself."""
+    return _read_host_again(host, domain) if len(host) <= _LONGEST_REMEMBERED else _read_host(host, domain)
+
+
+def _read_host(host: str, domain: str) -> NamedHost:
+    try:
+        return NamedHost(slug=parse_host(host, domain))
+    except UnknownHostError:
+        return NamedHost(domain=find_domain(host))
+
+
+# What is remembered is how a text reads, which never changes. Who has that name is asked each time.
+_read_host_again = functools.lru_cache(maxsize=_MOST_REMEMBERED)(_read_host)
 
 
 def find_domain(host: str) -> Domain | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
 
+from quart_tenants.web.framing import has_body
+
 _LINGER = 2.0
 """Seconds. How long an answer that is sent waits for the rest of its request, which is thrown away."""
 
@@ -25,7 +27,7 @@ class LingeringClose:
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Pass the request on, and watch where it ends."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not has_body(scope):
             await self._app(scope, receive, send)
             return
         ended = asyncio.Event()

@@ -1,9 +1,10 @@
 """Believe forwarded headers from our own proxies only."""
 
+import functools
 import ipaddress
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
@@ -22,7 +23,7 @@ _SCHEMES = {
 }
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_Headers = Sequence[tuple[bytes, bytes]]
+_Headers = Iterable[tuple[bytes, bytes]]
 
 
 class TrustedProxies:
@@ -41,7 +42,7 @@ class TrustedProxies:
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Pass the request on, with the forwarded values if its peer may forward any."""
         if scope["type"] == "http" or scope["type"] == "websocket":
-            headers = list(scope["headers"])
+            headers = scope["headers"]
             peer = _get_peer(scope)
             if peer is not None and self._is_ours(peer):
                 scope = self._follow(scope, headers, peer)
@@ -95,7 +96,13 @@ class TrustedProxies:
 def _get_peer(scope: Any) -> _Address | None:
     # A unix socket has no peer address: nobody is believed there.
     client = scope.get("client")
-    return _find_address(client[0]) if client else None
+    return _find_peer_address(client[0]) if client else None
+
+
+# The same few proxies, or visitors whose connections stay open: the server says it, nobody can make it long.
+@functools.lru_cache(maxsize=1024)
+def _find_peer_address(text: str) -> _Address | None:
+    return _find_address(text)
 
 
 def _find_address(text: str) -> _Address | None:

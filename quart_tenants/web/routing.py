@@ -45,18 +45,19 @@ ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
 class _TenantAdapter(MapAdapter):
     """Matches the routes of a tenant as its subdomain, and builds addresses at the host that was asked for."""
 
-    def __init__(self, bound: MapAdapter, subdomain_host: str) -> None:
+    def __init__(self, url_map: "QuartMap", request: BaseRequestWebsocket, subdomain_host: str) -> None:
+        # As QuartMap binds a request, but for the host's way through IDNA: a tenant's host is ASCII.
         super().__init__(
-            bound.map,
-            bound.server_name,
-            bound.script_name,
-            bound.subdomain,
-            bound.url_scheme,
-            bound.path_info,
-            bound.default_method,
-            bound.query_args,
+            url_map,
+            _drop_default_port(request.scheme, request.host.lower()),
+            request.root_path,
+            None,
+            request.scheme,
+            request.path,
+            request.method,
+            request.query_string.decode(),
         )
-        self._asked_host = bound.server_name
+        self._asked_host = self.server_name
         self._subdomain_host = subdomain_host
 
     def match(self, *args: Any, **options: Any) -> Any:
@@ -103,14 +104,15 @@ def add_host_routing(app: Quart, extension: "QuartTenants") -> None:
     bind = url_map.bind_to_request
 
     def bind_to_any(request: BaseRequestWebsocket, subdomain: str | None, server_name: str | None) -> MapAdapter:
+        slug = find_slug(request, extension)
+        if slug is not None:
+            # On port 0, which no request has: told apart from the subdomain's address that somebody builds.
+            return _TenantAdapter(url_map, request, f"{slug}.{domain}:0")
         try:
-            bound = bind(request, subdomain, server_name)
+            return bind(request, subdomain, server_name)
         except BadHost:
             # Such as "a..b". Raised before Quart can answer an error, so it would be a 500: no host instead.
             return bind(request, subdomain, "")
-        slug = find_slug(request, extension)
-        # On port 0, which no request has: told apart from the subdomain's address that somebody builds.
-        return bound if slug is None else _TenantAdapter(bound, f"{slug}.{domain}:0")
 
     url_map.bind_to_request = bind_to_any  # type: ignore[method-assign]
 
@@ -163,6 +165,11 @@ def _find_redirect(asked: Request) -> Response | None:
     # 308 keeps the method and the body. Not to be remembered: the name may be somebody else's one day.
     headers = {"Location": f"{asked.scheme}://{host}{target}", "Cache-Control": "no-store"}
     return Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
+
+
+def _drop_default_port(scheme: str, host: str) -> str:
+    port = ":80" if scheme in ("http", "ws") else ":443"
+    return host.removesuffix(port)
 
 
 def _get_host_and_port() -> str:

@@ -6,7 +6,8 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, cast
 
 from itsdangerous import BadData, TimestampSigner, URLSafeTimedSerializer
@@ -25,6 +26,7 @@ _COOKIE = re.compile(r"[A-Za-z0-9_.-]+")
 # Of cookies that were verified, and so by whom we have let in: nobody else can fill it.
 _MAX_REMEMBERED = 4096
 _LONGEST_REMEMBERED = 1024  # characters
+_UNCHANGEABLE = frozenset({str, int, float, bool, type(None)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class SessionCookies:
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
         self._signer = cast("TimestampSigner", self._serializer.make_signer(_SALT))
-        self._verified: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
+        self._verified: OrderedDict[str, _Verified] = OrderedDict()
 
     def sign(self, session: SignedSession) -> str:
         """Return the cookie that says *session*, signed now."""
@@ -71,28 +73,47 @@ class SessionCookies:
 
     def _find_signed(self, cookie: str) -> SignedSession | None:
         try:
-            payload, signed_at = self._verified.get(cookie) or self._verify(cookie)
-            # Parsed anew each time, because the app may change what is in it.
-            content = self._serializer.load_payload(payload)
-            *issued, ends_at = content.pop(_ISSUED)
-            named = IssuedSession(*issued)
+            verified = self._verified.get(cookie) or self._verify(cookie)
+            if verified.changeable is None:
+                return verified.session
+            return replace(verified.session, content=self._parse(verified.changeable)[1])
         except (BadData, ValueError, KeyError, TypeError, AttributeError):
             # ValueError: also half a surrogate pair, as made of bytes that are no UTF-8. The last two: something
             # that is no session was signed by the same key.
             return None
-        return SignedSession(named, ends_at, signed_at, content)
 
-    def _verify(self, cookie: str) -> tuple[bytes, float]:
+    def _verify(self, cookie: str) -> "_Verified":
         # base64 is read without what is none of it: "x&" would be as good as "x".
         if len(cookie) > _MAX_COOKIE_LENGTH or not _COOKIE.fullmatch(cookie):
             raise BadData("no cookie of ours")
         payload, signed_at = self._signer.unsign(cookie, return_timestamp=True)
-        verified = payload, signed_at.timestamp()
+        (*issued, ends_at), content = self._parse(payload)
+        session = SignedSession(IssuedSession(*issued), ends_at, signed_at.timestamp(), MappingProxyType(content))
+        changeable = None if all(type(value) in _UNCHANGEABLE for value in content.values()) else payload
+        verified = _Verified(session, changeable)
         if len(cookie) <= _LONGEST_REMEMBERED:
             self._verified[cookie] = verified
             if len(self._verified) > _MAX_REMEMBERED:
                 self._verified.popitem(last=False)
         return verified
+
+    def _parse(self, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
+        content = self._serializer.load_payload(payload)
+        return content.pop(_ISSUED), content
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A cookie whose signature is right.
+
+    Attributes:
+        session: What it says.
+        changeable: What was signed, to be parsed anew each time because an app may change what is in it, such as a
+            list; None where there is no such thing.
+    """
+
+    session: SignedSession
+    changeable: bytes | None
 
 
 def issue_session(tenant_id: int, username: str, generation: int, lifetime: float) -> SignedSession:

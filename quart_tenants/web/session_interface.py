@@ -1,5 +1,6 @@
 """Let Quart open each request's session from its cookie, and save it into one."""
 
+import re
 from typing import Any
 
 from quart import Quart
@@ -8,8 +9,12 @@ from quart.wrappers import Request, Response
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.session_cookies import SessionCookies
 from quart_tenants.web.sessions import TenantSession
+
+# A header of one cookie, as ours looks: as it is, and without quotation marks.
+_ONLY_COOKIE = re.compile(r"([A-Za-z0-9_-]+)=([A-Za-z0-9_.-]+)")
 
 
 class TenantSessionInterface(SessionInterface):
@@ -30,10 +35,11 @@ class TenantSessionInterface(SessionInterface):
         secure = request.scheme in ("https", "wss")
 
         def find_sent() -> list[str]:
-            return request.cookies.getlist(_get_name(app, secure))
+            return _find_cookies(request, _get_name(app, secure))
 
         answered = not isinstance(request, Request)
-        return TenantSession(self._get_cookies(app), find_sent, secure=secure, answered=answered)
+        extension = app.extensions[EXTENSION_NAME]
+        return TenantSession(extension, request, self._get_cookies(app), find_sent, secure=secure, answered=answered)
 
     async def save_session(
         self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
@@ -49,8 +55,14 @@ class TenantSessionInterface(SessionInterface):
         session.answered = True
         if response is None:
             return
-        response.vary.add("Cookie")
-        response.headers.setdefault("Cache-Control", "private, no-store")
+        headers = response.headers
+        present = {header.lower() for header, _ in headers}
+        if "vary" in present:
+            response.vary.add("Cookie")
+        else:
+            headers.add("Vary", "Cookie")
+        if "cache-control" not in present:
+            headers.add("Cache-Control", "private, no-store")
         if not session.needs_cookie():
             return
         name = _get_name(app, session.secure)
@@ -64,11 +76,17 @@ class TenantSessionInterface(SessionInterface):
             response.set_cookie(name, signed, expires=expires, **options)
 
     def _get_cookies(self, app: Quart) -> SessionCookies:
-        fallbacks = app.config["SECRET_KEY_FALLBACKS"] or ()
-        keys = (app.secret_key, *fallbacks)
+        keys = (app.secret_key, *(app.config["SECRET_KEY_FALLBACKS"] or ()))
         if self._cookies is None or keys != self._keys:
             self._cookies, self._keys = SessionCookies(keys[0], keys[1:]), keys
         return self._cookies
+
+
+def _find_cookies(request: BaseRequestWebsocket, name: str) -> list[str]:
+    headers = request.headers.getlist("Cookie")
+    only = _ONLY_COOKIE.fullmatch(headers[0]) if len(headers) == 1 else None
+    # Parsing takes longer than all else that a session needs.
+    return [only[2]] if only is not None and only[1] == name else request.cookies.getlist(name)
 
 
 def _get_name(app: Quart, secure: bool) -> str:

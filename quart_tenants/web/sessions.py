@@ -5,17 +5,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quart import session
 from quart.sessions import SessionMixin
+from quart.wrappers.base import BaseRequestWebsocket
 
 from quart_tenants.audit import audit
 from quart_tenants.errors import SessionUncheckedError, TenantError, WrongTenantError
 from quart_tenants.postgres.session_ends import check_username, end_session_in, get_generation, is_ended
-from quart_tenants.web.context import find_address, find_current_tenant, get_extension, see_through
+from quart_tenants.web.context import find_address, find_tenant, get_extension, see_through
 from quart_tenants.web.secret_keys import explain_missing_key
 from quart_tenants.web.session_cookies import SessionCookies, SignedSession, issue_session
+
+if TYPE_CHECKING:
+    from quart_tenants.web.extension import QuartTenants
 
 _NO_TENANT = 0
 _NOBODY = ""
@@ -46,8 +50,17 @@ class TenantSession(SessionMixin):
     """
 
     def __init__(
-        self, cookies: SessionCookies, find_sent: Callable[[], list[str]], *, secure: bool, answered: bool
+        self,
+        extension: "QuartTenants",
+        asked: BaseRequestWebsocket,
+        cookies: SessionCookies,
+        find_sent: Callable[[], list[str]],
+        *,
+        secure: bool,
+        answered: bool,
     ) -> None:
+        self._extension = extension
+        self._asked = asked
         self._cookies = cookies
         self._find_sent = find_sent
         self._read = False
@@ -106,7 +119,7 @@ class TenantSession(SessionMixin):
 
         Where it does not answer nothing is raised: who uses the session is told, a page without one is served.
         """
-        extension = get_extension()
+        extension = self._extension
         if extension.registry.get_age() <= _ASK_EARLY * extension.settings.session_ask_after:
             return
         # The answer is as old as the question.
@@ -128,7 +141,7 @@ class TenantSession(SessionMixin):
         Raises:
             DatabaseUnavailableError: They are not over.
         """
-        extension = get_extension()
+        extension = self._extension
         left, self._left = self._left, []
         try:
             for signed in left:
@@ -158,7 +171,7 @@ class TenantSession(SessionMixin):
         """Return whether the cookie has to be set or deleted."""
         if self._signed is None:
             return self.modified
-        extension = get_extension()
+        extension = self._extension
         if self._signed.issued in extension.registry.ended_sessions:
             # By another request meanwhile, whose answer may have set a new one.
             return False
@@ -203,7 +216,7 @@ class TenantSession(SessionMixin):
         self._ours = []
         if not sent:
             return None
-        owner = find_session_owner()
+        owner = self._find_owner()
         signed = self._cookies.list_signed(sent)
         ours = {one.issued: one for one in signed if one.issued.tenant_id == owner}
         if signed and not ours:
@@ -213,18 +226,18 @@ class TenantSession(SessionMixin):
             # Of two, one was planted, and nobody can tell which.
             return None
         (found,) = self._ours
-        self._idle_until = found.signed_at + get_extension().settings.session_idle_lifetime
+        self._idle_until = found.signed_at + self._extension.settings.session_idle_lifetime
         return found
 
     def _is_over(self, signed: SignedSession) -> bool:
-        extension = get_extension()
+        extension = self._extension
         if signed.issued in extension.registry.ended_sessions:
             return True
         now, settings = time.time(), extension.settings
         if now >= min(signed.ends_at, signed.issued.began_at + settings.session_lifetime, self._idle_until):
             return True
         self._idle_until = now + settings.session_idle_lifetime
-        tenant = find_current_tenant()
+        tenant = find_tenant(self._asked)
         if tenant is not None:
             # A websocket is older than what has happened to its tenant since.
             extension.registry.get_present(tenant)
@@ -234,11 +247,16 @@ class TenantSession(SessionMixin):
         return False
 
     def _issue(self, user: str, generation: int) -> None:
-        lifetime = get_extension().settings.session_lifetime
-        self._signed = issue_session(find_session_owner(), user, generation, lifetime)
+        lifetime = self._extension.settings.session_lifetime
+        self._signed = issue_session(self._find_owner(), user, generation, lifetime)
         self._idle_until = time.time() + lifetime
         # Nobody can have ended it before this.
         self._asked_at = _get_time()
+
+    def _find_owner(self) -> int:
+        """Return the number of the tenant that sessions belong to here; 0 on other hosts."""
+        tenant = find_tenant(self._asked)
+        return _NO_TENANT if tenant is None else tenant.id
 
     def _leave(self) -> None:
         left = {one.issued: one for one in (*self._ours, self._signed) if one is not None}
@@ -303,12 +321,6 @@ async def ask_about_session() -> None:
     current = see_through(session)
     if isinstance(current, TenantSession):
         await current.ask_if_needed()
-
-
-def find_session_owner() -> int:
-    """Return the number of the tenant that this request's session belongs to; 0 on other hosts."""
-    tenant = find_current_tenant()
-    return _NO_TENANT if tenant is None else tenant.id
 
 
 def _get_time() -> float:

@@ -242,6 +242,34 @@ async def test_page_after_the_last_row_is_empty(member: httpx.AsyncClient) -> No
     assert (answer.status_code, answer.json()) == (200, {"data": []})
 
 
+async def test_export_shows_all_rows(server: Server, module_database_url: str) -> None:
+    """`/data/export` has every row once and in order, more than a page of them, and no other company's."""
+    connection = await asyncpg.connect(module_database_url)
+    await connection.execute(
+        "INSERT INTO company2.company_data (description) SELECT 'exported ' || n FROM generate_series(1, 3000) AS n"
+    )
+    expected = [dict(row) for row in await connection.fetch("SELECT * FROM company2.company_data ORDER BY id")]
+    await connection.close()
+
+    async with server.member(2) as second, server.member(1) as first:
+        answer, others = await second.get("/data/export"), await first.get("/data/export")
+
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json() == {"data": expected}
+    assert len(expected) >= 3000
+    assert "exported" not in others.text
+
+
+async def test_export_needs_a_session(visitor: httpx.AsyncClient, server: Server) -> None:
+    """Nobody and another company's members are refused, as by `/data`."""
+    async with server.member(2) as stranger:
+        headers = {"Host": visitor.headers["Host"], "Cookie": f"session={stranger.cookies['session']}"}
+        foreign = await stranger.get("/data/export", headers=headers)
+
+    assert (await visitor.get("/data/export")).status_code == 401
+    assert (foreign.status_code, foreign.json()["code"]) == (400, "wrong_tenant")
+
+
 async def test_logout_ends_the_session(member: httpx.AsyncClient) -> None:
     """After the logout the cookie is gone and the data is 401."""
     answer = await member.post("/logout")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from quart_tenants.errors import InvalidSlugError, UnknownHostError
 from quart_tenants.tenant import parse_slug
-from quart_tenants.web.hosts import parse_host
+from quart_tenants.web import hosts
+from quart_tenants.web.hosts import find_domain, parse_host, read_host
 
 DOMAIN = "example.com"
 
@@ -199,3 +200,34 @@ def test_hosts_and_slugs_agree(label: str) -> None:
         return
 
     assert parse_host(f"{slug}.{DOMAIN}", DOMAIN) == slug
+
+
+@given(
+    host=st.text(alphabet="aA1-.:0xn\u212a \n", max_size=30)
+    | st.builds("{}.{}{}{}".format, labels, domains | st.just(DOMAIN), ends, ports)
+)
+def test_host_reads_the_same_again(host: str) -> None:
+    """What is remembered of a host is what parsing it says, the first time and later."""
+    try:
+        slug, domain = parse_host(host, DOMAIN), None
+    except UnknownHostError:
+        slug, domain = None, find_domain(host)
+
+    for _ in range(2):
+        named = read_host(host, DOMAIN)
+        assert (named.slug, named.domain) == (slug, domain)
+
+
+def test_strangers_fill_no_memory() -> None:
+    """Whatever hosts somebody makes up, a worker remembers a bounded number of short ones."""
+    remembered = hosts._read_host_again
+    remembered.cache_clear()
+
+    for number in range(hosts._MOST_REMEMBERED + 10):
+        read_host(f"x{number}.{DOMAIN}", DOMAIN)
+    full = remembered.cache_info().currsize
+    remembered.cache_clear()
+    read_host("x" * 10_000, DOMAIN)
+
+    assert full == hosts._MOST_REMEMBERED
+    assert remembered.cache_info().currsize == 0

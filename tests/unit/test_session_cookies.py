@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from itsdangerous.signer import HMACAlgorithm
@@ -113,6 +114,20 @@ def change_what_was_read(cookies: SessionCookies) -> object:
 def test_what_an_app_changes_reaches_no_other_request() -> None:
     """What was read from a cookie is a request's own, down to the lists in it."""
     assert change_what_was_read(SessionCookies(NEW_KEY)) == ["apple"]
+
+
+def test_plain_content_is_remembered_and_nobody_can_change_it() -> None:
+    """Texts and numbers are parsed once, and what was read of them is no dict that one request could write into."""
+    cookies = SessionCookies(NEW_KEY)
+    cookie = cookies.sign(replace(ADA, content={"theme": "dark", "visits": 3, "beta": None}))
+
+    (first,) = cookies.list_signed([cookie])
+    (second,) = cookies.list_signed([cookie])
+
+    assert first is second
+    assert dict(first.content) == {"theme": "dark", "visits": 3, "beta": None}
+    with pytest.raises(TypeError):
+        first.content["theme"] = "light"  # type: ignore[index]
 
 
 def test_naive_memory_hands_out_what_an_app_has_changed() -> None:

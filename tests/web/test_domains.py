@@ -1,5 +1,6 @@
 """Domains of a tenant's own, and the old addresses of renamed tenants, on an app of one's own."""
 
+import functools
 from collections.abc import AsyncIterator
 from urllib.parse import urljoin, urlsplit
 
@@ -12,7 +13,9 @@ from quart_tenants.domain import parse_domain
 from quart_tenants.errors import DomainNotVerifiedError
 from quart_tenants.postgres.domains import add_domain, remove_domain
 from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.trash import drop_tenant
 from quart_tenants.tenant import parse_slug
+from quart_tenants.web import context
 from tests.databases import let_names_rest
 from tests.name_server import run_name_server
 from tests.web.test_extension import get_json, make_app
@@ -193,6 +196,37 @@ async def test_session_does_not_move_with_the_domain(app: Quart, tenants: QuartT
     assert "domain" not in cookie.lower()
     assert await here.get_json() == await at_subdomain.get_json() == {"user": "ada"}
     assert (moved.status_code, (await moved.get_json())["code"]) == (400, "wrong_tenant")
+
+
+async def visit_after_removal(app: Quart, tenants: QuartTenants) -> tuple[list[int], list[int]]:
+    """Return what hosts answer that were visited before, and after the domain was removed and the tenant dropped."""
+    await give(tenants, ACME)
+    hosts = (SHOP, "acme.localhost", "globex.localhost")
+    before = [(await send(app, host, "/count")).status_code for host in hosts]
+    await remove_domain(tenants.database, parse_domain(SHOP))
+    await drop_tenant(tenants.database, GLOBEX)
+    await tenants.registry.refresh()
+    return before, [(await send(app, host, "/count")).status_code for host in hosts]
+
+
+async def test_known_host_of_nobody_is_not_served(app: Quart, tenants: QuartTenants) -> None:
+    """A host that was served a thousand times is served no more when its tenant does not have it any longer."""
+    before, after = await visit_after_removal(app, tenants)
+
+    assert before == [200, 200, 200]
+    assert after == [404, 200, 400]
+
+
+async def test_memory_of_the_hosts_tenants_serves_a_removed_domain(
+    app: Quart, tenants: QuartTenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: who remembers whose a host is, and not only how it reads, still serves it."""
+    monkeypatch.setattr(context, "find_slug_at", functools.cache(context.find_slug_at))
+
+    before, after = await visit_after_removal(app, tenants)
+
+    assert before == [200, 200, 200]
+    assert after == [200, 200, 400]
 
 
 async def test_app_that_does_not_serve_has_no_own_domains(database_url: str) -> None:
