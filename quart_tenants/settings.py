@@ -172,16 +172,23 @@ class Settings:
         30.0, between(0.01, 86400, float), "seconds", "How long one statement may take before it is cancelled."
     )
     statement_cache_size: int = _setting(
-        500,
+        1000,
         between(0, 10000, int),
         "statements",
         "Prepared statements kept by each connection, each for one tenant. Behind a pooler none are kept.",
+    )
+    connection_max_memory: int = _setting(
+        48,
+        between(1, 1000000, int),
+        "megabytes",
+        "A connection whose server process has more is replaced: it remembers the tables of every tenant that it has "
+        "served. Asked for where the login is a superuser or a member of `pg_read_all_stats`.",
     )
     connection_max_tenants: int = _setting(
         500,
         between(1, 1000000, int),
         "tenants",
-        "A connection that has served more is replaced: its server process remembers their tables until it ends.",
+        "Elsewhere a connection is replaced that has served more tenants than this.",
     )
     registry_poll_interval: float = _setting(
         1.0, between(0.05, 60, float), "seconds", "How often each worker reads which tenants changed."

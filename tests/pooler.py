@@ -30,6 +30,7 @@ class NaivePooler(asyncio.Protocol):
         self._turn = asyncio.Lock()
         self._holder: asyncio.StreamWriter | None = None
         self._unanswered = 0
+        self._clients: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Transport
         self._greeting = b""
 
@@ -50,8 +51,10 @@ class NaivePooler(asyncio.Protocol):
         )
 
     def close(self) -> None:
-        """Close the server's connection."""
+        """Close the server's connection, and those of clients that still wait for their turn."""
         self._driver.terminate()
+        for client in self._clients:
+            client.close()
 
     def data_received(self, data: bytes) -> None:
         """Pass the server's answers on to who has the turn."""
@@ -72,6 +75,7 @@ class NaivePooler(asyncio.Protocol):
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Speak with one client until it leaves."""
+        self._clients.add(writer)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             if not await self._greet(reader, writer):
                 return

@@ -14,8 +14,10 @@ from quart_tenants.errors import (
     TransactionLostError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.block_connection import CLEANUP_TIMEOUT, NOBODY, Beginning, BlockConnection
+from quart_tenants.postgres.block_connection import CLEANUP_TIMEOUT, Beginning, BlockConnection
+from quart_tenants.postgres.block_statements import BEGIN_READ_ONLY
 from quart_tenants.postgres.driver import DRIVER_ERRORS, describe
+from quart_tenants.postgres.lent_connection import LentConnection
 from quart_tenants.postgres.pool import ConnectionPool
 from quart_tenants.postgres.shares import Shares
 from quart_tenants.tenant import Tenant
@@ -75,7 +77,7 @@ class Block:
         # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
         self.status = ""
         self._entered = False
-        self._lent: Connection | None = None
+        self._lent: LentConnection | None = None
         # Whether there is no connection any more, and nothing to end.
         self._lost = False
 
@@ -83,15 +85,21 @@ class Block:
         if self._entered:
             raise RuntimeError("this block was entered before: ask for a new one")
         self._entered = True
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        now = asyncio.get_running_loop().time()
+        deadline = now + self._timeout
         if self._shares is not None and self._tenant is not None:
             await self._shares.take(self._tenant, deadline)
         try:
-            await self._begin_on_live_connection(deadline)
+            driver = self._pool.take(self._home) or await self._pool.acquire(self._home, deadline)
+            if self._may_wait(driver, now):
+                self._driver = driver
+                driver.plan_block(self._beginning, self._replace_connection)
+            else:
+                await self._begin_on_live_connection(deadline, driver)
         except BaseException:
             self._leave_share()
             raise
-        self._lent = lent = self._pool.lend(self._driver)
+        self._lent = lent = LentConnection(self._driver)
         return lent
 
     async def __aexit__(
@@ -101,30 +109,46 @@ class Block:
         if lent is None:
             raise RuntimeError("this block was never entered, or was left before")
         try:
-            self._pool.take_back(lent)
+            lent.take_back()
             if self._lost:
                 # An error has said so, which the handler may have caught.
                 if exc is None:
                     raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
-                return
-            if exc is None:
+            elif exc is not None:
+                await self._fail(exc)
+            elif self._driver.leave_block(commit=True):
+                self._give_back()
+            else:
                 await self._commit()
-                return
-            # Asked before the rollback, which may close the connection for reasons of its own.
-            translated = _translate(exc, self._driver)
-            await self._roll_back()
-            if translated is not None:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    # The rollback of a savepoint failed, and its error took the cancellation's place.
-                    raise asyncio.CancelledError from translated
-                raise translated from exc
-            if isinstance(exc, asyncpg.UndefinedTableError) and self._tenant is not None and await self._is_gone():
-                raise UnknownTenantError(self._tenant.slug) from exc
-            if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.one_statement:
-                await self._check_role()
         finally:
             self._leave_share()
+
+    async def _fail(self, exc: BaseException) -> None:
+        """End the block after *exc*; raise what explains it better."""
+        # Asked before the rollback, which may close the connection for reasons of its own.
+        translated = _translate(exc, self._driver)
+        await self._roll_back()
+        if translated is not None:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # The rollback of a savepoint failed, and its error took the cancellation's place.
+                raise asyncio.CancelledError from translated
+            raise translated from exc
+        if isinstance(exc, asyncpg.UndefinedTableError) and self._tenant is not None and await self._is_gone():
+            raise UnknownTenantError(self._tenant.slug) from exc
+        if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.one_statement:
+            await self._check_role()
+
+    @property
+    def _home(self) -> int:
+        return self._beginning.tenant[0]
+
+    def _may_wait(self, driver: BlockConnection, now: float) -> bool:
+        """Return whether the block may begin with its first statement."""
+        return driver.direct and not self._first and now - driver.used_at < _FRESH
+
+    def _give_back(self) -> None:
+        self._pool.give_back(self._driver, asyncio.get_running_loop().time())
 
     def _leave_share(self) -> None:
         if self._shares is not None and self._tenant is not None:
@@ -135,27 +159,24 @@ class Block:
         lent = self._lent
         if lent is None or self._lost:
             raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
-        self._pool.take_back(lent)
+        lent.take_back()
         self._lost = True
         await self._roll_back()
-        await self._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout, at_once=True)
+        await self._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout)
         self._lost = False
-        self._pool.lend_instead(self._driver, lent)
+        lent.change_to(self._driver)
         return self._driver
 
-    async def _begin_on_live_connection(self, deadline: float, *, at_once: bool = False) -> None:
+    async def _begin_on_live_connection(self, deadline: float, driver: BlockConnection | None = None) -> None:
+        """Begin the block now, on *driver* or on another connection if that is dead."""
         loop = asyncio.get_running_loop()
-        home = NOBODY[0] if self._tenant is None else self._tenant.id
         # After a restart of the server every pooled connection is dead, and nothing was done on any
         # of them yet: it is safe to go on to the next, until one is fresh.
         attempts = self._pool.max_size + 1
         quick = not self._first
         while True:
             attempts -= 1
-            self._driver = driver = await self._pool.acquire(home, deadline)
-            if quick and not at_once and driver.direct and loop.time() - driver.used_at < _FRESH:
-                driver.plan_block(self._beginning, self._replace_connection)
-                return
+            self._driver = driver = driver or await self._pool.acquire(self._home, deadline)
             proven = driver.proven
             try:
                 seconds = max(deadline - loop.time(), 0.001)
@@ -169,12 +190,13 @@ class Block:
                     await self._roll_back()
                     raise await self._explain_role(error) from error
                 # Also on cancellation: nobody knows how far BEGIN came.
-                self._pool.discard(driver)
+                failed, driver = driver, None
+                self._pool.discard(failed)
                 if isinstance(error, TimeoutError):
                     if proven and quick and loop.time() < deadline:
                         # Once: if that was no dead connection but a slow server, it needs patience.
                         quick = False
-                        await self._pool.renew(driver, deadline)
+                        await self._pool.renew(failed, deadline)
                         continue
                     raise DatabaseUnavailableError("the database did not answer BEGIN in time") from error
                 if not isinstance(error, DRIVER_ERRORS):
@@ -191,7 +213,7 @@ class Block:
     async def _check_role(self) -> None:
         """Raise if it was the tenant's role that could not be entered, where that went ahead of a statement."""
         block = Block(self._pool, self._beginning, self._timeout, self._tenant)
-        await block._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout, at_once=True)
+        await block._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout)
         await block._roll_back()
 
     async def _explain_role(self, error: BaseException) -> TenantError:
@@ -207,7 +229,7 @@ class Block:
         """Return whether the tenant was dropped, which this worker may not have heard of yet."""
         schema = "" if self._tenant is None else self._tenant.schema.name
         try:
-            async with Block(self._pool, Beginning(("BEGIN READ ONLY",)), self._timeout) as connection:
+            async with Block(self._pool, Beginning((BEGIN_READ_ONLY,)), self._timeout) as connection:
                 exists = await connection.fetchval(_SCHEMA_EXISTS, schema)
         except TenantError:
             return False
@@ -215,9 +237,6 @@ class Block:
 
     async def _commit(self) -> None:
         driver = self._driver
-        if driver.leave_block(commit=True):
-            self._pool.give_back(driver)
-            return
         if driver.is_closed():
             self._pool.discard(driver)
             raise DatabaseUnavailableError("the connection to the database was lost before the block ended", lost=True)
@@ -243,7 +262,7 @@ class Block:
             if translated is not None:
                 raise translated from error
             raise
-        self._pool.give_back(driver)
+        self._give_back()
 
     async def _roll_back(self) -> None:
         """Give the connection back clean, or close it, within half a second. Raises nothing but a cancellation."""
@@ -260,7 +279,7 @@ class Block:
             if not isinstance(error, DRIVER_ERRORS):
                 raise
         else:
-            self._pool.give_back(driver)
+            self._give_back()
 
 
 def _translate(error: BaseException, driver: BlockConnection) -> TenantError | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -11,8 +12,17 @@ from typing import Any, TypeAlias
 import asyncpg
 
 from quart_tenants.errors import DatabaseUnavailableError
+from quart_tenants.postgres.block_statements import (
+    CHECKED_COMMIT,
+    COMMIT,
+    FORGET_STATEMENTS,
+    REPEATED,
+    RESET,
+    RESET_AHEAD,
+    ROLLBACK,
+)
 from quart_tenants.postgres.driver import DRIVER_ERRORS
-from quart_tenants.postgres.messages import write_closes, write_statements
+from quart_tenants.postgres.messages import write_closes, write_preparation, write_statements
 from quart_tenants.postgres.one_statement import OneStatementConnection
 from quart_tenants.postgres.plain_reads import PlainReads
 from quart_tenants.postgres.statement_cache import StatementCache, TenantKey
@@ -23,32 +33,38 @@ CLEANUP_TIMEOUT = 0.4
 # Seconds. A connection that was well before answers BEGIN at once, or never.
 _BEGIN_TIMEOUT = 1.0
 
-# asyncpg's own reset, and three things it leaves behind that reached the next user of a connection: the role,
-# temporary tables and the state of sequences. Never DISCARD ALL: it would also drop the statements that we believe to
-# be prepared. The first returns no row, for `write_statements`.
-_RESET = (
-    "SELECT FROM (VALUES (1)) AS once WHERE pg_catalog.pg_advisory_unlock_all() IS NULL",
-    "CLOSE ALL",
-    "UNLISTEN *",
-    "SET SESSION AUTHORIZATION DEFAULT",
-    "RESET ALL",
-    "DISCARD TEMP",
-    "DISCARD SEQUENCES",
-)
-# In a transaction of its own: PostgreSQL would count it to the next one, and take it back with that.
-_RESET_AHEAD = ("BEGIN", *_RESET, "COMMIT")
-# The empty SELECT fails in a transaction that an error has already doomed. Without it COMMIT would
-# answer "ROLLBACK" there without an error, and the caller would believe that its rows are saved.
-_COMMIT = ("SELECT", "COMMIT")
-
-# Its number, and its age in seconds.
+# Its number, its age in seconds, and whether `_FIND_STRANGE_STATEMENTS` may be asked.
 _GET_SERVER_PROCESS = """
-SELECT pid AS number, EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::float8 AS age
+SELECT pid AS number, EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::float8 AS age,
+    pg_catalog.has_function_privilege('pg_catalog.pg_prepared_statement()', 'EXECUTE') AS may_look
 FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()
+    AND pg_catalog.current_setting('default_transaction_isolation') <> 'serializable'
 """
 
-# What PostgreSQL says about a prepared statement that fits no more, or that somebody has deallocated.
-_OUTDATED_ERRORS = (asyncpg.InvalidCachedStatementError, asyncpg.InvalidSQLStatementNameError)
+_GET_MEMORY = """
+SELECT pg_catalog.sum(total_bytes)::float8 / 1048576 FROM pg_catalog.pg_backend_memory_contexts
+"""
+
+# What makes or drops prepared statements by SQL.
+_NAMES_STATEMENTS = re.compile("prepare|deallocate|discard", re.IGNORECASE)
+# One row if anybody else has prepared a statement by SQL, or deallocated one. In the same message as the reset.
+_FIND_STRANGE_STATEMENTS = """
+SELECT FROM (
+    SELECT pg_catalog.count(*) AS known, pg_catalog.count(*) FILTER (WHERE from_sql) AS strange
+    FROM pg_catalog.pg_prepared_statement()
+) AS statements WHERE strange > 0 OR known <> {expected}
+"""
+_FOUND = "SELECT 1"
+
+# What PostgreSQL says about a prepared statement that fits no more, or that somebody has deallocated. The last is
+# asyncpg's: a type that it knows has changed.
+_OUTDATED_ERRORS = (
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.OutdatedSchemaCacheError,
+)
+# What a kept statement may say where a column has another type now, and a new one would not.
+_MISFIT_ERRORS = (asyncpg.DataError, asyncpg.SyntaxOrAccessError)
 
 Replace: TypeAlias = Callable[[], Awaitable["BlockConnection"]]
 
@@ -91,6 +107,7 @@ class BlockConnection(OneStatementConnection):
         unsettled: Whether the answer to what was sent last is still to come.
         begun: Whether anything of the block was sent.
         tenants: The tenants that were here.
+        weigh_at: How many they are to be when the server process is weighed next.
         place: In the pool.
         pool_proxy: As which asyncpg's pool knows it.
         used_at: When the last block ended, by the event loop's clock.
@@ -101,12 +118,16 @@ class BlockConnection(OneStatementConnection):
         "_by_name",
         "_failed",
         "_lasting",
+        "_may_look",
         "_named",
         "_plain",
         "_plain_reads",
         "_replace",
         "_reports_path",
+        "_running",
+        "_savepoints",
         "_statements",
+        "_tame",
         "_waiting",
         "_whole",
         "altered",
@@ -121,6 +142,7 @@ class BlockConnection(OneStatementConnection):
         "unreset",
         "unsettled",
         "used_at",
+        "weigh_at",
     )
     _top_xact: asyncpg.transaction.Transaction | None
     _loop: asyncio.AbstractEventLoop
@@ -130,9 +152,12 @@ class BlockConnection(OneStatementConnection):
     _termination_listeners: set[Any]
     _listeners: dict[str, Any]
     _log_listeners: set[Any]
-    _on_release: Any
+    _stmts_to_close: set[Any]
+    _drop_global_type_cache: Any
+    _pool_release_ctr: int
+    _get_unique_id: Any
     _config: Any
-    _set_proxy: Any
+    _proxy: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -144,12 +169,15 @@ class BlockConnection(OneStatementConnection):
         self.unreset: int | None = None
         self.begun = False
         self.tenants: set[int] = set()
+        self.weigh_at = 0
         self.used_at = float("-inf")
         self.place = 0
         self.pool_proxy: Any = None
         self.unsettled = False
         # All that asyncpg asks about the outermost transaction is whether there is one.
-        self._whole = self.transaction()
+        self._whole = super().transaction()
+        # Those that were asked for before the first statement.
+        self._savepoints: list[Any] = []
         self._lasting: tuple[frozenset[Any], frozenset[Any]] = frozenset(), frozenset()
         self._statements: StatementCache | None = None
         self._plain_reads = PlainReads()
@@ -160,6 +188,12 @@ class BlockConnection(OneStatementConnection):
         self._waiting: tuple[str, ...] | None = None
         # Whether all statements of the block are known to have only read.
         self._plain = False
+        # Whether all work on rows only, and nobody can have named a statement unseen.
+        self._tame = False
+        # Whether the login may see its prepared statements.
+        self._may_look = False
+        # How many run now. Handlers have tasks that outlive their block.
+        self._running = 0
         # Whether one has failed.
         self._failed = False
         # Whether the block may have prepared a statement by SQL, under a name that nobody knows.
@@ -176,6 +210,7 @@ class BlockConnection(OneStatementConnection):
         """Be told that no pooler stands in between: messages may go ahead, and statements be kept."""
         self.direct = True
         self._plain_reads = plain_reads
+        self._transport.write(write_preparation())
         if cache_size:
             self._statements = StatementCache(cache_size)
 
@@ -183,7 +218,8 @@ class BlockConnection(OneStatementConnection):
         """Return whether this is the server's one client, with no pooler in between.
 
         A pooler makes up the number of a server process, or lends one that is older than our connection. Should one
-        get through: it would be held longer than it likes, and nobody would see a foreign row.
+        get through: it would be held longer than it likes, and nobody would see a foreign row. Nor is one direct whose
+        transactions are serializable: what was read there is true only if COMMIT says so.
 
         Args:
             opened_at: When it began to be opened, by the monotonic clock.
@@ -193,11 +229,11 @@ class BlockConnection(OneStatementConnection):
             server = await self.fetchrow(_GET_SERVER_PROCESS)
         finally:
             await self._run("ROLLBACK", None)
-        return (
-            server is not None
-            and server["number"] == self.get_server_pid()
-            and server["age"] <= time.monotonic() - opened_at
-        )
+        if server is None:
+            return False
+        self._may_look = server["may_look"]
+        is_ours: bool = server["number"] == self.get_server_pid() and server["age"] <= time.monotonic() - opened_at
+        return is_ours
 
     def keep_as_it_is(self) -> None:
         """Take what was set so far for what every block is to have."""
@@ -206,12 +242,29 @@ class BlockConnection(OneStatementConnection):
 
     def let_go(self) -> None:
         """Take away from the last block's handler what it may have kept, and what it has made to be called."""
-        self._on_release()
-        self._listeners.clear()
-        self._log_listeners.clear()
+        # What asyncpg's cursors, statements and transactions compare with when they were made.
+        self._pool_release_ctr += 1
+        if not self._plain:
+            # Those were closed at the end of the block.
+            self._stmts_to_close.clear()
+            self._listeners.clear()
+        if self._log_listeners:
+            self._log_listeners.clear()
         loggers, listeners = self._lasting
         if self._query_loggers != loggers or self._termination_listeners != listeners:
             self._query_loggers, self._termination_listeners = set(loggers), set(listeners)
+
+    async def find_memory(self) -> float | None:
+        """Return how many megabytes the server process has, or None where the login may not ask. Outside a block.
+
+        Raises the driver's errors.
+        """
+        await self.settle()
+        self._turn_to(Beginning(()))
+        try:
+            return float(await self.fetchval(_GET_MEMORY))
+        except asyncpg.InsufficientPrivilegeError:
+            return None
 
     def count_queries(self) -> int:
         """Return how many statements were sent."""
@@ -258,14 +311,14 @@ class BlockConnection(OneStatementConnection):
         Where it only read, nobody needs the answer to COMMIT, which comes with that of the next statement.
         """
         if self.begun:
-            only_read = self._plain or (self._beginning.read_only and not self._by_name)
-            if not self.direct or not only_read or self._failed:
+            only_read = self._plain or (self._beginning.read_only and self._tame)
+            if not self.direct or not only_read or self._failed or self._running:
                 return False
             if self.is_closed() or not self._protocol.is_in_transaction():
                 return False
-            end: tuple[str, ...] = ("COMMIT",) if commit else ("ROLLBACK",)
+            end: tuple[str, ...] = (COMMIT,) if commit else (ROLLBACK,)
             if not self._plain:
-                end += _RESET_AHEAD
+                end += RESET_AHEAD
             self.unreset = self._beginning.tenant[0] if self._plain else None
             self.unsettled = True
             self._transport.write(self._close_named() + write_statements(*end))
@@ -279,32 +332,59 @@ class BlockConnection(OneStatementConnection):
         self._top_xact = None
         self._waiting = None
         self.one_statement = False
-        statements = (*(_COMMIT if commit else ("ROLLBACK",)), *_RESET)
-        if self._statements is None or self._by_name:
-            # No name of a handler's own may be left. Without a cache the driver names none.
-            statements += ("DEALLOCATE ALL",)
+        statements = (*(CHECKED_COMMIT if commit else (ROLLBACK,)), *RESET)
+        forgets = self._by_name or not self.direct or not (self._tame or self._may_look)
+        if forgets:
+            # No name of a handler's own may be left. Behind a pooler there is none of ours.
+            statements += (FORGET_STATEMENTS,)
             if self._statements is not None:
                 self._statements.forget_all()
-        if self._named and not self.is_closed():
+        if not self.is_closed():
             self._transport.write(self._close_named())
-        await self._run("; ".join(statements), seconds)
+        looks = not forgets and not self._tame
+        if looks:
+            expected = len(REPEATED) + (0 if self._statements is None else len(self._statements))
+            statements += (_FIND_STRANGE_STATEMENTS.format(expected=expected),)
+        status = await self._run("; ".join(statements), seconds)
         self.unreset, self.unsettled = None, False
+        if looks and status == _FOUND:
+            await self._run(FORGET_STATEMENTS, CLEANUP_TIMEOUT)
+            forgets = True
+            if self._statements is not None:
+                self._statements.forget_all()
+        if forgets and self.direct:
+            self._transport.write(write_preparation())
 
     async def settle(self) -> None:
         """Reset what was left unreset, and hear of what was sent last. Raises the driver's errors.
 
         PostgreSQL shows the connection as active until then.
         """
-        await self._run("; ".join(_RESET), CLEANUP_TIMEOUT)
+        await self._run("; ".join(RESET), CLEANUP_TIMEOUT)
         self.unreset, self.unsettled = None, False
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109  (asyncpg's)
         """Execute *query*, as asyncpg does it."""
         self._look_at(query, reads=False)
-        driver = await self._begin_apart()
-        if driver is not self:
-            return await driver.execute(query, *args, timeout=timeout)
-        return await super().execute(query, *args, timeout=timeout)
+        self._running += 1
+        try:
+            driver = await self._begin_apart()
+            if driver is not self:
+                for savepoint in self._savepoints:
+                    # The one that is being made is to end where it begins.
+                    savepoint._connection = driver  # noqa: SLF001
+                    savepoint._con_release_ctr = driver._pool_release_ctr  # noqa: SLF001
+                return await driver.execute(query, *args, timeout=timeout)
+            return await super().execute(query, *args, timeout=timeout)
+        finally:
+            self._running -= 1
+
+    def transaction(self, **options: Any) -> Any:
+        """Return a savepoint, as asyncpg does it in a transaction."""
+        savepoint: Any = super().transaction(**options)
+        if self._waiting is not None:
+            self._savepoints.append(savepoint)
+        return savepoint
 
     async def set_type_codec(self, *args: Any, **options: Any) -> None:
         """Set it, as asyncpg does it: for this block, after which the connection is closed."""
@@ -335,11 +415,12 @@ class BlockConnection(OneStatementConnection):
         self._beginning = beginning
         tenant = beginning.tenant
         self.begun = self._failed = self._by_name = False
-        self._plain = self.direct
+        self._plain = self._tame = self.direct
+        self._savepoints.clear()
         self.tenants.add(tenant[0])
         if self._statements is not None:
             self._statements.turn_to(tenant)
-        return () if self.unreset is None or self.unreset == tenant[0] else _RESET_AHEAD
+        return () if self.unreset is None or self.unreset == tenant[0] else RESET_AHEAD
 
     def _note_begin(self) -> None:
         """Note that what `_turn_to` has said is sent now."""
@@ -349,10 +430,12 @@ class BlockConnection(OneStatementConnection):
 
     def _close_named(self) -> bytes:
         """Return the messages that close what this block has prepared, and what is not kept any longer."""
-        names, self._named = self._named, []
         if self._statements is not None:
-            names += self._statements.take_dropped()
-        return write_closes(names) if names else b""
+            self._named += self._statements.take_dropped()
+        if not self._named:
+            return b""
+        names, self._named = self._named, []
+        return write_closes(names)
 
     def _begin_ahead(self) -> None:
         """Send what begins the block ahead of a statement that follows at once, and is answered with it."""
@@ -410,6 +493,20 @@ class BlockConnection(OneStatementConnection):
             "ignore_custom_codec": ignore_custom_codec,
             "record_class": record_class,
         }
+        self._running += 1
+        try:
+            return await self._execute_in_block(query, args, limit, timeout, **options)
+        finally:
+            self._running -= 1
+
+    async def _execute_in_block(
+        self,
+        query: str,
+        args: Any,
+        limit: int,
+        timeout: float | None,  # noqa: ASYNC109  (asyncpg's)
+        **options: Any,
+    ) -> Any:
         if self._waiting is None or not self._plain or query in self._plain_reads.slow:
             driver = await self._begin_apart()
             if driver is not self:
@@ -450,7 +547,7 @@ class BlockConnection(OneStatementConnection):
     ) -> Any:
         kept = None
         if self._statements is not None and not (any(options.values()) or self._query_loggers):
-            kept = self._statements.find(query)
+            kept = self._statements.find(query, args)
         try:
             if kept is None:
                 return await super()._execute(query, args, limit, timeout, return_status=return_status, **options)
@@ -459,6 +556,8 @@ class BlockConnection(OneStatementConnection):
             self._failed = True
             if isinstance(error, _OUTDATED_ERRORS):
                 self._forget_outdated(error)
+            elif self._statements is not None and isinstance(error, _MISFIT_ERRORS):
+                self._statements.forget(query)
             raise
 
     async def _get_statement(
@@ -472,24 +571,32 @@ class BlockConnection(OneStatementConnection):
         record_class: Any = None,
     ) -> Any:
         """Return *query* prepared: kept from before for this tenant, or new. All that is prepared comes by here."""
+        if named or not use_cache or not self._running:
+            # A cursor's, prepare()'s or copy's: what is done with it does not come by here.
+            self._look_at(query, reads=False)
+            self._tame = False
         await self._begin_here()
         options = {"ignore_custom_codec": ignore_custom_codec, "record_class": record_class}
         statements = self._statements
         keeps = use_cache and not named and record_class is None and not ignore_custom_codec
         if statements is None or not keeps or not statements.takes(query):
-            statement = await super()._get_statement(query, timeout, named=named, use_cache=False, **options)
-            if named:
-                # A cursor's, or prepare()'s.
-                self._look_at(query, reads=False)
-                self._named.append(statement.name)
-            return statement
-        kept = statements.find(query)
-        if kept is None:
-            # A name that no other client has: should a pooler swap the server process, this one finds none.
-            name = f"quart_tenants_{secrets.token_hex(8)}"
-            kept = await super()._get_statement(query, timeout, named=name, use_cache=False, **options)
-            statements.keep(query, kept)
-        return kept
+            # What is kept and fits is not asked for here.
+            name = named if isinstance(named, str) else self._get_unique_id("stmt") if named else ""
+            if name:
+                # Before it is there: it is closed also if the answer is never heard.
+                self._named.append(name)
+            return await super()._get_statement(query, timeout, named=name, use_cache=False, **options)
+        # Ahead of what is prepared now, for a block may be long.
+        self._transport.write(write_closes(statements.take_dropped()))
+        # A name that no other client has: should a pooler swap the server process, this one finds none.
+        name = f"quart_tenants_{secrets.token_hex(8)}"
+        try:
+            statement = await super()._get_statement(query, timeout, named=name, use_cache=False, **options)
+        except BaseException:
+            self._named.append(name)
+            raise
+        statements.keep(query, statement)
+        return statement
 
     async def _executemany(self, query: str, *args: Any, **options: Any) -> Any:
         self._look_at(query, reads=False)
@@ -509,8 +616,10 @@ class BlockConnection(OneStatementConnection):
         """Take note of what *query* may do."""
         if self._plain and not (reads and query in self._plain_reads):
             self._plain = False
-        if not self._plain and "prepare" in query.lower():
-            self._by_name = True
+        if self._tame and not self._plain and not self._plain_reads.is_tame(query):
+            self._tame = False
+        if not self._tame and not self._by_name:
+            self._by_name = _NAMES_STATEMENTS.search(query) is not None
 
     def _check_path(self) -> None:
         """Make sure that the server saw the path that was sent. It says so itself, from PostgreSQL 18 on.
@@ -529,7 +638,10 @@ class BlockConnection(OneStatementConnection):
     def _forget_outdated(self, error: Exception) -> None:
         if self._statements is None:
             return
-        if isinstance(error, asyncpg.InvalidCachedStatementError):
+        if isinstance(error, asyncpg.OutdatedSchemaCacheError):
+            self._drop_global_type_cache()
+            self._statements.forget_tenant()
+        elif isinstance(error, asyncpg.InvalidCachedStatementError):
             self._statements.forget_tenant()
         else:
             # Somebody has deallocated it, and perhaps others.

@@ -19,6 +19,7 @@ import asyncpg
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
 from quart_tenants.postgres.block import Block, list_path
 from quart_tenants.postgres.block_connection import Beginning
+from quart_tenants.postgres.block_statements import BEGIN, BEGIN_READ_ONLY
 from quart_tenants.postgres.driver import DRIVER_ERRORS, DriverConnection, describe
 from quart_tenants.postgres.pool import ConnectionPool, SetUp
 from quart_tenants.postgres.shares import Shares
@@ -209,12 +210,12 @@ async def enter_schema(connection: "Connection", schema: SchemaName) -> None:
 
 
 # Also where a pooler has dropped the connection's own empty path.
-_BEGIN_WITHOUT_TENANT = Beginning(("BEGIN", "SET LOCAL search_path TO ''"))
+_BEGIN_WITHOUT_TENANT = Beginning((BEGIN, "SET LOCAL search_path TO ''"))
 
 
 @lru_cache(maxsize=4096)
 def _begin(tenant: Tenant, read_only: bool, walled: bool) -> Beginning:
-    begin = "BEGIN READ ONLY" if read_only else "BEGIN"
+    begin = BEGIN_READ_ONLY if read_only else BEGIN
     role = (f"SET LOCAL ROLE {tenant.role.quoted}",) if walled and tenant.role is not None else ()
     schema = tenant.schema
     # As PostgreSQL writes it: with quotes where they are needed only.

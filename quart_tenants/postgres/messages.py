@@ -5,30 +5,57 @@ manual, section 54.2.4). asyncpg waits after each of its own. What is written he
 arrives, and answered together with the driver's next statement, which ends with the Sync that these lack.
 """
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
+from quart_tenants.postgres.block_statements import BEGIN, COMMIT, REPEATED
+
 _LENGTH = struct.Struct("!i")
-# The unnamed portal of the unnamed statement, no parameters, results as text.
-_BIND = b"B" + _LENGTH.pack(12) + b"\0\0" + b"\0\0\0\0\0\0"
+_NO_PARAMETERS = b"\0\0"
+# No parameters' formats, no parameters, and results as text.
+_NO_ARGUMENTS = b"\0\0" + _NO_PARAMETERS + b"\0\0"
 # The unnamed portal, all rows.
 _EXECUTE = b"E" + _LENGTH.pack(9) + b"\0\0\0\0\0"
 
 
+# The same names everywhere, as their meaning is the same.
+_NAMES = {text: b"quart_tenants_" + hashlib.sha256(text.encode()).hexdigest()[:16].encode() for text in REPEATED}
+
+
+def write_preparation() -> bytes:
+    """Return the messages that prepare `REPEATED` on a server process that does not have them."""
+    # Preparing begins a transaction, which would stay open, and the next BEGIN be one that is in the past already.
+    return b"".join(_write_parse(name, statement) for statement, name in _NAMES.items()) + write_statements(
+        BEGIN, COMMIT
+    )
+
+
 @lru_cache(maxsize=4096)
 def write_statements(*statements: str) -> bytes:
-    """Return the messages that run *statements*, which have no parameters and return no rows, one after the other."""
+    """Return the messages that run *statements* one after the other, where `REPEATED` is prepared.
+
+    They have no parameters, and return no rows.
+    """
     return b"".join(_write_statement(statement) for statement in statements)
 
 
 def write_closes(names: Sequence[str]) -> bytes:
     """Return the messages that make the server forget prepared statements, also those that it does not know."""
-    bodies = [b"S" + name.encode() + b"\0" for name in names]
-    return b"".join(b"C" + _LENGTH.pack(len(body) + _LENGTH.size) + body for body in bodies)
+    return b"".join(_write_message(b"C", b"S" + name.encode() + b"\0") for name in names)
 
 
 def _write_statement(statement: str) -> bytes:
-    # No name, and no parameter's type.
-    body = b"\0" + statement.encode() + b"\0" + b"\0\0"
-    return b"P" + _LENGTH.pack(len(body) + _LENGTH.size) + body + _BIND + _EXECUTE
+    name = _NAMES.get(statement, b"")
+    parse = b"" if name else _write_parse(name, statement)
+    # The unnamed portal.
+    return parse + _write_message(b"B", b"\0" + name + b"\0" + _NO_ARGUMENTS) + _EXECUTE
+
+
+def _write_parse(name: bytes, statement: str) -> bytes:
+    return _write_message(b"P", name + b"\0" + statement.encode() + b"\0" + _NO_PARAMETERS)
+
+
+def _write_message(kind: bytes, body: bytes) -> bytes:
+    return kind + _LENGTH.pack(len(body) + _LENGTH.size) + body

@@ -1,4 +1,4 @@
-"""Know which statements only read, whatever is in the tables. Pure: no I/O."""
+"""Know what statements can do at most, whatever is in the tables. Pure: no I/O."""
 
 from collections import OrderedDict
 
@@ -43,10 +43,25 @@ _HARMLESS = frozenset({
 })
 # fmt: on
 _WRITING_NODES = frozenset(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt", "IntoClause", "LockingClause"))
+# Not harmless, but they run no SQL of anybody's.
+_TAME = _HARMLESS | {
+    "currval", "current_setting", "lastval", "nextval", "pg_advisory_xact_lock", "pg_sleep", "pg_try_advisory_lock",
+    "pg_try_advisory_xact_lock", "set_config", "to_regclass", "to_regnamespace",
+}  # fmt: skip
+_TAME_STATEMENTS = frozenset(("select_stmt", "insert_stmt", "update_stmt", "delete_stmt", "merge_stmt"))
+_SAVEPOINTS = frozenset(
+    (
+        postgast.pg_query_pb2.TRANS_STMT_SAVEPOINT,
+        postgast.pg_query_pb2.TRANS_STMT_RELEASE,
+        postgast.pg_query_pb2.TRANS_STMT_ROLLBACK_TO,
+    )
+)
+# Characters. Longer texts are mostly files that are run once.
+_LONGEST = 15_000
 
 
 class PlainReads:
-    """Tells statements that only read from all others, and remembers what it has told.
+    """Tells statements that only read from those that work on rows and from all others, and remembers it.
 
     Attributes:
         slow: Those of which somebody has found that they take long.
@@ -55,39 +70,64 @@ class PlainReads:
     __slots__ = ("_known", "slow")
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, bool] = OrderedDict()
+        # Whether it only reads, and whether it is tame.
+        self._known: OrderedDict[str, tuple[bool, bool]] = OrderedDict()
         self.slow: set[str] = set()
 
     def __contains__(self, statement: str) -> bool:
         """Return whether *statement* is one SELECT that changes, locks and sets nothing.
 
         In doubt it is none: a function that is not one of PostgreSQL's own harmless ones may do anything. Not seen are
-        functions behind operators, casts and views.
+        functions behind operators, casts and views, and those of a tenant's own that are named as PostgreSQL's are,
+        or written as if they were columns.
         """
+        return self._judge(statement)[0]
+
+    def is_tame(self, statement: str) -> bool:
+        """Return whether *statement* is one that works on rows, or on a savepoint, and runs no SQL but its own.
+
+        Not seen are the same, and triggers.
+        """
+        return self._judge(statement)[1]
+
+    def _judge(self, statement: str) -> tuple[bool, bool]:
+        if len(statement) > _LONGEST:
+            return False, False
         known = self._known.get(statement)
         if known is None:
-            known = self._known[statement] = _is_plain_read(statement)
+            known = self._known[statement] = _judge(statement)
             if len(self._known) > _REMEMBERED:
                 forgotten, _ = self._known.popitem(last=False)
                 self.slow.discard(forgotten)
         return known
 
 
-def _is_plain_read(statement: str) -> bool:
+def _judge(statement: str) -> tuple[bool, bool]:
     try:
         parsed = postgast.parse(statement)
     except (postgast.PgQueryError, ValueError):
         # The server will say what is wrong with it. ValueError: such as a NUL, or half a surrogate pair.
-        return False
-    if len(parsed.stmts) != 1 or parsed.stmts[0].stmt.WhichOneof("node") != "select_stmt":
-        return False
+        return False, False
+    if len(parsed.stmts) != 1:
+        return False, False
+    outermost = parsed.stmts[0].stmt
+    kind = outermost.WhichOneof("node")
+    if kind == "transaction_stmt":
+        return False, outermost.transaction_stmt.kind in _SAVEPOINTS
+    if kind not in _TAME_STATEMENTS:
+        return False, False
+    plain = kind == "select_stmt"
     for _, node in postgast.walk(parsed):
-        kind = type(node).__name__
-        if kind in _WRITING_NODES or (kind == "FuncCall" and not _is_harmless(node)):
-            return False
-    return True
+        name = type(node).__name__
+        if name in _WRITING_NODES:
+            plain = False
+        elif name == "FuncCall":
+            if not _is_one_of(_TAME, node):
+                return False, False
+            plain = plain and _is_one_of(_HARMLESS, node)
+    return plain, True
 
 
-def _is_harmless(call: postgast.pg_query_pb2.FuncCall) -> bool:
+def _is_one_of(functions: frozenset[str], call: postgast.pg_query_pb2.FuncCall) -> bool:
     names = [part.string.sval for part in call.funcname]
-    return names[-1] in _HARMLESS and names[:-1] in ([], ["pg_catalog"])
+    return names[-1] in functions and names[:-1] in ([], ["pg_catalog"])

@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError
 from quart_tenants.postgres.block_connection import BlockConnection
@@ -17,7 +16,7 @@ from quart_tenants.postgres.plain_reads import PlainReads
 from quart_tenants.settings import Settings
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection, DriverConnection
+    from quart_tenants.postgres.driver import DriverConnection
 
 SetUp: TypeAlias = Callable[["DriverConnection"], Awaitable[object]]
 """What an app does to each new connection, such as to set type codecs."""
@@ -27,6 +26,8 @@ _NEXT_ATTEMPT_AFTER = 1.0
 # Seconds. A connection that nobody has used for so long is told to reset what was left, and closed after the second.
 _TIDY_AFTER = 1.0
 _GIVE_UP_AFTER = 300.0
+# Tenants. After so many new ones a connection is weighed.
+_WEIGH_EVERY = 100
 
 
 class ConnectionPool:
@@ -39,6 +40,7 @@ class ConnectionPool:
     __slots__ = (
         "_closing",
         "_generation",
+        "_max_memory",
         "_max_queries",
         "_max_tenants",
         "_options",
@@ -46,10 +48,10 @@ class ConnectionPool:
         "_plain_reads",
         "_pool",
         "_renewing",
-        "_retiring",
         "_set_up",
         "_statement_cache_size",
         "_tidying",
+        "_working",
         "max_size",
     )
 
@@ -70,8 +72,9 @@ class ConnectionPool:
         self._statement_cache_size = settings.statement_cache_size
         self._max_queries = max_queries
         self._max_tenants = settings.connection_max_tenants
+        self._max_memory = settings.connection_max_memory
         self._tidying: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[object]] = set()
         self._closing = asyncio.Event()
         self.max_size = max_size
         self._options: dict[str, Any] = {
@@ -126,6 +129,20 @@ class ConnectionPool:
             self._tidying.cancel()
         self._pool.terminate()
 
+    def take(self, home: int) -> BlockConnection | None:
+        """Return what `acquire` returns, if there is one at once."""
+        taken = self._places.take(home)
+        if taken is None:
+            return None
+        place, connection = taken
+        if connection is None:
+            self._places.vacate(place)
+            return None
+        if connection.is_closed() or connection.generation != self._generation:
+            self.discard(connection)
+            return None
+        return connection
+
     async def acquire(self, home: int, deadline: float) -> BlockConnection:
         """Return a connection that no other block has.
 
@@ -154,33 +171,23 @@ class ConnectionPool:
                 continue
             return connection
 
-    def lend(self, connection: BlockConnection) -> "Connection":
-        """Return *connection* as a block's handler gets it: for this block, and of no use after it."""
-        connection._set_proxy(None)  # noqa: SLF001  (as asyncpg's pool does it)
-        return PoolConnectionProxy(connection.pool_proxy._holder, connection)  # noqa: SLF001
+    def give_back(self, connection: BlockConnection, now: float) -> None:
+        """Take *connection* back, clean as its block has left it. What it cannot be clean of closes it.
 
-    def lend_instead(self, connection: BlockConnection, lent: "Connection") -> None:
-        """Let *lent*, which a handler has, be *connection* from now on."""
-        connection._set_proxy(None)  # noqa: SLF001
-        connection._set_proxy(lent)  # noqa: SLF001
-        handle: Any = lent
-        handle._con, handle._holder = connection, connection.pool_proxy._holder  # noqa: SLF001
-
-    def take_back(self, lent: "Connection") -> None:
-        """Make what `lend` returned useless to whoever has kept it."""
-        connection = cast("BlockConnection | None", lent._detach())  # type: ignore[attr-defined]  # noqa: SLF001
-        if connection is not None:
-            connection._set_proxy(connection.pool_proxy)  # noqa: SLF001
-
-    def give_back(self, connection: BlockConnection) -> None:
-        """Take *connection* back, clean as its block has left it. What it cannot be clean of closes it."""
-        if connection.altered or connection.is_closed() or connection.generation != self._generation:
+        Args:
+            connection: From `take` or `acquire`.
+            now: By the event loop's clock.
+        """
+        if connection.altered or connection.generation != self._generation or connection.is_closed():
             self.discard(connection)
-        elif len(connection.tenants) > self._max_tenants or connection.count_queries() > self._max_queries:
-            self._retire(connection)
+            return
+        connection.used_at = now
+        connection.let_go()
+        if connection.count_queries() > self._max_queries:
+            self._spawn(connection.close(), connection)
+        elif len(connection.tenants) >= connection.weigh_at:
+            self._spawn(self._weigh(connection), connection)
         else:
-            connection.used_at = asyncio.get_running_loop().time()
-            connection.let_go()
             self._places.give_back(connection.place, connection)
 
     def discard(self, connection: BlockConnection) -> None:
@@ -261,18 +268,37 @@ class ConnectionPool:
             raise
         connection = cast("BlockConnection", proxy).itself
         connection.place, connection.pool_proxy = place, proxy
+        connection.weigh_at = min(_WEIGH_EVERY, self._max_tenants + 1)
         return connection
 
-    def _retire(self, connection: BlockConnection) -> None:
-        """Close *connection* politely, without waiting for it."""
-        closing = asyncio.create_task(connection.close())
-        self._retiring.add(closing)
+    def _spawn(self, work: Coroutine[Any, Any, object], connection: BlockConnection) -> None:
+        """Do *work* beside, and then let the next have *connection* or its place."""
+        task = asyncio.create_task(work)
+        self._working.add(task)
 
-        def leave(_: object) -> None:
-            self._retiring.discard(closing)
-            self._places.vacate(connection.place)
+        def give_back(_: object) -> None:
+            self._working.discard(task)
+            if connection.is_closed():
+                self.discard(connection)
+            else:
+                self._places.give_back(connection.place, connection)
 
-        closing.add_done_callback(leave)
+        task.add_done_callback(give_back)
+
+    async def _weigh(self, connection: BlockConnection) -> None:
+        """Close *connection* if its server process has become too large."""
+        tenants = len(connection.tenants)
+        try:
+            weight = await connection.find_memory()
+        except (TimeoutError, *DRIVER_ERRORS):
+            connection.terminate()
+            return
+        if weight is None:
+            too_large, connection.weigh_at = tenants > self._max_tenants, self._max_tenants + 1
+        else:
+            too_large, connection.weigh_at = weight > self._max_memory, tenants + _WEIGH_EVERY
+        if too_large:
+            await connection.close()
 
     async def _tidy(self) -> None:
         """Reset the connections that nobody uses, and give asyncpg's pool those back that nobody has used for long."""
