@@ -14,11 +14,12 @@ from quart_tenants.errors import (
     TransactionLostError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.block_connection import CLEANUP_TIMEOUT, Beginning, BlockConnection
-from quart_tenants.postgres.block_statements import BEGIN_READ_ONLY
+from quart_tenants.postgres.block_connection import BlockConnection
+from quart_tenants.postgres.block_statements import BEGIN_READ_ONLY, Beginning
 from quart_tenants.postgres.driver import DRIVER_ERRORS, describe
 from quart_tenants.postgres.lent_connection import LentConnection
 from quart_tenants.postgres.pool import ConnectionPool
+from quart_tenants.postgres.pooled_connection import CLEANUP_TIMEOUT
 from quart_tenants.postgres.shares import Shares
 from quart_tenants.tenant import Tenant
 
@@ -116,7 +117,7 @@ class Block:
                     raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
             elif exc is not None:
                 await self._fail(exc)
-            elif self._driver.leave_block(commit=True):
+            elif self._driver.leave_block():
                 self._give_back()
             else:
                 await self._commit()
@@ -271,7 +272,7 @@ class Block:
             self._pool.discard(driver)
             return
         try:
-            if not driver.leave_block(commit=False):
+            if not driver.leave_block():
                 # asyncpg first waits until the statement that was interrupted is cancelled.
                 await driver.end_block(commit=False, seconds=CLEANUP_TIMEOUT)
         except BaseException as error:

@@ -1,5 +1,9 @@
 """What begins, ends and resets every block."""
 
+from dataclasses import dataclass
+
+from quart_tenants.postgres.statement_cache import TenantKey
+
 BEGIN = "BEGIN"
 BEGIN_READ_ONLY = "BEGIN READ ONLY"
 
@@ -33,3 +37,21 @@ FORGET_STATEMENTS = "DEALLOCATE ALL"
 
 REPEATED = (BEGIN, BEGIN_READ_ONLY, COMMIT, ROLLBACK, *RESET)
 """What is sent so often that each direct connection has it prepared."""
+
+NOBODY: TenantKey = (0, 0)
+"""No tenant's, for blocks that write every name in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """How a block begins.
+
+    Attributes:
+        statements: BEGIN first.
+        one_statement: Whether a text inside the block may hold one statement only.
+        tenant: Whose; `NOBODY` for none.
+    """
+
+    statements: tuple[str, ...]
+    one_statement: bool = False
+    tenant: TenantKey = NOBODY

@@ -1,14 +1,13 @@
 """Lend connections that see one tenant. The only place that sets search_path.
 
-One block is one transaction: `BEGIN; SET LOCAL search_path TO "acme"` in one message, and the
-commit together with a full reset in another. `SET LOCAL` ends with its transaction whatever
-happens, which is why this is safe under cancellation and behind a pooler where a session-level
-`SET` is not. The connection's own default path is empty: outside a block there are no tables.
+Each block is a transaction, `BEGIN; SET LOCAL search_path TO "acme"` … `COMMIT`, and what only reads
+before it is one of its own. `SET LOCAL` ends with its transaction whatever happens, which is why this
+is safe under cancellation and behind a pooler where a session-level `SET` is not. The connection's own
+default path is empty: outside a transaction of ours there are no tables.
 """
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from types import TracebackType
@@ -18,8 +17,7 @@ import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
 from quart_tenants.postgres.block import Block, list_path
-from quart_tenants.postgres.block_connection import Beginning
-from quart_tenants.postgres.block_statements import BEGIN, BEGIN_READ_ONLY
+from quart_tenants.postgres.block_statements import BEGIN, BEGIN_READ_ONLY, Beginning
 from quart_tenants.postgres.driver import DRIVER_ERRORS, DriverConnection, describe
 from quart_tenants.postgres.pool import ConnectionPool, SetUp
 from quart_tenants.postgres.shares import Shares
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
 # Of every connection. Outside a block it sees no tables.
 _DEFAULTS = {"search_path": "", "application_name": "quart_tenants"}
-_NEEDS_NO_QUOTES = re.compile("[a-z_][a-z0-9_]*")
 # After so many the pool replaces a connection. Four migrate a tenant, a dozen make one.
 _QUERIES = 50_000
 _QUERIES_FOR_MANY_TENANTS = 4_000
@@ -112,9 +109,9 @@ class Database:
     ) -> "Block":
         """Return a block that lends a connection which sees *tenant*'s tables and no others.
 
-        `async with` begins a transaction; leaving the block commits it, leaving it by an exception
-        or a cancellation rolls it back. Blocks do not nest: an inner one is a transaction of its own
-        on a connection of its own.
+        `async with` lends it; a transaction begins with the first statement that does more than read. Leaving the
+        block commits it, leaving it by an exception or a cancellation rolls it back. Blocks do not nest: an inner one
+        is a transaction of its own on a connection of its own.
 
         Args:
             tenant: Whose.
@@ -217,13 +214,8 @@ _BEGIN_WITHOUT_TENANT = Beginning((BEGIN, "SET LOCAL search_path TO ''"))
 def _begin(tenant: Tenant, read_only: bool, walled: bool) -> Beginning:
     begin = BEGIN_READ_ONLY if read_only else BEGIN
     role = (f"SET LOCAL ROLE {tenant.role.quoted}",) if walled and tenant.role is not None else ()
-    schema = tenant.schema
-    # As PostgreSQL writes it: with quotes where they are needed only.
-    paths = (schema.name, schema.quoted) if _NEEDS_NO_QUOTES.fullmatch(schema.name) else (schema.quoted,)
     return Beginning(
-        (begin, *role, _set_path(schema)),
-        paths,
-        read_only=read_only,
+        (begin, *role, _set_path(tenant.schema)),
         one_statement=walled,
         tenant=(tenant.id, tenant.version),
     )

@@ -11,6 +11,7 @@ import asyncpg
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError
 from quart_tenants.postgres.block_connection import BlockConnection
 from quart_tenants.postgres.driver import DRIVER_ERRORS, describe
+from quart_tenants.postgres.gathering import GatheringLoop
 from quart_tenants.postgres.places import Places
 from quart_tenants.postgres.plain_reads import PlainReads
 from quart_tenants.settings import Settings
@@ -307,7 +308,7 @@ class ConnectionPool:
             now = loop.time()
 
             def is_due(connection: BlockConnection, now: float = now) -> bool:
-                return now - connection.used_at > (_TIDY_AFTER if connection.unsettled else _GIVE_UP_AFTER)
+                return now - connection.used_at > (_GIVE_UP_AFTER if connection.unreset is None else _TIDY_AFTER)
 
             await asyncio.gather(*(self._tidy_one(connection, now) for connection in self._places.take_idle(is_due)))
 
@@ -334,6 +335,7 @@ async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
 
 async def _open(*args: Any, **options: Any) -> BlockConnection:
     began = time.monotonic()
+    options["loop"] = GatheringLoop(asyncio.get_running_loop())
     connection = cast("BlockConnection", await asyncpg.connect(*args, **options))
     connection.opened_in = time.monotonic() - began
     return connection
