@@ -23,6 +23,8 @@ from hypercorn.protocol.events import Body
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 
+from quart_tenants.app.answer_heads import remember_headers
+
 if TYPE_CHECKING:
     from hypercorn.asyncio.worker_context import WorkerContext
     from hypercorn.config import Config
@@ -95,6 +97,7 @@ class LimitedConnection(TCPServer):
         protocol = self.protocol.protocol
         if isinstance(protocol, H11Protocol):
             protocol.connection = _StrictConnection(self.config)
+            remember_headers(protocol)
         else:
             protocol.streams = _Streams(protocol)
         self._watch()
@@ -240,7 +243,7 @@ class _StrictConnection(h11.Connection):
     def send(self, event: Any) -> Any:
         """Return what h11 returns, but the head of an answer only with what comes next."""
         data = super().send(event)
-        if isinstance(event, h11.Response):
+        if type(event) is h11.Response:
             self.held_head = data
             return b""
         if self.held_head and data is not None:
@@ -260,7 +263,7 @@ class _StrictConnection(h11.Connection):
             # From now on always: what follows in the buffer must not become a request.
             raise h11.RemoteProtocolError("ambiguous line in the request's head", error_status_hint=400)
         event = super().next_event()
-        return _ignore_http2_upgrade(event) if isinstance(event, h11.Request) else event
+        return _ignore_http2_upgrade(event) if type(event) is h11.Request else event
 
 
 def _ignore_http2_upgrade(request: h11.Request) -> h11.Request:
@@ -269,9 +272,9 @@ def _ignore_http2_upgrade(request: h11.Request) -> h11.Request:
     A proxy that passes it on becomes a mere tunnel after our 101, through which a visitor speaks to us as the proxy
     that we trust: with any X-Forwarded-For.
     """
-    if not any(name == b"upgrade" for name, _ in request.headers):
-        return request
     headers = request.headers.raw_items()
+    if not any(name.lower() == b"upgrade" for name, _ in headers):
+        return request
     kept = [(name, value) for name, value in headers if not _asks_for_http2(name, value)]
     if len(kept) == len(headers):
         return request

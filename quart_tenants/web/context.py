@@ -139,9 +139,9 @@ current_tenant = cast("Tenant", LocalProxy(get_current_tenant))
 def tenant_connection(tenant: Tenant | str | None = None, *, read_only: bool = False) -> "Block":
     """Return a block that lends a connection which sees one tenant's tables and no others.
 
-    `async with tenant_connection() as connection:` begins a transaction. Leaving the block commits
-    it; leaving it by an exception or a cancellation rolls it back. No connection is taken before
-    the block is entered.
+    `async with tenant_connection() as connection:` lends it. A transaction begins with the first statement
+    that does more than read; leaving the block commits it, leaving it by an exception or a cancellation
+    rolls it back. No connection is taken before the block is entered.
 
     Args:
         tenant: A tenant, or its slug. Default: the current one. Needed in jobs and scripts, where

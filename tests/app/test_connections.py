@@ -93,6 +93,19 @@ async def test_connection_serves_one_request_after_the_other(serve: Serve) -> No
     assert rest.count(b'{"a":1}') == 3
 
 
+async def test_answer_says_its_date_and_the_end_of_its_connection(serve: Serve) -> None:
+    """As by Hypercorn itself, which closes a connection after `keep_alive_max_requests`."""
+    async with serve(make_app(), keep_alive_max_requests=2) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        heads = [await ask(reader, writer) for _ in range(2)]
+        rest = await reader.read()
+        writer.close()
+
+    assert all(head.count(b"\r\ndate: ") == 1 for head in heads)
+    assert [b"\r\nconnection: close" in head.lower() for head in heads] == [False, True]
+    assert rest == b""
+
+
 async def test_head_does_not_wait_for_a_late_body(serve: Serve) -> None:
     """A stream's head is with the client before there is anything to stream."""
     released = asyncio.Event()

@@ -318,7 +318,7 @@ def test_curl_example_shows_a_session(module_database_url: str, server: Server) 
     assert (done.returncode, done.stderr) == (0, "")
     assert [line for line in done.stdout.splitlines() if line.startswith("{")] == [
         '{"msg":"login successful"}',
-        '{"data":[{"description":"company 2 data","id":1}]}',
+        '{"data":[{"id":1,"description":"company 2 data"}]}',
         '{"msg":"logout successful"}',
     ]
     assert refused.returncode != 0
