@@ -91,7 +91,7 @@ class Block:
         if self._shares is not None and self._tenant is not None:
             await self._shares.take(self._tenant, deadline)
         try:
-            driver = self._pool.take(self._home) or await self._pool.acquire(self._home, deadline)
+            driver = await self._pool.acquire(self._home, deadline)
             if self._may_wait(driver, now):
                 self._driver = driver
                 driver.plan_block(self._beginning, self._replace_connection)

@@ -130,20 +130,6 @@ class ConnectionPool:
             self._tidying.cancel()
         self._pool.terminate()
 
-    def take(self, home: int) -> BlockConnection | None:
-        """Return what `acquire` returns, if there is one at once."""
-        taken = self._places.take(home)
-        if taken is None:
-            return None
-        place, connection = taken
-        if connection is None:
-            self._places.vacate(place)
-            return None
-        if connection.is_closed() or connection.generation != self._generation:
-            self.discard(connection)
-            return None
-        return connection
-
     async def acquire(self, home: int, deadline: float) -> BlockConnection:
         """Return a connection that no other block has.
 
@@ -176,7 +162,7 @@ class ConnectionPool:
         """Take *connection* back, clean as its block has left it. What it cannot be clean of closes it.
 
         Args:
-            connection: From `take` or `acquire`.
+            connection: From `acquire`.
             now: By the event loop's clock.
         """
         if connection.altered or connection.generation != self._generation or connection.is_closed():

@@ -252,7 +252,7 @@ async def test_error_of_commit_is_heard_even_of_what_counts_as_read(
 
 
 async def test_read_only_block_that_was_made_writable_is_waited_for(far: Database, acme: Tenant) -> None:
-    """Only what is known to have stayed read-only is left without waiting."""
+    """That the server refused to write at first says nothing about the end of the block."""
     await make_once(far, acme)
     await warm(far, acme)
 
@@ -395,10 +395,10 @@ async def test_connection_lost_before_what_cannot_move_is_an_error(
 
 
 @pytest.mark.parametrize("first", FIRST)
-async def test_backend_killed_while_commit_is_unanswered_is_not_noticed(
+async def test_backend_killed_after_a_read_is_not_noticed(
     far: Database, database: Database, acme: Tenant, first: str
 ) -> None:
-    """The server may end while nobody has heard of the last COMMIT: that block had only read."""
+    """The server may end between two blocks: the next one begins elsewhere."""
     await warm(far, acme)
     async with far.tenant_connection(acme) as connection:
         await connection.fetch(READ)
@@ -487,7 +487,7 @@ async def test_statement_that_outlives_its_block_reaches_no_other(
 async def test_idle_connection_holds_no_transaction(
     settings: Settings, database: Database, acme: Tenant, globex: Tenant, before: str
 ) -> None:
-    """What is sent without waiting is over when it has arrived: the next block begins at its own time."""
+    """Between two blocks nothing is open: the next one begins at its own time."""
     async with await Database.open(settings, max_size=1) as own:
         if before == "read":
             await warm(own, acme)
