@@ -175,7 +175,8 @@ class Settings:
         1000,
         between(0, 10000, int),
         "statements",
-        "Prepared statements kept by each connection, each for one tenant. Behind a pooler none are kept.",
+        "Prepared statements kept by each connection, shared ones and those of single tenants. "
+        "Behind a pooler none are kept.",
     )
     connection_max_memory: int = _setting(
         48,

@@ -1,18 +1,22 @@
-"""Keep the prepared statements of one connection, each for the one tenant that it was prepared for.
+"""Keep the prepared statements of one connection, by tenant and version.
 
 What PostgreSQL knows of a prepared statement's parameters and columns was so in one schema at one moment. Another
 tenant's tables may differ, in a migration or by somebody's hand: a number would be sent in fewer bits than the column
-has, and stored so without an error. So no two tenants share a statement, nor does one tenant before and after a
-migration. Of what is changed by hand the server says so where columns of the answer are concerned, and the statement is
-prepared anew. It does not where a parameter is: so none is kept that has one of a type that loses anything silently,
-and none is used for an argument that its parameter might cut.
+has, and stored so without an error. So tenants at different versions share no statement, nor does one tenant before and
+after a migration. Of what is changed by hand the server says so where columns of the answer are concerned, and the
+statement is prepared anew. It does not where a parameter is: so none is kept that has one of a type that loses anything
+silently, and none is used for an argument that its parameter might cut.
+
+Preparing costs several executions. So tenants of one version begin with a shared statement, if its parameters are of
+types from which every cast that PostgreSQL makes by itself is exact or an error. Whoever uses it often gets one of their
+own, whose plan stays when the connection changes hands, and so does a tenant that the server finds to differ.
 """
 
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 _TEXT = (str,)
 _INTEGER = (int,)
@@ -35,6 +39,11 @@ _LOSSLESS: dict[str, tuple[type, ...]] = {
     "uuid": (uuid.UUID,),
     "varchar": _TEXT,
 }
+# Of them, those whose value reaches a column of any other type exactly, as its text, or not at all. A numeric would be
+# rounded for an integer, JSON is written in another way as text.
+_SHAREABLE = frozenset(("bool", "int2", "int4", "int8", "text", "uuid", "varchar"))
+_OWN_AFTER = 8
+"""Uses of a shared statement. Preparing costs as much as that many times making its plan for another tenant."""
 _LONGEST = 15_000
 """Characters. As in asyncpg: longer ones are mostly made for one occasion."""
 
@@ -46,19 +55,22 @@ _Parameters: TypeAlias = tuple[tuple[type, ...], ...]
 
 
 class StatementCache:
-    """At most *size* statements, those of the tenants that were served last."""
+    """At most *size* statements: the shared ones, and those of the tenants that were served last."""
 
-    __slots__ = ("_by_tenant", "_count", "_dropped", "_lossy", "_own", "_size", "_tenant")
+    __slots__ = ("_apart", "_by_tenant", "_count", "_dropped", "_lossy", "_own", "_shared", "_size", "_tenant", "_uses")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._count = 0
-        self._by_tenant: OrderedDict[TenantKey, dict[str, tuple[Statement, _Parameters]]] = OrderedDict()
-        # Whose turn it is: the last one in the above.
+        self._by_tenant: OrderedDict[TenantKey, _Own] = OrderedDict()
         self._tenant: TenantKey = (0, 0)
-        self._own: dict[str, tuple[Statement, _Parameters]] = {}
+        self._own = _Own()
+        # By version and text.
+        self._shared: OrderedDict[tuple[int, str], _Kept] = OrderedDict()
+        # Whose tables are not what others of their version have.
+        self._apart: set[TenantKey] = set()
         self._dropped: list[str] = []
-        # Texts that are not kept, so that they are given no name the next time.
+        # Texts that are not to be kept.
         self._lossy: set[str] = set()
 
     def turn_to(self, tenant: TenantKey) -> None:
@@ -66,7 +78,7 @@ class StatementCache:
         self._tenant = tenant
         own = self._by_tenant.get(tenant)
         if own is None:
-            self._own = self._by_tenant[tenant] = {}
+            self._own = self._by_tenant[tenant] = _Own()
             self._make_room()
         else:
             self._own = own
@@ -77,11 +89,15 @@ class StatementCache:
         return self._count + len(self._dropped)
 
     def find(self, query: str, arguments: Sequence[object]) -> Statement | None:
-        """Return the tenant's statement of that text, if it is kept and takes *arguments* as they are."""
-        found = self._own.get(query)
+        """Return the statement of that text for the tenant, if one is kept that takes *arguments* as they are."""
+        found = self._own.kept.get(query)
         if found is None:
-            return None
-        statement, parameters = found
+            found = self._find_shared(query)
+            if found is None:
+                return None
+            uses = self._own.uses
+            uses[query] = uses.get(query, 0) + 1
+        statement, parameters, _ = found
         if len(arguments) != len(parameters):
             return None
         for argument, types in zip(arguments, parameters, strict=True):
@@ -90,38 +106,46 @@ class StatementCache:
         return statement
 
     def takes(self, query: str) -> bool:
-        """Return whether a statement of that text may be kept, and none is."""
-        return query not in self._own and query not in self._lossy and self._size > 0 and len(query) <= _LONGEST
+        """Return whether a statement of that text may be kept, and none is that the tenant uses."""
+        if query in self._own.kept or query in self._lossy or self._find_shared(query) is not None:
+            return False
+        return self._size > 0 and len(query) <= _LONGEST
 
     def keep(self, query: str, statement: Statement) -> None:
-        """Keep *statement* for the tenant, or drop it if that is not safe."""
-        parameters = _find_lossless(statement)
-        if parameters is None or query in self._own:
+        """Keep *statement* for the tenant, and for others if that is safe, or drop it."""
+        kept = _judge(statement)
+        version = self._tenant[1]
+        if kept is None or query in self._own.kept:
             self._dropped.append(statement.name)
             if len(self._lossy) >= self._size:
                 self._lossy.clear()
             self._lossy.add(query)
+            return
+        if kept.shareable and self._tenant not in self._apart and (version, query) not in self._shared:
+            self._shared[version, query] = kept
         else:
-            self._own[query] = statement, parameters
-            self._count += 1
-            self._make_room()
+            self._own.kept[query] = kept
+        self._count += 1
+        self._make_room()
 
     def forget(self, query: str) -> None:
-        """Drop the tenant's statement of that text, if there is one."""
-        found = self._own.pop(query, None)
+        """Drop the tenant's statement of that text, if there is one, and have it share none any more."""
+        self._stay_apart()
+        found = self._own.kept.pop(query, None)
         if found is not None:
             self._count -= 1
-            self._dropped.append(found[0].name)
+            self._dropped.append(found.statement.name)
 
     def forget_tenant(self) -> None:
-        """Drop the tenant's statements: its tables are not what they were."""
+        """Drop the tenant's statements, and have it share none: its tables are not what they were."""
+        self._stay_apart()
         self._forget(self._own)
-        self._own.clear()
 
     def forget_all(self) -> None:
         """Forget all statements, which the server has forgotten, too."""
         self._by_tenant.clear()
-        self._own = self._by_tenant[self._tenant] = {}
+        self._shared.clear()
+        self._own = self._by_tenant[self._tenant] = _Own()
         self._count = 0
         self._dropped.clear()
 
@@ -132,30 +156,67 @@ class StatementCache:
         dropped, self._dropped = self._dropped, []
         return dropped
 
+    def _find_shared(self, query: str) -> "_Kept | None":
+        if self._tenant in self._apart or self._own.uses.get(query, 0) >= _OWN_AFTER:
+            return None
+        return self._shared.get((self._tenant[1], query))
+
+    def _stay_apart(self) -> None:
+        if len(self._apart) >= self._size:
+            self._apart.clear()
+        self._apart.add(self._tenant)
+
     def _make_room(self) -> None:
         while self._count > self._size or len(self._by_tenant) > self._size:
             tenant, oldest = next(iter(self._by_tenant.items()))
-            if oldest is self._own:
-                # Nobody else has any.
-                self.forget(next(iter(oldest)))
-            else:
+            if oldest is not self._own:
                 del self._by_tenant[tenant]
                 self._forget(oldest)
+                continue
+            # Nobody else has any of their own.
+            kept = (
+                self._own.kept.pop(next(iter(self._own.kept)))
+                if self._own.kept
+                else self._shared.popitem(last=False)[1]
+            )
+            self._count -= 1
+            self._dropped.append(kept.statement.name)
 
-    def _forget(self, statements: dict[str, tuple[Statement, _Parameters]]) -> None:
-        self._count -= len(statements)
-        self._dropped += [statement.name for statement, _ in statements.values()]
+    def _forget(self, own: "_Own") -> None:
+        self._count -= len(own.kept)
+        self._dropped += [kept.statement.name for kept in own.kept.values()]
+        own.kept.clear()
 
 
-def _find_lossless(statement: Statement) -> _Parameters | None:
-    """Return what each parameter takes as it is, or None if one may lose something."""
-    found = []
+class _Kept(NamedTuple):
+    """A statement, what each of its parameters takes as it is, and whether tenants may share it."""
+
+    statement: Statement
+    parameters: _Parameters
+    shareable: bool
+
+
+class _Own:
+    """One tenant's statements, and how often it has used a shared one."""
+
+    __slots__ = ("kept", "uses")
+
+    def __init__(self) -> None:
+        self.kept: dict[str, _Kept] = {}
+        self.uses: dict[str, int] = {}
+
+
+def _judge(statement: Statement) -> _Kept | None:
+    """Return how *statement* may be kept, or None if one of its parameters may lose something."""
+    found, shareable = [], True
     for parameter in statement._get_parameters():  # noqa: SLF001  (what PreparedStatement.get_parameters() returns)
-        types = _LOSSLESS.get(parameter.name.removesuffix("[]"))
+        name = parameter.name.removesuffix("[]")
+        types = _LOSSLESS.get(name)
         if types is None or parameter.schema != "pg_catalog":
             return None
         found.append(types)
-    return tuple(found)
+        shareable = shareable and name in _SHAREABLE
+    return _Kept(statement, tuple(found), shareable)
 
 
 def _fits(argument: object, types: tuple[type, ...]) -> bool:
