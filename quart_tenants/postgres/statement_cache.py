@@ -8,8 +8,8 @@ statement is prepared anew. It does not where a parameter is: so none is kept th
 silently, and none is used for an argument that its parameter might cut.
 
 Preparing costs several executions. So tenants of one version begin with a shared statement, if its parameters are of
-types from which every cast that PostgreSQL makes by itself is exact or an error. Whoever uses it often gets one of their
-own, whose plan stays when the connection changes hands, and so does a tenant that the server finds to differ.
+types from which every cast that PostgreSQL makes by itself is exact or an error. Whoever uses it often gets an own one,
+whose plan stays when the connection changes hands, and so does a tenant that the server finds to differ.
 """
 
 import uuid
