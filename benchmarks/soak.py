@@ -10,7 +10,6 @@ import os
 import platform
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -92,21 +91,19 @@ async def pgbouncer(url: str) -> AsyncIterator[str]:
         sys.exit("--pooled needs PgBouncer: install the package pgbouncer")
     server = urlsplit(url)
     host = server.hostname or parse_qs(server.query)["host"][0]
-    with socket.socket() as free, tempfile.TemporaryDirectory(prefix="quart-tenants-pgbouncer-") as folder:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with tempfile.TemporaryDirectory(prefix="quart-tenants-pgbouncer-") as folder:
+        # By a socket in a folder of its own: two processes that look for a free port at once may find the same.
+        Path(folder).chmod(0o777)
         configuration = Path(folder) / "pgbouncer.ini"
         user = server.username or "postgres"
         configuration.write_text(
             f"[databases]\n* = host={host} port={server.port or 5432} user={user}\n"
-            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\npool_mode = transaction\n"
-            f"default_pool_size = {POOL_SIZE}\nignore_startup_parameters = search_path\nunix_socket_dir =\n"
+            f"[pgbouncer]\nunix_socket_dir = {folder}\nlisten_port = 6432\nauth_type = any\npool_mode = transaction\n"
+            f"default_pool_size = {POOL_SIZE}\nignore_startup_parameters = search_path\n"
         )
-        Path(folder).chmod(0o755)
         as_nobody = ["--user", "nobody"] if os.geteuid() == 0 else []
         process = await asyncio.create_subprocess_exec(program, "-q", *as_nobody, str(configuration))
-        pooled = f"postgresql://{user}@127.0.0.1:{port}{server.path}?sslmode=disable"
+        pooled = f"postgresql://{user}@{server.path}?host={folder}&port=6432"
         try:
             while True:
                 try:
@@ -116,6 +113,8 @@ async def pgbouncer(url: str) -> AsyncIterator[str]:
                     await asyncio.sleep(0.05)
             yield pooled
         finally:
+            if process.returncode is not None:
+                sys.exit(f"PgBouncer has ended by itself, with status {process.returncode}: this run says nothing")
             process.terminate()
             await process.wait()
 
