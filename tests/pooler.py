@@ -87,10 +87,17 @@ class NaivePooler(asyncio.Protocol):
                 if self._holder is not writer:
                     await self._turn.acquire()
                     self._holder = writer
-                if header[:1] in (b"Q", b"S"):
-                    self._unanswered += 1
-                self._server.write(header + body)
+                self._pass_on(header[:1], header[1:] + body)
         writer.close()
+        if self._holder is writer:
+            # Its transaction would have the turn for ever. The first message ends a statement that it has sent in part.
+            self._pass_on(b"S", struct.pack("!i", 4))
+            self._pass_on(b"Q", _message(b"", b"ROLLBACK\0"))
+
+    def _pass_on(self, kind: bytes, rest: bytes) -> None:
+        if kind in (b"Q", b"S"):
+            self._unanswered += 1
+        self._server.write(kind + rest)
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         while True:
