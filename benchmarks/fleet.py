@@ -440,4 +440,6 @@ if __name__ == "__main__":
     parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--purge", type=int, default=2_000, help="how many are dropped and purged in the end")
     arguments = parser.parse_args()
+    if arguments.tenants < ASKED_TENANTS + arguments.purge:
+        parser.error(f"--tenants: at least {ASKED_TENANTS} more than --purge, for those are asked all the time")
     sys.exit(asyncio.run(main(arguments.tenants, arguments.purge)))

@@ -3,23 +3,23 @@
 import asyncio
 import json
 import os
-import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from benchmarks.folders import temporary_folder
+from benchmarks.load.serving import SECRET_KEY
 from quart_tenants.postgres.embedded import EmbeddedPostgres, find_postgres
 
 PROGRAM = Path(sys.executable).with_name("quart-tenants")
-SECRET_KEY = "only-for-the-benchmark-0123456789"  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -131,24 +131,13 @@ class Cluster:
 @asynccontextmanager
 async def running_cluster() -> AsyncIterator[Cluster]:
     """Start a cluster in a folder of its own, and remove it afterwards."""
-    with _temporary_folder() as folder:
+    with temporary_folder() as folder:
         cluster = Cluster(folder)
         await cluster.server.start()
         try:
             yield cluster
         finally:
             await cluster.server.stop()
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="quart-tenants-benchmark-"))
-    # Started by root, PostgreSQL runs as nobody.
-    folder.chmod(0o711)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass

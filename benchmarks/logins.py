@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 import asyncpg
 from passlib.hash import pbkdf2_sha256
 
-from benchmarks.fleet_parts import SECRET_KEY, Client, Cluster, running_cluster
+from benchmarks.fleet_parts import Client, Cluster, running_cluster
+from benchmarks.load.serving import SECRET_KEY
 from quart_tenants.app.passwords import PasswordHasher
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.provisioning import create_tenant

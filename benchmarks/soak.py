@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from benchmarks.folders import temporary_folder
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.embedded import EmbeddedPostgres
 from quart_tenants.settings import Settings
@@ -138,10 +139,8 @@ async def main(tenant_count: int, blocks: int, processes: int, naive: str | None
         flush=True,
     )
     tenants = make_tenants(tenant_count, roles)
-    with tempfile.TemporaryDirectory(prefix="quart-tenants-soak-") as folder:
-        # Started by root, the server runs as nobody.
-        Path(folder).chmod(0o711)
-        server = EmbeddedPostgres(Path(folder) / "postgres", options=OPTIONS)
+    with temporary_folder() as folder:
+        server = EmbeddedPostgres(folder / "postgres", options=OPTIONS)
         await server.start()
         try:
             await make_stamps(server.url, tenants)

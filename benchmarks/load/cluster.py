@@ -1,10 +1,8 @@
 """Run a PostgreSQL with tenants of ours, and a copy of them for the peers."""
 
 import asyncio
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from urllib.parse import urlsplit
 import asyncpg
 from passlib.hash import pbkdf2_sha256
 
+from benchmarks.folders import temporary_folder
 from quart_tenants.postgres.database import Database
 from quart_tenants.postgres.embedded import EmbeddedPostgres
 from quart_tenants.postgres.provisioning import create_tenants
@@ -94,19 +93,14 @@ class Server:
 @asynccontextmanager
 async def running_server() -> AsyncIterator[Server]:
     """Start PostgreSQL in a folder of its own, and remove it afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="quart-tenants-benchmark-"))
-    # Started by root, PostgreSQL runs as nobody.
-    folder.chmod(0o711)
-    server = Server(folder)
     task = asyncio.current_task()
     if task is not None:
         # As by Ctrl-C: servers have sessions of their own and would outlive us.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
+    with temporary_folder() as folder:
+        server = Server(folder)
         async with server.embedded:
             yield server
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def make_tenants(server: Server, tenants: int, rows: int, database: str = OURS) -> list[str]:

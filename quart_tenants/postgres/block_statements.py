@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quart_tenants.postgres.statement_cache import TenantKey
+from quart_tenants.postgres.statement_cache import NOBODY, TenantKey
 
 BEGIN = "BEGIN"
 BEGIN_READ_ONLY = "BEGIN READ ONLY"
@@ -37,9 +37,6 @@ FORGET_STATEMENTS = "DEALLOCATE ALL"
 
 REPEATED = (BEGIN, BEGIN_READ_ONLY, COMMIT, ROLLBACK, *RESET)
 """What is sent so often that each direct connection has it prepared."""
-
-NOBODY: TenantKey = (0, 0)
-"""No tenant's, for blocks that write every name in full."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class ClientPrograms:
 async def find_client_programs(server_version: int) -> ClientPrograms:
     """Return programs that are not older than a server of major version *server_version*.
 
-    Those of the embedded PostgreSQL come first, then those on PATH.
+    Those on PATH come first, then those of the embedded PostgreSQL.
 
     Raises:
         ClientProgramError: There are none.
@@ -215,11 +215,12 @@ def _find_client_programs(server_version: int) -> ClientPrograms:
 
 def _list_folders() -> list[Path]:
     folders = []
-    with contextlib.suppress(EmbeddedPostgresError):
-        folders.append(find_postgres().parent)
     on_path = shutil.which("pg_dump")
     if on_path is not None:
         folders.append(Path(on_path).parent)
+    # The last choice, for these cannot speak TLS.
+    with contextlib.suppress(EmbeddedPostgresError):
+        folders.append(find_postgres().parent)
     return folders
 
 

@@ -77,12 +77,13 @@ class Database:
                 set_up=set_up,
             )
             await pool.open(settings.connect_timeout)
-        except (ValueError, asyncpg.ClientConfigurationError) as error:
-            # Without asyncpg's words: they repeat a part of the URL, which holds a password.
-            raise SettingError(
-                "TENANTS_DATABASE_URL", "cannot be understood; check its port and its options"
-            ) from error
-        except DRIVER_ERRORS as error:
+        except (ValueError, *DRIVER_ERRORS) as error:
+            # A certificate that is refused is a ValueError, too.
+            if isinstance(error, ValueError) and not isinstance(error, OSError):
+                # Without asyncpg's words: they repeat a part of the URL, which holds a password.
+                raise SettingError(
+                    "TENANTS_DATABASE_URL", "cannot be understood; check its port and its options"
+                ) from error
             raise DatabaseUnavailableError(
                 f"cannot connect to the database: {describe(error)}; is it running, and is TENANTS_DATABASE_URL right?"
             ) from error

@@ -107,7 +107,7 @@ async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> l
             if settings.role_per_tenant:
                 findings.append(_judge_attack(await attack(database, *probes)))
             # Before the pooler's other clients are asked: a pool of one has no second connection to give.
-            findings += _judge_sessions(*await find_session_leaks(database), cached=settings.statement_cache_size > 0)
+            findings += _judge_sessions(*await find_session_leaks(database))
     except (asyncpg.InsufficientPrivilegeError, RolesNotReadyError) as error:
         reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else str(error)
         remedy = "run doctor with the URL that makes tenants, through the same pooler"
@@ -115,7 +115,7 @@ async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> l
             reason, remedy = "the tenants' roles are not ready", f"see {TENANTS_ROLES} above"
         findings.append(Finding("probes", State.WARNING, f"not tried: {reason}", remedy))
     except asyncpg.PostgresError as error:
-        remedy = "behind a pooler that shares sessions set TENANTS_STATEMENT_CACHE_SIZE=0"
+        remedy = "see the server's log; if a pooler is in between, try a URL that leads straight to the server"
         findings.append(Finding("probes", State.FAILED, f"a block failed: {describe_refusal(error)}", remedy))
     except TimeoutError:
         findings.append(
@@ -144,7 +144,7 @@ def _judge_attack(succeeded: list[str]) -> Finding:
     )
 
 
-def _judge_sessions(setting: bool, prepared: bool, *, cached: bool) -> list[Finding]:
+def _judge_sessions(setting: bool, prepared: bool) -> list[Finding]:
     findings = []
     if setting:
         findings.append(
@@ -158,7 +158,7 @@ def _judge_sessions(setting: bool, prepared: bool, *, cached: bool) -> list[Find
     else:
         findings.append(Finding("session settings", State.OK, "what one client SETs does not reach another one"))
     if prepared:
-        remedy = "TENANTS_STATEMENT_CACHE_SIZE=0" if cached else "none needed: TENANTS_STATEMENT_CACHE_SIZE is 0"
+        remedy = "none needed: behind a pooler our connections keep no prepared statements"
         seen = "one client's prepared statements reach another one, and may run in its place"
         findings.append(Finding("prepared statements", State.WARNING, seen, remedy))
     else:

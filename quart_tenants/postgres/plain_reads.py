@@ -4,6 +4,8 @@ from collections import OrderedDict
 
 import postgast
 
+from quart_tenants.postgres.statement_cache import LONGEST
+
 # Texts; each is short, and an app has some hundred. One that is made anew each time is read anew each time.
 _REMEMBERED = 2000
 
@@ -56,8 +58,6 @@ _SAVEPOINTS = frozenset(
         postgast.pg_query_pb2.TRANS_STMT_ROLLBACK_TO,
     )
 )
-# Characters. Longer texts are mostly files that are run once.
-_LONGEST = 15_000
 
 
 class PlainReads:
@@ -91,7 +91,7 @@ class PlainReads:
         return self._judge(statement)[1]
 
     def _judge(self, statement: str) -> tuple[bool, bool]:
-        if len(statement) > _LONGEST:
+        if len(statement) > LONGEST:
             return False, False
         known = self._known.get(statement)
         if known is None:

@@ -24,7 +24,8 @@ SetUp: TypeAlias = Callable[["DriverConnection"], Awaitable[object]]
 
 # Seconds. So long after one attempt to connect the next one begins beside it.
 _NEXT_ATTEMPT_AFTER = 1.0
-# Seconds. A connection that nobody has used for so long is told to reset what was left, and closed after the second.
+# Seconds. A connection that nobody has used for the first is told to reset what was left; after the second asyncpg's
+# pool gets it back.
 _TIDY_AFTER = 1.0
 _GIVE_UP_AFTER = 300.0
 # Tenants. After so many new ones a connection is weighed.
@@ -82,7 +83,7 @@ class ConnectionPool:
             "dsn": settings.required_database_url,
             "timeout": settings.connect_timeout,
             "command_timeout": settings.command_timeout,
-            # Ours is kept for each tenant apart.
+            # asyncpg's own, which knows no tenants. Ours is a `StatementCache`.
             "statement_cache_size": 0,
             "connection_class": BlockConnection,
             "server_settings": defaults,
@@ -117,12 +118,14 @@ class ConnectionPool:
             # It has connections that it gives back.
             await self._tidying
         loop = asyncio.get_running_loop()
+        connections = []
         for _ in range(self.max_size):
             # Each place in turn, for then nobody has a connection.
-            found = self._places.take(0) or await self._places.wait(loop.time() + _GIVE_UP_AFTER)
-            if found[1] is not None:
-                await found[1].close()
-        await self._pool.close()
+            _, connection = self._places.take(0) or await self._places.wait(loop.time() + _GIVE_UP_AFTER)
+            if connection is not None:
+                connections.append(connection)
+        # asyncpg's pool first, for otherwise it would open others in their place.
+        await asyncio.gather(self._pool.close(), *(connection.close() for connection in connections))
 
     def terminate(self) -> None:
         """Close all connections, whoever has them."""
@@ -231,9 +234,11 @@ class ConnectionPool:
         finally:
             _drop(attempts)
         try:
-            direct = await connection.is_direct(opened_at)
-            if self._set_up is not None:
-                await self._set_up(connection)
+            # asyncpg's pool also connects by itself, where no block's deadline ends it.
+            async with asyncio.timeout(self._options["timeout"]):
+                direct = await connection.is_direct(opened_at)
+                if self._set_up is not None:
+                    await self._set_up(connection)
             if direct:
                 connection.use_directly(self._plain_reads, self._statement_cache_size)
         except BaseException:

@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Awaitable
 from typing import Any, Self
 
+from quart_tenants.errors import DatabaseUnavailableError
+from quart_tenants.postgres.block_statements import RESET
 from quart_tenants.postgres.driver import DRIVER_ERRORS
 from quart_tenants.postgres.gathering import find_gathering
 from quart_tenants.postgres.one_statement import OneStatementConnection
@@ -12,7 +15,7 @@ from quart_tenants.postgres.one_statement import OneStatementConnection
 CLEANUP_TIMEOUT = 0.4
 """Seconds. What is to be cleaned up and is not by then is closed instead: a request that was cancelled waits for it."""
 
-# Its number, its age in seconds, and whether `_FIND_STRANGE_STATEMENTS` may be asked.
+# Its number, its age in seconds, and whether it may be asked for its prepared statements.
 _GET_SERVER_PROCESS = """
 SELECT pid AS number, EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::float8 AS age,
     pg_catalog.has_function_privilege('pg_catalog.pg_prepared_statement()', 'EXECUTE') AS may_look
@@ -34,11 +37,13 @@ class PooledConnection(OneStatementConnection):
         pool_proxy: As which asyncpg's pool knows it.
         used_at: When the last block ended, by the event loop's clock.
         may_look: Whether the login may see its prepared statements.
+        unreset: Whose blocks have only read since everything was reset; None for nobody's.
     """
 
     __slots__ = (
         "_gathering",
         "_lasting",
+        "_own_path",
         "altered",
         "generation",
         "may_look",
@@ -46,6 +51,7 @@ class PooledConnection(OneStatementConnection):
         "place",
         "pool_proxy",
         "tenants",
+        "unreset",
         "used_at",
         "weigh_at",
     )
@@ -71,6 +77,8 @@ class PooledConnection(OneStatementConnection):
         self.place = 0
         self.pool_proxy: Any = None
         self.may_look = False
+        self.unreset: int | None = None
+        self._own_path: str | None = getattr(self._protocol.get_settings(), "search_path", None)
         self._gathering = find_gathering(self._protocol, self._transport)
         self._lasting: tuple[frozenset[Any], frozenset[Any]] = frozenset(), frozenset()
 
@@ -144,18 +152,33 @@ class PooledConnection(OneStatementConnection):
         with contextlib.suppress(*DRIVER_ERRORS):
             await super().close(timeout=CLEANUP_TIMEOUT if timeout is None else min(timeout, CLEANUP_TIMEOUT))
 
-    async def _run(self, statements: str, seconds: float | None) -> str:
-        """Run *statements* by the simple protocol, as asyncpg's own execute() does."""
-        status: str = await self._protocol.query(statements, seconds)
+    async def settle(self) -> None:
+        """Reset what was left unreset. Raises the driver's errors."""
+        await self._run("; ".join(RESET), CLEANUP_TIMEOUT)
+        self.unreset = None
+
+    def _check_path(self) -> None:
+        """Make sure that the path is the connection's own again. The server says so itself, from PostgreSQL 18 on.
+
+        Raises:
+            DatabaseUnavailableError: It is not. The connection is closed.
+        """
+        if self._own_path is None:
+            return
+        reported = self._protocol.get_settings().search_path
+        if reported != self._own_path:
+            self.terminate()
+            raise DatabaseUnavailableError(f"a block that only read has left search_path at {reported!r}", lost=True)
+
+    def _run(self, statements: str, seconds: float | None) -> Awaitable[str]:
+        """Run *statements* by the simple protocol, as asyncpg's own execute() does; return the last one's status."""
+        status: Awaitable[str] = self._protocol.query(statements, seconds)
         return status
 
-    def _cancel_current_command(
-        self, waiter: "asyncio.Future[None]", cancel_waiter: "asyncio.Future[None] | None" = None
-    ) -> None:
+    def _cancel_current_command(self, waiter: "asyncio.Future[None]", cancel_waiter: "asyncio.Future[None]") -> None:
         super()._cancel_current_command(waiter, cancel_waiter)  # type: ignore[misc]
         # asyncpg would wait as long as for a statement, such as in the rollback of a savepoint.
-        if cancel_waiter is not None:
-            self._loop.call_later(CLEANUP_TIMEOUT, self._give_up_unless, cancel_waiter)
+        self._loop.call_later(CLEANUP_TIMEOUT, self._give_up_unless, cancel_waiter)
 
     def _give_up_unless(self, cancelled: "asyncio.Future[None]") -> None:
         if not cancelled.done():

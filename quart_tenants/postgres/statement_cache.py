@@ -44,26 +44,28 @@ _LOSSLESS: dict[str, tuple[type, ...]] = {
 _SHAREABLE = frozenset(("bool", "int2", "int4", "int8", "text", "uuid", "varchar"))
 _OWN_AFTER = 8
 """Uses of a shared statement. Preparing costs as much as that many times making its plan for another tenant."""
-_LONGEST = 15_000
-"""Characters. As in asyncpg: longer ones are mostly made for one occasion."""
+LONGEST = 15_000
+"""Characters. As in asyncpg: longer statements are mostly made for one occasion, and not worth being remembered."""
 
 Statement: TypeAlias = Any
 """asyncpg's own state of a prepared statement, which it does not publish."""
 TenantKey: TypeAlias = tuple[int, int]
 """A tenant's number, and the version of its tables."""
+NOBODY: TenantKey = (0, 0)
+"""No tenant's, for blocks that write every name in full."""
 _Parameters: TypeAlias = tuple[tuple[type, ...], ...]
 
 
 class StatementCache:
     """At most *size* statements: the shared ones, and those of the tenants that were served last."""
 
-    __slots__ = ("_apart", "_by_tenant", "_count", "_dropped", "_lossy", "_own", "_shared", "_size", "_tenant", "_uses")
+    __slots__ = ("_apart", "_by_tenant", "_count", "_dropped", "_lossy", "_own", "_shared", "_size", "_tenant")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._count = 0
         self._by_tenant: OrderedDict[TenantKey, _Own] = OrderedDict()
-        self._tenant: TenantKey = (0, 0)
+        self._tenant = NOBODY
         self._own = _Own()
         # By version and text.
         self._shared: OrderedDict[tuple[int, str], _Kept] = OrderedDict()
@@ -109,7 +111,7 @@ class StatementCache:
         """Return whether a statement of that text may be kept, and none is that the tenant uses."""
         if query in self._own.kept or query in self._lossy or self._find_shared(query) is not None:
             return False
-        return self._size > 0 and len(query) <= _LONGEST
+        return self._size > 0 and len(query) <= LONGEST
 
     def keep(self, query: str, statement: Statement) -> None:
         """Keep *statement* for the tenant, and for others if that is safe, or drop it."""

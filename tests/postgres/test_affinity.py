@@ -129,6 +129,39 @@ async def test_close_waits_for_blocks(settings: Settings, acme: Tenant) -> None:
         await wait_until(lambda: _is_gone(other, pid))
 
 
+async def test_close_opens_no_connection(settings: Settings, acme: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a block keeps the pool from being closed, nothing is opened in place of what others have given back."""
+    opened = 0
+    connect = pool.ConnectionPool._connect
+
+    async def count(*args: object, **options: object) -> BlockConnection:
+        nonlocal opened
+        opened += 1
+        return await connect(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pool.ConnectionPool, "_connect", count)
+    database = await Database.open(replace(settings, pool_min_size=3, pool_max_size=3))
+    together = asyncio.Barrier(3)
+    go_on = asyncio.Event()
+
+    async def use(number: int) -> None:
+        async with database.tenant_connection(replace(acme, id=number)) as connection:
+            await connection.fetch(READ)
+            await together.wait()
+            if number == 2:
+                await go_on.wait()
+
+    tasks = [asyncio.create_task(use(number)) for number in range(3)]
+    await asyncio.gather(*tasks[:2])
+    closing = asyncio.create_task(database.close())
+    await asyncio.sleep(0.05)
+    assert not closing.done()
+    go_on.set()
+    await asyncio.gather(closing, *tasks)
+
+    assert opened == 3
+
+
 async def _is_gone(database: Database, pid: int) -> bool:
     return await find_state(database, pid) is None
 

@@ -790,20 +790,20 @@ def test_socket_of_the_embedded_server_is_found() -> None:
 
 
 async def test_programs_are_not_older_than_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs on PATH are taken when they are new enough and the wheel's are not; otherwise the remedy is named."""
+    """Those on PATH are taken if new enough, then the wheel's, which speak no TLS; else the remedy is named."""
     for name in ("pg_dump", "pg_restore", "psql"):
         program = tmp_path / name
-        program.write_text(f"#!{sys.executable}\nprint('{name} (PostgreSQL) 98.1')\n")
+        program.write_text(f"#!{sys.executable}\nprint('{name} (PostgreSQL) 16.1')\n")
         program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    embedded = await find_client_programs(15)
-    on_path = await find_client_programs(98)
-    with pytest.raises(ClientProgramError, match=r"of PostgreSQL 99 or newer.*version 18, .*version 98; install"):
+    on_path = await find_client_programs(16)
+    embedded = await find_client_programs(17)
+    with pytest.raises(ClientProgramError, match=r"of PostgreSQL 99 or newer.*version 16, .*version 18; install"):
         await find_client_programs(99)
 
-    assert (embedded.folder / "postgres").exists()
     assert on_path.folder == tmp_path
+    assert (embedded.folder / "postgres").exists()
 
 
 def test_literals_are_quoted_like_the_server_does() -> None:

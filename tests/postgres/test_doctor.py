@@ -88,7 +88,7 @@ async def test_naive_pooler_is_found_out_and_harmless_to_blocks(
 ) -> None:
     """Behind a pooler that resets nothing sessions leak, which is a warning, and blocks on one backend do not."""
     url = walled_settings.required_database_url
-    settings = replace(walled_settings, role_per_tenant=walled, statement_cache_size=0)
+    settings = replace(walled_settings, role_per_tenant=walled)
     async with naive_pooler(url) as pooled_url:
         naive = await examine_all(replace(settings, database_url=pooled_url))
     await execute(walled_database, _EMPTY_PATH)
@@ -100,6 +100,7 @@ async def test_naive_pooler_is_found_out_and_harmless_to_blocks(
     for findings in (naive, mended):
         assert findings["session settings"].state is State.WARNING
         assert findings["prepared statements"].state is State.WARNING
+        assert findings["prepared statements"].remedy.startswith("none needed")
         assert findings["blocks"].state is State.OK
         assert "on shared server processes" in findings["blocks"].seen
     assert list_checks(mended, State.LEAK, State.FAILED) == set()

@@ -1,6 +1,7 @@
 """What happens when the other end says nothing any more: no error, no end of the connection, nothing."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -67,6 +68,25 @@ async def test_black_hole_costs_a_block_the_time_that_it_has(proxy: TcpProxy, se
             with pytest.raises(DatabaseUnavailableError):
                 async with database.tenant_connection(acme) as connection:
                     await connection.fetchval(BACKEND)
+
+
+async def test_connection_that_falls_silent_while_it_is_opened_is_given_up(
+    proxy: TcpProxy, settings: Settings, acme: Tenant
+) -> None:
+    """Its place is free again after the time that connecting may take, also if it was opened without a block."""
+    patient = replace(settings, database_url=proxy.url, connect_timeout=1, command_timeout=60, pool_min_size=1)
+    async with await Database.open(patient, max_size=1) as database:
+        proxy.watch()
+        # After the login.
+        proxy.swallow_at("client", 1)
+        proxy.reset_all()
+
+        async with asyncio.timeout(20):
+            served = None
+            while served is None:
+                with contextlib.suppress(DatabaseUnavailableError):
+                    async with database.tenant_connection(acme) as connection:
+                        served = await connection.fetchval(BACKEND)
 
 
 @pytest.mark.parametrize("savepoint", [False, True], ids=["block", "savepoint"])

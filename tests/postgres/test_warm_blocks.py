@@ -371,6 +371,42 @@ async def test_connection_lost_between_two_blocks_is_not_noticed(
     assert len(await read(far, acme)) == ("read" not in first)
 
 
+@pytest.mark.parametrize("first", [name for name in FIRST if name != "savepoint"])
+async def test_savepoint_moves_with_its_block(wire: Wire, far: Database, acme: Tenant, first: str) -> None:
+    """One that was asked for before the connection turned out to be dead is made where the block has begun."""
+    await warm(far, acme)
+    wire.watch()
+    wire.reset_at("client", 1 + wire.counts["client"])
+
+    async with far.tenant_connection(acme) as connection:
+        savepoint = connection.transaction()
+        await FIRST[first](connection)
+        with pytest.raises(LookupError):
+            async with savepoint:
+                await connection.execute(ADD, "not saved")
+                raise LookupError
+
+    assert len(await read(far, acme)) == ("read" not in first)
+
+
+@pytest.mark.parametrize("first", ["write", "write with arguments"])
+async def test_connection_known_to_be_closed_is_replaced(
+    far: Database, database: Database, acme: Tenant, first: str
+) -> None:
+    """Where the server ended after the block was entered, and before its first statement, a write finds another one."""
+    await warm(far, acme)
+
+    async with far.tenant_connection(acme) as connection:
+        async with database.connection() as other:
+            assert await other.fetchval("SELECT pg_terminate_backend($1, 5000)", connection.get_server_pid())
+        async with asyncio.timeout(5):
+            while not connection.is_closed():
+                await asyncio.sleep(0.01)
+        await FIRST[first](connection)
+
+    assert await read(far, acme) == ["x"]
+
+
 @pytest.mark.parametrize("first", ["prepare", "cursor", "copy", "executemany"])
 async def test_connection_lost_before_what_cannot_move_is_an_error(
     wire: Wire, far: Database, acme: Tenant, first: str
