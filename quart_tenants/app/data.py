@@ -1,6 +1,7 @@
 """Show the tenant's data, page by page or as a whole."""
 
 import re
+from collections.abc import Mapping
 
 from quart import Blueprint, jsonify, request, url_for
 from quart.wrappers import Response
@@ -29,8 +30,9 @@ _EXPORT_DATA = "SELECT id, description FROM company_data ORDER BY id"
 @retry_reads
 async def list_data() -> Response:
     """Return rows in order of id, with a link to the next page if there is one."""
-    limit = _read_integer("limit", default=_MAX_LIMIT, low=1, high=_MAX_LIMIT)
-    after = _read_integer("after", default=_SMALLEST_ID, low=_SMALLEST_ID, high=_LARGEST_ID)
+    arguments = request.args
+    limit = _read_integer(arguments, "limit", default=_MAX_LIMIT, low=1, high=_MAX_LIMIT)
+    after = _read_integer(arguments, "after", default=_SMALLEST_ID, low=_SMALLEST_ID, high=_LARGEST_ID)
     async with tenant_connection() as connection:
         # One row more than asked for tells whether there is a next page.
         rows = await connection.fetch(_LIST_DATA, after, limit + 1)
@@ -50,8 +52,7 @@ async def export_data() -> Response:
     return await stream_rows(_EXPORT_DATA)
 
 
-def _read_integer(name: str, *, default: int, low: int, high: int) -> int:
-    arguments = request.args
+def _read_integer(arguments: Mapping[str, str], name: str, *, default: int, low: int, high: int) -> int:
     # Werkzeug's get() finds by an exception that there is none.
     if name not in arguments:
         return default

@@ -4,10 +4,10 @@ A server process keeps for every tenant that it has served what it knows of its 
 With the tenants spread over all connections each would know all tenants; here each knows its part of them.
 """
 
-import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from quart_tenants.postgres.waiters import Waiters
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Places(Generic[T]):
         self._idle: list[T | None] = [None] * size
         # Whether there is neither a connection nor anybody who opens one.
         self._free = [True] * size
-        self._waiters: deque[asyncio.Future[tuple[int, T | None]]] = deque()
+        self._waiters: Waiters[tuple[int, T | None]] = Waiters()
 
     def __len__(self) -> int:
         """Return how many places are taken: by an idle connection, a lent one, or one that is being opened."""
@@ -55,31 +55,16 @@ class Places(Generic[T]):
         Raises:
             TimeoutError: Nothing came free.
         """
-        waiter: asyncio.Future[tuple[int, T | None]] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await waiter
-        except BaseException:
-            if waiter.done() and not waiter.cancelled():
-                # It was handed over in the moment in which nobody wanted it any more.
-                place, connection = waiter.result()
-                if connection is None:
-                    self.vacate(place)
-                else:
-                    self.give_back(place, connection)
-            elif waiter in self._waiters:
-                self._waiters.remove(waiter)
-            raise
+        return await self._waiters.wait(deadline, self._take_back)
 
     def give_back(self, place: int, connection: T) -> None:
         """Let the next have *connection*."""
-        if not self._hand_over(place, connection):
+        if not self._waiters.hand_over((place, connection)):
             self._idle[place] = connection
 
     def vacate(self, place: int) -> None:
         """Let the next open a connection at *place*, where there is none any more."""
-        if not self._hand_over(place, None):
+        if not self._waiters.hand_over((place, None)):
             self._free[place] = True
 
     def take_idle(self, is_wanted: Callable[[T], bool]) -> list[T]:
@@ -91,11 +76,9 @@ class Places(Generic[T]):
                 taken.append(found)
         return taken
 
-    def _hand_over(self, place: int, connection: T | None) -> bool:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            # One that was cancelled waits no more, though its task may not know yet.
-            if not waiter.done():
-                waiter.set_result((place, connection))
-                return True
-        return False
+    def _take_back(self, taken: tuple[int, T | None]) -> None:
+        place, connection = taken
+        if connection is None:
+            self.vacate(place)
+        else:
+            self.give_back(place, connection)

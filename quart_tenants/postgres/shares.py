@@ -1,9 +1,7 @@
 """Let no tenant have more than its share of the pool."""
 
-import asyncio
-from collections import deque
-
 from quart_tenants.errors import PoolExhaustedError, TenantOverShareError
+from quart_tenants.postgres.waiters import Waiters
 from quart_tenants.tenant import Tenant
 
 
@@ -14,7 +12,7 @@ class _Share:
 
     def __init__(self) -> None:
         self.used = 0
-        self.waiters: deque[asyncio.Future[None]] = deque()
+        self.waiters: Waiters[None] = Waiters()
 
 
 class Shares:
@@ -53,33 +51,19 @@ class Shares:
                 f"tenant {tenant.slug!r} has all {self._size} connections of its share, and {self._queue} more blocks "
                 "wait for one; TENANTS_TENANT_POOL_SHARE and TENANTS_TENANT_POOL_QUEUE say how many may"
             )
-        waiter = asyncio.get_running_loop().create_future()
-        share.waiters.append(waiter)
         try:
-            async with asyncio.timeout_at(deadline):
-                await waiter
-        except BaseException as error:
-            if not waiter.cancelled():
-                # It was handed over in the moment in which nobody wanted it any more.
-                self.give_back(tenant)
-            elif waiter in share.waiters:
-                share.waiters.remove(waiter)
-            if isinstance(error, TimeoutError):
-                raise PoolExhaustedError(
-                    f"the {self._size} connections of tenant {tenant.slug!r}'s share stayed in use for "
-                    "TENANTS_ACQUIRE_TIMEOUT; a block inside a block needs two at a time"
-                ) from error
-            raise
+            await share.waiters.wait(deadline, lambda _: self.give_back(tenant))
+        except TimeoutError as error:
+            raise PoolExhaustedError(
+                f"the {self._size} connections of tenant {tenant.slug!r}'s share stayed in use for "
+                "TENANTS_ACQUIRE_TIMEOUT; a block inside a block needs two at a time"
+            ) from error
 
     def give_back(self, tenant: Tenant) -> None:
         """End one block of *tenant*: the first that waits may begin."""
         share = self._by_tenant[tenant.id]
-        while share.waiters:
-            waiter = share.waiters.popleft()
-            # One that was cancelled waits no more, though its task may not know yet.
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        if share.waiters.hand_over(None):
+            return
         share.used -= 1
         if share.used == 0:
             del self._by_tenant[tenant.id]

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPResponseStartEvent, HTTPScope
@@ -18,9 +19,19 @@ from quart.asgi import ASGIHTTPConnection
 from quart.utils import encode_headers
 from quart.wrappers import Request, Response
 from quart.wrappers.response import DataBody
+from werkzeug.sansio.utils import get_host
+from werkzeug.utils import cached_property
 
 from quart_tenants.web.context import forgetting_request
 from quart_tenants.web.deadlines import DeadlineError, Deadlines
+from quart_tenants.web.framing import has_body
+
+WATCH_CLIENT = "quart_tenants.watch_client"
+"""Among a scope's extensions: a function by which a server, in place of a task that receives, calls when the client of
+a request without a body goes away. Its argument is what to call, or None for nothing any more."""
+
+# Of those that are remembered; no name of DNS with a port is longer.
+_LONGEST_HOST = 270  # characters
 
 # From Quart 0.23 on, which cancels the handler's task itself.
 _QUART_CANCELS = "request_task" in inspect.signature(ASGIHTTPConnection.handle_messages).parameters
@@ -34,15 +45,30 @@ def serve_requests(app: Quart) -> None:
         app.asgi_http_class = functools.partial(OneTaskRequest, deadlines=deadlines)  # type: ignore[assignment]
     if app.request_class is Request:
         app.request_class = TenantRequest
+    if type(app).ensure_async is Quart.ensure_async:
+        _know_coroutines(app)
 
 
 class TenantRequest(Request):
-    """A request that looks for the names of its blueprints once for each endpoint: Quart asks three times."""
+    """A request that finds out at one go what Quart and Werkzeug ask again and again, or by way of exceptions."""
 
     @property
     def blueprints(self) -> list[str]:
         """The blueprint of the view, and those around it."""
         return [] if self.url_rule is None else list(_list_blueprints(self.url_rule.endpoint))
+
+    @cached_property
+    def content_length(self) -> int | None:
+        """How many bytes the body has, or None if that was not said, or there is none."""
+        return super().content_length if has_body(self.scope) else None
+
+    @cached_property
+    def host(self) -> str:
+        """The host that was asked for, with its port if that is none of the usual ones."""
+        name = self.headers.get("host")
+        if self.trusted_hosts is not None or name is None or len(name) > _LONGEST_HOST:
+            return super().host
+        return _get_host(self.scheme, name)
 
 
 class OneTaskRequest(ASGIHTTPConnection):
@@ -61,7 +87,7 @@ class OneTaskRequest(ASGIHTTPConnection):
         """Answer the request. When the client goes away before that, its handler is cancelled."""
         request = self._create_request_from_scope(send)
         client = _Client(self, cast("asyncio.Task[Any]", asyncio.current_task()))
-        watching = asyncio.create_task(self._watch(request, receive, client))
+        end_watch = self._begin_watch(request, receive, client)
         try:
             # Not every server has a task for each request.
             with forgetting_request():
@@ -71,7 +97,7 @@ class OneTaskRequest(ASGIHTTPConnection):
             if not client.gone or client.handling.cancelling() > 1:
                 raise
         finally:
-            watching.cancel()
+            end_watch()
             if client.gone:
                 client.handling.uncancel()
 
@@ -93,6 +119,16 @@ class OneTaskRequest(ASGIHTTPConnection):
             else:
                 async with asyncio.timeout(seconds):
                     await self._send_response(send, response)
+
+    def _begin_watch(self, request: Request, receive: ASGIReceiveCallable, client: "_Client") -> Callable[[], object]:
+        """Notice when *client* goes away; return what ends that."""
+        extensions: Any = self.scope.get("extensions") or {}
+        watch = extensions.get(WATCH_CLIENT)
+        if watch is None:
+            return asyncio.create_task(self._watch(request, receive, client)).cancel
+        request.body.set_complete()
+        watch(client.cancel)
+        return functools.partial(watch, None)
 
     async def _watch(self, request: Request, receive: ASGIReceiveCallable, client: "_Client") -> None:
         """Read the body, and wait for the client to go away."""
@@ -137,6 +173,22 @@ class _Client:
         if not self._request.answered:
             self.gone = True
             self.handling.cancel()
+
+
+def _know_coroutines(app: Quart) -> None:
+    """Let *app* see by one look that a function is a coroutine function: it asks for each hook in each request."""
+    ensure: Any = app.ensure_async
+
+    def ensure_async(function: Any) -> Any:
+        code = getattr(function, "__code__", None)
+        return function if code is not None and code.co_flags & inspect.CO_COROUTINE else ensure(function)
+
+    app.ensure_async = ensure_async  # type: ignore[method-assign, assignment]
+
+
+@functools.lru_cache(maxsize=1024)
+def _get_host(scheme: str, name: str) -> str:
+    return get_host(scheme, name)
 
 
 @functools.lru_cache(maxsize=1024)

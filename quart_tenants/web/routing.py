@@ -4,6 +4,7 @@ A route names the whole host by one converter: Werkzeug matches hosts with their
 made of text and a label would fix the port.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from quart import Quart
 from quart.wrappers import Request, Response
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import BadHost
-from werkzeug.routing import BaseConverter, MapAdapter
+from werkzeug.routing import BaseConverter, MapAdapter, Rule, RuleFactory
 
 from quart_tenants.errors import UnknownHostError, UnknownTenantError
 from quart_tenants.tenant import Tenant
@@ -41,11 +42,47 @@ APEX_HOST: Final = f"<apex_host:{_APEX_ARGUMENT}>"
 ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
 """For `host=` of a route: every host, an address or none included. For probes."""
 
+_OUR_HOSTS = (TENANT_HOST, APEX_HOST, ANY_HOST)
+_AS_QUART_ASKS = {"return_rule": True}
+
+
+class _KnownRoutes:
+    """Which route a request has, for paths that have the same one at every tenant and from which it takes nothing.
+
+    They are known by having been matched once. Where an app has hosts of its own making in its routes nothing is known,
+    for such a route could be for one tenant only.
+    """
+
+    def __init__(self, url_map: "QuartMap") -> None:
+        self._url_map = url_map
+        self._alike: bool | None = None
+        # By path, method and whether it is a websocket; with the name of the argument that is the host.
+        self._known: dict[tuple[str, str, bool], tuple[Rule, str]] = {}
+
+    def find(self, adapter: MapAdapter) -> tuple[Rule, str] | None:
+        """Return the route of the request of *adapter*, and its argument for the host, or None for nothing known."""
+        return self._known.get((adapter.path_info, adapter.default_method, adapter.websocket))
+
+    def remember(self, adapter: MapAdapter, rule: Rule, arguments: Mapping[str, Any], host: str) -> None:
+        """Know from now on that the request of *adapter*, at *host*, has *rule* with *arguments*."""
+        if self._alike is None:
+            hosts = {rule.host or "" for rule in self._url_map.iter_rules()}
+            self._alike = all(host in _OUR_HOSTS for host in hosts if "<" in host)
+        if self._alike and list(arguments.values()) == [host]:
+            self._known[adapter.path_info, adapter.default_method, adapter.websocket] = rule, next(iter(arguments))
+
+    def forget(self) -> None:
+        """Know nothing any more, when there are other routes."""
+        self._alike = None
+        self._known.clear()
+
 
 class _TenantAdapter(MapAdapter):
     """Matches the routes of a tenant as its subdomain, and builds addresses at the host that was asked for."""
 
-    def __init__(self, url_map: "QuartMap", request: BaseRequestWebsocket, subdomain_host: str) -> None:
+    def __init__(
+        self, url_map: "QuartMap", request: BaseRequestWebsocket, subdomain_host: str, routes: _KnownRoutes
+    ) -> None:
         # As QuartMap binds a request, but for the host's way through IDNA: a tenant's host is ASCII.
         super().__init__(
             url_map,
@@ -59,14 +96,24 @@ class _TenantAdapter(MapAdapter):
         )
         self._asked_host = self.server_name
         self._subdomain_host = subdomain_host
+        self._routes = routes
 
     def match(self, *args: Any, **options: Any) -> Any:
         """Match as the subdomain."""
+        as_quart_asks = not args and options == _AS_QUART_ASKS
+        known = self._routes.find(self) if as_quart_asks else None
+        if known is not None:
+            rule, argument = known
+            return rule, {argument: self._subdomain_host}
         self.server_name = self._subdomain_host
         try:
-            return super().match(*args, **options)
+            matched: Any = super().match(*args, **options)
         finally:
             self.server_name = self._asked_host
+        if as_quart_asks:
+            rule, arguments = matched
+            self._routes.remember(self, rule, arguments, self._subdomain_host)
+        return matched
 
     def get_host(self, domain_part: str | None) -> str:
         """Return the host of an address: of a redirect found by matching, too."""
@@ -101,19 +148,25 @@ def add_host_routing(app: Quart, extension: "QuartTenants") -> None:
     app.url_defaults(add_host)
 
     url_map = cast("QuartMap", app.url_map)
-    bind = url_map.bind_to_request
+    bind, add = url_map.bind_to_request, url_map.add
+    routes = _KnownRoutes(url_map)
+
+    def add_and_forget(rulefactory: RuleFactory) -> None:
+        routes.forget()
+        add(rulefactory)
 
     def bind_to_any(request: BaseRequestWebsocket, subdomain: str | None, server_name: str | None) -> MapAdapter:
         slug = find_slug(request, extension)
         if slug is not None:
             # On port 0, which no request has: told apart from the subdomain's address that somebody builds.
-            return _TenantAdapter(url_map, request, f"{slug}.{domain}:0")
+            return _TenantAdapter(url_map, request, f"{slug}.{domain}:0", routes)
         try:
             return bind(request, subdomain, server_name)
         except BadHost:
             # Such as "a..b". Raised before Quart can answer an error, so it would be a 500: no host instead.
             return bind(request, subdomain, "")
 
+    url_map.add = add_and_forget  # type: ignore[method-assign]
     url_map.bind_to_request = bind_to_any  # type: ignore[method-assign]
 
 

@@ -1,6 +1,9 @@
 """A request is served in the server's own task, with all that Quart promises."""
 
 import asyncio
+import functools
+import inspect
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +12,8 @@ from quart import Quart, ResponseReturnValue, request
 from quart.asgi import ASGIHTTPConnection
 from quart.routing import QuartRule
 from quart.wrappers import Request
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import SecurityError
 
 from quart_tenants import QuartTenants
 from quart_tenants.web.context import find_request
@@ -237,3 +242,85 @@ def test_deadlines_outlive_an_event_loop() -> None:
         asyncio.run(deadlines.keep(asyncio.sleep(0)))
     with pytest.raises(DeadlineError):
         asyncio.run(deadlines.keep(wait_for_ever()))
+
+
+class AsyncCallable:
+    """An object that is called like a coroutine function."""
+
+    async def __call__(self) -> str:
+        """Answer."""
+        return "object"
+
+    async def method(self) -> str:
+        """Answer."""
+        return "method"
+
+
+async def coroutine_function(answer: str = "function") -> str:
+    """Answer."""
+    return answer
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        coroutine_function,
+        AsyncCallable().method,
+        functools.partial(coroutine_function, "partial"),
+        lambda: "lambda",
+        threading.get_ident,
+        AsyncCallable(),
+    ],
+)
+async def test_functions_are_taken_for_what_quart_takes_them(app: Quart, function: Any) -> None:
+    """A coroutine function runs as it is, any other one in a thread."""
+    ours, theirs = app.ensure_async(function), Quart.ensure_async(app, function)
+
+    assert (ours is function) == (theirs is function)
+    assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs)
+
+
+async def never_push(path: str, headers: Headers) -> None:
+    """Do nothing: HTTP/1 has no pushes."""
+
+
+def make_requests(headers: list[tuple[str, str]], scheme: str = "http", **scope: Any) -> list[Request]:
+    """Return one request of ours, and the same of Quart's own class."""
+    scope = GET | {"headers": [(name.lower().encode(), value.encode()) for name, value in headers]} | scope
+    asked: Any = scope
+    return [
+        kind(asked["method"], scheme, "/", b"", Headers(headers), "", "1.1", asked, send_push_promise=never_push)
+        for kind in (TenantRequest, Request)
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("name", ["acme.localhost", "Acme.LOCALHOST:8000", "a:80", "a:443", "[::1]:5", "x" * 300, None])
+def test_host_is_the_one_of_werkzeug(name: str | None, scheme: str) -> None:
+    """With its port but for the usual one, the first time and later, and among trusted hosts only."""
+    for _ in range(2):
+        ours, theirs = make_requests([] if name is None else [("Host", name)], scheme)
+        assert ours.host == theirs.host
+    ours, theirs = make_requests([("Host", name or "localhost")], scheme)
+    ours.trusted_hosts = ["trusted.example"]
+    with pytest.raises(SecurityError):
+        _ = ours.host
+
+
+@pytest.mark.parametrize(
+    ("headers", "method"),
+    [
+        ([], "GET"),
+        ([], "POST"),
+        ([("Content-Length", "5")], "GET"),
+        ([("Content-Length", "5")], "POST"),
+        ([("Content-Length", "x")], "POST"),
+        ([("Transfer-Encoding", "chunked")], "POST"),
+        ([("Content-Length", "5"), ("Transfer-Encoding", "chunked")], "GET"),
+    ],
+)
+def test_length_of_a_body_is_the_one_of_werkzeug(headers: list[tuple[str, str]], method: str) -> None:
+    """Also where there is none."""
+    ours, theirs = make_requests(headers, method=method)
+
+    assert ours.content_length == theirs.content_length

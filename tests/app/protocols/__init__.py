@@ -1,0 +1,1 @@
+"""What connections do in `serve`, and that the shorter way answers as Hypercorn does."""
