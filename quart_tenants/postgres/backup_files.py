@@ -20,6 +20,9 @@ from quart_tenants.tenant import SchemaName, parse_schema_name
 FORMAT = 1
 
 _MANIFEST, _DUMP = "tenant.json", "schema.dump"
+_DUMP_MAGIC = b"PGDMP"
+_READERS = {(1, 14): 12, (1, 15): 16, (1, 16): 17}
+_NEWEST_READER = 18
 _CHUNK = 1 << 20  # bytes
 _MAX_MANIFEST_BYTES = 1 << 24
 # The manifest is written before the size of the dump is known; that has 19 digits at most.
@@ -172,6 +175,19 @@ def open_backup(file: Path) -> Iterator[tuple[Backup, BinaryIO]]:
         # A program that inherits the descriptor reads on from here.
         os.lseek(opened.fileno(), start, os.SEEK_SET)
         yield backup, opened
+
+
+def get_reader_version(opened: BinaryIO) -> int:
+    """Return of which major version pg_restore has to be, at least, for the dump that comes next in *opened*.
+
+    pg_dump writes the version of its format behind five letters (src/bin/pg_dump/pg_backup_archiver.h): 1.15 from
+    PostgreSQL 16 on, 1.16 from 17 on.
+    """
+    start = opened.tell()
+    # What is shorter is for pg_restore to refuse.
+    found = tuple(opened.read(len(_DUMP_MAGIC) + 2)[len(_DUMP_MAGIC) :])
+    opened.seek(start)
+    return next((version for known, version in _READERS.items() if found <= known), _NEWEST_READER)
 
 
 def _read_start(file: Path, opened: io.RawIOBase) -> tuple[Backup, int]:

@@ -25,7 +25,7 @@ from quart_tenants.errors import (
     TenantError,
     TenantExistsError,
 )
-from quart_tenants.postgres.backup_files import Backup, open_backup
+from quart_tenants.postgres.backup_files import Backup, get_reader_version, open_backup
 from quart_tenants.postgres.backups import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant, describe_failure
 from quart_tenants.postgres.client_programs import (
     ClientPrograms,
@@ -169,7 +169,8 @@ async def _restore_file(
             await connection.execute(WAIT_FOR_EVER)
             server_version = await connection.fetchval(GET_SERVER_VERSION)
             _check_age(backup, source, slug, server_version, settings)
-            programs = await find_client_programs(server_version // 10000)
+            # Those that wrote the file may have been newer than the server.
+            programs = await find_client_programs(max(server_version // 10000, get_reader_version(opened)))
             if replace:
                 restoration = await _plan_replacing(connection, backup, source, slug)
             else:

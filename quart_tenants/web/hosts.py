@@ -13,7 +13,8 @@ _PORT = ":[0-9]{1,5}"
 _END = rf"\.?(?:{_PORT})?"
 # Of hosts that were read before. Anybody can make up others, which costs the next ones their reading and no more.
 _MOST_REMEMBERED = 8192
-_LONGEST_REMEMBERED = 270  # characters; no name of DNS with a port is longer
+LONGEST_HOST = 270
+"""Characters. No name of DNS with a port is longer; others are not remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class NamedHost:
 
 def read_host(host: str, domain: str) -> NamedHost:
     """Return what *host* names, as `parse_host` and `find_domain` read it; neither for the domain itself."""
-    return _read_host_again(host, domain) if len(host) <= _LONGEST_REMEMBERED else _read_host(host, domain)
+    return _read_host_again(host, domain) if len(host) <= LONGEST_HOST else _read_host(host, domain)
 
 
 def _read_host(host: str, domain: str) -> NamedHost:

@@ -1,8 +1,8 @@
-"""Serve each request in one task beside its watch, where Quart takes three.
+"""Serve each request in the server's own task, where Quart takes three more.
 
 Quart handles a request in one task, reads its body in another, sends the answer in a third before Python 3.12, and
-waits for them in the server's own. Here the server's task handles it, and one reads the body and notices when the
-client goes away.
+waits for them in the server's own. Here the server's task handles it. One beside it reads the body and notices when the
+client goes away, where the server does not say that by itself.
 """
 
 import asyncio
@@ -25,13 +25,11 @@ from werkzeug.utils import cached_property
 from quart_tenants.web.context import forgetting_request
 from quart_tenants.web.deadlines import DeadlineError, Deadlines
 from quart_tenants.web.framing import has_body
+from quart_tenants.web.hosts import LONGEST_HOST
 
 WATCH_CLIENT = "quart_tenants.watch_client"
 """Among a scope's extensions: a function by which a server, in place of a task that receives, calls when the client of
 a request without a body goes away. Its argument is what to call, or None for nothing any more."""
-
-# Of those that are remembered; no name of DNS with a port is longer.
-_LONGEST_HOST = 270  # characters
 
 # From Quart 0.23 on, which cancels the handler's task itself.
 _QUART_CANCELS = "request_task" in inspect.signature(ASGIHTTPConnection.handle_messages).parameters
@@ -66,7 +64,7 @@ class TenantRequest(Request):
     def host(self) -> str:
         """The host that was asked for, with its port if that is none of the usual ones."""
         name = self.headers.get("host")
-        if self.trusted_hosts is not None or name is None or len(name) > _LONGEST_HOST:
+        if self.trusted_hosts is not None or name is None or len(name) > LONGEST_HOST:
             return super().host
         return _get_host(self.scheme, name)
 

@@ -68,7 +68,8 @@ class _KnownRoutes:
         if self._alike is None:
             hosts = {rule.host or "" for rule in self._url_map.iter_rules()}
             self._alike = all(host in _OUR_HOSTS for host in hosts if "<" in host)
-        if self._alike and list(arguments.values()) == [host]:
+        # A rule without methods has all that somebody may make up.
+        if self._alike and rule.methods is not None and list(arguments.values()) == [host]:
             self._known[adapter.path_info, adapter.default_method, adapter.websocket] = rule, next(iter(arguments))
 
     def forget(self) -> None:

@@ -154,12 +154,19 @@ async def test_close_opens_no_connection(settings: Settings, acme: Tenant, monke
     tasks = [asyncio.create_task(use(number)) for number in range(3)]
     await asyncio.gather(*tasks[:2])
     closing = asyncio.create_task(database.close())
-    await asyncio.sleep(0.05)
+    # What is idle was taken, and the last one is waited for: others would be opened now.
+    await wait_until(lambda: _is_waiting(database))
+    for _ in range(20):
+        await asyncio.sleep(0)
     assert not closing.done()
     go_on.set()
     await asyncio.gather(closing, *tasks)
 
     assert opened == 3
+
+
+async def _is_waiting(database: Database) -> bool:
+    return len(database._pool._places._waiters) == 1
 
 
 async def _is_gone(database: Database, pid: int) -> bool:

@@ -31,6 +31,7 @@ from quart_tenants.errors import (
     TenantInTrashError,
     UnknownTenantError,
 )
+from quart_tenants.postgres.backup_files import get_reader_version, open_backup
 from quart_tenants.postgres.backups import backup_tenant
 from quart_tenants.postgres.client_programs import ClientPrograms, build_environment, find_client_programs
 from quart_tenants.postgres.database import Database
@@ -335,6 +336,21 @@ async def test_backup_is_a_private_tar_that_says_what_it_is(backup_file: Path, a
     assert manifest["dump"]["size"] == len(dump)
     assert [migration["version"] for migration in manifest["migrations"]] == [1]
     assert [path.name for path in backup_file.parent.iterdir()] == ["acme.tar"]
+
+
+async def test_programs_that_restore_are_as_new_as_those_that_wrote(backup_file: Path) -> None:
+    """A server may be older than the programs that made the backup, and older ones cannot read what they wrote."""
+    with open_backup(backup_file) as (_, dump):
+        written_by = get_reader_version(dump)
+        rest = dump.read(5)
+
+    needed = [
+        get_reader_version(io.BytesIO(b"PGDMP" + bytes(found)))
+        for found in ((), (1, 14, 0), (1, 15, 0), (1, 16, 0), (1, 17, 0), (2, 0, 0))
+    ]
+    # PostgreSQL 17 and 18 write the same.
+    assert (written_by, rest) == (17, b"PGDMP")
+    assert needed == [12, 12, 16, 17, 18, 18]
 
 
 async def test_existing_file_is_replaced_only_by_force(

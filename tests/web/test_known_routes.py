@@ -144,3 +144,22 @@ async def test_route_that_is_added_later_is_found() -> None:
     found, _ = await find_route(app, "acme.localhost", "/probe", "GET")
 
     assert found == "nearer"
+
+
+async def test_invented_methods_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule without methods has every method that anybody makes up: nothing is known of it."""
+    made: list[routing._KnownRoutes] = []
+
+    class RecordedRoutes(routing._KnownRoutes):
+        def __init__(self, url_map: Any) -> None:
+            super().__init__(url_map)
+            made.append(self)
+
+    monkeypatch.setattr(routing, "_KnownRoutes", RecordedRoutes)
+    app = make_app()
+    app.url_map.add(QuartRule("/any", endpoint="any", methods=None, host=QuartTenants.host))
+
+    found = [await find_route(app, "acme.localhost", "/any", f"M{number}") for number in range(10)]
+
+    assert found == [("any", {"tenant": "acme.localhost:0"})] * 10
+    assert [routes._known for routes in made] == [{}]

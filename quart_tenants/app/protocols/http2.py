@@ -4,9 +4,12 @@ import contextlib
 from typing import Any, cast
 
 import h2.errors
+import h2.events
 import h2.exceptions
 import hypercorn.protocol
 import hypercorn.protocol.h2
+from hypercorn.events import Closed
+from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol.events import Body, Event, StreamClosed
 from hypercorn.protocol.h2 import BUFFER_LOW_WATER, H2Protocol, StreamBuffer
 from hypercorn.protocol.http_stream import HTTPStream
@@ -26,6 +29,13 @@ class Http2Protocol(H2Protocol):
         super().__init__(*arguments)
         self.streams = _Streams(self)
 
+    async def handle(self, event: ConnectionEvent) -> None:
+        """Do with *event* of the connection what Hypercorn does, and let no handler wait for a client that is gone."""
+        await super().handle(event)
+        if isinstance(event, Closed):
+            for buffer in list(self.stream_buffers.values()):
+                await buffer.close()
+
     async def stream_send(self, event: Event) -> None:
         """Send for a stream; break off an answer whose handler has failed halfway.
 
@@ -42,6 +52,13 @@ class Http2Protocol(H2Protocol):
                 await self._window_updated(event.stream_id)
                 await self._flush()
         await super().stream_send(event)
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        for event in events:
+            # Its answer waits for room that never comes. Streams that are reset do not count against any limit.
+            if isinstance(event, h2.events.StreamReset) and event.stream_id in self.stream_buffers:
+                await self.stream_buffers[event.stream_id].close()
+        await super()._handle_events(events)
 
 
 class PatientBuffer(StreamBuffer):

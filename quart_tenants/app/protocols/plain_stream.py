@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote
 
 from hypercorn.events import RawData
@@ -156,6 +156,10 @@ class _Watch:
         # The client may have gone before the app's first step.
         if self._gone:
             self.tell()
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        # Hypercorn's ProxyFixMiddleware copies whole scopes, and it is this one that is told.
+        return self
 
     def tell(self) -> None:
         """Say, now or to who asks later, that the client has gone."""

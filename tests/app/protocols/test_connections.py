@@ -3,116 +3,24 @@
 import asyncio
 import contextlib
 import gc
-import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from quart import Quart, ResponseReturnValue
 
 from quart_tenants.app.protocols import connections
 from quart_tenants.app.protocols.plain_stream import PlainStream
-from quart_tenants.web.requests import WATCH_CLIENT, serve_requests
-from tests.app.protocols.serving import DEADLINE, GET, App, answer, end, pause, send, serving, start
-
-JSON = (b"content-type", b"application/json")
-POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
-HEAD = b"HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-
-
-def make_app(between: Callable[[], Awaitable[None]] | None = None) -> App:
-    """Return an app that answers everything, in pieces; with *between* between the head and what follows."""
-
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await start(send, *([JSON] if between else [JSON, (b"content-length", b"7")]))
-        if between:
-            await between()
-        for piece in (b'{"a":', b"1}"):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await end(send)
-
-    return app
-
-
-async def answer_plainly(_scope: Any, _receive: Any, send: Any) -> None:
-    """Answer in one piece."""
-    await answer(send, b'{"a":1}')
-
-
-class Waiting:
-    """A handler that waits, as an app and as a view of Quart.
-
-    Attributes:
-        entered: Set when it begins.
-        released: What it waits for.
-        ended: How it ended.
-        plain: Whether its last request was read without h11.
-    """
-
-    def __init__(self) -> None:
-        self.entered = asyncio.Event()
-        self.released = asyncio.Event()
-        self.ended: list[str] = []
-        self.plain = False
-
-    async def wait(self) -> None:
-        """Wait, and note how that ended."""
-        self.entered.set()
-        try:
-            await self.released.wait()
-        except asyncio.CancelledError:
-            self.ended.append("cancelled")
-            raise
-        self.ended.append("answered")
-
-    async def app(self, scope: Any, _receive: Any, send: Any) -> None:
-        """Answer after that."""
-        self.plain = WATCH_CLIENT in scope["extensions"]
-        if scope["path"] != "/nothing":
-            await self.wait()
-        await answer(send)
-
-    def make_quart(self) -> App:
-        """Return an app of Quart whose view waits."""
-        quart = Quart(__name__, static_folder=None)
-        serve_requests(quart)
-
-        @quart.route("/", methods=["GET", "POST"])
-        async def view() -> ResponseReturnValue:
-            await self.wait()
-            return {}
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            self.plain = WATCH_CLIENT in scope["extensions"]
-            await quart(scope, receive, send)
-
-        return app
-
-
-@contextlib.asynccontextmanager
-async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect; nothing is waited for longer than the tests' patience."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        async with asyncio.timeout(DEADLINE):
-            yield reader, writer
-    finally:
-        writer.transport.abort()
-
-
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Ask once; return the answer."""
-    writer.write(GET)
-    head = await reader.readuntil(b"\r\n\r\n")
-    return head + await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
-
-
-async def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait until *is_so* returns true."""
-    async with asyncio.timeout(DEADLINE):
-        while not is_so():
-            await asyncio.sleep(0.001)
+from tests.app.protocols.serving import GET, App, answer, end, pause, send, serving, start
+from tests.app.protocols.waiting import (
+    HEAD,
+    POST,
+    Waiting,
+    answer_plainly,
+    ask,
+    connected,
+    make_app,
+    wait_until,
+)
 
 
 @pytest.mark.parametrize("app", [make_app(), answer_plainly], ids=["pieces", "plain"])
@@ -268,131 +176,6 @@ async def test_closed_connection_serves_nothing_more() -> None:
     assert not waiting.entered.is_set()
 
 
-@pytest.mark.parametrize("request_", [GET, POST], ids=["plain", "POST"])
-@pytest.mark.parametrize("how", ["closes", "breaks off", "has gone before"])
-async def test_handler_is_cancelled_when_its_client_goes_away(request_: bytes, how: str) -> None:
-    """However the client does that, and be it before the handler's first step."""
-    waiting = Waiting()
-
-    async with serving(waiting.make_quart()) as served, connected(served.port) as (_, writer):
-        if how == "has gone before":
-            await wait_until(lambda: bool(connections._open))
-            (connection,) = connections._open
-            # At once, as uvloop reads them.
-            connection.reader.feed_data(request_)
-            connection.reader.feed_eof()
-        else:
-            writer.write(request_)
-            await waiting.entered.wait()
-        if how == "breaks off":
-            writer.transport.abort()
-        else:
-            writer.close()
-        await wait_until(lambda: not connections._open)
-
-    assert waiting.ended in (["cancelled"], [])
-    assert waiting.entered.is_set() is bool(waiting.ended)
-    assert waiting.plain is (request_ == GET)
-
-
-@pytest.mark.parametrize("request_", [GET, POST], ids=["plain", "POST"])
-async def test_handler_is_not_cancelled_after_its_answer(request_: bytes) -> None:
-    """What a server's task does then goes on, whether the client stays or not."""
-    waiting, quart_waiting = Waiting(), Waiting()
-    quart_waiting.released.set()
-    quart = quart_waiting.make_quart()
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await quart(scope, receive, send)
-        await waiting.wait()
-
-    async with serving(app) as served, connected(served.port) as (reader, writer):
-        writer.write(request_)
-        answered = await reader.readuntil(b"{}\n")
-        await waiting.entered.wait()
-        writer.close()
-        await pause()
-        waiting.released.set()
-        await wait_until(lambda: bool(waiting.ended))
-
-    assert answered.startswith(b"HTTP/1.1 200")
-    assert waiting.ended == ["answered"]
-
-
-@pytest.mark.parametrize("request_", [GET, POST], ids=["plain", "POST"])
-async def test_app_is_told_that_its_client_has_gone(request_: bytes) -> None:
-    """By `http.disconnect`, after the body's end, each of those who ask."""
-    received: list[Any] = []
-
-    async def app(_scope: Any, receive: Any, send: Any) -> None:
-        received.append(await receive())
-        received.append(await receive())
-        await answer(send)
-
-    async with serving(app) as served, connected(served.port) as (_, writer):
-        writer.write(request_)
-        await wait_until(lambda: len(received) == 1)
-        writer.close()
-        await wait_until(lambda: len(received) == 2)
-
-    assert received == [{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}]
-
-
-@pytest.mark.parametrize("cancelled", [True, False])
-async def test_task_that_receives_ends_with_the_answer(cancelled: bool) -> None:
-    """A task of the app's own that waits for the client is told of the end, and one that was cancelled hurts nobody."""
-    received: list[Any] = []
-
-    async def app(_scope: Any, receive: Any, send: Any) -> None:
-        async def watch() -> None:
-            while not received or received[-1]["type"] != "http.disconnect":
-                received.append(await receive())
-
-        others = [asyncio.create_task(receive()) for _ in range(2)]
-        await pause()
-        watching = asyncio.create_task(watch())
-        await pause()
-        if cancelled:
-            others[1].cancel()
-        await answer(send)
-        await asyncio.wait([watching, *others])
-
-    async with serving(app) as served, connected(served.port) as (reader, writer):
-        await ask(reader, writer)
-        await wait_until(lambda: bool(received))
-        again = await ask(reader, writer)
-
-    assert received[0] == {"type": "http.disconnect"}
-    assert again.startswith(b"HTTP/1.1 200")
-
-
-@pytest.mark.parametrize("more", [GET, GET[:9], GET * 1000, POST], ids=["whole", "half", "many", "POST"])
-@pytest.mark.parametrize("how", ["closes", "breaks off"])
-async def test_nothing_stays_of_a_client_that_sends_more_and_goes_away(more: bytes, how: str) -> None:
-    """No task and no connection, once what it had asked for first is done."""
-    waiting = Waiting()
-
-    async with serving(waiting.app) as served:
-        # Its own tasks are there once it has served somebody.
-        await send(served.port, HEAD.replace(b" / ", b" /nothing "))
-        before = asyncio.all_tasks()
-        async with connected(served.port) as (_, writer):
-            writer.write(GET)
-            await waiting.entered.wait()
-            writer.write(more)
-            await pause()
-            if how == "breaks off":
-                writer.transport.abort()
-            else:
-                writer.close()
-            await pause()
-            waiting.released.set()
-            await wait_until(lambda: not connections._open)
-        await wait_until(lambda: asyncio.all_tasks() <= before)
-
-    assert waiting.ended[0] == "answered"
-
-
 async def test_answer_waits_for_a_client_that_reads_slowly() -> None:
     """The app is told that its answer is sent when the client has taken it; what the client sends meanwhile waits."""
     sent: list[int] = []
@@ -441,23 +224,6 @@ async def test_second_answer_at_the_same_time_ends_the_connection() -> None:
 
     assert len(errors) == 1
     assert body == b"x" * size
-
-
-async def test_client_may_go_away_in_the_middle_of_an_answer() -> None:
-    """The app's send returns, and nothing stays."""
-    sent = asyncio.Event()
-
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await answer(send, b"x" * 16_000_000)
-        sent.set()
-
-    async with serving(app) as served:
-        async with connected(served.port) as (reader, writer):
-            writer.write(GET)
-            await reader.readuntil(b"\r\n\r\n")
-        async with asyncio.timeout(DEADLINE):
-            await sent.wait()
-        await wait_until(lambda: not connections._open)
 
 
 async def test_late_second_request_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,20 +306,3 @@ async def test_request_leaves_no_garbage(make: Callable[[], App], requests: int)
             gc.enable()
 
     assert left <= 1
-
-
-async def test_client_that_has_gone_before_it_is_served_hurts_nobody() -> None:
-    """Of its connection nothing stays, and nobody is told of an error."""
-    errors: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
-
-    async with serving(answer_plainly) as served:
-        for _ in range(3):
-            with socket.create_connection(("127.0.0.1", served.port)) as client:
-                # Its end is a reset: the server does not find out any more who that was.
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        answered = await send(served.port, HEAD)
-        await wait_until(lambda: not connections._open)
-
-    assert answered.startswith(b"HTTP/1.1 200")
-    assert errors == []

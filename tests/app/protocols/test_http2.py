@@ -18,8 +18,10 @@ from hypercorn.asyncio.run import worker_serve
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
+from quart import Quart, Response
 
 from quart_tenants.app.protocols.connections import limit_connections
+from quart_tenants.web.requests import serve_requests
 
 PIECE = 32 * 1024
 PIECES = 100
@@ -65,6 +67,15 @@ class Client:
         self._writer.write(self._h2.data_to_send())
         return stream
 
+    def reset(self, stream: int) -> None:
+        """Want no answer to *stream* any more."""
+        self._h2.reset_stream(stream)
+        self._writer.write(self._h2.data_to_send())
+
+    def abort(self) -> None:
+        """Be gone."""
+        self._writer.transport.abort()
+
     def grant(self, size: int, stream: int | None = None) -> None:
         """Let *size* more bytes come, of *stream* or of the whole connection."""
         self._h2.increment_flow_control_window(size, stream)
@@ -93,8 +104,29 @@ class Client:
             await self.read(h2.events.PingAckReceived)
 
 
+class Counted:
+    """A Quart app that answers in one piece, and how many of its requests are under way."""
+
+    def __init__(self) -> None:
+        self._app = Quart(__name__, static_folder=None)
+        serve_requests(self._app)
+        self.running = 0
+
+        @self._app.get("/<int:size>")
+        async def answer(size: int) -> Response:
+            return Response(b"x" * size)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer."""
+        self.running += scope["type"] == "http"
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.running -= scope["type"] == "http"
+
+
 @asynccontextmanager
-async def serving(app: Pieces) -> AsyncIterator[Client]:
+async def serving(app: Any) -> AsyncIterator[Client]:
     """Serve *app* in this process; yields a connection to it."""
     config = Config.from_mapping({"bind": "127.0.0.1:0", "graceful_timeout": 0.1, "errorlog": None})
     sockets = config.create_sockets()
@@ -155,3 +187,26 @@ async def test_answer_that_fails_halfway_is_broken_off(ours: bool) -> None:
     failed = {fails: h2.errors.ErrorCodes.INTERNAL_ERROR} if ours else {}
     assert client.ends == {long: None, short: None, last: None} | failed
     assert client.received[long] == PIECE * PIECES
+
+
+async def test_no_request_waits_for_room_that_never_comes(ours: bool) -> None:
+    """What a client resets ends at once, although the connection's window is full, and all of it when it goes away."""
+    app = Counted()
+    async with serving(app) as client:
+        client.ask("/70000")
+        await client.ping(5)
+        streams = [client.ask("/8") for _ in range(20)]
+        await client.ping(5)
+        waiting = app.running
+        for stream in streams:
+            client.reset(stream)
+        await client.ping(5)
+        left = app.running
+        client.abort()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        later = app.running
+
+    assert waiting == 21
+    # Hypercorn's own keeps them until the answer's time is over.
+    assert (left, later) == ((1, 0) if ours else (21, 21))
