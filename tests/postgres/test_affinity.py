@@ -264,11 +264,10 @@ async def use_all_ways(database: Database, tenant: Tenant) -> list[str]:
 
 async def use_together(url: str, settings: Settings, *tenants: Tenant) -> tuple[list[str], bool]:
     """Return whether each of *tenants* saw its own rows only, through two pools at *url*, and if one was direct."""
+    # On a busy machine the pooler's one turn is waited for.
+    patient = replace(settings, database_url=url, connect_timeout=60)
     async with AsyncExitStack() as stack:
-        pools = [
-            await stack.enter_async_context(await Database.open(replace(settings, database_url=url), max_size=2))
-            for _ in range(2)
-        ]
+        pools = [await stack.enter_async_context(await Database.open(patient, max_size=2)) for _ in range(2)]
         jobs = [(tenant, database) for tenant in tenants for database in pools]
         outcomes = await asyncio.gather(*(use_all_ways(database, tenant) for tenant, database in jobs))
         strange = [

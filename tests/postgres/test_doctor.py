@@ -88,7 +88,8 @@ async def test_naive_pooler_is_found_out_and_harmless_to_blocks(
 ) -> None:
     """Behind a pooler that resets nothing sessions leak, which is a warning, and blocks on one backend do not."""
     url = walled_settings.required_database_url
-    settings = replace(walled_settings, role_per_tenant=walled)
+    # On a busy machine the pooler's one turn is waited for.
+    settings = replace(walled_settings, connect_timeout=60, role_per_tenant=walled)
     async with naive_pooler(url) as pooled_url:
         naive = await examine_all(replace(settings, database_url=pooled_url))
     await execute(walled_database, _EMPTY_PATH)
