@@ -21,8 +21,8 @@ import uvloop
 
 from benchmarks.load.cluster import OURS, Server, make_tenants, running_server
 from benchmarks.load.usage import read_family
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.registry_tables import read_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import read_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 

@@ -17,7 +17,7 @@ import asyncpg
 
 from benchmarks.folders import temporary_folder
 from benchmarks.load.serving import SECRET_KEY
-from quart_tenants.postgres.embedded import EmbeddedPostgres, find_postgres
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres, find_postgres
 
 PROGRAM = Path(sys.executable).with_name("quart-tenants")
 

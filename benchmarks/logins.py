@@ -25,9 +25,9 @@ from passlib.hash import pbkdf2_sha256
 from benchmarks.fleet_parts import Client, Cluster, running_cluster
 from benchmarks.load.serving import SECRET_KEY
 from quart_tenants.app.passwords import PasswordHasher
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry_tables import init_registry
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import init_registry
+from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from quart import Quart
 
-from quart_tenants.app import create_app, server
-from quart_tenants.app.cli import main
+from quart_tenants.app import cli, create_app
 from quart_tenants.app.passwords import PasswordCheck, PasswordHasher
 
 _INTERVAL = 0.001  # seconds
@@ -69,5 +68,5 @@ def create_measured_app() -> Quart:
 
 
 if __name__ == "__main__":
-    server.create_app = create_measured_app  # type: ignore[assignment, attr-defined]
-    main()
+    cli.create_app = create_measured_app  # type: ignore[assignment, attr-defined]
+    cli.main()

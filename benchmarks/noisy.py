@@ -14,9 +14,9 @@ import asyncpg
 from passlib.hash import pbkdf2_sha256
 
 from benchmarks.fleet_parts import PROGRAM, Answers, Client, Cluster, running_cluster
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry_tables import init_registry
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import init_registry
+from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 

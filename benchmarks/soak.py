@@ -25,8 +25,8 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from benchmarks.folders import temporary_folder
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.embedded import EmbeddedPostgres
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import (

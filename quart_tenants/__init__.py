@@ -23,29 +23,29 @@ from quart_tenants.errors import (
     UnknownTenantError,
     WrongTenantError,
 )
-from quart_tenants.postgres.backups import backup_tenant
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.domains import add_domain, list_domains, remove_domain
-from quart_tenants.postgres.fleet import migrate_fleet, plan_fleet
-from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
-from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant, create_tenants
-from quart_tenants.postgres.purge import purge_trash
-from quart_tenants.postgres.registry_tables import get_tenant, init_registry, list_tenants
-from quart_tenants.postgres.restores import copy_tenant, restore_tenant
-from quart_tenants.postgres.session_ends import end_user_sessions
-from quart_tenants.postgres.status import get_fleet_status
-from quart_tenants.postgres.trash import drop_tenant, list_trash, undrop_tenant
+from quart_tenants.postgres.backups.backing_up import backup_tenant
+from quart_tenants.postgres.backups.restores import copy_tenant, restore_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.fleet_migration import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.status import get_fleet_status
+from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry, list_tenants
+from quart_tenants.postgres.sessions.session_ends import end_user_sessions
+from quart_tenants.postgres.tenants.domains import add_domain, list_domains, remove_domain
+from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant, create_tenants
+from quart_tenants.postgres.tenants.purge import purge_trash
+from quart_tenants.postgres.tenants.trash import drop_tenant, list_trash, undrop_tenant
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
+from quart_tenants.web.answers.retrying import retry_reads
+from quart_tenants.web.answers.row_json import RowJSONProvider, embed_json
+from quart_tenants.web.answers.row_streams import stream_rows
 from quart_tenants.web.context import current_tenant, tenant_connection
 from quart_tenants.web.extension import QuartTenants
-from quart_tenants.web.log_fields import LogFields, add_log_fields
-from quart_tenants.web.logins import LoginAttempt, login_attempt
-from quart_tenants.web.origins import allow_from_elsewhere
-from quart_tenants.web.retrying import retry_reads
-from quart_tenants.web.row_json import RowJSONProvider, embed_json
-from quart_tenants.web.row_streams import stream_rows
-from quart_tenants.web.sessions import TenantSession, end_session, get_session, start_session
+from quart_tenants.web.guards.origins import allow_from_elsewhere
+from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
+from quart_tenants.web.sessions.logins import LoginAttempt, login_attempt
+from quart_tenants.web.sessions.tenant_sessions import TenantSession, end_session, get_session, start_session
 
 __all__ = [
     "Database",

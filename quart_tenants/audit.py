@@ -26,5 +26,5 @@ def audit(event: str, **facts: object) -> None:
         facts: To whom and from where, such as `user`, `address`, `tenant` of another one.
     """
     known = _Facts((name, value) for name, value in facts.items() if value is not None)
-    # The message is for formatters of other people's; ours shows the fields (see web/log_fields.py).
+    # The message is for formatters of other people's; ours shows the fields (see web/logs/log_fields.py).
     logger.info("%s %s", event, known, extra={"event": event, "facts": known})

@@ -9,9 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.embedded import EmbeddedPostgres
-from quart_tenants.postgres.registry_tables import get_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.databases import fill_template, new_database, new_database_between_loops

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.purge import purge_trash
-from quart_tenants.postgres.registry_tables import init_registry
-from quart_tenants.postgres.trash import drop_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import init_registry
+from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.postgres.tenants.purge import purge_trash
+from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 

@@ -10,7 +10,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
-from quart_tenants.postgres.domains import CustomDomain
+from quart_tenants.postgres.tenants.domains import CustomDomain
 
 _TTL = 60
 

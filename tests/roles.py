@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.role_setup import TenantWithoutWall, build_walls, make_owner, shut_doors
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.role_setup import TenantWithoutWall, build_walls, make_owner, shut_doors
 from quart_tenants.tenant import RoleName
 
 # A test may have changed the name behind it.

@@ -16,8 +16,8 @@ from quart_tenants.app import create_app
 from quart_tenants.app.cli import main
 from quart_tenants.errors import TenantError
 from quart_tenants.settings import Settings, get_key
-from quart_tenants.web.cli import tenant_commands
-from quart_tenants.web.problems import STATUS
+from quart_tenants.web.answers.problems import STATUS
+from quart_tenants.web.commands.group import tenant_commands
 
 PACKAGE = Path(quart_tenants.__file__).parent
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,9 @@ import pytest
 
 from quart_tenants.app import create_app
 from quart_tenants.app.cli import serve_command
-from quart_tenants.app.supervisor import KILL_MARGIN
+from quart_tenants.server.supervisor import KILL_MARGIN
 from quart_tenants.settings import get_key, read_settings
-from quart_tenants.web.domains import ASK_PATH
+from quart_tenants.web.routing.ask_route import ASK_PATH
 from tests.processes import PROGRAM
 
 ROOT = Path(__file__).parents[1]

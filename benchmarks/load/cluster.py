@@ -12,10 +12,10 @@ import asyncpg
 from passlib.hash import pbkdf2_sha256
 
 from benchmarks.folders import temporary_folder
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.embedded import EmbeddedPostgres
-from quart_tenants.postgres.provisioning import create_tenants
-from quart_tenants.postgres.registry_tables import init_registry
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from quart_tenants.postgres.registry.registry_tables import init_registry
+from quart_tenants.postgres.tenants.provisioning import create_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from benchmarks.load.cluster import PASSWORD, USER, Server
 from benchmarks.load.serving import SECRET_KEY, Running, ask
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.session_ends import get_generation
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.sessions.session_ends import get_generation
 from quart_tenants.settings import Settings
-from quart_tenants.web.session_cookies import SessionCookies, issue_session
+from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
 
 _LOGINS_AT_ONCE = 8
 

@@ -7,15 +7,15 @@ from quart import Quart
 
 from quart_tenants.app.auth import auth
 from quart_tenants.app.data import data
-from quart_tenants.app.logs import configure_logging_if_nobody_has
 from quart_tenants.app.passwords import PasswordHasher
 from quart_tenants.app.site import site
 from quart_tenants.app.user_commands import user_commands
+from quart_tenants.web.answers.problems import answer_all_errors
+from quart_tenants.web.answers.row_json import RowJSONProvider
 from quart_tenants.web.extension import QuartTenants
-from quart_tenants.web.lingering import LingeringClose
-from quart_tenants.web.problems import answer_all_errors
-from quart_tenants.web.row_json import RowJSONProvider
-from quart_tenants.web.secret_keys import check_secret_key
+from quart_tenants.web.guards.lingering import LingeringClose
+from quart_tenants.web.logs.log_setup import configure_logging_if_nobody_has
+from quart_tenants.web.sessions.secret_keys import check_secret_key
 
 # A login form is far smaller; 413 beyond it.
 _MAX_BODY_BYTES = 64 * 1024

@@ -20,10 +20,11 @@ from quart_tenants.errors import (
     NotLoggedInError,
     TenantError,
 )
-from quart_tenants.web.context import find_address, get_current_tenant, get_extension, tenant_connection
-from quart_tenants.web.logins import LoginAttempt, login_attempt
-from quart_tenants.web.routing import TENANT_HOST
-from quart_tenants.web.sessions import end_session, get_session, start_session
+from quart_tenants.web.context import find_address, get_current_tenant, tenant_connection
+from quart_tenants.web.routing.host_routing import TENANT_HOST
+from quart_tenants.web.sessions.logins import LoginAttempt, login_attempt
+from quart_tenants.web.sessions.tenant_sessions import end_session, get_session, start_session
+from quart_tenants.web.state import get_state
 
 if TYPE_CHECKING:
     from quart_tenants.app.passwords import PasswordCheck, PasswordHasher
@@ -78,7 +79,7 @@ async def change_password() -> dict[str, str]:
     async with _checked_password(username, fields["passwd"], "password_change") as (attempt, user, _):
         await attempt.forgive()
     password_hash = await _get_hasher().hash(fields["new_passwd"])
-    generation = await change_own_password(get_extension().database, get_current_tenant(), user, password_hash)
+    generation = await change_own_password(get_state().database, get_current_tenant(), user, password_hash)
     # Of that very end: a suspension that comes in this moment ends this session, too.
     await start_session(username, generation=generation)
     audit("password_changed", user=username, address=find_address())

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from quart_tenants.app import create_app
 from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_demo
-from quart_tenants.app.server import bind_server, check_startup, run_server
-from quart_tenants.app.server_config import load_server_config
 from quart_tenants.app.user_commands import user_commands
-from quart_tenants.web.cli import tenant_commands
+from quart_tenants.server.configuration import load_server_config
+from quart_tenants.server.serving import bind_server, check_startup, run_server
+from quart_tenants.web.commands.group import tenant_commands
 from quart_tenants.web.commands.records import changes_nothing
 
 _PORT = click.IntRange(0, 65535)
@@ -32,10 +33,10 @@ def serve_command(port: int | None, config: Path | None) -> None:
     which `quart-tenants init` has run. Ends on Ctrl-C or SIGTERM, after what is in flight.
     """
     server_config = load_server_config(config)
-    check_startup()
+    check_startup(create_app)
     for address in bind_server(server_config, port):
         click.echo(f"serving on {address}")
-    sys.exit(run_server(server_config))
+    sys.exit(run_server(server_config, create_app))
 
 
 @click.command("demo")
@@ -60,7 +61,7 @@ def demo_command(port: int, data_dir: Path | None, fresh: bool) -> None:
     server = asyncio.run(prepare_demo(data_dir, fresh=fresh))
     try:
         _print_welcome(address.rpartition(":")[2], data_dir)
-        status = run_server(config)
+        status = run_server(config, create_app)
     finally:
         asyncio.run(server.stop())
     sys.exit(status)

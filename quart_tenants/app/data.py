@@ -8,10 +8,10 @@ from quart.wrappers import Response
 
 from quart_tenants.app.auth import login_required
 from quart_tenants.errors import InvalidRequestError
+from quart_tenants.web.answers.retrying import retry_reads
+from quart_tenants.web.answers.row_streams import stream_rows
 from quart_tenants.web.context import tenant_connection
-from quart_tenants.web.retrying import retry_reads
-from quart_tenants.web.routing import TENANT_HOST
-from quart_tenants.web.row_streams import stream_rows
+from quart_tenants.web.routing.host_routing import TENANT_HOST
 
 data = Blueprint("data", __name__)
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from quart_tenants.errors import EmbeddedPostgresError, MigrationFileError, TenantExistsError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.embedded import EmbeddedPostgres
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry_tables import init_registry
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from quart_tenants.postgres.registry.registry_tables import init_registry
+from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug

@@ -6,8 +6,8 @@ from quart import Blueprint, render_template, send_from_directory
 from quart.wrappers import Response
 from werkzeug.exceptions import NotFound
 
-from quart_tenants.web.context import get_extension
-from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST
+from quart_tenants.web.routing.host_routing import ANY_HOST, APEX_HOST, TENANT_HOST
+from quart_tenants.web.state import get_state
 
 site = Blueprint("site", __name__)
 
@@ -28,7 +28,7 @@ async def static(filename: str) -> Response:
 @site.get("/", host=APEX_HOST)
 async def index() -> str:
     """Show the public page. It names no tenant: who the customers are is nobody's business."""
-    return await render_template("index.html", domain=get_extension().settings.domain)
+    return await render_template("index.html", domain=get_state().settings.domain)
 
 
 @site.get("/healthz", host=ANY_HOST)
@@ -40,5 +40,5 @@ async def healthz() -> dict[str, str]:
 @site.get("/readyz", host=ANY_HOST)
 async def readyz() -> dict[str, str]:
     """Say that the database answers and holds the registry at the right version, or answer 503."""
-    await get_extension().registry.check()
+    await get_state().registry.check()
     return {"status": "ready"}

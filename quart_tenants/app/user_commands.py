@@ -7,8 +7,8 @@ import click
 from quart_tenants.app.passwords import PasswordHasher
 from quart_tenants.app.users import add_user, check_user, log_out_user, replace_password, resume_user, suspend_user
 from quart_tenants.errors import InvalidUserError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.registry_tables import get_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.commands.running import with_database

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from quart_tenants.errors import InvalidCredentialsError, InvalidUserError, UnknownUserError, UserExistsError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.session_ends import end_user_sessions
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection
+    from quart_tenants.postgres.driver.connection_types import Connection
 
 _MAX_USERNAME_LENGTH = 254  # characters; an e-mail address has at most as many (RFC 5321, errata 1690)
 

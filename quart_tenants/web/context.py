@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
-from quart import current_app, has_app_context, has_request_context, has_websocket_context, request, websocket
+from quart import has_request_context, has_websocket_context, request, websocket
 from quart.wrappers import Request, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.local import LocalProxy
@@ -13,13 +13,10 @@ from werkzeug.local import LocalProxy
 from quart_tenants.errors import NoTenantError, WrongTenantError
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.hosts import read_host
+from quart_tenants.web.state import TenantState, get_state
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.block import Block
-    from quart_tenants.web.extension import QuartTenants
-
-EXTENSION_NAME = "quart_tenants"
-"""The key of the extension in `app.extensions`."""
+    from quart_tenants.postgres.blocks.block import Block
 
 _SLUG = "_quart_tenants_slug"
 _TENANT = "_quart_tenants_tenant"
@@ -28,20 +25,6 @@ _served: ContextVar[Request | Websocket | None] = ContextVar("quart_tenants_serv
 
 reads_only: ContextVar[bool] = ContextVar("quart_tenants_reads_only", default=False)
 """Whether every block that is lent here is read-only."""
-
-
-def get_extension() -> "QuartTenants":
-    """Return the extension of the current app.
-
-    Raises:
-        NoTenantError: There is no current app, or it has no tenants.
-    """
-    if not has_app_context():
-        raise NoTenantError("there is no current app: use `async with app.app_context()` around this")
-    extension = current_app.extensions.get(EXTENSION_NAME)
-    if extension is None:
-        raise NoTenantError("this app has no tenants: call QuartTenants(app)")
-    return cast("QuartTenants", extension)
 
 
 def see_through(proxy: Any) -> object:
@@ -82,17 +65,17 @@ def forgetting_request() -> Iterator[None]:
         _served.set(before)
 
 
-def find_slug_at(host: str, extension: "QuartTenants") -> Slug | None:
+def find_slug_of_host(host: str, state: TenantState) -> Slug | None:
     """Return whose address *host* is, which says not that there is such a tenant; None for every other host."""
-    named = read_host(host, extension.settings.domain)
-    return named.slug if named.domain is None else extension.find_slug(named.domain)
+    named = read_host(host, state.settings.domain)
+    return named.slug if named.domain is None else state.find_slug_by_domain(named.domain)
 
 
-def find_slug(asked: BaseRequestWebsocket, extension: "QuartTenants") -> Slug | None:
+def find_requested_slug(asked: BaseRequestWebsocket, state: TenantState) -> Slug | None:
     """Return whose address the host of *asked* is. The same during the whole request, whatever happens to a domain."""
     known = vars(asked)
     if _SLUG not in known:
-        known[_SLUG] = find_slug_at(asked.host, extension)
+        known[_SLUG] = find_slug_of_host(asked.host, state)
     return cast("Slug | None", known[_SLUG])
 
 
@@ -112,9 +95,9 @@ def find_tenant(asked: BaseRequestWebsocket) -> Tenant | None:
     # Kept on the request and not in g, which an app context inside this one has anew.
     known = vars(asked)
     if _TENANT not in known:
-        extension = get_extension()
-        slug = find_slug(asked, extension)
-        known[_TENANT] = None if slug is None else extension.registry.get_tenant(slug)
+        state = get_state()
+        slug = find_requested_slug(asked, state)
+        known[_TENANT] = None if slug is None else state.registry.get_tenant(slug)
     return cast("Tenant | None", known[_TENANT])
 
 
@@ -161,12 +144,12 @@ def tenant_connection(tenant: Tenant | str | None = None, *, read_only: bool = F
     current = find_current_tenant()
     given = tenant if tenant is not None else current or get_current_tenant()
     # Asked again each time: a websocket or a job may be older than a drop or a new name of its tenant.
-    extension = get_extension()
-    registry = extension.registry
+    state = get_state()
+    registry = state.registry
     known = registry.get_tenant(parse_slug(given)) if isinstance(given, str) else registry.get_present(given)
     for expected in (given, current):
         if isinstance(expected, Tenant) and expected.id != known.id:
             raise WrongTenantError(
                 f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {known.slug!r}"
             )
-    return extension.database.tenant_connection(known, read_only=read_only or reads_only.get())
+    return state.database.tenant_connection(known, read_only=read_only or reads_only.get())

@@ -11,36 +11,34 @@ import click
 from quart import Quart
 
 from quart_tenants.audit import audit
-from quart_tenants.domain import Domain
 from quart_tenants.errors import SettingError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.migrations import get_tenant_migrations
-from quart_tenants.postgres.pool import SetUp
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry import Registry
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
+from quart_tenants.postgres.pool.connection_pool import SetUp
+from quart_tenants.postgres.registry.registry import Registry
+from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import PREFIX, Settings, read_settings
-from quart_tenants.tenant import Slug, Tenant, parse_schema_name, parse_slug
-from quart_tenants.web.cli import tenant_commands
-from quart_tenants.web.context import EXTENSION_NAME
-from quart_tenants.web.deadlines import limit_requests
-from quart_tenants.web.domains import add_ask_route
+from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
+from quart_tenants.web.answers.problems import answer_tenant_errors
+from quart_tenants.web.answers.row_streams import StreamEnds
+from quart_tenants.web.commands.group import tenant_commands
 from quart_tenants.web.environment import read_environment
-from quart_tenants.web.framing import RequestFraming
-from quart_tenants.web.logins import LoginGates
-from quart_tenants.web.origins import refuse_from_elsewhere
-from quart_tenants.web.problems import answer_tenant_errors
-from quart_tenants.web.proxies import TrustedProxies
-from quart_tenants.web.requests import serve_requests
-from quart_tenants.web.routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
-from quart_tenants.web.row_streams import StreamEnds
-from quart_tenants.web.security_headers import SecurityHeaders
-from quart_tenants.web.session_interface import TenantSessionInterface
+from quart_tenants.web.guards.deadlines import limit_requests
+from quart_tenants.web.guards.framing import RequestFraming
+from quart_tenants.web.guards.origins import refuse_from_elsewhere
+from quart_tenants.web.guards.proxies import TrustedProxies
+from quart_tenants.web.guards.security_headers import SecurityHeaders
+from quart_tenants.web.login_gates import LoginGates
+from quart_tenants.web.routing.ask_route import add_ask_route
+from quart_tenants.web.routing.host_routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
+from quart_tenants.web.sessions.session_interface import TenantSessionInterface
+from quart_tenants.web.state import TenantState, put_state
 
 if TYPE_CHECKING:
     from quart.sessions import SecureCookieSessionInterface
 
 
-class QuartTenants:
+class QuartTenants(TenantState):
     """The extension: `QuartTenants(app)`, or `init_app(app)` later; one object for one app.
 
     Settings are the `TENANTS_*` keys of `app.config`; `QUART_TENANTS_*` in the environment go first.
@@ -50,7 +48,6 @@ class QuartTenants:
         apex_host: For `host=` of a route on the domain itself.
         any_host: For `host=` of a route that answers whatever the Host header says.
         settings: The checked settings.
-        login_gates: What `login_attempt` passes.
         commands: The click group `quart tenants`, open for the app's own commands.
         answer_headers: What every answer says; `answer_headers.add({…})` for headers of the app's own.
     """
@@ -58,15 +55,12 @@ class QuartTenants:
     host = TENANT_HOST
     apex_host = APEX_HOST
     any_host = ANY_HOST
-    settings: Settings
-    login_gates: LoginGates
     commands: click.Group
     answer_headers: SecurityHeaders
 
     def __init__(self, app: Quart | None = None) -> None:
+        super().__init__()
         self._app: Quart | None = None
-        self._database: Database | None = None
-        self._registry: Registry | None = None
         self._set_up: SetUp | None = None
         if app is not None:
             self.init_app(app)
@@ -87,12 +81,11 @@ class QuartTenants:
         self.settings = read_settings(app.config)
         _check_quart_settings(app)
         self._app = app
-        app.extensions[EXTENSION_NAME] = self
-        app.session_interface = cast("SecureCookieSessionInterface", TenantSessionInterface())
+        put_state(app, self)
+        app.session_interface = cast("SecureCookieSessionInterface", TenantSessionInterface(self))
         add_host_routing(app, self)
         add_ask_route(app)
         answer_tenant_errors(app)
-        serve_requests(app)
         limit_requests(app, self.settings.request_timeout)
         # Inside the proxies, who know the scheme; around all that answers.
         self.answer_headers = SecurityHeaders(RequestFraming(StreamEnds(app.asgi_app)), self.settings.hsts_seconds)
@@ -155,24 +148,6 @@ class QuartTenants:
         self._set_up = set_up
         return set_up
 
-    @property
-    def database(self) -> Database:
-        """The pool of this worker."""
-        if self._database is None:
-            raise _not_running()
-        return self._database
-
-    @property
-    def registry(self) -> Registry:
-        """The tenants, as this worker knows them."""
-        if self._registry is None:
-            raise _not_running()
-        return self._registry
-
-    def find_slug(self, domain: Domain) -> Slug | None:
-        """Return the slug of the tenant that has *domain* for its own, as this worker knows; None while not serving."""
-        return None if self._registry is None else self._registry.find_slug(domain)
-
     async def create(self, slug: str, *, name: str | None = None, schema: str | None = None) -> Tenant:
         """Create a tenant, such as at a sign-up. This worker knows it at once, the others within two seconds.
 
@@ -207,10 +182,6 @@ def _get_minimum_version(settings: Settings) -> int:
     if settings.minimum_version is not None:
         return settings.minimum_version
     return get_tenant_migrations(settings)[-1].version
-
-
-def _not_running() -> RuntimeError:
-    return RuntimeError("the app is not serving; in a script: async with app.app_context(), tenants.running():")
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

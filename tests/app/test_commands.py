@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from passlib.hash import argon2
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry_tables import get_tenant, list_tenants
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import get_tenant, list_tenants
+from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.processes import PROGRAM, make_environment

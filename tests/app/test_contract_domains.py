@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from quart_tenants.domain import parse_domain
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.domains import add_domain
-from quart_tenants.postgres.lifecycle import rename_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.tenants.domains import add_domain
+from quart_tenants.postgres.tenants.lifecycle import rename_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.processes import run_server

@@ -9,10 +9,10 @@ import asyncpg
 import httpx
 import pytest
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.embedded import EmbeddedPostgres
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.trash import drop_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.conftest import FAST_AND_FORGETFUL

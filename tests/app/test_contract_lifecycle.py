@@ -5,8 +5,8 @@ from pathlib import Path
 
 import httpx
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.lifecycle import resume_tenant, suspend_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.tenants.lifecycle import resume_tenant, suspend_tenant
 from quart_tenants.tenant import parse_slug
 from tests.processes import Server, run_server
 

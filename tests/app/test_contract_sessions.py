@@ -9,7 +9,7 @@ import httpx
 import pytest
 from itsdangerous import URLSafeTimedSerializer
 
-from quart_tenants.web.session_cookies import SessionCookies, issue_session
+from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
 from tests.processes import SECRET_KEY, Server, run_server
 
 # The number that the template's registry gave it.

@@ -16,7 +16,7 @@ import asyncpg
 import httpx
 import pytest
 
-from quart_tenants.postgres.embedded import EmbeddedPostgres
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from tests.processes import (
     PROGRAM,
     SECRET_KEY,

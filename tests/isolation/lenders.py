@@ -10,7 +10,7 @@ import asyncpg
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection
+    from quart_tenants.postgres.driver.connection_types import Connection
 
 Lender: TypeAlias = Callable[[Tenant], AbstractAsyncContextManager["Connection"]]
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection
+    from quart_tenants.postgres.driver.connection_types import Connection
 
 # Each is empty on a clean connection, or says what it found.
 _FIND_TRACES = """

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError, TenantError, TenantOverShareError
-from quart_tenants.postgres.driver import DRIVER_ERRORS
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.tenant import Tenant
 from tests.isolation.probes import find_traces
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection
+    from quart_tenants.postgres.driver.connection_types import Connection
     from tests.isolation.lenders import Lender
 
 SABOTEUR = "saboteur"

@@ -11,13 +11,13 @@ import asyncpg
 import pytest
 
 from quart_tenants.errors import UnknownTenantError
-from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection, DriverConnection
+    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
 
 Act = Callable[["Connection"], Awaitable[object]]
 

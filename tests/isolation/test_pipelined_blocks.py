@@ -14,10 +14,11 @@ import asyncpg
 import pytest
 
 from quart_tenants.errors import TenantError
-from quart_tenants.postgres import block, pool
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.plain_reads import PlainReads
-from quart_tenants.postgres.registry_tables import get_tenant
+from quart_tenants.postgres.blocks import block
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.plain_reads import PlainReads
+from quart_tenants.postgres.pool import connection_pool as pool
+from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import Lender
@@ -35,7 +36,7 @@ from tests.isolation.test_protocol_messages import (
 from tests.roles import new_login
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection
+    from quart_tenants.postgres.driver.connection_types import Connection
 
 __all__ = ["ground"]
 

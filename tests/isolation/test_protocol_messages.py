@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from quart_tenants.errors import DatabaseUnavailableError, TenantError
-from quart_tenants.postgres.database import Database
+from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
@@ -22,7 +22,7 @@ from tests.isolation.probes import LEAVE_TRACES, find_traces
 from tests.tcp_proxy import Direction, TcpProxy
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection
+    from quart_tenants.postgres.driver.connection_types import Connection
 
 SIZE = 2
 SHARE = 1

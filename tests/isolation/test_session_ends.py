@@ -23,8 +23,8 @@ from quart_tenants import (
     start_session,
     suspend_tenant,
 )
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.session_ends import end_user_sessions_in, prune_ended_sessions
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.sessions.session_ends import end_user_sessions_in, prune_ended_sessions
 from tests.feeds import DEAF, stop_feeds
 from tests.processes import SECRET_KEY
 

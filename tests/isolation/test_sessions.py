@@ -10,9 +10,10 @@ from quart import Quart, session
 from quart.sessions import SecureCookieSessionInterface, SessionInterface, session_json_serializer
 
 from quart_tenants import QuartTenants, parse_slug
-from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
-from quart_tenants.postgres.trash import drop_tenant, undrop_tenant
-from quart_tenants.web.session_interface import TenantSessionInterface
+from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
+from quart_tenants.web.sessions.session_interface import TenantSessionInterface
+from quart_tenants.web.state import TenantState
 from tests.databases import drop_for_good
 from tests.processes import SECRET_KEY
 
@@ -22,7 +23,7 @@ TENANTS = ("acme", "globex", "company1", "company2")
 @pytest.fixture
 def interface() -> SessionInterface:
     """Our sessions; the negative control replaces them."""
-    return TenantSessionInterface()
+    return TenantSessionInterface(TenantState())
 
 
 @pytest.fixture

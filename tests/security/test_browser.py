@@ -17,7 +17,7 @@ from quart import websocket
 
 from quart_tenants import QuartTenants
 from quart_tenants.app import create_app
-from quart_tenants.web.origins import refuse_from_elsewhere
+from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from tests.databases import new_database_between_loops
 from tests.processes import SECRET_KEY, Server, run_server, wait_for_answer
 

@@ -15,11 +15,11 @@ from werkzeug.sansio.http import parse_cookie
 
 from quart_tenants import QuartTenants, current_tenant
 from quart_tenants.app import create_app
-from quart_tenants.postgres.registry_tables import get_tenant
-from quart_tenants.postgres.session_ends import end_user_sessions
+from quart_tenants.postgres.registry.registry_tables import get_tenant
+from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
-from quart_tenants.web.session_cookies import SessionCookies, issue_session
-from quart_tenants.web.sessions import get_session
+from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
+from quart_tenants.web.sessions.tenant_sessions import get_session
 from tests.databases import new_database_between_loops
 from tests.processes import SECRET_KEY, Server, run_server
 from tests.raw_requests import Header, call

@@ -11,10 +11,9 @@ import pytest
 from quart import Quart
 
 from quart_tenants.app import create_app
-from quart_tenants.web.context import EXTENSION_NAME
+from tests.app.test_passwords import Spy, held, watch
 from tests.databases import new_database_between_loops
 from tests.processes import SECRET_KEY, Server, run_server
-from tests.unit.test_passwords import Spy, held, watch
 
 ATTEMPTS = 5
 ATTEMPTS_PER_ADDRESS = 6
@@ -257,7 +256,7 @@ async def test_new_password_ends_the_other_sessions(app: Quart) -> None:
     assert status == 200
     assert new_cookie not in ("", *cookies)
     # The feed's next look, which comes within a second by itself.
-    await app.extensions[EXTENSION_NAME].registry.refresh()
+    await app.extensions["quart_tenants"].registry.refresh()
     assert await ask_data(app, new_cookie) == 200
     assert [await ask_data(app, cookie) for cookie in cookies] == [401] * 3
     assert (await post(app, "/login", RIGHT))[0] == 401

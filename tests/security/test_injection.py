@@ -8,13 +8,13 @@ import asyncpg
 import pytest
 
 from quart_tenants.errors import DatabaseTimeoutError, TransactionLostError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.registry_tables import get_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver import Connection
+    from quart_tenants.postgres.driver.connection_types import Connection
 
 SECRET = "globex-secret-5c1e"
 """Globex's only row, in a column that acme's own table has, too."""

@@ -21,7 +21,7 @@ from quart import Quart
 
 from quart_tenants import LogFields, QuartTenants, add_log_fields
 from quart_tenants.audit import audit
-from quart_tenants.web.log_format import LogHandler
+from quart_tenants.web.logs.log_format import LogHandler
 from tests.processes import PROGRAM, Server, make_environment, run_server
 
 ROLE = "planted_role"
@@ -36,7 +36,7 @@ SECRETS = {
     "a row that a statement failed on": "planted-row-value",
     "a password hash": "$argon2id$",
 }
-IN_A_REQUEST = ("quart_tenants.audit", "quart_tenants.web.problems", "quart_tenants.app.auth")
+IN_A_REQUEST = ("quart_tenants.audit", "quart_tenants.web.answers.problems", "quart_tenants.app.auth")
 
 # company1's data cannot be read, and the error quotes a row; company2's names it in its DETAIL and HINT.
 # A better hash of a password cannot be stored, and the DETAIL of that holds the hash.
@@ -391,7 +391,7 @@ def test_level_does_not_silence_the_audit() -> None:
     """At any level it is written who did what, unless `TENANTS_AUDIT` is false."""
     script = """
 import sys
-from quart_tenants.app.logs import configure_logging
+from quart_tenants.web.logs.log_setup import configure_logging
 from quart_tenants.audit import audit
 from quart_tenants.settings import Settings
 

@@ -9,7 +9,7 @@ from quart.testing import WebsocketResponseError
 from werkzeug.datastructures import Headers
 
 from quart_tenants import QuartTenants, allow_from_elsewhere
-from quart_tenants.web.origins import refuse_from_elsewhere
+from quart_tenants.web.guards.origins import refuse_from_elsewhere
 
 OURS = "acme.localhost:5000"
 HARMLESS = ("GET", "HEAD", "OPTIONS", "TRACE")

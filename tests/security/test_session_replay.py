@@ -16,12 +16,13 @@ from quart import Quart, session
 from quart.sessions import SecureCookieSessionInterface, SessionInterface
 
 from quart_tenants import QuartTenants, tenant_connection
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.registry_tables import get_tenant
-from quart_tenants.postgres.session_ends import end_user_sessions
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import get_tenant
+from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
-from quart_tenants.web.session_cookies import SessionCookies, issue_session
-from quart_tenants.web.session_interface import TenantSessionInterface
+from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
+from quart_tenants.web.sessions.session_interface import TenantSessionInterface
+from quart_tenants.web.state import TenantState
 from tests.feeds import DEAF, stop_feeds
 from tests.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
 from tests.raw_requests import Wire, call, close_all
@@ -47,7 +48,7 @@ SELECT name, name, name FROM unnest($1::text[]) AS name
 @pytest.fixture
 def interface() -> SessionInterface:
     """Our sessions; the negative control replaces them."""
-    return TenantSessionInterface()
+    return TenantSessionInterface(TenantState())
 
 
 @pytest.fixture

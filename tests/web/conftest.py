@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from quart_tenants.postgres.registry_tables import list_tenants
+from quart_tenants.postgres.registry.registry_tables import list_tenants
 from tests.databases import new_database_between_loops
-from tests.web.commands import Run, ask, execute, make_run
+from tests.web.commands.runs import Run, ask, execute, make_run
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from quart_tenants.postgres.backups import backup_tenant
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.restores import restore_tenant
+from quart_tenants.postgres.backups.backing_up import backup_tenant
+from quart_tenants.postgres.backups.restores import restore_tenant
+from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.running import name_program, tell_if_behind, with_database

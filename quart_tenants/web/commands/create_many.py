@@ -5,8 +5,8 @@ from typing import BinaryIO
 import click
 
 from quart_tenants.errors import TenantExistsError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.provisioning import create_tenants, find_obstacles
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.tenants.provisioning import create_tenants, find_obstacles
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.running import count_tenants, with_database

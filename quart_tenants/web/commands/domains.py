@@ -5,8 +5,8 @@ import sys
 import click
 
 from quart_tenants.domain import parse_domain
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.domains import CustomDomain, add_domain, list_domains, remove_domain
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.tenants.domains import CustomDomain, add_domain, list_domains, remove_domain
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.commands.records import changes_nothing

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.running import do_for_each, with_database

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import click
 
 from quart_tenants.errors import InvalidSlugError, TenantError, TenantExistsError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.long_lists import name_some
-from quart_tenants.postgres.provisioning import adopt_schemas, create_tenant
-from quart_tenants.postgres.registry_tables import init_registry, list_tenants
-from quart_tenants.postgres.restores import copy_tenant
-from quart_tenants.postgres.role_setup import TenantWithoutWall, build_walls, make_owner, shut_doors
-from quart_tenants.postgres.trash import list_trash
+from quart_tenants.long_lists import name_some
+from quart_tenants.postgres.backups.restores import copy_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.role_setup import TenantWithoutWall, build_walls, make_owner, shut_doors
+from quart_tenants.postgres.registry.registry_tables import init_registry, list_tenants
+from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
+from quart_tenants.postgres.tenants.trash import list_trash
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
 from quart_tenants.web.commands.progress import Progress

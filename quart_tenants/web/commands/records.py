@@ -18,7 +18,7 @@ from quart_tenants.audit import audit
 from quart_tenants.audit import logger as audit_logger
 from quart_tenants.errors import TenantError
 from quart_tenants.settings import Settings
-from quart_tenants.web.log_format import LogHandler
+from quart_tenants.web.logs.log_format import LogHandler
 
 F = TypeVar("F", bound=Callable[..., Any])
 

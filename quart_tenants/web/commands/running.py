@@ -12,14 +12,14 @@ import click
 from quart.cli import ScriptInfo
 
 from quart_tenants.errors import DatabaseUnavailableError, SettingError, TenantError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.migrations import get_tenant_migrations
-from quart_tenants.postgres.refusals import translate_refusals
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.refusals import translate_refusals
+from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.web.commands.records import record_runs
-from quart_tenants.web.context import EXTENSION_NAME
 from quart_tenants.web.environment import read_environment
+from quart_tenants.web.state import find_state
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -124,11 +124,10 @@ def find_settings() -> Settings:
     script = click.get_current_context().find_object(ScriptInfo)
     if script is None:
         return read_settings(read_environment())
-    extension = script.load_app().extensions.get(EXTENSION_NAME)
-    if extension is None:
+    state = find_state(script.load_app())
+    if state is None:
         raise SettingError("the app", "has no tenants: call QuartTenants(app)")
-    settings: Settings = extension.settings
-    return settings
+    return state.settings
 
 
 def with_database(

@@ -9,9 +9,9 @@ from itertools import islice
 
 import click
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.drift import Drift, Majority
-from quart_tenants.postgres.status import FleetStatus, VersionCount, get_fleet_status
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.drift import Drift, Majority
+from quart_tenants.postgres.fleet.status import FleetStatus, VersionCount, get_fleet_status
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import count_tenants, with_database

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import click
 
 from quart_tenants.errors import TenantError
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.purge import find_purgeable, purge_tenants
-from quart_tenants.postgres.trash import TrashedTenant, drop_tenant, undrop_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.tenants.purge import find_purgeable, purge_tenants
+from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, undrop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.lifecycle import DAYS, show_day

@@ -6,11 +6,11 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.fleet import migrate_fleet, plan_fleet
-from quart_tenants.postgres.lifecycle import suspend_tenant
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.trash import drop_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.fleet_migration import migrate_fleet, plan_fleet
+from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
+from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 from tests.postgres.fleet.parts import ALL, NO_TRANSACTION, Add, execute, list_with_column, migrate, read_versions

@@ -13,15 +13,15 @@ from quart_tenants.errors import (
     TenantBusyError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.database import Database
-from quart_tenants.postgres.fleet import Outcome, plan_fleet
-from quart_tenants.postgres.lifecycle import suspend_tenant
-from quart_tenants.postgres.migrations import get_tenant_migrations
-from quart_tenants.postgres.provisioning import create_tenant
-from quart_tenants.postgres.registry import Registry
-from quart_tenants.postgres.registry_tables import get_tenant, list_tenants
-from quart_tenants.postgres.status import get_fleet_status
-from quart_tenants.postgres.tenant_migration import migrate_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.fleet_migration import Outcome, plan_fleet
+from quart_tenants.postgres.fleet.status import get_fleet_status
+from quart_tenants.postgres.fleet.tenant_migration import migrate_tenant
+from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
+from quart_tenants.postgres.registry.registry import Registry
+from quart_tenants.postgres.registry.registry_tables import get_tenant, list_tenants
+from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
+from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from tests.postgres.fleet.parts import ALL, NO_TRANSACTION, Add, execute, list_with_column, migrate, read_versions

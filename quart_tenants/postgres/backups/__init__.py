@@ -1,0 +1,1 @@
+"""Back up a tenant into a file, and restore or copy it."""

@@ -1,0 +1,139 @@
+"""Back up one tenant into one file while it is being served."""
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRefusedError, DatabaseUnavailableError
+from quart_tenants.postgres.backups.backup_files import AppliedMigration, Backup, refuse_existing, write_backup
+from quart_tenants.postgres.backups.client_programs import (
+    build_environment,
+    find_client_programs,
+    start_program,
+)
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import check_registry
+from quart_tenants.postgres.registry.tenant_locks import lock_tenant
+from quart_tenants.postgres.roles.tenant_roles import find_owner
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import SchemaName, Slug
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection
+
+# While a program works for us, this connection has nothing to do.
+WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"
+GET_SERVER_VERSION = "SELECT pg_catalog.current_setting('server_version_num')::integer"
+# pg_dump --schema leaves extensions out, and the columns of their types cannot be restored then.
+_FIND_EXTENSION = """
+SELECT pg_catalog.quote_ident(e.extname) FROM pg_catalog.pg_extension AS e
+JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
+WHERE n.nspname = $1 ORDER BY e.extname LIMIT 1
+"""
+
+# One statement has one snapshot, and pg_dump gets the same: whatever commits meanwhile is in both or in neither.
+_TAKE_SNAPSHOT = """
+SELECT
+    t.id, t.slug, t.schema_name, t.display_name, t.created_at, clock_timestamp() AS made_at,
+    pg_catalog.pg_export_snapshot() AS snapshot,
+    coalesce(m.versions, '{}') AS versions, coalesce(m.names, '{}') AS names, coalesce(m.digests, '{}') AS digests
+FROM quart_tenants.tenants AS t
+CROSS JOIN (
+    SELECT
+        array_agg(version ORDER BY version) AS versions,
+        array_agg(name ORDER BY version) AS names,
+        array_agg(sha256 ORDER BY version) AS digests
+    FROM quart_tenants.applied_migrations WHERE schema_name = $2
+) AS m
+WHERE t.id = $1
+"""
+
+
+async def backup_tenant(
+    database: Database, slug: Slug, file: Path, *, settings: Settings, force: bool = False
+) -> Backup:
+    """Write a tenant's schema, and what the registry knows of it, into *file* with mode 0600.
+
+    All of it is of one moment. Nobody can migrate, rename or drop the tenant meanwhile; requests go on.
+    A failure or a cancellation leaves nothing, and an older *file* as it was.
+
+    Args:
+        database: Where the tenant is.
+        slug: Which.
+        file: A tar, that `restore_tenant` reads. It holds password hashes like the tables do.
+        settings: The database's address.
+        force: Whether *file* may exist; it is replaced at the end.
+
+    Raises:
+        UnknownTenantError: There is none.
+        TenantInTrashError: It lies in the trash.
+        TenantBusyError: It is being migrated or changed.
+        BackupFileError: *file* exists or cannot be written, or the schema holds an extension.
+        ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
+        DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    refuse_existing(file, force=force)
+    async with database.connection() as connection:
+        await check_registry(connection)
+        await connection.execute(WAIT_FOR_EVER)
+        version = await connection.fetchval(GET_SERVER_VERSION)
+        programs = await find_client_programs(version // 10000)
+        # First the lock: the snapshot must not show what a migration was still changing.
+        tenant = await lock_tenant(connection, slug)
+        extension = await connection.fetchval(_FIND_EXTENSION, tenant.schema.name)
+        if extension is not None:
+            raise BackupFileError(
+                f"tenant {slug!r}",
+                f"cannot be backed up: its schema {tenant.schema} holds the extension {extension}, which belongs to "
+                f"the whole database; move it to another: ALTER EXTENSION {extension} SET SCHEMA public",
+            )
+        backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
+        # Where tenants have, or had, roles of their own, their grants lead to this tenant: nothing else may hold them,
+        # and a restore makes its own.
+        walls = await find_owner(connection) is not None
+        with write_backup(file, backup, force=force) as writer:
+            async with start_program(
+                programs.dump(tenant.schema, snapshot, privileges=not walls),
+                build_environment(settings.required_database_url, os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+            ) as pg_dump:
+                while chunk := await pg_dump.read():
+                    await asyncio.to_thread(writer.write, chunk)
+                status, words = await pg_dump.wait()
+            if status != 0:
+                # Below 0 it was killed; otherwise it repeats what the server said.
+                refused = ClientProgramError if status < 0 else DatabaseRefusedError
+                raise refused(f"tenant {slug!r} was not backed up: {describe_failure('pg_dump', words)}")
+            return await asyncio.to_thread(writer.finish)
+
+
+def describe_failure(name: str, words: str) -> str:
+    """Return the first line that a program said about what went wrong, without what may hold a row."""
+    lines = words.splitlines() or ["it ended without a word"]
+    line = next((line for line in lines if "error:" in line), lines[0])
+    return f"{name}: {line.removeprefix(f'{name}: ').removeprefix('error: ')}"
+
+
+async def _take_snapshot(
+    connection: "Connection", tenant_id: int, schema: SchemaName, server_version: int
+) -> tuple[Backup, str]:
+    row = await connection.fetchrow(_TAKE_SNAPSHOT, tenant_id, schema.name)
+    if row is None:
+        raise DatabaseUnavailableError("the tenant's row was removed by hand")
+    backup = Backup(
+        id=row["id"],
+        slug=row["slug"],
+        schema=schema,
+        name=row["display_name"],
+        created_at=row["created_at"],
+        made_at=row["made_at"],
+        server_version=server_version,
+        migrations=tuple(
+            AppliedMigration(*applied) for applied in zip(row["versions"], row["names"], row["digests"], strict=True)
+        ),
+    )
+    return backup, row["snapshot"]

@@ -1,0 +1,345 @@
+"""Restore a tenant from its backup: beside those that live, in one's place, or as a copy of one.
+
+A dump holds the name of its schema in every line, and the tenant is to have another one, or one that is
+taken. So all of it is one transaction, in which schemas are renamed: what has the dump's name steps aside,
+the dump is restored, both get the names that they are to have. Nobody else sees any of it before the commit.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace as replace_fields
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from quart_tenants.errors import (
+    BackupFileError,
+    ClientProgramError,
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    TenantBusyError,
+    TenantError,
+    TenantExistsError,
+)
+from quart_tenants.postgres.backups.backing_up import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant, describe_failure
+from quart_tenants.postgres.backups.backup_files import Backup, get_reader_version, open_backup
+from quart_tenants.postgres.backups.client_programs import (
+    ClientPrograms,
+    Program,
+    build_environment,
+    find_client_programs,
+    start_program,
+)
+from quart_tenants.postgres.backups.restore_scripts import MADE_ELSEWHERE, Replaced, Restoration
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
+from quart_tenants.postgres.registry.registry_tables import check_registry
+from quart_tenants.postgres.registry.tenant_locks import lock_tenant
+from quart_tenants.postgres.roles.role_statements import name_role
+from quart_tenants.postgres.roles.tenant_roles import find_owner, get_owner
+from quart_tenants.postgres.tenants.provisioning import check_free, check_not_reserved
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name, parse_slug
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection
+
+_NEXT_ID = "SELECT pg_catalog.nextval(pg_catalog.pg_get_serial_sequence('quart_tenants.tenants', 'id'))"
+_SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)"
+_GET_CREATED_AT = "SELECT created_at FROM quart_tenants.tenants WHERE id = $1"
+# $1 a schema's name. Two restores of a schema that is no living tenant's would both make it.
+_TRY_LOCK_SCHEMA = (
+    "SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('quart_tenants schema ' || $1::text, 0))"
+)
+_FIND_SLUG = "SELECT slug FROM quart_tenants.living_tenants WHERE schema_name = $1"
+_ASK_FOR_LIFE = "SELECT"
+
+_REFUSAL = re.compile(r"^(?:psql:\S*:\d+: )?\S+: +([0-9A-Z]{5}): (.*)$", re.MULTILINE)
+_CLASSES_OF_SUCCESS = ("00", "01", "02")
+# A role, a type, a function, a table, a schema that is not there.
+_MISSING = frozenset({"42704", "42883", "42P01", "3F000"})
+_UNIQUE_VIOLATION = "23505"
+_CONNECTION_LOST = 2  # psql's exit status
+_MAX_HEAD = 1 << 16  # bytes; pg_restore writes its settings first
+
+
+async def restore_tenant(
+    database: Database,
+    file: Path,
+    slug: Slug,
+    *,
+    settings: Settings,
+    replace: bool = False,
+    on_replaced: Callable[[Slug], object] | None = None,
+) -> Tenant:
+    """Restore the backup *file* as the tenant *slug*. All of it, or nothing.
+
+    The tables belong to the role that restores, and grants are kept; with `TENANTS_ROLE_PER_TENANT` they belong to
+    the owner of all tenants' schemas, and only the tenant's role reaches them. Where it is off and was on, grants are
+    lost. A backup runs SQL of its own: restore only what you trust.
+
+    Args:
+        database: Where.
+        file: From `backup_tenant`.
+        slug: A new tenant's, unless *replace* is given.
+        settings: The database's address, reserved slugs, and where the migrations lie.
+        replace: Put the backup in the place of the living tenant *slug*, which keeps its number, its name and
+            its domains, and so its sessions; so the backup must be of this very tenant. Its tables until now lie
+            in the trash then, as a tenant of their own. A transaction that is open in the moment of the change
+            may see the old tables first and the new ones after; what it writes may be in the trash.
+        on_replaced: Called with the slug of that tenant.
+
+    Raises:
+        BackupFileError: *file* is no backup, is damaged, is newer than this database or this app, is of
+            another tenant than the one to replace, names its schema where no renaming reaches, or needs what
+            the database lacks.
+        UnknownTenantError: There is no tenant to replace.
+        InvalidSlugError, TenantExistsError, TenantInTrashError, FormerSlugError, RecentlyDroppedError,
+            SchemaExistsError: *slug* is not free.
+        TenantBusyError: The tenant, or the one that has the schema of the backup, is being migrated or changed, or
+            another backup of that schema is being restored.
+        ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
+        DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
+        RegistryNotReadyError: There is no registry yet.
+        RolesNotReadyError: Tenants are to have roles of their own, which are not set up.
+    """
+    restored = await _restore_file(database, file, str(file), slug, settings, replace=replace)
+    if restored.replaced is not None and on_replaced is not None:
+        on_replaced(restored.replaced.slug)
+    return restored.tenant
+
+
+async def copy_tenant(
+    database: Database,
+    template: Slug,
+    slug: Slug,
+    name: str,
+    *,
+    settings: Settings,
+    schema: SchemaName | None = None,
+) -> Tenant:
+    """Make a tenant with everything that *template* has in its schema. All of it, or nothing.
+
+    The template is served all the time; nobody can migrate, rename or drop it meanwhile.
+
+    Args:
+        database: Where.
+        template: A living tenant.
+        slug: The new one's.
+        name: What people call the new customer.
+        settings: The database's address, reserved slugs, and where the migrations lie.
+        schema: Default: called like the slug.
+
+    Raises what `create_tenant`, `backup_tenant` and `restore_tenant` raise.
+    """
+    name = parse_display_name(name)
+    # Before the work begins.
+    async with database.connection() as connection:
+        await check_registry(connection)
+        schema = await _check_new(connection, slug, schema, settings)
+    with tempfile.TemporaryDirectory(prefix="quart-tenants-", ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "template.tar"
+        await backup_tenant(database, template, file, settings=settings)
+        source = f"tenant {template!r}"
+        restored = await _restore_file(database, file, source, slug, settings, name=name, schema=schema)
+    return restored.tenant
+
+
+async def _restore_file(
+    database: Database,
+    file: Path,
+    source: str,
+    slug: Slug,
+    settings: Settings,
+    *,
+    name: str | None = None,
+    schema: SchemaName | None = None,
+    replace: bool = False,
+) -> Restoration:
+    """Restore *file*, which errors call *source*."""
+    with contextlib.ExitStack() as stack:
+        # Elsewhere, because reading it to the end takes its time.
+        backup, opened = await asyncio.to_thread(stack.enter_context, open_backup(file))
+        async with database.connection() as connection:
+            await check_registry(connection)
+            await connection.execute(WAIT_FOR_EVER)
+            server_version = await connection.fetchval(GET_SERVER_VERSION)
+            _check_age(backup, source, slug, server_version, settings)
+            # Those that wrote the file may have been newer than the server.
+            programs = await find_client_programs(max(server_version // 10000, get_reader_version(opened)))
+            if replace:
+                restoration = await _plan_replacing(connection, backup, source, slug)
+            else:
+                # First the lock: whoever copies the same template to the same name has had it until now.
+                aside = await _lock_namesake(connection, backup.schema, slug)
+                schema = await _check_new(connection, slug, schema, settings)
+                tenant_id = await connection.fetchval(_NEXT_ID)
+                tenant = Tenant(tenant_id, slug, schema, name or backup.name, backup.version)
+                restoration = Restoration(tenant, backup.schema, backup.migrations, aside=aside)
+            if settings.role_per_tenant:
+                owner = await get_owner(connection)
+                role = name_role(owner, restoration.tenant.id)
+                restoration = replace_fields(
+                    restoration, owner=owner, tenant=replace_fields(restoration.tenant, role=role)
+                )
+            environment = build_environment(settings.required_database_url, os.environ)
+            # psql works on a connection of its own. This one holds the locks until that has committed.
+            await _run(connection, restoration, programs, environment, opened, source, server_version)
+    return restoration
+
+
+def _check_age(backup: Backup, source: str, slug: Slug, server_version: int, settings: Settings) -> None:
+    """Refuse what was made by a newer PostgreSQL, or has migrations that this app has not."""
+    if backup.server_version // 10000 > server_version // 10000:
+        raise BackupFileError(
+            source,
+            f"cannot become tenant {slug!r}: it was made from PostgreSQL {backup.server_version // 10000}, "
+            f"and this server is {server_version // 10000}; restore it into one that is not older",
+        )
+    migrations = get_tenant_migrations(settings)
+    if backup.version > len(migrations):
+        raise BackupFileError(
+            source,
+            f"cannot become tenant {slug!r}: its tables are at version {backup.version:04}, and this app's newest "
+            f"migration is {migrations[-1].name}; restore it with the app that made it, or a newer one",
+        )
+    by_version = {migration.version: migration for migration in migrations}
+    for applied in backup.migrations:
+        if applied.version not in by_version or by_version[applied.version].sha256 != applied.sha256:
+            raise BackupFileError(
+                source,
+                f"cannot become tenant {slug!r}: migration {applied.name} ran there with another text than its file "
+                "has now; put the file back, and write a new one for what is to change",
+            )
+
+
+async def _check_new(connection: "Connection", slug: Slug, schema: SchemaName | None, settings: Settings) -> SchemaName:
+    check_not_reserved(slug, settings)
+    schema = schema or parse_schema_name(slug)
+    await check_free(connection, {slug: schema}, settings)
+    return schema
+
+
+async def _plan_replacing(connection: "Connection", backup: Backup, source: str, slug: Slug) -> Restoration:
+    tenant = await lock_tenant(connection, slug)
+    await _check_same(connection, backup, source, tenant)
+    replaced = None
+    # Somebody may have dropped the schema by hand: that is what backups are for.
+    if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
+        replaced_id = await connection.fetchval(_NEXT_ID)
+        replaced = Replaced(replaced_id, parse_slug(f"{slug[:40]}-replaced-{replaced_id}"))
+    aside = await _lock_namesake(connection, backup.schema, slug)
+    return Restoration(
+        Tenant(tenant.id, slug, tenant.schema, tenant.name, backup.version, tenant.suspended),
+        backup.schema,
+        backup.migrations,
+        aside=aside,
+        replaces=True,
+        replaced=replaced,
+    )
+
+
+async def _check_same(connection: "Connection", backup: Backup, source: str, tenant: Tenant) -> None:
+    """Refuse another tenant's backup: sessions and tokens that name this one's number would open it."""
+    created_at = await connection.fetchval(_GET_CREATED_AT, tenant.id)
+    # Both: schemas adopted together have one time, and another database has the same numbers.
+    if (backup.id, backup.created_at) != (tenant.id, created_at):
+        raise BackupFileError(
+            source,
+            f"cannot replace tenant {tenant.slug!r} (number {tenant.id}, made {created_at:%Y-%m-%d %H:%M:%S}): it is "
+            f"of tenant {backup.slug!r} (number {backup.id}, made {backup.created_at:%Y-%m-%d %H:%M:%S}), whose rows "
+            f"the sessions of {tenant.slug!r} would read; restore it beside with another --as, then rename",
+        )
+
+
+async def _lock_namesake(connection: "Connection", schema: SchemaName, restored: Slug) -> bool:
+    """Return whether *schema* exists; keep everybody else from renaming or restoring it until *restored* is done."""
+    slug = await connection.fetchval(_FIND_SLUG, schema.name)
+    if slug is not None:
+        await lock_tenant(connection, slug)
+    if not await connection.fetchval(_TRY_LOCK_SCHEMA, schema.name):
+        raise TenantBusyError(restored)
+    exists: bool = await connection.fetchval(_SCHEMA_EXISTS, schema.name)
+    return exists
+
+
+async def _run(
+    connection: "Connection",
+    restoration: Restoration,
+    programs: ClientPrograms,
+    environment: dict[str, str],
+    opened: BinaryIO,
+    source: str,
+    server_version: int,
+) -> None:
+    """Let psql do it. It commits only when told to, at the very end: an early end of its input is a rollback."""
+    # With the wall off, too: what a dump grants would open the new tables to the role of the tenant that it is of.
+    walls = await find_owner(connection) is not None
+    async with start_program(programs.run_sql(), environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as psql:
+        listening = await psql.write(restoration.before.encode())
+        if listening:
+            async with start_program(
+                programs.write_sql(privileges=not walls),
+                environment,
+                stdin=opened.fileno(),
+                stdout=subprocess.PIPE,
+            ) as pg_restore:
+                listening = await _pour(pg_restore, psql, server_version)
+                if listening:
+                    status, words = await pg_restore.wait()
+                    if status != 0:
+                        raise ClientProgramError(f"{source} cannot be read: {describe_failure('pg_restore', words)}")
+        if listening:
+            # Our locks end with this connection.
+            await connection.execute(_ASK_FOR_LIFE)
+            listening = await psql.write(restoration.after.encode())
+        status, words = await psql.wait()
+    if status != 0 or not listening:
+        raise _explain(restoration, source, status, words)
+
+
+async def _pour(pg_restore: Program, psql: Program, server_version: int) -> bool:
+    """Pass SQL on to its end, and return whether psql listened so long."""
+    head = b""
+    while len(head) < _MAX_HEAD and b"\nSET client_encoding" not in head and (chunk := await pg_restore.read()):
+        head += chunk
+    if server_version < 170000:
+        # pg_restore knows nothing about the server, and an older one does not know this setting.
+        head = head.replace(b"\nSET transaction_timeout = 0;", b"", 1)
+    chunk = head
+    while chunk:
+        if not await psql.write(chunk):
+            return False
+        chunk = await pg_restore.read()
+    return True
+
+
+def _explain(restoration: Restoration, source: str, status: int, words: str) -> TenantError:
+    tenant = restoration.tenant
+    failed = f"{source} was not restored as tenant {tenant.slug!r}"
+    for sqlstate, message in _REFUSAL.findall(words):
+        if sqlstate.startswith(_CLASSES_OF_SUCCESS):
+            continue
+        if status == _CONNECTION_LOST:
+            break
+        if sqlstate in _MISSING:
+            return BackupFileError(
+                source,
+                f"needs what this database lacks, to become tenant {tenant.slug!r}: {message}; "
+                "create it, and restore again",
+            )
+        if sqlstate == MADE_ELSEWHERE:
+            return BackupFileError(source, f"cannot become tenant {tenant.slug!r}: {message}")
+        if sqlstate == _UNIQUE_VIOLATION and "tenants_slug_key" in message:
+            return TenantExistsError(tenant.slug, tenant.schema.name)
+        if sqlstate == _UNIQUE_VIOLATION and "pg_namespace_nspname_index" in message:
+            # Somebody else made a schema of that name meanwhile, which is no restore.
+            return TenantBusyError(tenant.slug)
+        return DatabaseRefusedError(f"{failed}: {message}")
+    if status == _CONNECTION_LOST:
+        return DatabaseUnavailableError(f"{failed}: {describe_failure('psql', words)}")
+    return ClientProgramError(f"{failed}: psql ended with status {status}: {describe_failure('psql', words)}")

@@ -1,0 +1,312 @@
+"""Run one transaction on one pooled connection, and give it back clean, whatever happens."""
+
+import asyncio
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.errors import (
+    DatabaseTimeoutError,
+    DatabaseUnavailableError,
+    RolesNotReadyError,
+    TenantError,
+    TransactionLostError,
+    UnknownTenantError,
+)
+from quart_tenants.postgres.blocks.shares import Shares
+from quart_tenants.postgres.driver.block_connection import BlockConnection
+from quart_tenants.postgres.driver.block_statements import BEGIN_READ_ONLY, Beginning
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe
+from quart_tenants.postgres.driver.lent_connection import LentConnection
+from quart_tenants.postgres.driver.pooled_connection import CLEANUP_TIMEOUT
+from quart_tenants.postgres.pool.connection_pool import ConnectionPool
+from quart_tenants.tenant import Tenant
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
+
+# Seconds. A connection that has answered so lately is trusted to be alive: its block begins with the first statement.
+_FRESH = 0.5
+
+_LIST_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
+_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
+
+# A role that is missing, and one that is not ours to enter.
+_NO_ROLE_ERRORS = (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError)
+_SERVER_GONE_ERRORS = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+)
+
+
+class Block:
+    """One transaction on one connection. Made by `Database`, entered once by `async with`."""
+
+    __slots__ = (
+        "_beginning",
+        "_driver",
+        "_entered",
+        "_first",
+        "_lent",
+        "_lost",
+        "_pool",
+        "_shares",
+        "_tenant",
+        "_timeout",
+        "status",
+    )
+    _driver: BlockConnection
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        beginning: Beginning,
+        timeout: float,
+        tenant: Tenant | None = None,
+        first: str = "",
+        shares: Shares | None = None,
+    ) -> None:
+        self._pool = pool
+        self._beginning = beginning
+        self._timeout = timeout
+        self._tenant = tenant
+        self._first = first
+        self._shares = shares
+        # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
+        self.status = ""
+        self._entered = False
+        self._lent: LentConnection | None = None
+        # Whether there is no connection any more, and nothing to end.
+        self._lost = False
+
+    async def __aenter__(self) -> "Connection":
+        if self._entered:
+            raise RuntimeError("this block was entered before: ask for a new one")
+        self._entered = True
+        now = asyncio.get_running_loop().time()
+        deadline = now + self._timeout
+        if self._shares is not None and self._tenant is not None:
+            await self._shares.take(self._tenant, deadline)
+        try:
+            driver = await self._pool.acquire(self._home, deadline)
+            if self._may_wait(driver, now):
+                self._driver = driver
+                driver.plan_block(self._beginning, self._replace_connection)
+            else:
+                await self._begin_on_live_connection(deadline, driver)
+        except BaseException:
+            self._leave_share()
+            raise
+        self._lent = lent = LentConnection(self._driver)
+        return lent
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        lent, self._lent = self._lent, None
+        if lent is None:
+            raise RuntimeError("this block was never entered, or was left before")
+        try:
+            lent.take_back()
+            if self._lost:
+                # An error has said so, which the handler may have caught.
+                if exc is None:
+                    raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
+            elif exc is not None:
+                await self._fail(exc)
+            elif self._driver.leave_block():
+                self._give_back()
+            else:
+                await self._commit()
+        finally:
+            self._leave_share()
+
+    async def _fail(self, exc: BaseException) -> None:
+        """End the block after *exc*; raise what explains it better."""
+        # Asked before the rollback, which may close the connection for reasons of its own.
+        translated = _translate(exc, self._driver)
+        await self._roll_back()
+        if translated is not None:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # The rollback of a savepoint failed, and its error took the cancellation's place.
+                raise asyncio.CancelledError from translated
+            raise translated from exc
+        if isinstance(exc, asyncpg.UndefinedTableError) and self._tenant is not None and await self._is_gone():
+            raise UnknownTenantError(self._tenant.slug) from exc
+        if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.one_statement:
+            await self._check_role()
+
+    @property
+    def _home(self) -> int:
+        return self._beginning.tenant[0]
+
+    def _may_wait(self, driver: BlockConnection, now: float) -> bool:
+        """Return whether the block may begin with its first statement."""
+        return driver.direct and not self._first and now - driver.used_at < _FRESH
+
+    def _give_back(self) -> None:
+        self._pool.give_back(self._driver, asyncio.get_running_loop().time())
+
+    def _leave_share(self) -> None:
+        if self._shares is not None and self._tenant is not None:
+            self._shares.give_back(self._tenant)
+
+    async def _replace_connection(self) -> BlockConnection:
+        """Begin the block anew on another connection: nothing was done on the one that it has."""
+        lent = self._lent
+        if lent is None or self._lost:
+            raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
+        lent.take_back()
+        self._lost = True
+        await self._roll_back()
+        await self._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout)
+        self._lost = False
+        lent.change_to(self._driver)
+        return self._driver
+
+    async def _begin_on_live_connection(self, deadline: float, driver: BlockConnection | None = None) -> None:
+        """Begin the block now, on *driver* or on another connection if that is dead."""
+        loop = asyncio.get_running_loop()
+        # After a restart of the server every pooled connection is dead, and nothing was done on any
+        # of them yet: it is safe to go on to the next, until one is fresh.
+        attempts = self._pool.max_size + 1
+        quick = not self._first
+        while True:
+            attempts -= 1
+            self._driver = driver = driver or await self._pool.acquire(self._home, deadline)
+            proven = driver.proven
+            try:
+                seconds = max(deadline - loop.time(), 0.001)
+                self.status = await driver.begin_block(self._beginning, self._first, seconds, quick=quick)
+            except BaseException as error:
+                if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, driver):
+                    # The server is well, and refuses what the caller sends with BEGIN.
+                    await self._roll_back()
+                    raise
+                if self._is_refused_role(error):
+                    await self._roll_back()
+                    raise await self._explain_role(error) from error
+                # Also on cancellation: nobody knows how far BEGIN came.
+                failed, driver = driver, None
+                self._pool.discard(failed)
+                if isinstance(error, TimeoutError):
+                    if proven and quick and loop.time() < deadline:
+                        # Once: if that was no dead connection but a slow server, it needs patience.
+                        quick = False
+                        await self._pool.renew(failed, deadline)
+                        continue
+                    raise DatabaseUnavailableError("the database did not answer BEGIN in time") from error
+                if not isinstance(error, DRIVER_ERRORS):
+                    raise
+                if attempts == 0:
+                    raise DatabaseUnavailableError(f"no transaction could begin: {describe(error)}") from error
+            else:
+                return
+
+    def _is_refused_role(self, error: BaseException) -> bool:
+        walled = self._beginning.one_statement
+        return walled and isinstance(error, _NO_ROLE_ERRORS) and not _is_gone(error, self._driver)
+
+    async def _check_role(self) -> None:
+        """Raise if it was the tenant's role that could not be entered, where that went ahead of a statement."""
+        block = Block(self._pool, self._beginning, self._timeout, self._tenant)
+        await block._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout)
+        await block._roll_back()
+
+    async def _explain_role(self, error: BaseException) -> TenantError:
+        """Return why the tenant's role cannot be entered: it goes with a tenant that is deleted for good."""
+        if self._tenant is not None and await self._is_gone():
+            return UnknownTenantError(self._tenant.slug)
+        return RolesNotReadyError(
+            f"the role of tenant {self._tenant and self._tenant.slug!r} cannot be entered: {describe(error)}; "
+            "run quart-tenants init with TENANTS_ROLE_PER_TENANT on"
+        )
+
+    async def _is_gone(self) -> bool:
+        """Return whether the tenant was dropped, which this worker may not have heard of yet."""
+        schema = "" if self._tenant is None else self._tenant.schema.name
+        try:
+            async with Block(self._pool, Beginning((BEGIN_READ_ONLY,)), self._timeout) as connection:
+                exists = await connection.fetchval(_SCHEMA_EXISTS, schema)
+        except TenantError:
+            return False
+        return not exists
+
+    async def _commit(self) -> None:
+        driver = self._driver
+        if driver.is_closed():
+            self._pool.discard(driver)
+            raise DatabaseUnavailableError("the connection to the database was lost before the block ended", lost=True)
+        if not driver.is_in_transaction():
+            await self._roll_back()
+            raise TransactionLostError("the block's transaction was ended inside the block; leave that to the block")
+        try:
+            await driver.end_block(commit=True)
+        except asyncpg.InFailedSQLTransactionError as error:
+            await self._roll_back()
+            raise TransactionLostError(
+                "a statement failed and its error was caught inside the block, so nothing was saved; "
+                "catch it around the block, or put the statement into `async with connection.transaction()`"
+            ) from error
+        except BaseException as error:
+            translated = _translate(error, driver)
+            if translated is None and isinstance(error, asyncpg.PostgresError):
+                # The server said no, such as by a deferred constraint, and is well.
+                await self._roll_back()
+                raise
+            # Also on cancellation: nobody knows how far COMMIT came, and the reset did not.
+            self._pool.discard(driver)
+            if translated is not None:
+                raise translated from error
+            raise
+        self._give_back()
+
+    async def _roll_back(self) -> None:
+        """Give the connection back clean, or close it, within half a second. Raises nothing but a cancellation."""
+        driver = self._driver
+        if driver.is_closed():
+            self._pool.discard(driver)
+            return
+        try:
+            if not driver.leave_block():
+                # asyncpg first waits until the statement that was interrupted is cancelled.
+                await driver.end_block(commit=False, seconds=CLEANUP_TIMEOUT)
+        except BaseException as error:
+            self._pool.discard(driver)
+            if not isinstance(error, DRIVER_ERRORS):
+                raise
+        else:
+            self._give_back()
+
+
+def _translate(error: BaseException, driver: BlockConnection) -> TenantError | None:
+    """Return our error for a lost server and for a statement's timeout, or None for all else."""
+    if isinstance(error, TenantError):
+        return None
+    # The second is the server's own statement_timeout.
+    if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
+        return DatabaseTimeoutError("a statement took too long and was cancelled")
+    if isinstance(error, DRIVER_ERRORS) and _is_gone(error, driver):
+        return DatabaseUnavailableError(f"the connection to the database was lost: {describe(error)}", lost=True)
+    return None
+
+
+def _is_gone(error: BaseException, driver: BlockConnection) -> bool:
+    """Return whether *error* means that the server, or the connection to it, is lost."""
+    return isinstance(error, _SERVER_GONE_ERRORS) or driver.is_closed()
+
+
+async def list_path(connection: "Connection | DriverConnection") -> list[str]:
+    """Return the schemas that *connection* sees, those that exist only."""
+    schemas: list[str] = await connection.fetchval(_LIST_PATH)
+    return schemas
+
+
+def find_reported_path(connection: "Connection") -> str | None:
+    """Return search_path as the server last told it without being asked, which it does from PostgreSQL 18 on."""
+    path: str | None = getattr(connection.get_settings(), "search_path", None)
+    return path

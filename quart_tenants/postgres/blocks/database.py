@@ -1,0 +1,228 @@
+"""Lend connections that see one tenant. The only place that sets search_path.
+
+Each block is a transaction, `BEGIN; SET LOCAL search_path TO "acme"` … `COMMIT`, and what only reads
+before it is one of its own. `SET LOCAL` ends with its transaction whatever happens, which is why this
+is safe under cancellation and behind a pooler where a session-level `SET` is not. The connection's own
+default path is empty: outside a transaction of ours there are no tables.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from functools import lru_cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import asyncpg
+
+from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
+from quart_tenants.postgres.blocks.block import Block, list_path
+from quart_tenants.postgres.blocks.shares import Shares
+from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, Beginning
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, DriverConnection, describe
+from quart_tenants.postgres.pool.connection_pool import ConnectionPool, SetUp
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import SchemaName, Tenant
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection
+
+# Of every connection. Outside a block it sees no tables.
+_DEFAULTS = {"search_path": "", "application_name": "quart_tenants"}
+# After so many the pool replaces a connection. Four migrate a tenant, a dozen make one.
+_QUERIES = 50_000
+_QUERIES_FOR_MANY_TENANTS = 4_000
+
+
+class Database:
+    """One asyncpg pool, lent block by block."""
+
+    def __init__(self, pool: ConnectionPool, settings: Settings, *, shares: Shares | None = None) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._shares = shares
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        *,
+        max_size: int | None = None,
+        for_many_tenants: bool = False,
+        set_up: SetUp | None = None,
+    ) -> Self:
+        """Connect to the database that *settings* name.
+
+        Args:
+            settings: Timeouts, sizes and the address.
+            max_size: Connections at most; default: the setting. A command needs one or two, and gives no
+                tenant a share of those: nobody else waits for them.
+            for_many_tenants: Whether each connection will see thousands of them. It is then replaced
+                now and then: a server process remembers the tables that it has touched until it ends.
+            set_up: Called with each new connection, such as for type codecs. There are no tables on its path.
+
+        Raises:
+            SettingError: The address is missing or malformed.
+            DatabaseUnavailableError: Nobody answers there, or not to us.
+        """
+        size = max_size or settings.pool_max_size
+        share = settings.tenant_pool_share or max(1, size // 2)
+        shares = None if max_size is not None or share >= size else Shares(share, settings.tenant_pool_queue)
+        try:
+            pool = ConnectionPool(
+                settings,
+                max_size=size,
+                max_queries=_QUERIES_FOR_MANY_TENANTS if for_many_tenants else _QUERIES,
+                defaults=_DEFAULTS,
+                set_up=set_up,
+            )
+            await pool.open(settings.connect_timeout)
+        except (ValueError, *DRIVER_ERRORS) as error:
+            # A certificate that is refused is a ValueError, too.
+            if isinstance(error, ValueError) and not isinstance(error, OSError):
+                # Without asyncpg's words: they repeat a part of the URL, which holds a password.
+                raise SettingError(
+                    "TENANTS_DATABASE_URL", "cannot be understood; check its port and its options"
+                ) from error
+            raise DatabaseUnavailableError(
+                f"cannot connect to the database: {describe(error)}; is it running, and is TENANTS_DATABASE_URL right?"
+            ) from error
+        return cls(pool, settings, shares=shares)
+
+    async def close(self) -> None:
+        """Close the pool: wait up to the command timeout for blocks that are open, then cut them off."""
+        try:
+            async with asyncio.timeout(self._settings.command_timeout):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def tenant_connection(
+        self, tenant: Tenant, *, first: str = "", read_only: bool = False, without_role: bool = False
+    ) -> "Block":
+        """Return a block that lends a connection which sees *tenant*'s tables and no others.
+
+        `async with` lends it; a transaction begins with the first statement that does more than read. Leaving the
+        block commits it, leaving it by an exception or a cancellation rolls it back. Blocks do not nest: an inner one
+        is a transaction of its own on a connection of its own.
+
+        Args:
+            tenant: Whose.
+            first: SQL that goes to the server together with BEGIN, for what must save a message. The block's
+                `status` is that of its last statement, and entering the block raises what PostgreSQL refuses.
+            read_only: Whether the server refuses every write in this block.
+            without_role: For migrations: whether to leave out the tenant's role, where it has one.
+
+        Raises:
+            PoolExhaustedError: No connection came free within `TENANTS_ACQUIRE_TIMEOUT`, or none of the tenant's share.
+            TenantOverShareError: More than `TENANTS_TENANT_POOL_QUEUE` of the tenant's blocks wait for its share.
+            DatabaseUnavailableError: The database cannot be reached, or was lost inside the block.
+            DatabaseTimeoutError: A statement took longer than `TENANTS_COMMAND_TIMEOUT`.
+            TransactionLostError: The block ended without an error, but nothing could be saved.
+            UnknownTenantError: A table is missing because the tenant was dropped a moment ago.
+            RolesNotReadyError: Tenants have roles of their own, and this one has none, or it cannot be entered.
+        """
+        walled = self._settings.role_per_tenant and not without_role
+        if walled and tenant.role is None:
+            # Never a block without the wall.
+            raise RolesNotReadyError(f"tenant {tenant.slug!r} has no role of its own yet: run quart-tenants init")
+        beginning = _begin(tenant, read_only, walled)
+        return Block(self._pool, beginning, self._settings.acquire_timeout, tenant, first, self._shares)
+
+    def connection(self) -> "Block":
+        """Return a block with an empty path, for statements that write every name in full.
+
+        Raises the same errors as `tenant_connection`.
+        """
+        return Block(self._pool, _BEGIN_WITHOUT_TENANT, self._settings.acquire_timeout)
+
+    @contextlib.asynccontextmanager
+    async def plain_session(self) -> AsyncIterator[DriverConnection]:
+        """Lend a connection of its own, opened as those of the pool are, outside any transaction, and close it.
+
+        For looking at what a pooler, or a setting of the role, makes of it.
+
+        Raises:
+            DatabaseUnavailableError: The database cannot be reached.
+        """
+        try:
+            connection = await asyncpg.connect(
+                self._settings.required_database_url,
+                timeout=self._settings.connect_timeout,
+                command_timeout=self._settings.command_timeout,
+                statement_cache_size=0,
+                server_settings=_DEFAULTS,
+            )
+        except DRIVER_ERRORS as error:
+            raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
+        try:
+            yield connection
+        finally:
+            with contextlib.suppress(*DRIVER_ERRORS):
+                await connection.close(timeout=self._settings.connect_timeout)
+
+    @contextlib.asynccontextmanager
+    async def session(self, tenant: Tenant) -> AsyncIterator[DriverConnection]:
+        """Lend a connection of its own that sees *tenant*'s tables outside any transaction, and close it.
+
+        For what PostgreSQL refuses in a transaction. The path is part of how the connection is opened:
+        behind a pooler that shares connections there is none, and this fails rather than leave one behind.
+
+        Raises:
+            DatabaseUnavailableError: The database cannot be reached.
+            DatabaseRefusedError: The path is not what was asked for.
+        """
+        try:
+            connection = await asyncpg.connect(
+                self._settings.required_database_url,
+                timeout=self._settings.connect_timeout,
+                statement_cache_size=0,
+                server_settings={"search_path": tenant.schema.quoted, "application_name": "quart_tenants"},
+            )
+        except DRIVER_ERRORS as error:
+            raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
+        try:
+            if await list_path(connection) != [tenant.schema.name]:
+                raise DatabaseRefusedError(
+                    f"a connection for schema {tenant.schema.name!r} sees something else: the schema is missing, or "
+                    "a pooler stands between; run this on a direct connection to PostgreSQL"
+                )
+            yield connection
+        finally:
+            # Waits until a statement that was interrupted is cancelled. terminate() would let it go on.
+            with contextlib.suppress(*DRIVER_ERRORS):
+                await connection.close(timeout=self._settings.connect_timeout)
+
+
+async def enter_schema(connection: "Connection", schema: SchemaName) -> None:
+    """Let the rest of the transaction on *connection* see *schema* alone. For making a tenant's tables."""
+    await connection.execute(_set_path(schema))
+
+
+# Also where a pooler has dropped the connection's own empty path.
+_BEGIN_WITHOUT_TENANT = Beginning((BEGIN, "SET LOCAL search_path TO ''"))
+
+
+@lru_cache(maxsize=4096)
+def _begin(tenant: Tenant, read_only: bool, walled: bool) -> Beginning:
+    begin = BEGIN_READ_ONLY if read_only else BEGIN
+    role = (f"SET LOCAL ROLE {tenant.role.quoted}",) if walled and tenant.role is not None else ()
+    return Beginning(
+        (begin, *role, _set_path(tenant.schema)),
+        one_statement=walled,
+        tenant=(tenant.id, tenant.version),
+    )
+
+
+def _set_path(schema: SchemaName) -> str:
+    # PostgreSQL accepts a path whose schema is missing, so a dropped tenant fails with "relation does
+    # not exist". `public` is left off on purpose: with it the same query would read shared rows.
+    return f"SET LOCAL search_path TO {schema.quoted}"

@@ -1,0 +1,1 @@
+"""The doctor: attacks the database as a leak would happen."""

@@ -1,0 +1,166 @@
+"""Attack the database the way a leak would happen, and tell what came of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import asyncpg
+
+from quart_tenants.errors import RolesNotReadyError, TenantError
+from quart_tenants.long_lists import name_some
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.doctor.leaks import OLDEST_SERVER, TENANTS_ROLES, Finding, State, find_leaks
+from quart_tenants.postgres.doctor.probes import alternate, attack, find_session_leaks, make_probes
+from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.settings import Settings
+
+_LONGEST_RUN = 100.0  # seconds; what a run has left behind is removed by the next one a little later
+
+_GET_VERSION = """
+SELECT
+    pg_catalog.current_setting('server_version') AS server,
+    pg_catalog.current_setting('server_version_num')::integer AS number
+"""
+_LIST_PATH_SETTINGS = """
+SELECT coalesce(r.rolname::text, 'all roles') || ': ' || s.setting AS setting
+FROM pg_catalog.pg_db_role_setting AS d
+LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = d.setrole
+LEFT JOIN pg_catalog.pg_database AS b ON b.oid = d.setdatabase
+CROSS JOIN LATERAL pg_catalog.unnest(d.setconfig) AS s (setting)
+WHERE (d.setdatabase = 0 OR b.datname = pg_catalog.current_database())
+    AND (d.setrole = 0 OR r.rolname = session_user)
+    AND pg_catalog.starts_with(s.setting, 'search_path=') AND s.setting NOT IN ('search_path=', 'search_path=""')
+"""
+# What lets SQL leave the database or its role: from a tenant's block, too.
+_LIST_WAYS_OUT = """
+SELECT 'extension ' || extname::text AS way FROM pg_catalog.pg_extension
+WHERE extname IN ('dblink', 'postgres_fdw', 'file_fdw', 'adminpack', 'plpython3u', 'plperlu', 'pltclu')
+UNION ALL
+SELECT 'function ' || p.oid::pg_catalog.regprocedure::text || ' (SECURITY DEFINER)'
+FROM quart_tenants.tenants AS t
+JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
+JOIN pg_catalog.pg_depend AS d
+    ON d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = n.oid
+    AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+JOIN pg_catalog.pg_proc AS p ON p.oid = d.objid AND p.prosecdef
+"""
+
+
+async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Finding]:
+    """Yield what each check has found, as it comes.
+
+    Two schemas named quart_tenants_probe_… come and go. Through whatever pooler the URL leads, two clients take turns
+    there; a *database* of one connection is one of them.
+
+    Args:
+        database: With one connection.
+        settings: Of the app.
+
+    Raises:
+        DatabaseUnavailableError: The database cannot be reached.
+    """
+    async with database.connection() as connection:
+        version = await connection.fetchrow(_GET_VERSION)
+    if version is not None:
+        yield _judge_version(version["server"], version["number"])
+    try:
+        findings = await find_leaks(database, settings=settings)
+    except TenantError as error:
+        yield Finding("registry", State.FAILED, str(error), "see above; nothing else was tried")
+        return
+    yield Finding("registry", State.OK, "as new as this program")
+    for finding in findings:
+        yield finding
+    async with database.connection() as connection:
+        paths = [row["setting"] for row in await connection.fetch(_LIST_PATH_SETTINGS)]
+        ways = [row["way"] for row in await connection.fetch(_LIST_WAYS_OUT)] if settings.role_per_tenant else []
+    if paths:
+        yield Finding(
+            "path settings",
+            State.WARNING,
+            f"a connection that does not ask for a path gets one: {name_some(paths)}",
+            "ALTER ROLE or ALTER DATABASE … SET search_path = ''",
+        )
+    if ways:
+        remedy = "drop what you do not need, or REVOKE it from PUBLIC"
+        yield Finding("ways out", State.WARNING, f"these run with other rights: {name_some(ways)}", remedy)
+    no_roles = any(finding.check == TENANTS_ROLES and finding.state is State.LEAK for finding in findings)
+    for finding in await _probe(database, settings, no_roles=no_roles):
+        yield finding
+
+
+def _judge_version(server: str, number: int) -> Finding:
+    if number >= OLDEST_SERVER:
+        return Finding("server", State.OK, f"PostgreSQL {server}")
+    return Finding("server", State.FAILED, f"PostgreSQL {server} is too old", "use PostgreSQL 15 or newer")
+
+
+async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> list[Finding]:
+    findings = []
+    try:
+        async with asyncio.timeout(_LONGEST_RUN), AsyncExitStack() as stack:
+            probes = await stack.enter_async_context(make_probes(database, settings=settings))
+            second = await stack.enter_async_context(await Database.open(settings, max_size=1))
+            seen, (ours, theirs) = await alternate((database, second), probes)
+            shared = bool(ours & theirs)
+            findings.append(_judge_blocks(seen, shared=shared))
+            if settings.role_per_tenant:
+                findings.append(_judge_attack(await attack(database, *probes)))
+            # Before the pooler's other clients are asked: a pool of one has no second connection to give.
+            findings += _judge_sessions(*await find_session_leaks(database))
+    except (asyncpg.InsufficientPrivilegeError, RolesNotReadyError) as error:
+        reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else str(error)
+        remedy = "run doctor with the URL that makes tenants, through the same pooler"
+        if no_roles and isinstance(error, RolesNotReadyError):
+            reason, remedy = "the tenants' roles are not ready", f"see {TENANTS_ROLES} above"
+        findings.append(Finding("probes", State.WARNING, f"not tried: {reason}", remedy))
+    except asyncpg.PostgresError as error:
+        remedy = "see the server's log; if a pooler is in between, try a URL that leads straight to the server"
+        findings.append(Finding("probes", State.FAILED, f"a block failed: {describe_refusal(error)}", remedy))
+    except TimeoutError:
+        findings.append(
+            Finding("probes", State.FAILED, "the probes took too long", "try again when there is less to do")
+        )
+    return findings
+
+
+def _judge_blocks(seen: list[str], *, shared: bool) -> Finding:
+    how = "on shared server processes" if shared else "each client on a server process of its own"
+    if seen:
+        remedy = "do not serve through this URL; say so to the authors of quart-tenants and of the pooler"
+        return Finding("blocks", State.LEAK, f"a block saw another tenant's row ({how}): {name_some(seen)}", remedy)
+    return Finding(
+        "blocks", State.OK, f"no block saw another tenant's row, after errors and cancellations, too ({how})"
+    )
+
+
+def _judge_attack(succeeded: list[str]) -> Finding:
+    if succeeded:
+        return Finding(
+            "wall", State.LEAK, f"a tenant's role gets through: {'; '.join(succeeded)}", "quart-tenants init"
+        )
+    return Finding(
+        "wall", State.OK, "a tenant's role reaches neither another tenant nor the registry, and creates nothing"
+    )
+
+
+def _judge_sessions(setting: bool, prepared: bool) -> list[Finding]:
+    findings = []
+    if setting:
+        findings.append(
+            Finding(
+                "session settings",
+                State.WARNING,
+                "a pooler shares sessions here: what one client SETs reaches another one",
+                "our blocks do not use session settings; do not use any in yours: SET LOCAL",
+            )
+        )
+    else:
+        findings.append(Finding("session settings", State.OK, "what one client SETs does not reach another one"))
+    if prepared:
+        remedy = "none needed: behind a pooler our connections keep no prepared statements"
+        seen = "one client's prepared statements reach another one, and may run in its place"
+        findings.append(Finding("prepared statements", State.WARNING, seen, remedy))
+    else:
+        findings.append(Finding("prepared statements", State.OK, "one client's do not reach another one"))
+    return findings

@@ -1,0 +1,1 @@
+"""The driver: the only room that touches asyncpg's inside."""

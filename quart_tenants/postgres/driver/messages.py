@@ -1,0 +1,61 @@
+"""Write statements as messages of PostgreSQL's protocol, to go ahead of what the driver sends. Pure: no I/O.
+
+The extended protocol lets a client send many statements before it waits for an answer ("pipelining", PostgreSQL's
+manual, section 54.2.4). asyncpg waits after each of its own. What is written here is executed by the server when it
+arrives, and answered together with the driver's next statement, which ends with the Sync that these lack.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+
+from quart_tenants.postgres.driver.block_statements import BEGIN, COMMIT, REPEATED
+
+_LENGTH = struct.Struct("!i")
+_NO_PARAMETERS = b"\0\0"
+# No parameters' formats, no parameters, and results as text.
+_NO_ARGUMENTS = b"\0\0" + _NO_PARAMETERS + b"\0\0"
+# The unnamed portal, all rows.
+_EXECUTE = b"E" + _LENGTH.pack(9) + b"\0\0\0\0\0"
+
+
+# The same names everywhere, as their meaning is the same.
+_NAMES = {text: b"quart_tenants_" + hashlib.sha256(text.encode()).hexdigest()[:16].encode() for text in REPEATED}
+
+
+def write_preparation() -> bytes:
+    """Return the messages that prepare `REPEATED` on a server process that does not have them."""
+    # Preparing begins a transaction, which would stay open, and the next BEGIN be one that is in the past already.
+    return b"".join(_write_parse(name, statement) for statement, name in _NAMES.items()) + write_statements(
+        BEGIN, COMMIT
+    )
+
+
+@lru_cache(maxsize=4096)
+def write_statements(*statements: str) -> bytes:
+    """Return the messages that run *statements* one after the other, where `REPEATED` is prepared.
+
+    They have no parameters, and return no rows.
+    """
+    return b"".join(_write_statement(statement) for statement in statements)
+
+
+def write_closes(names: Sequence[str]) -> bytes:
+    """Return the messages that make the server forget prepared statements, also those that it does not know."""
+    return b"".join(_write_message(b"C", b"S" + name.encode() + b"\0") for name in names)
+
+
+def _write_statement(statement: str) -> bytes:
+    name = _NAMES.get(statement, b"")
+    parse = b"" if name else _write_parse(name, statement)
+    # The unnamed portal.
+    return parse + _write_message(b"B", b"\0" + name + b"\0" + _NO_ARGUMENTS) + _EXECUTE
+
+
+def _write_parse(name: bytes, statement: str) -> bytes:
+    return _write_message(b"P", name + b"\0" + statement.encode() + b"\0" + _NO_PARAMETERS)
+
+
+def _write_message(kind: bytes, body: bytes) -> bytes:
+    return kind + _LENGTH.pack(len(body) + _LENGTH.size) + body

@@ -1,0 +1,1 @@
+"""A private PostgreSQL for the demo and the tests."""

@@ -1,0 +1,242 @@
+"""Bring one tenant to a version, whoever else tries the same."""
+
+import itertools
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.errors import (
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    MigrationFailedError,
+    PoolExhaustedError,
+    TenantBusyError,
+    TenantError,
+    UnknownTenantError,
+)
+from quart_tenants.postgres.blocks.block import find_reported_path, list_path
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.connection_types import describe
+from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.postgres.migrations.migration_files import (
+    LEAVES_PATH,
+    Migration,
+    explain_path,
+    locate_refusal,
+    record_migrations,
+    run_scripts,
+)
+from quart_tenants.postgres.registry.registry_tables import announce_changes
+from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
+from quart_tenants.postgres.roles.tenant_roles import as_owner
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Tenant
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
+
+# Longer than the server's own limit, which says more.
+_GRACE = 10.0  # seconds
+# In milliseconds. The last, because otherwise what a killed command has begun goes on in the server, which looks at
+# its client only between statements; Windows cannot.
+_LIMITS = """
+SELECT
+    pg_catalog.set_config('lock_timeout', '{lock:d}', {local}),
+    pg_catalog.set_config('statement_timeout', '{statement:d}', {local}),
+    pg_catalog.set_config(
+        'client_connection_check_interval',
+        CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1000' END,
+        {local}
+    )
+"""
+# Whether the schema is there and for us, too.
+_FIND_STANDING = """
+SELECT t.version, n.oid IS NOT NULL AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS usable
+FROM quart_tenants.living_tenants AS t LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
+WHERE t.id = $1 AND t.schema_name = $2
+"""
+# Sent as it is, all statements in one message: with parameters it would be eight messages a tenant more, which is
+# as long as a small migration takes. What is put in are numbers, names that match the pattern of a migration's
+# file, and digests in hex.
+#
+# No rows come where somebody else has the lock, or where the tenant was dropped. Where it stands at another version
+# by now, the table refuses them: they are there already, or one before is missing.
+_CLAIM = """
+{limits};
+INSERT INTO quart_tenants.changes (tenant_id) VALUES ({id:d});
+INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
+SELECT t.schema_name, m.version, m.name, m.sha256
+FROM quart_tenants.tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
+WHERE t.id = {id:d} AND t.schema_name = pg_catalog.current_schema() AND pg_catalog.pg_try_advisory_xact_lock({key})
+"""
+_FIND_INVALID_INDEX = """
+SELECT c.relname FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relkind = 'i'
+    AND c.relnamespace = pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) LIMIT 1
+"""
+_PASSING_ERRORS = (
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    OSError,
+)
+
+
+class _StandsElsewhereError(Exception):
+    """The tenant is at another version than we thought: somebody else was faster."""
+
+
+async def migrate_tenant(
+    database: Database, tenant: Tenant, migrations: Sequence[Migration], *, settings: Settings
+) -> int:
+    """Run what is missing of *migrations* in the tenant's schema; return the version it is at then.
+
+    Files that follow one another run in one transaction, with the rows that record them. A file that says
+    `-- quart-tenants: no transaction` runs statement by statement on a connection of its own: what succeeded
+    before a statement failed stays, and the next try runs the file from its start.
+
+    The caller has made sure that no file was changed after it ran (`refuse_edited`).
+
+    Cancelled, it rolls back what has begun. Two at once for one tenant: the second waits, and finds nothing to do.
+
+    Raises:
+        MigrationFileError: A file is no SQL.
+        MigrationFailedError: A statement failed.
+        TenantBusyError: Somebody else migrates or changes the tenant.
+        UnknownTenantError: It was dropped meanwhile.
+        DatabaseUnavailableError: The connection was lost. What was recorded is done, all else is not.
+        RolesNotReadyError: The files are to run as the owner of all schemas, which `init` has not made.
+    """
+    version = tenant.version
+    while missing := migrations[version:]:
+        together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
+        try:
+            if together:
+                await _run_together(database, tenant, together, settings)
+            else:
+                await _run_alone(database, tenant, missing[0], settings)
+        except _StandsElsewhereError:
+            async with database.connection() as connection:
+                version = await _check_usable(connection, tenant)
+        else:
+            version += len(together) or 1
+    return version
+
+
+def may_succeed_later(error: TenantError) -> bool:
+    """Return whether *error* was about the moment: a lock, a deadlock, a lost connection."""
+    if isinstance(error, DatabaseUnavailableError | PoolExhaustedError | TenantBusyError):
+        return True
+    return isinstance(error, MigrationFailedError) and isinstance(error.__cause__, _PASSING_ERRORS)
+
+
+async def _run_together(
+    database: Database, tenant: Tenant, migrations: Sequence[Migration], settings: Settings
+) -> None:
+    """Run files in one transaction with the rows that record them."""
+    rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
+    claim = _CLAIM.format(
+        limits=_format_limits(settings, settings.migration_lock_timeout, local=True),
+        key=LOCK_KEY.format(tenant.id),
+        id=tenant.id,
+        rows=rows,
+    )
+    seconds = settings.migration_statement_timeout + _GRACE
+    try:
+        block = database.tenant_connection(tenant, first=claim, without_role=True)
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(block)
+            except (asyncpg.UniqueViolationError, asyncpg.ForeignKeyViolationError) as error:
+                raise _StandsElsewhereError from error
+            if block.status != f"INSERT 0 {len(migrations)}":
+                await _check_usable(connection, tenant)
+                raise TenantBusyError(tenant.slug)
+            told = find_reported_path(connection)
+            async with as_owner(connection, wanted=settings.role_per_tenant):
+                await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
+            if told in (tenant.schema.name, tenant.schema.quoted):
+                # The server tells of every change, as it has told of this path.
+                same = find_reported_path(connection) == told
+            else:
+                same = await list_path(connection) == [tenant.schema.name]
+            if not same:
+                raise explain_path(tenant.schema.name, migrations)
+    except asyncpg.PostgresError as error:
+        # Such as a constraint that is checked at the commit.
+        names = ", ".join(migration.name for migration in migrations)
+        raise MigrationFailedError(tenant.schema.name, names, describe_refusal(error)) from error
+
+
+async def _run_alone(database: Database, tenant: Tenant, migration: Migration, settings: Settings) -> None:
+    """Run a file that PostgreSQL refuses in a transaction."""
+    try:
+        async with database.session(tenant) as connection:
+            await connection.execute(_format_limits(settings, settings.migration_lock_timeout, local=False))
+            await lock_session(connection, tenant.id, tenant.slug, settings.migration_lock_timeout)
+            if await _check_usable(connection, tenant) != migration.version - 1:
+                raise _StandsElsewhereError
+            # What is built concurrently waits for transactions to end and holds nobody up meanwhile. Given up
+            # half-way it leaves an invalid index.
+            await connection.execute(_format_limits(settings, 0, local=False))
+            async with as_owner(connection, wanted=settings.role_per_tenant, local=False):
+                await _run_statements(connection, tenant, migration, settings)
+            async with connection.transaction():
+                await record_migrations(connection, tenant.schema.name, [migration])
+                await announce_changes(connection, tenant.id)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else describe(error)
+        raise _explain_half(tenant, migration, reason) from error
+
+
+async def _run_statements(
+    connection: "DriverConnection", tenant: Tenant, migration: Migration, settings: Settings
+) -> None:
+    for statement in migration.script.statements:
+        try:
+            await connection.execute(statement.sql, timeout=settings.migration_statement_timeout + _GRACE)
+        except asyncpg.PostgresError as error:
+            raise _explain_half(tenant, migration, locate_refusal(statement, error)) from error
+        # Before the next one runs in another tenant's schema.
+        if await list_path(connection) != [tenant.schema.name]:
+            raise _explain_half(tenant, migration, f"line {statement.line}: {LEAVES_PATH}")
+    index = await connection.fetchval(_FIND_INVALID_INDEX, tenant.schema.name)
+    if index is not None:
+        raise _explain_half(
+            tenant,
+            migration,
+            f"index {index} is invalid, left by a CREATE INDEX CONCURRENTLY that failed: "
+            "begin the file with DROP INDEX CONCURRENTLY IF EXISTS, or drop it by hand",
+        )
+
+
+def _explain_half(tenant: Tenant, migration: Migration, reason: str) -> MigrationFailedError:
+    kept = "what it did before stays, for it runs outside a transaction; the next try begins the file anew"
+    return MigrationFailedError(tenant.schema.name, migration.name, reason, kept=kept)
+
+
+async def _check_usable(connection: "Connection | DriverConnection", tenant: Tenant) -> int:
+    """Make sure that the tenant lives and its schema is ours to use; return the version that it stands at."""
+    standing = await connection.fetchrow(_FIND_STANDING, tenant.id, tenant.schema.name)
+    if standing is None:
+        # Its schema has another name now: it lies in the trash, or a backup has taken its place.
+        raise UnknownTenantError(tenant.slug)
+    if not standing["usable"]:
+        raise DatabaseRefusedError(f"schema {tenant.schema.name!r} is missing, or this role may not use it")
+    return int(standing["version"])
+
+
+def _format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> str:
+    """Return the statement that limits in seconds how long statements wait for locks, and how long they take."""
+    return _LIMITS.format(
+        lock=round(lock_timeout * 1000),
+        statement=round(settings.migration_statement_timeout * 1000),
+        local=str(local).lower(),
+    )

@@ -1,0 +1,261 @@
+"""Read migration files, plan what is missing, and run it in one schema."""
+
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.errors import MigrationFailedError, MigrationFileError
+from quart_tenants.long_lists import name_some
+from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.postgres.roles.tenant_roles import as_owner
+from quart_tenants.resources import get_resource_path
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
+    from quart_tenants.postgres.migrations.sql_parser import Script, Statement
+
+LEAVES_PATH = "it changes search_path; use unqualified names only"
+_FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
+
+# Answers what is on the path, so that a migration which has changed it is found out.
+_RECORD = """
+WITH recorded AS (
+    INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
+    SELECT $1, version, name, sha256 FROM unnest($2::integer[], $3::text[], $4::text[]) AS x (version, name, sha256)
+)
+SELECT pg_catalog.current_schemas(false)::text[]
+"""
+# Which of our files ($1 versions, $2 digests) ran with another text, and for whom.
+_LIST_EDITED = """
+SELECT a.version, array_agg(t.slug ORDER BY t.slug) AS slugs
+FROM unnest($1::integer[], $2::text[]) AS f (version, sha256)
+JOIN quart_tenants.applied_migrations AS a ON a.version = f.version AND a.sha256 <> f.sha256
+JOIN quart_tenants.living_tenants AS t ON t.schema_name = a.schema_name
+GROUP BY a.version ORDER BY a.version
+"""
+_LIST_APPLIED = "SELECT version, sha256 FROM quart_tenants.applied_migrations WHERE schema_name = $1"
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file `NNNN_what_it_does.sql`.
+
+    Attributes:
+        version: NNNN, from 1 and without a gap.
+        name: The file's name.
+        sql: What it does: unqualified names, so that it runs in any tenant's schema.
+    """
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the file's text, in hex."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def script(self) -> "Script":
+        """The file's statements.
+
+        Raises:
+            MigrationFileError: The file is no SQL, or does what a migration must not.
+        """
+        return _parse(self.name, self.sql)
+
+    def check(self) -> None:
+        """Make sure that the file can run. Raises what `script` raises."""
+        _ = self.script
+
+
+@dataclass(frozen=True, slots=True)
+class EditedFile:
+    """A migration whose file was changed after it had run for these tenants."""
+
+    file: str
+    slugs: tuple[Slug, ...]
+
+
+def read_migrations(folder: Path) -> tuple[Migration, ...]:
+    """Return the migrations in *folder* in order of version. What is in them is not parsed yet.
+
+    Raises:
+        MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice,
+            there are none, or the folder cannot be read.
+    """
+    migrations: list[Migration] = []
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise MigrationFileError(f"{folder}: cannot be read: {error}") from error
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is None:
+            raise MigrationFileError(f"{path}: a migration is named like 0001_what_it_does.sql")
+        try:
+            migration = Migration(int(match[1]), path.name, path.read_text(encoding="utf-8-sig"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise MigrationFileError(f"{path}: cannot be read: {error}") from error
+        if migration.version != len(migrations) + 1:
+            raise MigrationFileError(
+                f"{path}: expected number {len(migrations) + 1:04}; numbers start at 0001, without a gap or a double"
+            )
+        migrations.append(migration)
+    if not migrations:
+        raise MigrationFileError(f"{folder}: has no file named like 0001_what_it_does.sql")
+    return tuple(migrations)
+
+
+def get_tenant_migrations(settings: Settings) -> tuple[Migration, ...]:
+    """Return the migrations of a tenant's schema: the app's own, or those of the reference app.
+
+    Raises:
+        MigrationFileError: A file is misnamed, missing or unreadable.
+    """
+    return read_migrations(settings.migrations_dir or get_resource_path("sql/tenant"))
+
+
+def plan_migrations(migrations: Sequence[Migration], applied: Mapping[int, str]) -> tuple[Migration, ...]:
+    """Return those of *migrations* that are missing from *applied* (version → sha256). Pure.
+
+    Versions in *applied* that are newer than every file are left alone: a newer program made them.
+
+    Raises:
+        MigrationFileError: A file was changed after it was applied.
+    """
+    for migration in migrations:
+        if applied.get(migration.version, migration.sha256) != migration.sha256:
+            raise MigrationFileError(
+                f"{migration.name} was changed after it was applied; put the file back and write a new one"
+            )
+    return tuple(migration for migration in migrations if migration.version not in applied)
+
+
+async def list_applied(connection: "Connection", schema: str) -> dict[int, str]:
+    """Return the versions applied in *schema*, each with the sha256 of its file."""
+    return {row["version"]: row["sha256"] for row in await connection.fetch(_LIST_APPLIED, schema)}
+
+
+async def list_edited(connection: "Connection", migrations: Sequence[Migration]) -> tuple[EditedFile, ...]:
+    """Return which of *migrations* were changed after they ran, by one query over all tenants."""
+    rows = await connection.fetch(
+        _LIST_EDITED,
+        [migration.version for migration in migrations],
+        [migration.sha256 for migration in migrations],
+    )
+    names = {migration.version: migration.name for migration in migrations}
+    return tuple(EditedFile(names[row["version"]], tuple(map(Slug, row["slugs"]))) for row in rows)
+
+
+async def refuse_edited(connection: "Connection", migrations: Sequence[Migration]) -> None:
+    """Make sure that no file was changed after it ran for some tenant.
+
+    Raises:
+        MigrationFileError: Names the files and the tenants.
+    """
+    edited = await list_edited(connection, migrations)
+    if edited:
+        names = "; ".join(f"{one.file} (by {name_some(one.slugs)})" for one in edited)
+        raise MigrationFileError(
+            f"changed after it was applied: {names}; put the file back, and write a new one for what is to change"
+        )
+
+
+async def apply_migrations(
+    connection: "Connection",
+    schema: str,
+    migrations: Sequence[Migration],
+    *,
+    path: Sequence[str] | None = None,
+    owner: bool = False,
+) -> None:
+    """Run *migrations* in the transaction and on the path of *connection*, and record them for *schema*.
+
+    Args:
+        connection: Inside a block.
+        schema: The name under which they are recorded.
+        migrations: In order of version.
+        path: The schemas on the path of *connection*; default: *schema* alone.
+        owner: Whether they run as the owner of all tenants' schemas. The record is written by who has logged in.
+
+    Raises:
+        MigrationFileError: A file is no SQL; nothing ran.
+        MigrationFailedError: A statement failed, or they left another path behind. The caller's
+            transaction is lost.
+        RolesNotReadyError: There is no owner.
+    """
+    async with as_owner(connection, wanted=owner):
+        await run_scripts(connection, schema, migrations)
+    if await record_migrations(connection, schema, migrations) != list([schema] if path is None else path):
+        raise explain_path(schema, migrations)
+
+
+async def run_scripts(
+    connection: "Connection", schema: str, migrations: Sequence[Migration], *, seconds: float | None = None
+) -> None:
+    """Run the statements of *migrations* in the transaction of *connection*, one message each, and record nothing.
+
+    Statements that PostgreSQL refuses in a transaction lose their CONCURRENTLY, or are left out (VACUUM,
+    REINDEX): here they meet new tables, which nobody uses yet.
+
+    Args:
+        connection: Inside a block.
+        schema: For errors.
+        migrations: In order of version.
+        seconds: That a statement may take; default: the connection's own limit.
+
+    Raises what `apply_migrations` raises.
+    """
+    scripts = [(migration.name, migration.script) for migration in migrations]
+    for name, script in scripts:
+        for statement in script.statements:
+            try:
+                if (sql := statement.sql_for_new_tables) is not None:
+                    await connection.execute(sql, timeout=seconds)
+            except asyncpg.PostgresError as error:
+                raise MigrationFailedError(schema, name, locate_refusal(statement, error)) from error
+
+
+def explain_path(schema: str, migrations: Sequence[Migration]) -> MigrationFailedError:
+    """Return the error for *migrations* that left another path behind, such as by set_config()."""
+    # A statement that says SET is found before any runs.
+    names = ", ".join(migration.name for migration in migrations)
+    return MigrationFailedError(schema, names, LEAVES_PATH)
+
+
+async def record_migrations(
+    connection: "Connection | DriverConnection", schema: str, migrations: Sequence[Migration]
+) -> list[str]:
+    """Write down that *migrations* are applied in *schema*, and return which schemas are on the path."""
+    schemas: list[str] = await connection.fetchval(
+        _RECORD,
+        schema,
+        [migration.version for migration in migrations],
+        [migration.name for migration in migrations],
+        [migration.sha256 for migration in migrations],
+    )
+    return schemas
+
+
+def locate_refusal(statement: "Statement", error: asyncpg.PostgresError) -> str:
+    """Return what the server said about *statement*, with the line of its file."""
+    return f"line {statement.locate(error.position)}: {describe_refusal(error)}"
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(name: str, sql: str) -> "Script":
+    # Here, because it takes a tenth of a second to load, and a worker that serves runs no migration.
+    from quart_tenants.postgres.migrations.sql_parser import parse_script
+
+    return parse_script(name, sql)

@@ -1,0 +1,1 @@
+"""The pool: which connection a block gets, and who waits for one."""

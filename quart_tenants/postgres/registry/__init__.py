@@ -1,0 +1,1 @@
+"""The registry: which tenants exist, in its tables and in the memory of each worker."""

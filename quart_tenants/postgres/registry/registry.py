@@ -1,0 +1,239 @@
+"""Know which tenants exist, in memory, kept fresh by a feed of changes."""
+
+import asyncio
+import logging
+import time
+from typing import NoReturn
+
+import asyncpg
+
+from quart_tenants.errors import RegistryStaleError, SchemaBehindError, TenantError, UnknownTenantError
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant, unready_explained
+from quart_tenants.postgres.sessions.session_ends import EndedSessions
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug, Tenant
+
+logger = logging.getLogger(__name__)
+
+_LIST_LIVING = """
+SELECT
+    id, slug, schema_name, display_name, version, suspended, role_name, domains, former_slugs, redirects_until
+FROM quart_tenants.living_tenants
+"""
+# Where the feed stands: which transactions it shows, on which start of the server, and its newest row.
+_GET_POSITION = """
+SELECT
+    pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.pg_postmaster_start_time() AS started_at,
+    newest.revision, newest.tenant_id, newest.changed_at
+FROM (SELECT) AS once LEFT JOIN (
+    SELECT revision, tenant_id, changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1
+) AS newest ON true
+"""
+# $1 the last snapshot: what it did not show is new. $2 to $4 the newest row of then: if it is gone, this is
+# not the same feed. At least one row; changed_id is null where nothing changed.
+_LIST_CHANGES = """
+SELECT
+    pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.pg_postmaster_start_time() AS started_at,
+    newest.revision, newest.tenant_id, newest.changed_at,
+    EXISTS (
+        SELECT FROM quart_tenants.changes WHERE (revision, tenant_id, changed_at) = ($2, $3, $4)
+    ) AS same_feed,
+    changed.tenant_id AS changed_id,
+    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name,
+    t.domains, t.former_slugs, t.redirects_until
+FROM (SELECT) AS once
+LEFT JOIN (
+    SELECT revision, tenant_id, changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1
+) AS newest ON true
+LEFT JOIN (
+    SELECT DISTINCT tenant_id FROM quart_tenants.changes
+    WHERE transaction >= pg_catalog.pg_snapshot_xmin($1::text::pg_catalog.pg_snapshot)
+        AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $1::text::pg_catalog.pg_snapshot)
+        -- Rows from a server that had come further, such as in a dump: no snapshot of this one will show them as seen.
+        AND transaction < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+) AS changed ON true
+LEFT JOIN quart_tenants.living_tenants AS t ON t.id = changed.tenant_id
+"""
+
+
+class Registry:
+    """Every tenant but those in the trash, and every session that was ended, in the memory of one worker.
+
+    A look-up costs no query. Changes made by any other process arrive by `follow` within
+    `TENANTS_REGISTRY_POLL_INTERVAL`. When they cannot be read for `TENANTS_REGISTRY_MAX_AGE`, what
+    is remembered is not trusted any more: fail closed.
+
+    Attributes:
+        ended_sessions: Sessions that are over before their time, as far as `get_age` tells.
+    """
+
+    def __init__(self, database: Database, settings: Settings, *, minimum_version: int = 0) -> None:
+        self._database = database
+        self._settings = settings
+        self._minimum_version = minimum_version
+        self.ended_sessions = EndedSessions()
+        self._by_id: dict[int, Tenant] = {}
+        self._by_slug: dict[Slug, Tenant] = {}
+        # Other addresses of a tenant: its domains, and the slugs that it had, with the end of their redirect.
+        self._by_domain: dict[str, int] = {}
+        self._moved: dict[Slug, tuple[int, float]] = {}
+        self._addresses: dict[int, tuple[list[str], list[Slug]]] = {}
+        self._position: asyncpg.Record | None = None
+        self._read_at = float("-inf")
+        self._reading = asyncio.Lock()
+        self._checking: asyncio.Task[None] | None = None
+
+    def get_tenant(self, slug: Slug) -> Tenant:
+        """Return the tenant at *slug*, if it is to be served.
+
+        Raises:
+            UnknownTenantError: There is none, or it is suspended.
+            SchemaBehindError: Its tables are older than what the app needs.
+            RegistryStaleError: What is remembered is too old to be trusted.
+        """
+        if self.get_age() > self._settings.registry_max_age:
+            raise RegistryStaleError("the feed of changes could not be read lately")
+        tenant = self._by_slug.get(slug)
+        if tenant is None or tenant.suspended:
+            raise UnknownTenantError(slug)
+        if tenant.version < self._minimum_version:
+            raise SchemaBehindError(slug, tenant.version, self._minimum_version)
+        return tenant
+
+    def get_present(self, tenant: Tenant) -> Tenant:
+        """Return *tenant*, of some time ago, as it is now, whatever it is called. Raises what `get_tenant` raises.
+
+        Another one, where its slug is another tenant's by now.
+        """
+        present = self._by_id.get(tenant.id, tenant)
+        return self.get_tenant(present.slug)
+
+    def get_age(self) -> float:
+        """Return for how many seconds there have been no news. Something may have changed since."""
+        return asyncio.get_running_loop().time() - self._read_at
+
+    def find_slug_by_domain(self, domain: str) -> Slug | None:
+        """Return the slug of the tenant that has *domain* for its own, or None. `get_tenant` says if it is served."""
+        tenant = self._by_id.get(self._by_domain.get(domain, 0))
+        return None if tenant is None else tenant.slug
+
+    def find_new_slug(self, slug: Slug) -> Slug | None:
+        """Return what the tenant that was renamed from *slug* is called now, or None when that is long ago."""
+        tenant_id, until = self._moved.get(slug, (0, 0.0))
+        tenant = self._by_id.get(tenant_id)
+        return None if tenant is None or slug in self._by_slug or until <= time.time() else tenant.slug
+
+    async def load(self) -> None:
+        """Read all tenants.
+
+        Raises:
+            RegistryNotReadyError: The registry does not exist, is older than this program, or not ours to read.
+            DatabaseUnavailableError: It cannot be read.
+        """
+        async with self._reading:
+            await self._load()
+
+    async def refresh(self) -> None:
+        """Read what changed since the last time. Raises what `load` raises."""
+        async with self._reading:
+            now = asyncio.get_running_loop().time()
+            seen = self._position
+            if seen is None:
+                await self._load()
+                return
+            async with self._database.connection() as connection:
+                with unready_explained():
+                    changes = await connection.fetch(
+                        _LIST_CHANGES, seen["snapshot"], seen["revision"], seen["tenant_id"], seen["changed_at"]
+                    )
+                    # Afterwards: what comes in between is read once more by the next refresh.
+                    await self.ended_sessions.refresh(connection, seen["snapshot"])
+            newest = changes[0]
+            # Otherwise it was replaced, such as by an older backup, or the server went back in time.
+            if not newest["same_feed"] or newest["started_at"] != seen["started_at"]:
+                await self._load()
+                return
+            for change in changes:
+                if change["changed_id"] is not None:
+                    self._remove(change["changed_id"])
+                if change["id"] is not None:
+                    self._put(change)
+            self._position = newest
+            self._read_at = now
+
+    async def follow(self) -> NoReturn:
+        """Refresh for ever, once in `TENANTS_REGISTRY_POLL_INTERVAL`. Ends by cancellation only."""
+        failed = False
+        while True:
+            await asyncio.sleep(self._settings.registry_poll_interval)
+            try:
+                await self.refresh()
+            except Exception as error:
+                # Whatever it is: without this task the worker would be stale until it is restarted.
+                if not failed:
+                    known = isinstance(error, TenantError)
+                    logger.warning(
+                        "the tenant registry cannot be read, and will be tried again: %s",
+                        error,
+                        exc_info=None if known else error,
+                    )
+                failed = True
+            else:
+                if failed:
+                    logger.warning("the tenant registry can be read again")
+                failed = False
+
+    async def check(self) -> None:
+        """Ask the database whether it answers and holds the registry. Raises what `load` raises.
+
+        Callers at the same time share one answer: anybody may ask, and the feed needs its connection.
+        """
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check())
+        await asyncio.shield(self._checking)
+
+    async def _check(self) -> None:
+        async with self._database.connection() as connection:
+            await check_registry(connection)
+
+    async def _load(self) -> None:
+        now = asyncio.get_running_loop().time()
+        async with self._database.connection() as connection:
+            await check_registry(connection)
+            # First the position: what comes in between is read once more by the next refresh.
+            position = await connection.fetchrow(_GET_POSITION)
+            rows = await connection.fetch(_LIST_LIVING)
+            await self.ended_sessions.load(connection)
+        for remembered in (self._by_id, self._by_slug, self._by_domain, self._moved, self._addresses):
+            remembered.clear()
+        for row in rows:
+            self._put(row)
+        self._position = position
+        self._read_at = now
+
+    def _put(self, row: asyncpg.Record) -> None:
+        tenant = read_tenant(row)
+        self._by_id[tenant.id] = self._by_slug[tenant.slug] = tenant
+        former_slugs = [Slug(slug) for slug in row["former_slugs"]]
+        if row["domains"] or former_slugs:
+            self._addresses[tenant.id] = row["domains"], former_slugs
+        for domain in row["domains"]:
+            self._by_domain[domain] = tenant.id
+        for slug, until in zip(former_slugs, row["redirects_until"], strict=True):
+            self._moved[slug] = tenant.id, until
+
+    def _remove(self, tenant_id: int) -> None:
+        tenant = self._by_id.pop(tenant_id, None)
+        if tenant is None:
+            return
+        # Each of its addresses may be another tenant's by now.
+        if self._by_slug.get(tenant.slug) is tenant:
+            del self._by_slug[tenant.slug]
+        domains, former_slugs = self._addresses.pop(tenant_id, ([], []))
+        for domain in domains:
+            if self._by_domain.get(domain) == tenant_id:
+                del self._by_domain[domain]
+        for slug in former_slugs:
+            if self._moved.get(slug, (0, 0.0))[0] == tenant_id:
+                del self._moved[slug]

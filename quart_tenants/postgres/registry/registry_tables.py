@@ -1,0 +1,146 @@
+"""Make the registry's tables, check them, and read and announce tenants in them."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.errors import RegistryNotReadyError, UnknownTenantError
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.postgres.migrations.migration_files import (
+    Migration,
+    apply_migrations,
+    list_applied,
+    plan_migrations,
+    read_migrations,
+)
+from quart_tenants.resources import get_resource_path
+from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
+
+_REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrations') IS NOT NULL"
+_REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"
+_CREATE_REGISTRY_SCHEMA = "CREATE SCHEMA quart_tenants"
+_RUN_INIT = "run quart-tenants init, or for an app of your own: quart --app APP tenants init"
+GRANT_REGISTRY = (
+    f"GRANT USAGE ON SCHEMA {REGISTRY_SCHEMA} TO …; "
+    f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {REGISTRY_SCHEMA} TO …"
+)
+"""What a role needs that serves, or runs commands, and does not own the registry."""
+
+_NO_REGISTRY = f"this database has no tenant registry yet: {_RUN_INIT}"
+# Two `init` at once would both find nothing. The number is arbitrary, but ours: "tenants" as bytes.
+_LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012211)"
+
+_LIST_TENANTS = """
+SELECT id, slug, schema_name, display_name, version, suspended, role_name
+FROM quart_tenants.living_tenants ORDER BY slug
+"""
+_GET_TENANT = """
+SELECT id, slug, schema_name, display_name, version, suspended, role_name
+FROM quart_tenants.living_tenants WHERE slug = $1
+"""
+_ADD_CHANGES = "INSERT INTO quart_tenants.changes (tenant_id) SELECT unnest($1::bigint[])"
+
+
+async def init_registry(database: Database) -> int:
+    """Create or update the registry's tables; return how many migrations ran. Doing it again does no harm.
+
+    Raises:
+        MigrationFailedError: Such as for a lack of rights; the database is unchanged.
+    """
+    async with database.connection() as connection:
+        await connection.execute(_LOCK_REGISTRY_MAKING)
+        applied = {}
+        if await connection.fetchval(_REGISTRY_EXISTS):
+            applied = await list_applied(connection, REGISTRY_SCHEMA)
+        elif not await connection.fetchval(_REGISTRY_SCHEMA_EXISTS):
+            try:
+                await connection.execute(_CREATE_REGISTRY_SCHEMA)
+            except asyncpg.InsufficientPrivilegeError as error:
+                raise RegistryNotReadyError(
+                    f"this role may not create the schema {REGISTRY_SCHEMA}: GRANT CREATE ON DATABASE to it"
+                ) from error
+        missing = plan_migrations(_get_registry_migrations(), applied)
+        if missing:
+            await apply_migrations(connection, REGISTRY_SCHEMA, missing, path=())
+    return len(missing)
+
+
+async def check_registry(connection: "Connection") -> None:
+    """Make sure that the registry exists, is as new as this program, and ours to read.
+
+    Raises:
+        RegistryNotReadyError: Say `quart-tenants init`, or what right is missing.
+    """
+    with unready_explained():
+        # Without USAGE on its schema this is an error already.
+        exists = await connection.fetchval(_REGISTRY_EXISTS)
+    if not exists:
+        raise RegistryNotReadyError(_NO_REGISTRY)
+    with unready_explained():
+        applied = await list_applied(connection, REGISTRY_SCHEMA)
+    if plan_migrations(_get_registry_migrations(), applied):
+        raise RegistryNotReadyError(f"the tenant registry is older than this program: {_RUN_INIT}")
+
+
+async def list_tenants(database: Database) -> list[Tenant]:
+    """Return all tenants but those in the trash, in order of slug, read from the database.
+
+    Raises:
+        RegistryNotReadyError: There is no registry.
+    """
+    async with database.connection() as connection:
+        await check_registry(connection)
+        return [read_tenant(row) for row in await connection.fetch(_LIST_TENANTS)]
+
+
+async def get_tenant(database: Database, slug: Slug) -> Tenant:
+    """Return the tenant at *slug*, read from the database. For commands; a worker asks its `Registry`.
+
+    Raises:
+        UnknownTenantError: There is none, or it lies in the trash.
+        RegistryNotReadyError: There is no registry.
+    """
+    async with database.connection() as connection:
+        await check_registry(connection)
+        row = await connection.fetchrow(_GET_TENANT, slug)
+    if row is None:
+        raise UnknownTenantError(slug)
+    return read_tenant(row)
+
+
+async def announce_changes(connection: "Connection | DriverConnection", *tenant_ids: int) -> None:
+    """Tell every worker that these tenants were made, changed or dropped by this transaction."""
+    await connection.execute(_ADD_CHANGES, tenant_ids)
+
+
+def read_tenant(row: asyncpg.Record) -> Tenant:
+    """Return the tenant in a row of `living_tenants`."""
+    # Checked when it was written, and trusted since: an adopted schema keeps its name as it is.
+    schema = SchemaName(row["schema_name"])
+    role = None if row["role_name"] is None else RoleName(row["role_name"])
+    return Tenant(row["id"], Slug(row["slug"]), schema, row["display_name"], row["version"], row["suspended"], role)
+
+
+@contextlib.contextmanager
+def unready_explained() -> Iterator[None]:
+    """Raise `RegistryNotReadyError` where a table is missing or not ours to read."""
+    try:
+        yield
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError) as error:
+        raise RegistryNotReadyError(_NO_REGISTRY) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise RegistryNotReadyError(
+            f"this role may not read the tenant registry: {describe_refusal(error)}; {GRANT_REGISTRY}"
+        ) from error
+
+
+@functools.cache
+def _get_registry_migrations() -> tuple[Migration, ...]:
+    return read_migrations(get_resource_path("sql/registry"))

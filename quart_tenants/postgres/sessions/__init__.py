@@ -1,0 +1,1 @@
+"""What the database remembers about sessions that ended and logins that failed."""

@@ -1,0 +1,189 @@
+"""Give tenants domains of their own, when DNS proves that they are theirs."""
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.dns_lookup import find_text_records
+from quart_tenants.domain import Domain, is_below
+from quart_tenants.errors import (
+    DomainNotVerifiedError,
+    DomainTakenError,
+    InvalidDomainError,
+    UnknownDomainError,
+    UnknownTenantError,
+)
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.registry.resting_names import check_rested, let_names_rest
+from quart_tenants.postgres.registry.tenant_locks import lock_tenant
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug, Tenant
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection
+
+_RECORD_NAME = "_quart-tenants"
+_RECORD_VALUE = "quart-tenants"
+_TOKEN_BYTES = 16
+
+# Also one that lies in the trash and may come back.
+_IS_TAKEN = """
+SELECT EXISTS (
+    SELECT FROM quart_tenants.domains WHERE domain = $1 AND tenant_id <> $2 AND verified_at IS NOT NULL
+)
+"""
+# An earlier claim keeps its token: its record may be in DNS already. The update changes nothing; it returns the row.
+_CLAIM = """
+INSERT INTO quart_tenants.domains (domain, tenant_id, token) VALUES ($1, $2, $3)
+ON CONFLICT (domain, tenant_id) DO UPDATE SET token = domains.token
+RETURNING token, verified_at IS NOT NULL AS verified
+"""
+# $3 the token that was proven: the claim may have been removed, and made anew, meanwhile.
+_VERIFY = """
+UPDATE quart_tenants.domains SET verified_at = now() WHERE domain = $1 AND tenant_id = $2 AND token = $3
+RETURNING domain
+"""
+_REMOVE = """
+DELETE FROM quart_tenants.domains AS d USING quart_tenants.tenants AS t WHERE d.domain = $1 AND t.id = d.tenant_id
+RETURNING d.domain, d.tenant_id, t.slug, d.token, d.verified_at IS NOT NULL AS verified
+"""
+_TENANT_EXISTS = "SELECT EXISTS (SELECT FROM quart_tenants.tenants WHERE slug = $1)"
+_LIST_DOMAINS = """
+SELECT d.domain, t.slug, d.token, d.verified_at IS NOT NULL AS verified
+FROM quart_tenants.domains AS d JOIN quart_tenants.tenants AS t ON t.id = d.tenant_id
+WHERE $1::text IS NULL OR t.slug = $1
+ORDER BY d.domain, t.slug
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CustomDomain:
+    """A domain at which a tenant answers, or wants to, beside its subdomain.
+
+    Attributes:
+        domain: In lower case, without port and trailing dot.
+        slug: The tenant's.
+        token: What its owner puts into DNS to prove that it is theirs.
+        verified: Whether that was seen, or an operator vouched for it. Otherwise it is not served.
+    """
+
+    domain: Domain
+    slug: Slug
+    token: str
+    verified: bool
+
+    @property
+    def record_name(self) -> str:
+        """The name of the TXT record that proves it."""
+        return f"{_RECORD_NAME}.{self.domain}"
+
+    @property
+    def record_value(self) -> str:
+        """The value of that record."""
+        return f"{_RECORD_VALUE}={self.token}"
+
+
+async def add_domain(
+    database: Database, slug: Slug, domain: Domain, *, settings: Settings, trusted: bool = False
+) -> CustomDomain:
+    """Serve a tenant at a domain of its own, if DNS proves that it is theirs. Workers know it within two seconds.
+
+    The first call claims the domain and names the record to make; the same call succeeds when the record is
+    there. Doing it again does no harm. The record may go afterwards.
+
+    Args:
+        database: Where.
+        slug: The tenant's.
+        domain: Outside `TENANTS_DOMAIN`. A claim keeps nobody else from claiming it.
+        settings: The domain of all, and which DNS servers to ask.
+        trusted: The caller knows that the domain is the tenant's: DNS is not asked.
+
+    Raises:
+        InvalidDomainError: It is `TENANTS_DOMAIN`, or above or below it.
+        DomainTakenError: It is another tenant's, also of one in the trash.
+        RecentlyDroppedError: It was another tenant's until a moment ago.
+        DomainNotVerifiedError: The record is not there. Says which one to make.
+        DnsUnavailableError: DNS cannot be asked.
+        UnknownTenantError: There is no such tenant.
+        TenantInTrashError: It was dropped.
+        TenantBusyError: It is being migrated or changed.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    if is_below(domain, settings.domain) or is_below(settings.domain, domain):
+        raise InvalidDomainError(domain, f"it must be outside {settings.domain}, where all tenants are")
+    async with database.connection() as connection:
+        await check_registry(connection)
+        tenant = await lock_tenant(connection, slug)
+        claim = await _claim(connection, tenant, domain)
+        if claim.verified:
+            return claim
+        if trusted:
+            return await _verify(connection, tenant, claim, settings)
+    # Between two transactions: a server that does not answer must not keep a connection and a lock.
+    if claim.record_value not in await find_text_records(claim.record_name, settings):
+        raise DomainNotVerifiedError(domain, claim.record_name, claim.record_value)
+    async with database.connection() as connection:
+        # The slug may be another tenant's by now: nothing of that one is touched, because the claim is the first one's.
+        await lock_tenant(connection, slug)
+        return await _verify(connection, tenant, claim, settings)
+
+
+async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain]:
+    """Stop serving a domain and forget all claims to it; return what they were. The way to give it to another tenant.
+
+    Its tenant may have it back at once, another one after `TENANTS_REGISTRY_MAX_AGE`.
+
+    Raises:
+        UnknownDomainError: No tenant has it or claims it.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    async with database.connection() as connection:
+        await check_registry(connection)
+        rows = await connection.fetch(_REMOVE, domain)
+        if not rows:
+            raise UnknownDomainError(domain)
+        for row in rows:
+            if row["verified"]:
+                await let_names_rest(connection, row["tenant_id"], [domain])
+        await announce_changes(connection, *(row["tenant_id"] for row in rows))
+    return [_read(row) for row in rows]
+
+
+async def list_domains(database: Database, slug: Slug | None = None) -> list[CustomDomain]:
+    """Return the domains of one tenant or of all, those in the trash included, in order of domain.
+
+    Raises:
+        UnknownTenantError: There is no such tenant.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    async with database.connection() as connection:
+        await check_registry(connection)
+        if slug is not None and not await connection.fetchval(_TENANT_EXISTS, slug):
+            raise UnknownTenantError(slug)
+        return [_read(row) for row in await connection.fetch(_LIST_DOMAINS, slug)]
+
+
+async def _claim(connection: "Connection", tenant: Tenant, domain: Domain) -> CustomDomain:
+    if await connection.fetchval(_IS_TAKEN, domain, tenant.id):
+        raise DomainTakenError(domain)
+    (row,) = await connection.fetch(_CLAIM, domain, tenant.id, secrets.token_hex(_TOKEN_BYTES))
+    return CustomDomain(domain, tenant.slug, row["token"], row["verified"])
+
+
+async def _verify(connection: "Connection", tenant: Tenant, claim: CustomDomain, settings: Settings) -> CustomDomain:
+    try:
+        verified = await connection.fetchval(_VERIFY, claim.domain, tenant.id, claim.token)
+    except asyncpg.UniqueViolationError as error:
+        raise DomainTakenError(claim.domain) from error
+    if verified is None:
+        raise UnknownDomainError(claim.domain)
+    await check_rested(connection, tenant.id, settings=settings, domain=claim.domain)
+    await announce_changes(connection, tenant.id)
+    return CustomDomain(claim.domain, tenant.slug, claim.token, verified=True)
+
+
+def _read(row: asyncpg.Record) -> CustomDomain:
+    return CustomDomain(Domain(row["domain"]), Slug(row["slug"]), row["token"], row["verified"])

@@ -1,0 +1,92 @@
+"""Suspend, resume and rename tenants."""
+
+import asyncpg
+
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.registry.resting_names import let_names_rest, wake_name
+from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant
+from quart_tenants.postgres.tenants.provisioning import check_free, check_not_reserved
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug, Tenant
+
+_SUSPEND = "UPDATE quart_tenants.tenants SET suspended_at = now() WHERE id = $1"
+_RESUME = "UPDATE quart_tenants.tenants SET suspended_at = NULL WHERE id = $1"
+_RENAME = "UPDATE quart_tenants.tenants SET slug = $2 WHERE id = $1"
+# Its own former names are no danger to it: whoever remembers them leads to the same tenant.
+_FORGET_FORMER_SLUG = "DELETE FROM quart_tenants.former_slugs WHERE tenant_id = $1 AND slug = $2"
+# $3 days, by the clock as for the rest that follows. A row that stands there already is another tenant's, and over.
+_REDIRECT = """
+INSERT INTO quart_tenants.former_slugs (tenant_id, slug, redirect_until)
+VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3 * 86400))
+ON CONFLICT (slug) DO UPDATE SET tenant_id = excluded.tenant_id, redirect_until = excluded.redirect_until
+"""
+
+
+async def suspend_tenant(database: Database, slug: Slug) -> Tenant:
+    """Stop serving a tenant and keep everything of it. Every worker obeys within two seconds.
+
+    Doing it again does no harm. Migrations reach it all the same.
+
+    Raises:
+        UnknownTenantError: There is none, or it lies in the trash.
+        TenantBusyError: It is being migrated or changed.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    return await _change(database, slug, _SUSPEND)
+
+
+async def resume_tenant(database: Database, slug: Slug) -> Tenant:
+    """Serve a suspended tenant again, within two seconds. Raises what `suspend_tenant` raises."""
+    return await _change(database, slug, _RESUME)
+
+
+async def rename_tenant(
+    database: Database, slug: Slug, new_slug: Slug, *, settings: Settings, redirect_days: float | None = None
+) -> Tenant:
+    """Give a tenant another subdomain. Its schema keeps its name, so that no request is lost.
+
+    Args:
+        database: Where.
+        slug: The old one.
+        new_slug: The new one. A name that the tenant had before is free to it.
+        settings: Reserved slugs, and how long a name rests.
+        redirect_days: How long the old address answers 308 to the new one; nobody can take it meanwhile.
+            Default: `TENANTS_REDIRECT_DAYS`.
+
+    Raises:
+        UnknownTenantError: There is none, or it lies in the trash.
+        InvalidSlugError: *new_slug* is reserved by `TENANTS_RESERVED_SLUGS`.
+        TenantExistsError: *new_slug* is taken, also by the tenant itself.
+        TenantInTrashError, FormerSlugError, RecentlyDroppedError: It is not free yet.
+        TenantBusyError: The tenant is being migrated or changed.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    check_not_reserved(new_slug, settings)
+    days = settings.redirect_days if redirect_days is None else redirect_days
+    async with database.connection() as connection:
+        await check_registry(connection)
+        tenant = await lock_tenant(connection, slug)
+        await connection.execute(_FORGET_FORMER_SLUG, tenant.id, new_slug)
+        await wake_name(connection, tenant.id, new_slug)
+        await check_free(connection, {new_slug: None}, settings)
+        try:
+            async with connection.transaction():
+                await connection.execute(_RENAME, tenant.id, new_slug)
+        except asyncpg.UniqueViolationError:
+            # Somebody was faster by a moment. This says who.
+            await check_free(connection, {new_slug: None}, settings)
+            raise
+        await connection.execute(_REDIRECT, tenant.id, slug, days)
+        await let_names_rest(connection, tenant.id, [slug], days=days)
+        await announce_changes(connection, tenant.id)
+        return await get_living_tenant(connection, tenant.id, new_slug)
+
+
+async def _change(database: Database, slug: Slug, statement: str) -> Tenant:
+    async with database.connection() as connection:
+        await check_registry(connection)
+        tenant = await lock_tenant(connection, slug)
+        await connection.execute(statement, tenant.id)
+        await announce_changes(connection, tenant.id)
+        return await get_living_tenant(connection, tenant.id, slug)

@@ -1,0 +1,325 @@
+"""Make tenants: create them, many at a time, or adopt schemas that exist."""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.errors import (
+    FormerSlugError,
+    InvalidSlugError,
+    RecentlyDroppedError,
+    SchemaExistsError,
+    TenantError,
+    TenantExistsError,
+    TenantInTrashError,
+    UnknownSchemaError,
+)
+from quart_tenants.postgres.blocks.database import Database, enter_schema
+from quart_tenants.postgres.migrations.migration_files import (
+    Migration,
+    apply_migrations,
+    get_tenant_migrations,
+    record_migrations,
+    refuse_edited,
+    run_scripts,
+)
+from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.registry.resting_names import find_resting
+from quart_tenants.postgres.roles.tenant_roles import as_owner, build_wall, get_owner
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection
+
+# What stands in the way of each slug ($1) with its schema ($2), if anything but its rest.
+_FIND_OBSTACLES = """
+SELECT
+    x.slug,
+    x.schema_name,
+    s.id IS NOT NULL AND s.dropped_at IS NOT NULL AS in_trash,
+    coalesce(s.slug, h.slug) AS taken_by,
+    coalesce(s.schema_name, h.schema_name) AS taken_schema,
+    now_called.slug AS renamed_to,
+    to_char(f.redirect_until, 'YYYY-MM-DD HH24:MI TZ') AS redirect_until,
+    n.oid IS NOT NULL AS schema_exists
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS x (slug, schema_name, number)
+LEFT JOIN quart_tenants.tenants AS s ON s.slug = x.slug
+LEFT JOIN quart_tenants.tenants AS h ON h.schema_name = x.schema_name
+LEFT JOIN quart_tenants.former_slugs AS f ON f.slug = x.slug AND f.redirect_until > now()
+LEFT JOIN quart_tenants.tenants AS now_called ON now_called.id = f.tenant_id
+LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = x.schema_name
+ORDER BY x.number
+"""
+_ADD_TENANT = """
+INSERT INTO quart_tenants.tenants (slug, schema_name, display_name) VALUES ($1, $2, $3)
+ON CONFLICT DO NOTHING RETURNING id
+"""
+_MAY_USE_SCHEMA = """
+SELECT pg_catalog.has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = $1
+"""
+
+
+async def create_tenant(
+    database: Database,
+    slug: Slug,
+    name: str,
+    *,
+    settings: Settings,
+    schema: SchemaName | None = None,
+    first_rows: str | None = None,
+) -> Tenant:
+    """Register a tenant, create its schema and run every tenant migration in it. All of it, or nothing.
+
+    Args:
+        database: Where; its role needs CREATE on the database.
+        slug: The subdomain.
+        name: What people call the customer.
+        settings: Reserved slugs, and where the migrations lie.
+        schema: Default: called like the slug.
+        first_rows: SQL that fills the new tables, in the same transaction.
+
+    Raises:
+        InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
+        InvalidNameError: *name* is empty, too long or not printable.
+        TenantExistsError: The slug or the schema is taken.
+        TenantInTrashError: A tenant of that name was dropped, and not purged yet.
+        FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
+        RecentlyDroppedError: Another tenant had the name within `TENANTS_REGISTRY_MAX_AGE`, or is still read.
+        SchemaExistsError: A schema of that name exists and is no tenant's.
+        MigrationFileError: A file is no SQL, or was changed after it ran for another tenant.
+        MigrationFailedError: A migration failed.
+        RegistryNotReadyError: There is no registry yet.
+        RolesNotReadyError: Tenants are to have roles of their own, which are not set up, or not ours to make.
+    """
+    check_not_reserved(slug, settings)
+    name = parse_display_name(name)
+    schema = schema or parse_schema_name(slug)
+    migrations = get_tenant_migrations(settings)
+    async with database.connection() as connection:
+        await check_registry(connection)
+        await refuse_edited(connection, migrations)
+        await check_free(connection, {slug: schema}, settings)
+        return await _create(connection, slug, schema, name, migrations, settings, first_rows)
+
+
+async def create_tenants(
+    database: Database,
+    names: Mapping[Slug, str],
+    *,
+    settings: Settings,
+    jobs: int = 4,
+    on_created: Callable[[Tenant], object] | None = None,
+) -> int:
+    """Create many tenants, each in a transaction of its own; return how many.
+
+    All that can be checked is checked before the first one is made. When something fails after that, or on
+    a cancellation, those that were made stay, each complete.
+
+    Args:
+        database: With at least as many connections as *jobs*.
+        names: What people call the customer, by slug.
+        settings: Reserved slugs, and where the migrations lie.
+        jobs: How many are made at the same time.
+        on_created: Called for each tenant.
+
+    Raises what `create_tenant` raises, for the first slug that something is wrong with.
+    """
+    for slug in names:
+        check_not_reserved(slug, settings)
+    rows = {slug: (parse_schema_name(slug), parse_display_name(name)) for slug, name in names.items()}
+    migrations = get_tenant_migrations(settings)
+    for migration in migrations:
+        migration.check()
+    async with database.connection() as connection:
+        await check_registry(connection)
+        await refuse_edited(connection, migrations)
+        await check_free(connection, {slug: schema for slug, (schema, _) in rows.items()}, settings)
+    left = iter(rows.items())
+
+    async def create_from_the_rest() -> None:
+        # One iterator for all: each takes the next when it is free.
+        for slug, (schema, name) in left:
+            async with database.connection() as connection:
+                tenant = await _create(connection, slug, schema, name, migrations, settings)
+            if on_created is not None:
+                on_created(tenant)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(jobs):
+                group.create_task(create_from_the_rest())
+    except BaseExceptionGroup as failures:
+        # One is enough to say; the group has cancelled the others.
+        raise failures.exceptions[0] from None
+    return len(rows)
+
+
+async def find_obstacles(database: Database, slugs: Collection[Slug], *, settings: Settings) -> dict[Slug, TenantError]:
+    """Return why `create_tenant` would refuse those of *slugs* that it would refuse. One look for all.
+
+    Raises:
+        RegistryNotReadyError: There is no registry yet.
+    """
+    obstacles: dict[Slug, TenantError] = {}
+    for slug in slugs:
+        try:
+            check_not_reserved(slug, settings)
+        except InvalidSlugError as error:
+            obstacles[slug] = error
+    async with database.connection() as connection:
+        await check_registry(connection)
+        found = await _list_obstacles(connection, {slug: parse_schema_name(slug) for slug in slugs}, settings)
+    return dict(found) | obstacles
+
+
+async def adopt_schemas(
+    database: Database, schemas: Mapping[Slug, SchemaName], *, settings: Settings, version: int
+) -> list[Tenant]:
+    """Register schemas that exist already, all or none. No table in them is touched.
+
+    With `TENANTS_ROLE_PER_TENANT` they and all that is in them get the owner of all tenants' schemas.
+
+    Args:
+        database: Where they are.
+        schemas: The subdomain that each will answer at. The slug becomes the display name, too.
+        settings: Reserved slugs, and where the migrations lie.
+        version: The newest migration whose work the schemas contain already; 0 for none.
+
+    Raises:
+        InvalidSlugError: A slug is reserved by `TENANTS_RESERVED_SLUGS`.
+        UnknownSchemaError: A schema does not exist, is not ours to use, or there is no such version.
+        TenantExistsError: A slug is taken, or a schema is another tenant's.
+        TenantInTrashError: A tenant of that name was dropped, and not purged yet.
+        FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
+        RecentlyDroppedError: Another tenant had the name within `TENANTS_REGISTRY_MAX_AGE`, or is still read.
+        RegistryNotReadyError: There is no registry yet.
+        RolesNotReadyError: A schema, or something in it, is not ours to give to the owner.
+    """
+    migrations = get_tenant_migrations(settings)
+    if not 0 <= version <= len(migrations):
+        raise UnknownSchemaError(
+            ", ".join(str(schema) for schema in schemas.values()),
+            f"there is no migration {version:04}; the newest is {migrations[-1].name}",
+        )
+    tenants = []
+    async with database.connection() as connection:
+        await check_registry(connection)
+        owner = await get_owner(connection) if settings.role_per_tenant else None
+        for slug, schema in schemas.items():
+            check_not_reserved(slug, settings)
+            usable = await connection.fetchval(_MAY_USE_SCHEMA, schema.name)
+            if usable is None:
+                raise UnknownSchemaError(schema.name, "there is none of that name in this database")
+            if not usable:
+                raise UnknownSchemaError(schema.name, "this role lacks the right to use it: GRANT USAGE ON SCHEMA")
+            await check_free(connection, {slug: schema}, settings, new_schema=False)
+            tenant = await register_tenant(connection, slug, schema, slug, version)
+            if owner is not None:
+                tenant = replace(tenant, role=await build_wall(connection, tenant.id, schema, owner))
+            tenants.append(tenant)
+            await record_migrations(connection, schema.name, migrations[:version])
+        await announce_changes(connection, *(tenant.id for tenant in tenants))
+    return tenants
+
+
+async def check_free(
+    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
+) -> None:
+    """Make sure that nothing stands in the way of tenants at these slugs with these schemas.
+
+    Args:
+        connection: Inside a block.
+        schemas: By slug; None where only the slug matters.
+        settings: How long a dropped name rests.
+        new_schema: Whether the schemas must not exist.
+
+    Raises:
+        TenantExistsError, TenantInTrashError, FormerSlugError, RecentlyDroppedError, SchemaExistsError:
+            Something does; for the first slug of *schemas* that it is true of.
+    """
+    for _, error in await _list_obstacles(connection, schemas, settings, new_schema=new_schema):
+        raise error
+
+
+async def register_tenant(connection: "Connection", slug: Slug, schema: SchemaName, name: str, version: int) -> Tenant:
+    """Write the tenant's row, after `check_free`.
+
+    Raises:
+        TenantExistsError: Somebody else was faster by a moment.
+    """
+    tenant_id = await connection.fetchval(_ADD_TENANT, slug, schema.name, name)
+    if tenant_id is None:
+        raise TenantExistsError(slug, schema.name)
+    return Tenant(tenant_id, slug, schema, name, version)
+
+
+async def _list_obstacles(
+    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
+) -> list[tuple[Slug, TenantError]]:
+    """Return what stands in the way of each of *schemas* that cannot be made, in their order."""
+    rows = await connection.fetch(
+        _FIND_OBSTACLES, list(schemas), [schema and schema.name for schema in schemas.values()]
+    )
+    # Afterwards: what becomes free in between rests.
+    resting = await find_resting(connection, schemas, settings)
+    obstacles = [
+        (slug, _explain_obstacle(row, resting.get(slug), new_schema=new_schema))
+        for slug, row in zip(schemas, rows, strict=True)
+    ]
+    return [(slug, error) for slug, error in obstacles if error is not None]
+
+
+def _explain_obstacle(
+    row: asyncpg.Record, rest: RecentlyDroppedError | None, *, new_schema: bool
+) -> TenantError | None:
+    if row["in_trash"]:
+        return TenantInTrashError(row["slug"])
+    if row["taken_by"] == row["slug"]:
+        return TenantExistsError(row["taken_by"], row["taken_schema"])
+    if row["renamed_to"] is not None:
+        return FormerSlugError(row["slug"], row["renamed_to"], row["redirect_until"])
+    if row["taken_by"] is not None:
+        return TenantExistsError(row["taken_by"], row["taken_schema"])
+    if rest is not None:
+        return rest
+    if new_schema and row["schema_exists"]:
+        return SchemaExistsError(row["schema_name"])
+    return None
+
+
+async def _create(
+    connection: "Connection",
+    slug: Slug,
+    schema: SchemaName,
+    name: str,
+    migrations: Sequence[Migration],
+    settings: Settings,
+    first_rows: str | None = None,
+) -> Tenant:
+    walled = settings.role_per_tenant
+    owner = await get_owner(connection) if walled else None
+    tenant = await register_tenant(connection, slug, schema, name, migrations[-1].version)
+    try:
+        await connection.execute(f"CREATE SCHEMA {schema.quoted}")
+    except asyncpg.DuplicateSchemaError as error:
+        raise SchemaExistsError(str(schema)) from error
+    if owner is not None:
+        # Before there is anything in it: what the owner makes from now on is open to the tenant's role.
+        tenant = replace(tenant, role=await build_wall(connection, tenant.id, schema, owner, new=True))
+    await enter_schema(connection, schema)
+    await apply_migrations(connection, str(schema), migrations, owner=walled)
+    if first_rows is not None:
+        async with as_owner(connection, wanted=walled):
+            await run_scripts(connection, str(schema), [Migration(0, "first_rows", first_rows)])
+    await announce_changes(connection, tenant.id)
+    return tenant
+
+
+def check_not_reserved(slug: Slug, settings: Settings) -> None:
+    """Raise `InvalidSlugError` for what `TENANTS_RESERVED_SLUGS` keeps for the app itself."""
+    if slug in settings.reserved_slugs:
+        raise InvalidSlugError(slug, "the name is reserved by TENANTS_RESERVED_SLUGS")

@@ -1,0 +1,205 @@
+"""Delete for good what lies in the trash, and what the registry remembers for nothing."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import asyncpg
+
+from quart_tenants.errors import DatabaseUnavailableError, TenantBusyError, TenantError, TenantNotInTrashError
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.refusals import translate_refusals
+from quart_tenants.postgres.registry.resting_names import forget_rested_names, free_names
+from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
+from quart_tenants.postgres.roles.tenant_roles import drop_role
+from quart_tenants.postgres.sessions.failed_logins import prune_failed_logins
+from quart_tenants.postgres.sessions.session_ends import prune_ended_sessions
+from quart_tenants.postgres.tenants.trash import TrashedTenant, list_trash
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import RoleName, SchemaName, Slug
+
+# Relations in one transaction. DROP locks a table with its indexes, sequences, types and constraints until the
+# commit, and the server's table of locks is shared with all requests: a schema of thousands would fill it.
+_BATCH = 50
+
+# By the server's clock, which has written when each was dropped.
+_GET_BORDER = "SELECT now() - make_interval(secs => $1 * 86400)"
+# $2 when it was dropped: brought back and dropped again, it is young.
+_BEGIN = """
+UPDATE quart_tenants.tenants SET purge_began_at = coalesce(purge_began_at, now())
+WHERE id = $1 AND dropped_at = $2 RETURNING schema_name
+"""
+_GET_BEGUN = "SELECT schema_name, role_name FROM quart_tenants.tenants WHERE id = $1 AND purge_began_at IS NOT NULL"
+# $1 schema, $2 how many. Partitions and heirs go before their parents, what has few dependents before what has
+# many: so no single DROP finds thousands of others to lock. What belongs to a column or an extension goes with it.
+_LIST_DROPS = """
+SELECT format(
+    'DROP %s IF EXISTS %I.%I CASCADE',
+    CASE c.relkind
+        WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE'
+        ELSE 'TABLE'
+    END,
+    n.nspname, c.relname
+)
+FROM pg_catalog.pg_namespace AS n
+JOIN pg_catalog.pg_depend AS d
+    ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
+    AND d.classid = 'pg_catalog.pg_class'::regclass
+JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
+WHERE n.nspname = $1
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS heir ON heir.oid = i.inhrelid
+        WHERE i.inhparent = c.oid AND heir.relnamespace = n.oid
+    )
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS owned
+        WHERE owned.classid = 'pg_catalog.pg_class'::regclass AND owned.objid = c.oid
+            AND (owned.deptype = 'e' OR c.relkind = 'S' AND owned.deptype IN ('a', 'i'))
+    )
+ORDER BY
+    (SELECT count(*) FROM pg_catalog.pg_depend AS u
+     WHERE u.refclassid = 'pg_catalog.pg_class'::regclass AND u.refobjid = c.oid AND u.deptype = 'n'),
+    c.oid DESC
+LIMIT $2
+"""
+_FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
+_FORGET_TENANT = "DELETE FROM quart_tenants.tenants WHERE id = $1"
+
+# A reader whose last row is gone reads everything anew, so the newest one stays however old it is.
+_PRUNE_CHANGES = """
+DELETE FROM quart_tenants.changes
+WHERE changed_at < now() - interval '1 day' AND revision < (SELECT max(revision) FROM quart_tenants.changes)
+"""
+_PRUNE_REDIRECTS = "DELETE FROM quart_tenants.former_slugs WHERE redirect_until < now() - interval '1 day'"
+
+
+async def find_purgeable(
+    database: Database,
+    *,
+    settings: Settings,
+    slugs: Collection[Slug] | None = None,
+    older_than_days: float | None = None,
+) -> list[TrashedTenant]:
+    """Return what `purge_trash` would delete, the oldest first.
+
+    Raises:
+        TenantNotInTrashError: One of *slugs* does not lie in the trash.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    trash = await list_trash(database)
+    if slugs is not None:
+        lying = {tenant.slug for tenant in trash}
+        for slug in slugs:
+            if slug not in lying:
+                raise TenantNotInTrashError(slug)
+        return [tenant for tenant in trash if tenant.slug in slugs]
+    days = settings.trash_days if older_than_days is None else older_than_days
+    async with database.connection() as connection:
+        border = await connection.fetchval(_GET_BORDER, days)
+    # What was begun is to come to its end.
+    return [tenant for tenant in trash if tenant.half_purged or tenant.dropped_at <= border]
+
+
+async def purge_trash(
+    database: Database,
+    *,
+    settings: Settings,
+    slugs: Collection[Slug] | None = None,
+    older_than_days: float | None = None,
+) -> list[TrashedTenant]:
+    """Delete for good what has lain in the trash for long; return what is gone.
+
+    Args:
+        database: Where.
+        settings: How long the trash is kept.
+        slugs: These alone, whatever their age.
+        older_than_days: Default: `TENANTS_TRASH_DAYS`.
+
+    Raises:
+        TenantNotInTrashError: One of *slugs* does not lie in the trash; nothing is deleted.
+
+    And what `purge_tenants` raises.
+    """
+    tenants = await find_purgeable(database, settings=settings, slugs=slugs, older_than_days=older_than_days)
+    return await purge_tenants(database, tenants)
+
+
+async def purge_tenants(
+    database: Database,
+    tenants: Sequence[TrashedTenant],
+    *,
+    on_purged: Callable[[TrashedTenant], object] | None = None,
+    on_failed: Callable[[TrashedTenant, TenantError], object] | None = None,
+) -> list[TrashedTenant]:
+    """Delete these for good, each schema piece by piece; return which are gone. Then tidy the registry up.
+
+    One that was brought back meanwhile stays. Killed in the middle, it leaves a tenant that cannot come back
+    any more; the next purge goes on with it.
+
+    Args:
+        database: Where.
+        tenants: From `find_purgeable`.
+        on_purged: Called for each that is gone.
+        on_failed: Called for each that could not be deleted; the others are deleted all the same. Without it
+            the error is raised.
+
+    Raises:
+        TenantBusyError: Somebody works on a tenant or still reads it.
+        DatabaseRefusedError: PostgreSQL refused to drop something, such as for a lack of rights.
+        DatabaseUnavailableError: The database cannot be reached.
+    """
+    purged = []
+    for tenant in tenants:
+        try:
+            with translate_refusals():
+                gone = await _purge(database, tenant)
+        except TenantError as error:
+            if on_failed is None or isinstance(error, DatabaseUnavailableError):
+                raise
+            on_failed(tenant, error)
+            continue
+        if gone:
+            purged.append(tenant)
+            if on_purged is not None:
+                on_purged(tenant)
+    async with database.connection() as connection:
+        await connection.execute(_PRUNE_CHANGES)
+        await connection.execute(_PRUNE_REDIRECTS)
+        await forget_rested_names(connection)
+        await prune_ended_sessions(connection)
+        await prune_failed_logins(connection)
+    return purged
+
+
+async def _purge(database: Database, tenant: TrashedTenant) -> bool:
+    """Return whether it is gone: False when somebody has brought it back, or was faster."""
+    async with database.connection() as connection:
+        await lock_until_commit(connection, tenant.id, tenant.slug)
+        if await connection.fetchval(_BEGIN, tenant.id, tenant.dropped_at) is None:
+            return False
+    batch = _BATCH
+    while True:
+        try:
+            async with database.connection() as connection:
+                await lock_until_commit(connection, tenant.id, tenant.slug)
+                row = await connection.fetchrow(_GET_BEGUN, tenant.id)
+                if row is None:
+                    return True
+                schema = row["schema_name"]
+                drops = [row["format"] for row in await connection.fetch(_LIST_DROPS, schema, batch)]
+                if drops:
+                    await connection.execute("; ".join(drops))
+                    continue
+                await connection.execute(f"DROP SCHEMA IF EXISTS {SchemaName(schema).quoted} CASCADE")
+                await connection.execute(_FORGET_MIGRATIONS, schema)
+                await connection.execute(_FORGET_TENANT, tenant.id)
+                if row["role_name"] is not None:
+                    await drop_role(connection, RoleName(row["role_name"]))
+                # Nothing leads to its former addresses any more.
+                await free_names(connection, tenant.id)
+                return True
+        except asyncpg.LockNotAvailableError as error:
+            raise TenantBusyError(tenant.slug) from error
+        except asyncpg.OutOfMemoryError:
+            # No place left in the table of locks: tables of many columns, or a server that is small or busy.
+            if batch == 1:
+                raise
+            batch //= 2

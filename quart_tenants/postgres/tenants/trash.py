@@ -1,0 +1,162 @@
+"""Drop tenants into the trash, list what lies there, and bring it back."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from quart_tenants.errors import SchemaExistsError, TenantNotInTrashError, UnknownSchemaError
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.registry.resting_names import check_rested, let_names_rest, wake_name
+from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, lock_until_commit
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection
+
+_FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
+_PUT_INTO_TRASH = """
+UPDATE quart_tenants.tenants SET schema_name = $2, schema_before_drop = schema_name, dropped_at = now() WHERE id = $1
+"""
+_TAKE_OUT_OF_TRASH = """
+UPDATE quart_tenants.tenants SET schema_name = schema_before_drop, schema_before_drop = NULL, dropped_at = NULL
+WHERE id = $1
+"""
+_MOVE_MIGRATIONS = "UPDATE quart_tenants.applied_migrations SET schema_name = $2 WHERE schema_name = $1"
+_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
+_LIST_TRASH = """
+SELECT id, slug, schema_name, display_name, dropped_at, purge_began_at FROM quart_tenants.tenants
+WHERE dropped_at IS NOT NULL ORDER BY dropped_at, slug
+"""
+_GET_TRASHED = """
+SELECT schema_name, schema_before_drop, purge_began_at FROM quart_tenants.tenants
+WHERE id = $1 AND slug = $2 AND dropped_at IS NOT NULL
+"""
+_LIST_DOMAINS = "SELECT domain FROM quart_tenants.domains WHERE tenant_id = $1 AND verified_at IS NOT NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class TrashedTenant:
+    """A tenant in the trash.
+
+    Attributes:
+        id: The registry's number.
+        slug: Its subdomain, which nobody else can take before it is purged.
+        schema: What its schema is called in the trash.
+        name: What people call the customer.
+        dropped_at: When it was dropped.
+        half_purged: Whether its deletion has begun, so that it cannot come back.
+    """
+
+    id: int
+    slug: Slug
+    schema: SchemaName
+    name: str
+    dropped_at: datetime
+    half_purged: bool
+
+
+async def drop_tenant(database: Database, slug: Slug) -> Tenant:
+    """Put a tenant into the trash, from where `undrop_tenant` brings it back; return what it was.
+
+    Its schema is renamed, so that nothing can read it by its old name. The slug stays taken.
+
+    Raises:
+        UnknownTenantError: There is none.
+        TenantInTrashError: It lies there already.
+        TenantBusyError: It is being migrated or changed.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    async with database.connection() as connection:
+        await check_registry(connection)
+        tenant = await lock_tenant(connection, slug)
+        trash = name_in_trash(tenant.id)
+        await connection.execute(_PUT_INTO_TRASH, tenant.id, trash.name)
+        # A schema that somebody dropped by hand must not keep its tenant alive.
+        if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
+            await _rename_schema(connection, tenant.schema, trash)
+        else:
+            await connection.execute(_MOVE_MIGRATIONS, tenant.schema.name, trash.name)
+        domains = [row["domain"] for row in await connection.fetch(_LIST_DOMAINS, tenant.id)]
+        await let_names_rest(connection, tenant.id, domains)
+        await let_names_rest(connection, tenant.id, [tenant.slug], schema=tenant.schema)
+        await announce_changes(connection, tenant.id)
+    return tenant
+
+
+async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -> Tenant:
+    """Bring a tenant back from the trash as it was, its sessions and domains included.
+
+    Migrations have passed it by meanwhile: `migrate_fleet` brings it forward, and until then it is not served.
+
+    Args:
+        database: Where.
+        slug: What it was called.
+        settings: How long a name rests.
+
+    Raises:
+        TenantNotInTrashError: None of that name lies there.
+        RecentlyDroppedError: Another tenant had its schema's name meanwhile, until a moment ago.
+        UnknownSchemaError: Its deletion has begun, or somebody has deleted its schema.
+        SchemaExistsError: Somebody has made a schema of its name meanwhile.
+        TenantBusyError: It is being changed.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    async with database.connection() as connection:
+        await check_registry(connection)
+        tenant_id = await connection.fetchval(_FIND_ID, slug)
+        if tenant_id is not None:
+            await lock_until_commit(connection, tenant_id, slug)
+        row = await connection.fetchrow(_GET_TRASHED, tenant_id, slug)
+        if row is None:
+            raise TenantNotInTrashError(slug)
+        schema = SchemaName(row["schema_before_drop"])
+        if row["purge_began_at"] is not None:
+            raise UnknownSchemaError(schema.name, "its deletion has begun; let the command `purge` finish it")
+        if not await connection.fetchval(_SCHEMA_EXISTS, row["schema_name"]):
+            raise UnknownSchemaError(schema.name, f"it is gone: nothing is called {row['schema_name']} any more")
+        await _rename_schema(connection, SchemaName(row["schema_name"]), schema)
+        await check_rested(connection, tenant_id, settings=settings, schema=schema)
+        await connection.execute(_TAKE_OUT_OF_TRASH, tenant_id)
+        await wake_name(connection, tenant_id, slug)
+        await announce_changes(connection, tenant_id)
+        return await get_living_tenant(connection, tenant_id, slug)
+
+
+async def list_trash(database: Database) -> list[TrashedTenant]:
+    """Return what lies in the trash, the oldest first.
+
+    Raises:
+        RegistryNotReadyError: There is no registry yet.
+    """
+    async with database.connection() as connection:
+        await check_registry(connection)
+        rows = await connection.fetch(_LIST_TRASH)
+    return [
+        TrashedTenant(
+            row["id"],
+            Slug(row["slug"]),
+            SchemaName(row["schema_name"]),
+            row["display_name"],
+            row["dropped_at"],
+            row["purge_began_at"] is not None,
+        )
+        for row in rows
+    ]
+
+
+def name_in_trash(tenant_id: int) -> SchemaName:
+    """Return what the schema of a tenant in the trash is called."""
+    return SchemaName(f"{REGISTRY_SCHEMA}_trash_{tenant_id}")
+
+
+async def _rename_schema(connection: "Connection", old: SchemaName, new: SchemaName) -> None:
+    """Rename a schema and what the registry knows of it."""
+    try:
+        await connection.execute(f"ALTER SCHEMA {old.quoted} RENAME TO {new.quoted}")
+    except asyncpg.DuplicateSchemaError as error:
+        raise SchemaExistsError(new.name) from error
+    await connection.execute(_MOVE_MIGRATIONS, old.name, new.name)

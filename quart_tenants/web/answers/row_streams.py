@@ -1,0 +1,123 @@
+"""Answer with all rows of a statement, in as much memory as some of them take."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Response, current_app
+from quart.wrappers import Request
+from quart.wrappers.response import ResponseBody
+
+from quart_tenants.web.answers.row_json import encode_json, encode_rows
+from quart_tenants.web.context import find_request, tenant_connection
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.blocks.block import Block
+
+# A piece costs a round trip to the database and a write to the client: few pieces are fast, small ones need no memory.
+_PIECE = 64 * 1024  # bytes
+_FIRST_ROWS = 100  # before anybody knows how long they are
+_MOST_ROWS = 2000
+_STREAMS = "quart_tenants.streams"
+
+
+async def stream_rows(statement: str, *arguments: object, key: str = "data") -> Response:
+    """Answer `{"data": […]}` with all rows of *statement* at the current tenant, as `RowJSONProvider` writes them.
+
+    ```python
+    @app.get("/orders/export", host=tenants.host)
+    async def export() -> Response:
+        return await stream_rows("SELECT id, total FROM orders WHERE placed_at > $1 ORDER BY id", since)
+    ```
+
+    They come from one read-only block by a cursor, some at a time, each time when the client has taken the last ones.
+    Its connection goes back to the pool with the last rows, and when the client goes away.
+
+    What fails before the first rows is raised here, and answered like any other error. Later the connection to the
+    client breaks: an answer that ends early never looks complete. `TENANTS_REQUEST_TIMEOUT` is for the first rows;
+    Quart's `RESPONSE_TIMEOUT` (or `timeout` of the answer) for all of them, so that a slow client does not keep the
+    connection, which counts for its tenant's share.
+
+    Args:
+        statement: One that PostgreSQL has a cursor for: SELECT, VALUES, TABLE.
+        arguments: For $1, $2, …
+        key: Under which the rows are.
+
+    Raises what the block raises, and what PostgreSQL says against *statement*.
+    """
+    asked = find_request()
+    if not isinstance(asked, Request):
+        raise RuntimeError("stream_rows() answers a request, and there is none here")
+    rows = _RowsBody(tenant_connection(read_only=True), statement, arguments, key)
+    scope: Any = asked.scope
+    scope.setdefault(_STREAMS, []).append(rows)
+    await rows.begin()
+    if asked.method == "HEAD":
+        await rows.close()
+        return current_app.response_class(mimetype="application/json")
+    return current_app.response_class(rows, mimetype="application/json")
+
+
+class StreamEnds:
+    """ASGI middleware: with a request end its streams, those that were never sent included."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Pass the request on."""
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            for stream in scope.get(_STREAMS, ()):  # type: ignore[attr-defined]
+                await stream.close()
+
+
+class _RowsBody(ResponseBody):
+    """The body of an answer. To be closed, for it has a connection."""
+
+    def __init__(self, block: "Block", statement: str, arguments: tuple[object, ...], key: str) -> None:
+        self._pieces = _write_pieces(block, statement, arguments, key)
+        self._first = b""
+
+    async def begin(self) -> None:
+        """Read the first rows. Raises what that raises."""
+        self._first = await anext(self._pieces)
+
+    async def close(self) -> None:
+        """Give the connection back, if that was not done before."""
+        await self._pieces.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self._first
+        async for piece in self._pieces:
+            yield piece
+
+
+async def _write_pieces(
+    block: "Block", statement: str, arguments: tuple[object, ...], key: str
+) -> AsyncGenerator[bytes, None]:
+    piece = b"{" + encode_json(key) + b":["
+    wanted = _FIRST_ROWS
+    async with block as connection:
+        cursor = await connection.cursor(statement, *arguments)
+        rows = await cursor.fetch(wanted)
+        text = encode_rows(rows)[1:-1]
+        piece += text
+        while len(rows) == wanted:
+            yield piece
+            wanted = max(1, min(_MOST_ROWS, _PIECE * len(rows) // len(text)))
+            rows = await cursor.fetch(wanted)
+            text = encode_rows(rows)[1:-1]
+            piece = b"," + text if rows else b""
+    # After the block: for the last rows nobody waits for the client with a connection in hand.
+    yield piece + b"]}\n"

@@ -1,0 +1,56 @@
+"""Put the headers that every answer must have on every answer: errors, redirects and static files included."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+from quart_tenants.web.logs.log_fields import get_request_id
+
+_STARTS = ("http.response.start", "websocket.http.response.start")
+_SECURE_SCHEMES = ("https", "wss")
+
+EVERYWHERE = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"}
+
+
+class SecurityHeaders:
+    """ASGI middleware: adds what an answer lacks, and replaces nothing that a view has set.
+
+    Answers from 400 on say their `X-Request-Id`, too, under which the log has them.
+    """
+
+    def __init__(self, app: Any, hsts_seconds: int) -> None:
+        self._app = app
+        self._plain: list[tuple[bytes, bytes]] = []
+        # What a browser hears by http could come from anybody: it must ignore HSTS there (RFC 6797, section 8.1).
+        self._secure: list[tuple[bytes, bytes]] = []
+        if hsts_seconds:
+            self._secure.append((b"strict-transport-security", f"max-age={hsts_seconds}".encode()))
+        self.add(EVERYWHERE)
+
+    def add(self, headers: Mapping[str, str]) -> None:
+        """Put *headers* on every answer, too. Called before the app serves."""
+        more = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self._plain += more
+        self._secure += more
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Pass the request on, and complete its answer."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        wanted = self._secure if scope["scheme"] in _SECURE_SCHEMES else self._plain
+
+        async def send_completed(event: ASGISendEvent) -> None:
+            if event["type"] in _STARTS:
+                start: Any = event
+                start["headers"] = headers = list(start["headers"])
+                names = {name for name, _ in headers}
+                headers += [header for header in wanted if header[0] not in names]
+                if start["status"] >= HTTPStatus.BAD_REQUEST and b"x-request-id" not in names:
+                    request_id = get_request_id(scope)  # type: ignore[arg-type]
+                    headers.append((b"x-request-id", request_id.encode("ascii")))
+            await send(event)
+
+        await self._app(scope, receive, send_completed)

@@ -1,0 +1,1 @@
+"""Routing: which host and which route a request asked for."""

@@ -1,0 +1,50 @@
+"""Tell a proxy for which hosts it may fetch a certificate."""
+
+from quart import Quart, Response, request
+
+from quart_tenants.domain import find_host_name
+from quart_tenants.errors import InvalidRequestError, SchemaBehindError, UnknownHostError, UnknownTenantError
+from quart_tenants.web.context import find_slug_of_host
+from quart_tenants.web.routing.host_routing import APEX_HOST
+from quart_tenants.web.state import get_state
+
+ASK_PATH = "/.well-known/tenants/ask"
+"""On the domain itself: 200 for a host that is served, for Caddy's `on_demand_tls`."""
+
+
+def add_ask_route(app: Quart) -> None:
+    """Let *app* answer at `ASK_PATH`."""
+    app.add_url_rule(ASK_PATH, "quart_tenants_ask", _ask, host=APEX_HOST)
+
+
+async def _ask() -> Response:
+    """Answer 200 if the host in `?domain=` is served, in the memory of this worker, and 404 otherwise.
+
+    Raises:
+        InvalidRequestError: There is no domain, or it is none.
+        UnknownHostError: Nothing is served there.
+        RegistryStaleError: The worker cannot know. The proxy takes it for a no, and asks again.
+    """
+    asked_for = request.args.get("domain", "")
+    name = find_host_name(asked_for)
+    if name is None:
+        raise InvalidRequestError(f"{asked_for!r} is no domain: ask like {ASK_PATH}?domain=shop.example.com")
+    state = get_state()
+    if name != state.settings.domain and not _is_served(name):
+        raise UnknownHostError(name)
+    return Response(status=200)
+
+
+def _is_served(name: str) -> bool:
+    state = get_state()
+    slug = find_slug_of_host(name, state)
+    if slug is None:
+        return False
+    try:
+        state.registry.get_tenant(slug)
+    except UnknownTenantError:
+        return state.registry.find_new_slug(slug) is not None
+    except SchemaBehindError:
+        # It is there, and will be served again in a moment.
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""Sessions: cookies that belong to one tenant, and logins."""

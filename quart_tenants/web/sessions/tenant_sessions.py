@@ -1,0 +1,325 @@
+"""Bind the session to the tenant that it was issued to, and let it end on every worker."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from quart import session
+from quart.sessions import SessionMixin
+from quart.wrappers.base import BaseRequestWebsocket
+
+from quart_tenants.audit import audit
+from quart_tenants.errors import SessionUncheckedError, TenantError, WrongTenantError
+from quart_tenants.postgres.sessions.session_ends import check_username, end_session_in, get_generation, is_ended
+from quart_tenants.web.context import find_address, find_tenant, see_through
+from quart_tenants.web.sessions.secret_keys import explain_missing_key
+from quart_tenants.web.sessions.session_cookies import SessionCookies, SignedSession, issue_session
+from quart_tenants.web.state import TenantState, get_state
+
+_NO_TENANT = 0
+_NOBODY = ""
+# Of the idle lifetime. After so much of it the cookie is signed anew: not at each request, and often enough.
+_RENEWAL = 0.1
+# Of the time without news. The view uses the session a bit later, when it would be too late to ask.
+_ASK_EARLY = 0.75
+
+
+class TenantSession(SessionMixin):
+    """What a visitor's cookie says, readable at the host of the tenant that issued it and nowhere else.
+
+    The cookie is read at the first use, so a page without a session costs nothing. The domain itself
+    has sessions too: they belong to no tenant and are refused on every tenant.
+
+    Each use asks the memory of this worker anew whether the session was ended, has lived too long, or its tenant is
+    not served any more: so a websocket that uses it after each message ends with it, too.
+
+    Any use raises `WrongTenantError` when the cookie is another tenant's, and `SessionUncheckedError` when this
+    worker cannot know whether the session was ended. `start_session` raises neither: a visitor with a foreign
+    cookie must be able to log in.
+
+    Attributes:
+        secure: The request came by https.
+        answered: No answer is to come any more that could set a cookie, as in a websocket.
+        loaded: Somebody used the session, so the answer depends on the cookie.
+        modified: The cookie has to be set anew.
+    """
+
+    def __init__(
+        self,
+        state: TenantState,
+        asked: BaseRequestWebsocket,
+        cookies: SessionCookies,
+        find_sent: Callable[[], list[str]],
+        *,
+        secure: bool,
+        answered: bool,
+    ) -> None:
+        self._state = state
+        self._asked = asked
+        self._cookies = cookies
+        self._find_sent = find_sent
+        self._read = False
+        self._signed: SignedSession | None = None
+        self._content: dict[str, Any] = {}
+        # All of this host that were sent, also where none of them counts.
+        self._ours: list[SignedSession] = []
+        # When the session is over, unless it is used meanwhile; in seconds since 1970.
+        self._idle_until = 0.0
+        # Sessions that were left in this request, and are to be ended everywhere.
+        self._left: list[SignedSession] = []
+        # When the database was asked whether the session was ended, by the clock of the event loop.
+        self._asked_at = float("-inf")
+        self.secure = secure
+        self.answered = answered
+        self.loaded = False
+        self.modified = False
+
+    @property
+    def user(self) -> str | None:
+        """Who has logged in, as given to `start_session`; None for nobody."""
+        self._load()
+        return None if self._signed is None else self._signed.issued.username or None
+
+    def clear(self) -> None:
+        """Forget everything: the visitor's cookie is deleted, and with the answer the session ends everywhere.
+
+        Raises:
+            RuntimeError: There is no answer to come, in a websocket or a stream: `end_session` ends it there.
+        """
+        if self.answered:
+            raise RuntimeError("session.clear() acts with the answer, which is over; say await end_session()")
+        self._load()
+        self._leave()
+
+    async def end(self) -> None:
+        """End the session everywhere, now. Raises what `end_session` raises."""
+        self._load()
+        self._leave()
+        await self.write_ends()
+
+    async def start(self, user: str, generation: int) -> None:
+        """Begin a new session for *user*, whatever the cookie said, and end what it said."""
+        if not self._read:
+            try:
+                self._read_cookies()
+            except WrongTenantError:
+                # Not ours to end.
+                self._read = True
+        self._leave()
+        await self.write_ends(replaced=True)
+        self._issue(user, generation)
+
+    async def ask_if_needed(self) -> None:
+        """Ask the database whether the session was ended, if this worker has had no news for too long.
+
+        Where it does not answer nothing is raised: who uses the session is told, a page without one is served.
+        """
+        state = self._state
+        if state.registry.get_age() <= _ASK_EARLY * state.settings.session_ask_after:
+            return
+        # The answer is as old as the question.
+        asked_at = _get_time()
+        try:
+            signed = self._find_ours()
+            if signed is not None and await is_ended(state.database, signed.issued):
+                state.registry.ended_sessions.add(signed.issued)
+        except TenantError:
+            return
+        self._asked_at = asked_at
+
+    async def write_ends(self, *, replaced: bool = False) -> None:
+        """Write down for every worker that the sessions which this request has left are over.
+
+        Args:
+            replaced: Whether that is no logout, but a new login.
+
+        Raises:
+            DatabaseUnavailableError: They are not over.
+        """
+        state = self._state
+        left, self._left = self._left, []
+        try:
+            for signed in left:
+                async with state.database.connection() as connection:
+                    await end_session_in(connection, signed.issued, max(signed.ends_at - time.time(), 0))
+                state.registry.ended_sessions.add(signed.issued)
+                if signed.issued.username and not replaced:
+                    audit("logout", user=signed.issued.username, address=find_address())
+        except BaseException:
+            # Not over, so the visitor keeps the cookie, and may try again.
+            self.modified = False
+            raise
+
+    def find_cookie(self) -> tuple[str, datetime | None] | None:
+        """Return the cookie to be set and when the browser may forget it, None for its end; None for no cookie.
+
+        Asks nobody whether the session was ended: that was asked when it was used.
+        """
+        if self._signed is None and self._content:
+            self._issue(_NOBODY, 0)
+        if self._signed is None:
+            return None
+        expires = datetime.fromtimestamp(self._signed.ends_at, UTC) if self._content.get("_permanent") else None
+        return self._cookies.sign(replace(self._signed, content=self._content)), expires
+
+    def needs_cookie(self) -> bool:
+        """Return whether the cookie has to be set or deleted."""
+        if self._signed is None:
+            return self.modified
+        state = self._state
+        if self._signed.issued in state.registry.ended_sessions:
+            # By another request meanwhile, whose answer may have set a new one.
+            return False
+        idle = time.time() - self._signed.signed_at
+        return self.modified or idle > _RENEWAL * state.settings.session_idle_lifetime
+
+    def __getitem__(self, key: str) -> Any:
+        return self._load()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._load()[key] = value
+        self.modified = True
+
+    def __delitem__(self, key: str) -> None:
+        del self._load()[key]
+        self.modified = True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._load())
+
+    def __len__(self) -> int:
+        return len(self._load())
+
+    def _load(self) -> dict[str, Any]:
+        self.loaded = True
+        if not self._read:
+            self._read_cookies()
+        if self._signed is not None and self._is_over(self._signed):
+            # The cookie stays where it is: dead, and perhaps another one by now.
+            self._signed = None
+            self._content = {}
+        return self._content
+
+    def _read_cookies(self) -> None:
+        self._signed = self._find_ours()
+        self._content = {} if self._signed is None else dict(self._signed.content)
+        self._read = True
+
+    def _find_ours(self) -> SignedSession | None:
+        """Return the one session of this host among the cookies, however old; remember all of this host."""
+        sent = self._find_sent()
+        self._ours = []
+        if not sent:
+            return None
+        owner = self._find_owner()
+        signed = self._cookies.list_signed(sent)
+        ours = {one.issued: one for one in signed if one.issued.tenant_id == owner}
+        if signed and not ours:
+            raise WrongTenantError("this session belongs to another tenant; log in here")
+        self._ours = list(ours.values())
+        if len(self._ours) != 1:
+            # Of two, one was planted, and nobody can tell which.
+            return None
+        (found,) = self._ours
+        self._idle_until = found.signed_at + self._state.settings.session_idle_lifetime
+        return found
+
+    def _is_over(self, signed: SignedSession) -> bool:
+        state = self._state
+        if signed.issued in state.registry.ended_sessions:
+            return True
+        now, settings = time.time(), state.settings
+        if now >= min(signed.ends_at, signed.issued.began_at + settings.session_lifetime, self._idle_until):
+            return True
+        self._idle_until = now + settings.session_idle_lifetime
+        tenant = find_tenant(self._asked)
+        if tenant is not None:
+            # A websocket is older than what has happened to its tenant since.
+            state.registry.get_present(tenant)
+        age = min(state.registry.get_age(), _get_time() - self._asked_at)
+        if age > state.settings.session_ask_after:
+            raise SessionUncheckedError(f"no news of ended sessions for {age:.1f} s, and no answer from the database")
+        return False
+
+    def _issue(self, user: str, generation: int) -> None:
+        lifetime = self._state.settings.session_lifetime
+        self._signed = issue_session(self._find_owner(), user, generation, lifetime)
+        self._idle_until = time.time() + lifetime
+        # Nobody can have ended it before this.
+        self._asked_at = _get_time()
+
+    def _find_owner(self) -> int:
+        """Return the number of the tenant that sessions belong to here; 0 on other hosts."""
+        tenant = find_tenant(self._asked)
+        return _NO_TENANT if tenant is None else tenant.id
+
+    def _leave(self) -> None:
+        left = {one.issued: one for one in (*self._ours, self._signed) if one is not None}
+        self._left += left.values()
+        self._ours = []
+        self._signed = None
+        self._content = {}
+        self._read = self.loaded = self.modified = True
+
+
+async def start_session(user: str, *, generation: int | None = None) -> TenantSession:
+    """Begin a new session for *user* in the current request, and end the one before; return it, empty.
+
+    For a login. Nothing from before it survives, and the session has a new name, so that nobody can have planted it.
+
+    Args:
+        user: Whom `end_user_sessions` will name: text that stays the same while the user exists.
+        generation: From before the password was read, as `login_attempt` knows it. Default: that of this moment.
+
+    Raises:
+        TypeError: *user* is no text, such as a number.
+        ValueError: It is empty.
+        SettingError: The app has no secret key.
+        DatabaseUnavailableError: The database cannot be asked.
+    """
+    check_username(user)
+    current = get_session()
+    if generation is None:
+        async with get_state().database.connection() as connection:
+            generation = await get_generation(connection)
+    await current.start(user, generation)
+    return current
+
+
+async def end_session() -> None:
+    """End the current request's session on every worker within two seconds, if there is one. For a logout.
+
+    `session.clear()` does the same with the answer; this says at once if it cannot be done.
+
+    Raises:
+        WrongTenantError: It is another tenant's.
+        SettingError: The app has no secret key.
+        DatabaseUnavailableError: The database cannot be told. The session goes on.
+    """
+    await get_session().end()
+
+
+def get_session() -> TenantSession:
+    """Return `quart.session` as what it is here.
+
+    Raises:
+        SettingError: The app has no secret key.
+    """
+    current = see_through(session)
+    if not isinstance(current, TenantSession):
+        raise explain_missing_key()
+    return current
+
+
+async def ask_about_session() -> None:
+    """Let the current request's session be asked about in the database, if this worker has had no news lately."""
+    current = see_through(session)
+    if isinstance(current, TenantSession):
+        await current.ask_if_needed()
+
+
+def _get_time() -> float:
+    return asyncio.get_running_loop().time()

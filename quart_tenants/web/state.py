@@ -1,0 +1,85 @@
+"""What the extension keeps for one app: its settings, and while the app is serving its database and its registry."""
+
+from quart import Quart, current_app, has_app_context
+
+from quart_tenants.domain import Domain
+from quart_tenants.errors import NoTenantError
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry import Registry
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug
+from quart_tenants.web.login_gates import LoginGates
+
+_EXTENSION_NAME = "quart_tenants"
+"""The key in `app.extensions`."""
+
+
+class TenantState:
+    """The extension as the other modules of `web/` see it.
+
+    Attributes:
+        settings: The checked settings.
+        login_gates: What `login_attempt` passes. Exists while the app is serving.
+    """
+
+    settings: Settings
+    login_gates: LoginGates
+
+    def __init__(self) -> None:
+        self._database: Database | None = None
+        self._registry: Registry | None = None
+
+    @property
+    def database(self) -> Database:
+        """The pool of this worker.
+
+        Raises:
+            RuntimeError: The app is not serving.
+        """
+        if self._database is None:
+            raise _not_running()
+        return self._database
+
+    @property
+    def registry(self) -> Registry:
+        """The tenants, as this worker knows them.
+
+        Raises:
+            RuntimeError: The app is not serving.
+        """
+        if self._registry is None:
+            raise _not_running()
+        return self._registry
+
+    def find_slug_by_domain(self, domain: Domain) -> Slug | None:
+        """Return the slug of the tenant whose own domain this is, or None; also None while the app is not serving."""
+        return None if self._registry is None else self._registry.find_slug_by_domain(domain)
+
+
+def put_state(app: Quart, state: TenantState) -> None:
+    """Let `find_state` and `get_state` return *state* for *app*."""
+    app.extensions[_EXTENSION_NAME] = state
+
+
+def find_state(app: Quart) -> TenantState | None:
+    """Return the state of *app*, or None if it has no tenants."""
+    state: TenantState | None = app.extensions.get(_EXTENSION_NAME)
+    return state
+
+
+def get_state() -> TenantState:
+    """Return the state of the current app.
+
+    Raises:
+        NoTenantError: There is no current app, or it has no tenants.
+    """
+    if not has_app_context():
+        raise NoTenantError("there is no current app: use `async with app.app_context()` around this")
+    state: TenantState | None = current_app.extensions.get(_EXTENSION_NAME)
+    if state is None:
+        raise NoTenantError("this app has no tenants: call QuartTenants(app)")
+    return state
+
+
+def _not_running() -> RuntimeError:
+    return RuntimeError("the app is not serving; in a script: async with app.app_context(), tenants.running():")

@@ -1,0 +1,273 @@
+"""Blocks: one transaction, one tenant, on one connection that comes back clean."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from quart_tenants.errors import (
+    DatabaseTimeoutError,
+    DatabaseUnavailableError,
+    PoolExhaustedError,
+    SettingError,
+    TransactionLostError,
+)
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Tenant
+
+INSERT = "INSERT INTO company_data (description) VALUES ('a row')"
+COUNT = "SELECT count(*) FROM company_data"
+
+
+async def count_rows(database: Database, tenant: Tenant) -> int:
+    """Return how many rows of data *tenant* has."""
+    async with database.tenant_connection(tenant) as connection:
+        return int(await connection.fetchval(COUNT))
+
+
+async def test_block_commits_when_it_is_left(database: Database, acme: Tenant) -> None:
+    """Leaving a block saves what was done in it."""
+    async with database.tenant_connection(acme) as connection:
+        await connection.execute(INSERT)
+
+    assert await count_rows(database, acme) == 1
+
+
+async def test_block_rolls_back_on_an_exception(database: Database, acme: Tenant) -> None:
+    """An exception undoes the block and goes on its way."""
+    with pytest.raises(LookupError):
+        async with database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+            raise LookupError
+
+    assert await count_rows(database, acme) == 0
+
+
+async def test_block_rolls_back_on_cancellation(one_connection_database: Database, acme: Tenant) -> None:
+    """A cancelled block saves nothing, and its connection serves the next block."""
+    inserted = asyncio.Event()
+
+    async def insert_and_wait() -> None:
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+            inserted.set()
+            await connection.execute("SELECT pg_sleep(60)")
+
+    task = asyncio.create_task(insert_and_wait())
+    await inserted.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_lazy_block_takes_no_connection(one_connection_database: Database, acme: Tenant) -> None:
+    """Asking for a block costs nothing until it is entered."""
+    unused = [one_connection_database.tenant_connection(acme) for _ in range(10)]
+
+    assert await count_rows(one_connection_database, acme) == 0
+    assert len(unused) == 10
+
+
+async def test_block_cannot_be_entered_again(database: Database, acme: Tenant) -> None:
+    """A block is one transaction; a second needs a second block."""
+    block = database.tenant_connection(acme)
+    async with block:
+        pass
+
+    with pytest.raises(RuntimeError, match="entered before"):
+        async with block:
+            pass
+
+
+async def test_caught_sql_error_does_not_pass_for_success(database: Database, acme: Tenant) -> None:
+    """A transaction doomed by an error that the block swallowed raises: its rows are not saved."""
+    with pytest.raises(TransactionLostError, match="nothing was saved"):
+        async with database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+            with pytest.raises(asyncpg.UndefinedTableError):
+                await connection.execute("SELECT 1 FROM no_such_table")
+
+    assert await count_rows(database, acme) == 0
+
+
+async def test_sql_error_in_a_savepoint_leaves_the_block_alive(database: Database, acme: Tenant) -> None:
+    """What is meant to fail goes into a savepoint."""
+    async with database.tenant_connection(acme) as connection:
+        await connection.execute(INSERT)
+        with pytest.raises(asyncpg.UndefinedTableError):
+            async with connection.transaction():
+                await connection.execute("SELECT 1 FROM no_such_table")
+
+    assert await count_rows(database, acme) == 1
+
+
+async def test_commit_inside_the_block_is_an_error(database: Database, acme: Tenant) -> None:
+    """After a commit of the handler's own there is no tenant any more, and the block says so."""
+    with pytest.raises(TransactionLostError, match="ended inside the block"):
+        async with database.tenant_connection(acme) as connection:
+            await connection.execute("COMMIT")
+            with pytest.raises(asyncpg.UndefinedTableError):
+                await connection.fetchval(COUNT)
+
+
+async def test_deferred_constraint_fails_the_block(one_connection_database: Database, acme: Tenant) -> None:
+    """An error of COMMIT itself reaches the caller, and the connection stays usable."""
+    async with one_connection_database.tenant_connection(acme) as connection:
+        await connection.execute("CREATE TABLE once (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+
+    with pytest.raises(asyncpg.UniqueViolationError):
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.execute("INSERT INTO once VALUES (1), (1)")
+
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_exhausted_pool_is_told_apart(settings: Settings, acme: Tenant) -> None:
+    """Waiting in vain for a connection is PoolExhaustedError, and the waiter costs the pool nothing."""
+    impatient = Settings(database_url=settings.database_url, acquire_timeout=0.05)
+    async with await Database.open(impatient, max_size=1) as database:
+        async with database.tenant_connection(acme):
+            with pytest.raises(PoolExhaustedError, match="all 1 connections"):
+                async with database.tenant_connection(acme):
+                    pass
+
+        assert await count_rows(database, acme) == 0
+
+
+async def test_slow_statement_is_ended(settings: Settings, acme: Tenant) -> None:
+    """A statement longer than the command timeout is cancelled, also for who catches TimeoutError."""
+    impatient = Settings(database_url=settings.database_url, command_timeout=0.05)
+    async with await Database.open(impatient, max_size=1) as database:
+        with pytest.raises(DatabaseTimeoutError) as caught:
+            async with database.tenant_connection(acme) as connection:
+                await connection.execute("SELECT pg_sleep(60)")
+
+        assert isinstance(caught.value, TimeoutError)
+        assert await count_rows(database, acme) == 0
+
+
+async def test_backend_killed_between_blocks_is_not_noticed(
+    one_connection_database: Database, database: Database, acme: Tenant
+) -> None:
+    """A pooled connection that died while idle is replaced: nothing had been done on it."""
+    async with one_connection_database.tenant_connection(acme) as connection:
+        pid = connection.get_server_pid()
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
+
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_backend_killed_inside_a_block_is_an_error(
+    one_connection_database: Database, database: Database, acme: Tenant
+) -> None:
+    """A connection lost inside a block raises DatabaseUnavailableError; the pool is whole again."""
+    with pytest.raises(DatabaseUnavailableError):
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+            pid = connection.get_server_pid()
+            async with database.connection() as killer:
+                assert await killer.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
+            await connection.execute(INSERT)
+
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_backend_killed_before_the_commit_is_an_error(
+    one_connection_database: Database, database: Database, acme: Tenant
+) -> None:
+    """A block that cannot commit never ends as if it had."""
+    with pytest.raises(DatabaseUnavailableError):
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+            async with database.connection() as killer:
+                assert await killer.fetchval("SELECT pg_terminate_backend($1, 5000)", connection.get_server_pid())
+
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_users_error_keeps_its_type(database: Database, acme: Tenant) -> None:
+    """Only a lost server is translated: a wrong argument stays asyncpg's own error."""
+    with pytest.raises(asyncpg.DataError):
+        async with database.tenant_connection(acme) as connection:
+            await connection.fetchval("SELECT $1::int", "not a number")
+
+
+async def test_missing_url_names_the_setting() -> None:
+    """Without an address the error says which setting to give."""
+    with pytest.raises(SettingError, match="QUART_TENANTS_DATABASE_URL"):
+        await Database.open(Settings())
+
+
+async def test_unreachable_server_is_unavailable(settings: Settings) -> None:
+    """An address where nobody answers is DatabaseUnavailableError, with the setting to look at."""
+    nowhere = Settings(database_url="postgresql://nobody@/nothing?host=/nonexistent")
+
+    with pytest.raises(DatabaseUnavailableError, match="TENANTS_DATABASE_URL"):
+        await Database.open(nowhere)
+
+
+@pytest.mark.parametrize("act", ["execute", "fetch"])
+async def test_error_inside_the_driver_costs_no_connection(
+    one_connection_database: Database, acme: Tenant, act: str
+) -> None:
+    """Asyncpg closes a connection over text that is no Unicode; its place in the pool is not lost."""
+    for _ in range(3):
+        with pytest.raises((UnicodeEncodeError, DatabaseUnavailableError)):
+            async with one_connection_database.tenant_connection(acme) as connection:
+                await getattr(connection, act)("SELECT '\udcff'")
+
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_block_entered_twice_at_once_takes_one_connection(
+    one_connection_database: Database, acme: Tenant
+) -> None:
+    """Two tasks cannot enter one block: the second is refused, and no connection is lost."""
+    block = one_connection_database.tenant_connection(acme)
+
+    entered = await asyncio.gather(block.__aenter__(), block.__aenter__(), return_exceptions=True)
+    await block.__aexit__(None, None, None)
+
+    assert [type(result) for result in entered].count(RuntimeError) == 1
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_servers_own_timeout_is_a_timeout(database: Database, acme: Tenant) -> None:
+    """A statement that the server's statement_timeout ends is DatabaseTimeoutError, too."""
+    with pytest.raises(DatabaseTimeoutError):
+        async with database.tenant_connection(acme) as connection:
+            await connection.execute("SET LOCAL statement_timeout TO 1")
+            await connection.execute("SELECT pg_sleep(60)")
+
+
+async def test_connection_without_a_tenant_sets_an_empty_path(database: Database) -> None:
+    """The block itself empties the path, and does not rely on the connection's default, which a pooler may drop."""
+    async with database.connection() as connection:
+        await connection.execute("CREATE TABLE public.shared (id int)")
+        source = await connection.fetchval("SELECT source FROM pg_settings WHERE name = 'search_path'")
+        with pytest.raises(asyncpg.UndefinedTableError):
+            async with connection.transaction():
+                await connection.fetch("SELECT id FROM shared")
+
+    assert source == "session"
+
+
+async def test_missing_table_of_a_living_tenant_keeps_its_error(database: Database, acme: Tenant) -> None:
+    """Only where the whole schema is gone the tenant is unknown; a wrong query stays the app's own bug."""
+    with pytest.raises(asyncpg.UndefinedTableError):
+        async with database.tenant_connection(acme) as connection:
+            await connection.fetch("SELECT 1 FROM nowhere")
+
+
+async def test_read_only_block_cannot_write(database: Database, acme: Tenant) -> None:
+    """PostgreSQL refuses a write in a block that was asked for as read-only; the next block may write."""
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        async with database.tenant_connection(acme, read_only=True) as connection:
+            await connection.execute("INSERT INTO company_data (description) VALUES ('x')")
+
+    async with database.tenant_connection(acme) as connection:
+        await connection.execute("INSERT INTO company_data (description) VALUES ('x')")

@@ -1,0 +1,427 @@
+"""Which connection a tenant gets, when it is looked after, and what happens where a pooler stands in between."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+
+from quart_tenants.errors import RolesNotReadyError, TenantError, UnknownTenantError
+from quart_tenants.postgres.blocks import block
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.block_connection import BlockConnection
+from quart_tenants.postgres.pool import connection_pool as pool
+from quart_tenants.postgres.registry.registry_tables import get_tenant
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import RoleName, Tenant, parse_slug
+from tests.pooler import naive_pooler
+
+BACKEND = "SELECT pg_backend_pid()"
+READ = "SELECT description FROM company_data"
+ADD = "INSERT INTO company_data (description) VALUES ($1)"
+_PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let connections stay warm however slow the machine is."""
+    monkeypatch.setattr(block, "_FRESH", 60.0)
+
+
+async def find_backend(database: Database, tenant: Tenant) -> int:
+    """Return which server process serves *tenant*."""
+    async with database.tenant_connection(tenant) as connection:
+        return int(await connection.fetchval(BACKEND))
+
+
+async def find_state(database: Database, pid: int) -> str | None:
+    """Return what PostgreSQL says about the server process *pid*, or None if it has ended."""
+    async with database.connection() as connection:
+        state: str | None = await connection.fetchval("SELECT state FROM pg_stat_activity WHERE pid = $1", pid)
+        return state
+
+
+async def wait_until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again and again."""
+    async with asyncio.timeout(20):
+        while not await is_so():
+            await asyncio.sleep(0.02)
+
+
+async def test_tenant_keeps_its_connection(database: Database, acme: Tenant, globex: Tenant) -> None:
+    """While nobody else is at it a tenant finds its own connection again, and another tenant another one."""
+    backends = [(await find_backend(database, acme), await find_backend(database, globex)) for _ in range(5)]
+
+    assert len(set(backends)) == 1
+    assert len(set(backends[0])) == 2
+
+
+async def test_busy_tenant_keeps_its_few_connections(settings: Settings, acme: Tenant) -> None:
+    """Blocks at the same time use the same few connections each time."""
+    async with await Database.open(replace(settings, tenant_pool_share=5)) as database:
+        seen = []
+        for _ in range(4):
+            async with AsyncExitStack() as stack:
+                lent = [await stack.enter_async_context(database.tenant_connection(acme)) for _ in range(3)]
+                seen.append(tuple([await connection.fetchval(BACKEND) for connection in lent]))
+
+    assert len(set(seen)) == 1
+    assert len(set(seen[0])) == 3
+
+
+async def test_waiting_blocks_are_served_in_order(one_connection_database: Database, acme: Tenant) -> None:
+    """First come, first served; one that is cancelled meanwhile takes nobody's turn."""
+    served = []
+
+    async def serve(number: int) -> None:
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.fetch(READ)
+            served.append(number)
+
+    async with one_connection_database.tenant_connection(acme):
+        tasks = []
+        for number in range(6):
+            tasks.append(asyncio.create_task(serve(number)))
+            await asyncio.sleep(0)
+        tasks[1].cancel()
+        tasks[4].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert served == [0, 2, 3, 5]
+    assert await find_backend(one_connection_database, acme)
+
+
+async def test_close_waits_for_blocks(settings: Settings, acme: Tenant) -> None:
+    """Closing the pool lets blocks end, saved, and closes every connection."""
+    database = await Database.open(settings)
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def add() -> int:
+        async with database.tenant_connection(acme) as connection:
+            entered.set()
+            await go_on.wait()
+            await connection.execute(ADD, "late")
+            return connection.get_server_pid()
+
+    task = asyncio.create_task(add())
+    await entered.wait()
+    closing = asyncio.create_task(database.close())
+    await asyncio.sleep(0.05)
+    assert not closing.done()
+    go_on.set()
+    pid = await task
+    await closing
+    await database.close()
+
+    async with await Database.open(settings, max_size=1) as other:
+        async with other.tenant_connection(acme) as connection:
+            assert [row["description"] for row in await connection.fetch(READ)] == ["late"]
+        await wait_until(lambda: _is_gone(other, pid))
+
+
+async def test_close_opens_no_connection(settings: Settings, acme: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a block keeps the pool from being closed, nothing is opened in place of what others have given back."""
+    opened = 0
+    connect = pool.ConnectionPool._connect
+
+    async def count(*args: object, **options: object) -> BlockConnection:
+        nonlocal opened
+        opened += 1
+        return await connect(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pool.ConnectionPool, "_connect", count)
+    database = await Database.open(replace(settings, pool_min_size=3, pool_max_size=3))
+    together = asyncio.Barrier(3)
+    go_on = asyncio.Event()
+
+    async def use(number: int) -> None:
+        async with database.tenant_connection(replace(acme, id=number)) as connection:
+            await connection.fetch(READ)
+            await together.wait()
+            if number == 2:
+                await go_on.wait()
+
+    tasks = [asyncio.create_task(use(number)) for number in range(3)]
+    await asyncio.gather(*tasks[:2])
+    closing = asyncio.create_task(database.close())
+    # What is idle was taken, and the last one is waited for: others would be opened now.
+    await wait_until(lambda: _is_waiting(database))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not closing.done()
+    go_on.set()
+    await asyncio.gather(closing, *tasks)
+
+    assert opened == 3
+
+
+async def _is_waiting(database: Database) -> bool:
+    return len(database._pool._places._waiters) == 1
+
+
+async def _is_gone(database: Database, pid: int) -> bool:
+    return await find_state(database, pid) is None
+
+
+async def test_connection_that_has_served_many_tenants_is_replaced(settings: Settings, acme: Tenant) -> None:
+    """A server process remembers the tables of every tenant until it ends; who may not weigh it counts them."""
+    tenants = [replace(acme, id=number) for number in range(1, 10)]
+
+    async def cannot_ask(_: BlockConnection) -> None:
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockConnection, "find_memory", cannot_ask, raising=False)
+        async with await Database.open(replace(settings, connection_max_tenants=3), max_size=1) as database:
+            backends = [await find_backend(database, tenant) for tenant in tenants]
+            # It has served these before.
+            again = [await find_backend(database, tenants[-1]) for _ in range(9)]
+
+    assert len(set(backends)) >= 3
+    assert max(Counter(backends).values()) <= 4
+    assert len(set(again)) <= 2
+
+
+async def test_idle_connection_is_reset_and_heard(
+    settings: Settings, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A while after its last block a connection is idle for PostgreSQL, too, which a read leaves as active."""
+    monkeypatch.setattr(pool, "_TIDY_AFTER", 0.1)
+    async with await Database.open(settings, max_size=1) as own:
+        for _ in range(2):
+            pid = await find_backend(own, acme)
+
+        async def is_idle() -> bool:
+            return await find_state(database, pid) == "idle"
+
+        await wait_until(is_idle)
+        assert await find_backend(own, acme) == pid
+
+
+async def test_connection_that_nobody_uses_is_given_up(
+    settings: Settings, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After long idleness asyncpg's pool has it back, and lends it again when it is wanted."""
+    monkeypatch.setattr(pool, "_TIDY_AFTER", 0.05)
+    monkeypatch.setattr(pool, "_GIVE_UP_AFTER", 0.2)
+    async with await Database.open(settings, max_size=1) as own:
+        await find_backend(own, acme)
+
+        async def is_given_up() -> bool:
+            return len(own._pool._places) == 0
+
+        await wait_until(is_given_up)
+        for _ in range(3):
+            assert await find_backend(own, acme)
+
+
+async def test_tidying_and_blocks_share_connections(
+    settings: Settings, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is tidied all the time loses no connection and shows nobody a foreign row."""
+    monkeypatch.setattr(pool, "_TIDY_AFTER", 0.001)
+    monkeypatch.setattr(pool, "_GIVE_UP_AFTER", 0.003)
+    async with await Database.open(settings, max_size=2) as own:
+        for tenant in (acme, globex):
+            async with own.tenant_connection(tenant) as connection:
+                await connection.execute(ADD, tenant.slug)
+
+        async def use(tenant: Tenant) -> set[str]:
+            seen = set()
+            for number in range(150):
+                async with own.tenant_connection(tenant) as connection:
+                    seen |= {row["description"] for row in await connection.fetch(READ)}
+                await asyncio.sleep(0.001 * (number % 7))
+            return seen
+
+        assert [*await asyncio.gather(use(acme), use(globex), use(acme))] == [{"acme"}, {"globex"}, {"acme"}]
+
+
+# Behind a pooler.
+
+
+async def use_all_ways(database: Database, tenant: Tenant) -> list[str]:
+    """Read and write in one block after the other; return the rows that were seen."""
+    seen = []
+    for _ in range(4):
+        async with database.tenant_connection(tenant) as connection:
+            seen += [row["description"] for row in await connection.fetch(READ)]
+        async with database.tenant_connection(tenant) as connection:
+            await connection.execute(ADD, tenant.slug)
+            seen += [row["description"] for row in await connection.fetch(f"{READ} WHERE id > $1", 0)]
+    return seen
+
+
+async def use_together(url: str, settings: Settings, *tenants: Tenant) -> tuple[list[str], bool]:
+    """Return whether each of *tenants* saw its own rows only, through two pools at *url*, and if one was direct."""
+    # On a busy machine the pooler's one turn is waited for.
+    patient = replace(settings, database_url=url, connect_timeout=60)
+    async with AsyncExitStack() as stack:
+        pools = [await stack.enter_async_context(await Database.open(patient, max_size=2)) for _ in range(2)]
+        jobs = [(tenant, database) for tenant in tenants for database in pools]
+        outcomes = await asyncio.gather(*(use_all_ways(database, tenant) for tenant, database in jobs))
+        strange = [
+            f"{tenant.slug} saw {row}"
+            for (tenant, _), rows in zip(jobs, outcomes, strict=True)
+            for row in rows
+            if row != tenant.slug
+        ]
+        direct = False
+        for database in pools:
+            async with database.tenant_connection(tenants[0]) as connection:
+                direct = direct or connection._con.direct  # type: ignore[attr-defined]
+                await connection.fetch(READ)
+        return strange, direct
+
+
+async def test_behind_a_pooler_nothing_goes_ahead_and_nothing_is_kept(
+    settings: Settings, acme: Tenant, globex: Tenant
+) -> None:
+    """A pooler is found out when the connection is opened; rows are right."""
+    async with naive_pooler(settings.required_database_url) as url:
+        strange, direct = await use_together(url, settings, acme, globex)
+
+    assert strange == []
+    assert not direct
+
+
+async def test_straight_to_the_server_connections_are_direct(settings: Settings, acme: Tenant, globex: Tenant) -> None:
+    """Negative control: without a pooler the same look says direct."""
+    strange, direct = await use_together(settings.required_database_url, settings, acme, globex)
+
+    assert strange == []
+    assert direct
+
+
+async def test_pooler_that_was_not_found_out_shows_no_foreign_row(
+    settings: Settings, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should a pooler pass for the server: blocks may be slow, or fail, but nobody reads another tenant's rows."""
+    seen: dict[str, set[str]] = {"acme": set(), "globex": set()}
+
+    async def is_direct(connection: BlockConnection, opened_at: float) -> bool:
+        return True
+
+    async def use(database: Database, tenant: Tenant) -> None:
+        for _ in range(6):
+            with contextlib.suppress(TenantError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                async with database.tenant_connection(tenant) as connection:
+                    seen[tenant.slug] |= {row["description"] for row in await connection.fetch(READ)}
+
+    impatient = replace(settings, command_timeout=1, acquire_timeout=2)
+    async with await Database.open(settings, max_size=1) as straight:
+        for tenant in (acme, globex):
+            async with straight.tenant_connection(tenant) as connection:
+                await connection.execute(ADD, tenant.slug)
+    monkeypatch.setattr(BlockConnection, "is_direct", is_direct)
+    async with naive_pooler(settings.required_database_url) as url, AsyncExitStack() as stack:
+        pools = [
+            await stack.enter_async_context(await Database.open(replace(impatient, database_url=url), max_size=1))
+            for _ in range(2)
+        ]
+        await asyncio.gather(*(use(database, tenant) for database in pools for tenant in (acme, globex)))
+
+    assert seen["acme"] <= {"acme"}
+    assert seen["globex"] <= {"globex"}
+
+
+@asynccontextmanager
+async def pgbouncer(url: str) -> AsyncIterator[str]:
+    """Run PgBouncer in transaction mode in front of *url*, with one server connection."""
+    parts = urlsplit(url)
+    query = parse_qs(parts.query)
+    host = query.get("host", [parts.hostname or "127.0.0.1"])[0]
+    port = query.get("port", [str(parts.port or 5432)])[0]
+    name, user = parts.path.removeprefix("/"), parts.username or "postgres"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        own_port = free.getsockname()[1]
+    # Not pytest's own folder, which is closed to everybody else: started by root, it runs as nobody.
+    with tempfile.TemporaryDirectory(prefix="quart-tenants-tests-") as folder:
+        Path(folder).chmod(0o755)
+        file = Path(folder) / "pgbouncer.ini"
+        file.write_text(
+            f"[databases]\n{name} = host={host} port={port} dbname={name} user={user}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {own_port}\nunix_socket_dir =\nauth_type = any\n"
+            "pool_mode = transaction\ndefault_pool_size = 1\nignore_startup_parameters = search_path\n"
+        )
+        root = os.geteuid() == 0
+        process = subprocess.Popen(
+            [str(_PGBOUNCER), "-q", str(file)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user="nobody" if root else None,
+        )
+        own_url = f"postgresql://{user}@127.0.0.1:{own_port}/{name}?sslmode=disable"
+        try:
+
+            async def answers() -> bool:
+                with contextlib.suppress(OSError, asyncpg.PostgresError):
+                    connection = await asyncpg.connect(own_url, statement_cache_size=0)
+                    await connection.close()
+                    return True
+                return False
+
+            await wait_until(answers)
+            yield own_url
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+@pytest.mark.skipif(_PGBOUNCER is None, reason="PgBouncer is not installed")
+async def test_pgbouncer_is_found_out(settings: Settings, acme: Tenant, globex: Tenant) -> None:
+    """PgBouncer in transaction mode makes up the number of the server process; rows are right behind it."""
+    async with pgbouncer(settings.required_database_url) as url:
+        strange, direct = await use_together(url, settings, acme, globex)
+
+    assert strange == []
+    assert not direct
+
+
+# Roles that go ahead of a first statement.
+
+
+@pytest.mark.parametrize("first", ["fetch", "execute", "empty"])
+async def test_missing_role_is_said_by_a_warm_block(walled_database: Database, first: str) -> None:
+    """A tenant's role that cannot be entered is RolesNotReadyError also where it went ahead of a read."""
+    acme = await get_tenant(walled_database, parse_slug("acme"))
+    for _ in range(2):
+        async with walled_database.tenant_connection(acme) as connection:
+            await connection.fetch(READ)
+    without = replace(acme, role=RoleName("quart_tenants_nobody"))
+
+    with pytest.raises(RolesNotReadyError) if first != "empty" else contextlib.nullcontext():
+        async with walled_database.tenant_connection(without) as connection:
+            if first != "empty":
+                await getattr(connection, first)(READ)
+
+    async with walled_database.tenant_connection(acme) as connection:
+        assert await connection.fetch(READ) == []
+
+
+async def test_missing_role_of_a_dropped_tenant_is_unknown(walled_database: Database) -> None:
+    """Where the schema is gone with the role the tenant is unknown, and no setup is blamed."""
+    acme = await get_tenant(walled_database, parse_slug("acme"))
+    for _ in range(2):
+        async with walled_database.tenant_connection(acme) as connection:
+            await connection.fetch(READ)
+    async with walled_database.connection() as connection:
+        await connection.execute("ALTER SCHEMA acme RENAME TO elsewhere")
+
+    with pytest.raises(UnknownTenantError):
+        async with walled_database.tenant_connection(
+            replace(acme, role=RoleName("quart_tenants_nobody"))
+        ) as connection:
+            await connection.fetch(READ)

@@ -1,0 +1,167 @@
+"""Promise: whatever the database does, each request ends in time, no write happens twice, and the pool recovers."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+import httpx
+
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from tests.conftest import FAST_AND_FORGETFUL
+from tests.databases import fill_template
+from tests.processes import Server, run_application
+from tests.tcp_proxy import TcpProxy
+
+REQUEST_TIMEOUT = 1.5  # seconds
+GRACE = 1.0
+RECOVERY = 2.0
+SIZE = 4
+
+SETTINGS = {
+    "QUART_TENANTS_REQUEST_TIMEOUT": str(REQUEST_TIMEOUT),
+    "QUART_TENANTS_ACQUIRE_TIMEOUT": "1.4",
+    "QUART_TENANTS_POOL_MAX_SIZE": str(SIZE),
+    "QUART_TENANTS_TENANT_POOL_SHARE": str(SIZE),
+    "QUART_TENANTS_REGISTRY_POLL_INTERVAL": "0.2",
+}
+
+
+@dataclass
+class Seen:
+    """What the clients were told.
+
+    Attributes:
+        slowest: The longest request, in seconds.
+        statuses: Of all answers; 0 where the connection to the server broke.
+        sent: Each row that was sent, with whether its answer was 200.
+        recovery: Seconds from the end of the fault until the whole pool was there again.
+    """
+
+    slowest: float = 0.0
+    statuses: set[int] = field(default_factory=set)
+    sent: dict[str, bool] = field(default_factory=dict)
+    recovery: float = 0.0
+
+
+@contextlib.asynccontextmanager
+async def serving(url: str, folder: Path, **settings: str) -> AsyncIterator[Server]:
+    """Serve the counting app, started in a thread: the proxy that it connects to lives in this loop."""
+    manager = run_application("tests.app.counting_app:create_app()", url, folder, **SETTINGS | settings)
+    server = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield server
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
+async def load_during(server: Server, fault: Callable[[], Awaitable[None]]) -> Seen:
+    """Read and write all the time, from before *fault* begins until the pool is whole again after its end."""
+    seen = Seen()
+    stamps = (f"row {number}" for number in itertools.count())
+    going_on = True
+
+    async def ask(client: httpx.AsyncClient, method: str, path: str) -> int:
+        started = time.monotonic()
+        answer = await client.request(method, path)
+        seen.slowest = max(seen.slowest, time.monotonic() - started)
+        seen.statuses.add(answer.status_code)
+        return answer.status_code
+
+    async def work(client: httpx.AsyncClient) -> None:
+        while going_on:
+            await ask(client, "GET", "/count")
+            stamp = next(stamps)
+            seen.sent[stamp] = False
+            seen.sent[stamp] = await ask(client, "POST", f"/rows/{stamp}") == 200
+
+    async with server.tenant("acme") as client:
+        workers = [asyncio.create_task(work(client)) for _ in range(2 * SIZE)]
+        # Until there is something to break.
+        while len(seen.sent) < 50:
+            await asyncio.sleep(0.01)
+        await fault()
+        ended = time.monotonic()
+        going_on = False
+        await asyncio.gather(*workers)
+        while {await task for task in [asyncio.create_task(ask(client, "GET", "/together")) for _ in range(SIZE)]} != {
+            200
+        }:
+            pass
+        seen.recovery = time.monotonic() - ended
+    return seen
+
+
+async def assert_promises(seen: Seen, database_url: str) -> None:
+    """Assert what holds whatever the fault was."""
+    assert seen.slowest < REQUEST_TIMEOUT + GRACE
+    assert seen.statuses <= {200, 503}
+    assert seen.recovery < RECOVERY
+    connection = await asyncpg.connect(database_url)
+    rows = await connection.fetch("SELECT description, count(*) AS times FROM acme.company_data GROUP BY description")
+    await connection.close()
+    times = {row["description"]: row["times"] for row in rows}
+    assert set(times.values()) == {1}
+    assert {stamp for stamp, added in seen.sent.items() if added} <= set(times)
+
+
+async def test_black_hole_ends_no_promise(database_url: str, tmp_path: Path) -> None:
+    """Nothing is passed on for some seconds, and the connections of then stay dead for ever."""
+    async with TcpProxy(database_url) as proxy, serving(proxy.url, tmp_path) as server:
+
+        async def swallow() -> None:
+            proxy.open_black_hole()
+            await asyncio.sleep(REQUEST_TIMEOUT + GRACE)
+            proxy.close_black_hole()
+
+        seen = await load_during(server, swallow)
+
+    print(seen.slowest, seen.recovery)  # noqa: T201
+    await assert_promises(seen, database_url)
+    assert 503 in seen.statuses
+
+
+async def test_killed_backends_end_no_promise(database_url: str, tmp_path: Path) -> None:
+    """Somebody ends one backend after the other."""
+    async with serving(database_url, tmp_path) as server:
+        killer = await asyncpg.connect(database_url)
+
+        async def kill() -> None:
+            for _ in range(60):
+                await killer.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'quart_tenants'"
+                    " AND datname = current_database() ORDER BY random() LIMIT 1"
+                )
+                await asyncio.sleep(0.01)
+
+        seen = await load_during(server, kill)
+        await killer.close()
+        log = server.log.read_text()
+
+    print(seen.slowest, seen.recovery, log.count("begins anew"))  # noqa: T201
+    await assert_promises(seen, database_url)
+    assert "count begins anew" in log
+
+
+async def test_restarted_database_ends_no_promise(tmp_path: Path) -> None:
+    """The database goes away, and comes back."""
+    postgres = EmbeddedPostgres(tmp_path / "postgres", options=FAST_AND_FORGETFUL)
+    await postgres.start()
+    try:
+        await fill_template(postgres.url)
+        async with serving(postgres.url, tmp_path) as server:
+
+            async def restart() -> None:
+                await postgres.stop()
+                await asyncio.sleep(0.5)
+                await postgres.start()
+
+            seen = await load_during(server, restart)
+        print(seen.slowest, seen.recovery)  # noqa: T201
+        await assert_promises(seen, postgres.url)
+    finally:
+        await postgres.stop()

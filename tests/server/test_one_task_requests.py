@@ -1,0 +1,326 @@
+"""A request is served in the server's own task, with all that Quart promises."""
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from quart import Quart, ResponseReturnValue, request
+from quart.asgi import ASGIHTTPConnection
+from quart.routing import QuartRule
+from quart.wrappers import Request
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import SecurityError
+
+from quart_tenants import QuartTenants
+from quart_tenants.server.one_task_requests import TenantRequest
+from quart_tenants.web.context import find_request
+from quart_tenants.web.guards.deadlines import DeadlineError, Deadlines
+
+GET: dict[str, Any] = {
+    "type": "http",
+    "http_version": "1.1",
+    "asgi": {},
+    "method": "GET",
+    "scheme": "http",
+    "query_string": b"",
+    "root_path": "",
+    "headers": [(b"host", b"acme.localhost")],
+    "client": ("127.0.0.1", 1),
+    "server": ("127.0.0.1", 2),
+    "extensions": {},
+}
+
+
+class Connection:
+    """What a server gives an app for one request."""
+
+    def __init__(self, path: str, **scope: Any) -> None:
+        self.scope = GET | {"path": path, "raw_path": path.encode()} | scope
+        self.received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.sent: list[dict[str, Any]] = []
+        self.served_in: set[object] = set()
+
+    async def receive(self) -> Any:
+        """Give the next event."""
+        return await self.received.get()
+
+    async def send(self, event: Any) -> None:
+        """Take what the app sends; tell it about the end as Hypercorn does, and go on with work of one's own."""
+        self.served_in.add(asyncio.current_task())
+        self.sent.append(event)
+        if event["type"] == "http.response.body" and not event["more_body"]:
+            self.received.put_nowait({"type": "http.disconnect"})
+            for _ in range(5):
+                await asyncio.sleep(0)
+            self.sent.append({"type": "done"})
+
+    def serve(self, app: Quart) -> "asyncio.Task[None]":
+        """Let *app* answer in a task of its own."""
+        return asyncio.create_task(app(self.scope, self.receive, self.send))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+async def app(database_url: str) -> AsyncIterator[Quart]:
+    """An app that says what becomes of its handlers."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL=database_url, RESPONSE_TIMEOUT=0.2)
+    tenants = QuartTenants(app)
+    app.extensions.update(waiting=asyncio.Event(), ended=[])
+
+    @app.get("/wait", host=tenants.host)
+    async def wait() -> ResponseReturnValue:
+        app.extensions["waiting"].set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            app.extensions["ended"].append("cancelled")
+            raise
+        return {}
+
+    @app.route("/echo", methods=["GET", "POST"], host=tenants.host)
+    async def echo() -> ResponseReturnValue:
+        return {"body": await request.get_data(as_text=True), "same": find_request() is not None}
+
+    async with app.test_app():
+        yield app
+
+
+async def test_answer_of_one_piece_is_sent_as_one(app: Quart) -> None:
+    """A short answer is two events, in the task of the server, which is not disturbed afterwards."""
+    connection = Connection("/echo")
+    connection.received.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+    serving = connection.serve(app)
+
+    await serving
+
+    start, body, done = connection.sent
+    assert (start["status"], body["more_body"], done["type"]) == (200, False, "done")
+    assert connection.served_in == {serving}
+    assert not serving.cancelling()
+
+
+@pytest.mark.parametrize("connection_class", [None, ASGIHTTPConnection])
+async def test_handler_ends_when_its_client_goes_away(
+    app: Quart, connection_class: type[ASGIHTTPConnection] | None
+) -> None:
+    """It is cancelled, as by Quart itself, and the server's task ends as if it had answered."""
+    if connection_class is not None:
+        app.asgi_http_class = connection_class
+    connection = Connection("/wait")
+    serving = connection.serve(app)
+    await app.extensions["waiting"].wait()
+
+    connection.received.put_nowait({"type": "http.disconnect"})
+    await serving
+
+    assert app.extensions["ended"] == ["cancelled"]
+    assert connection.sent == []
+    assert not serving.cancelling()
+
+
+async def test_server_can_end_a_request(app: Quart) -> None:
+    """When the server cancels its task the handler ends, and the server hears of it."""
+    connection = Connection("/wait")
+    serving = connection.serve(app)
+    await app.extensions["waiting"].wait()
+
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+
+    assert app.extensions["ended"] == ["cancelled"]
+
+
+async def test_body_is_read_meanwhile(app: Quart) -> None:
+    """A view has its request's body, piece by piece as it comes, also one that was not announced, as in HTTP/2."""
+    announced = Connection("/echo", method="POST", headers=[*GET["headers"], (b"content-length", b"4")])
+    unannounced = Connection("/echo", method="POST", http_version="2")
+
+    for connection in (announced, unannounced):
+        serving = connection.serve(app)
+        for piece, more in ((b"mo", True), (b"re", False)):
+            connection.received.put_nowait({"type": "http.request", "body": piece, "more_body": more})
+        await serving
+        assert connection.sent[1]["body"] == b'{"body":"more","same":true}\n'
+
+
+@pytest.mark.parametrize("connection_class", [None, ASGIHTTPConnection])
+async def test_client_may_go_away_in_the_middle_of_its_body(
+    app: Quart, connection_class: type[ASGIHTTPConnection] | None
+) -> None:
+    """A view that waits for the rest ends, and nobody is told of an error."""
+    if connection_class is not None:
+        app.asgi_http_class = connection_class
+    connection = Connection("/echo", method="POST", headers=[*GET["headers"], (b"content-length", b"4")])
+    connection.received.put_nowait({"type": "http.request", "body": b"mo", "more_body": True})
+    connection.received.put_nowait({"type": "http.disconnect"})
+
+    await connection.serve(app)
+
+    assert connection.sent == []
+
+
+def test_blueprints_are_those_of_quart() -> None:
+    """However deep they are nested, and without a rule."""
+    ours, theirs = (kind.__new__(kind) for kind in (TenantRequest, Request))
+
+    for endpoint in ("view", "shop.view", "shop.admin.orders.view"):
+        ours.url_rule = theirs.url_rule = QuartRule("/", endpoint=endpoint)
+        assert ours.blueprints == theirs.blueprints
+    ours.url_rule = None
+    assert ours.blueprints == []
+
+
+async def test_client_that_takes_no_answer_is_given_up(app: Quart) -> None:
+    """What cannot be sent within RESPONSE_TIMEOUT breaks off."""
+    connection = Connection("/echo")
+    connection.received.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+
+    async def block(event: Any) -> None:
+        connection.sent.append(event)
+        if event["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    connection.send = block  # type: ignore[method-assign]
+    async with asyncio.timeout(10):
+        await connection.serve(app)
+
+    assert [event["type"] for event in connection.sent] == ["http.response.start", "http.response.body"]
+
+
+async def test_request_is_forgotten_with_its_end(app: Quart) -> None:
+    """A server that serves one request after the other in one task carries nothing into the next."""
+    connection = Connection("/echo")
+    connection.received.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+
+    await app(connection.scope, connection.receive, connection.send)  # type: ignore[arg-type]
+
+    assert connection.sent[0]["status"] == 200
+    assert find_request() is None
+
+
+async def wait_for_ever() -> None:
+    """Wait."""
+    await asyncio.Event().wait()
+
+
+async def test_each_deadline_is_its_own() -> None:
+    """What is late is cancelled, in whatever order it began; what is in time is not touched."""
+    deadlines = Deadlines(0.1)
+    quick = asyncio.create_task(deadlines.keep(asyncio.sleep(0, "done")))
+    late = [asyncio.create_task(deadlines.keep(wait_for_ever())) for _ in range(3)]
+
+    ends = await asyncio.gather(quick, *late, return_exceptions=True)
+    later = await asyncio.gather(deadlines.keep(wait_for_ever()), return_exceptions=True)
+
+    assert ends[0] == "done"
+    assert [type(end) for end in (*ends[1:], *later)] == [DeadlineError] * 4
+    assert not any(task.cancelling() for task in late)
+
+
+async def test_cancellation_by_somebody_else_stays_one() -> None:
+    """Who cancels what has a deadline hears of a cancellation, before the deadline and with it."""
+    deadlines = Deadlines(0.1)
+    cancelled = asyncio.create_task(deadlines.keep(wait_for_ever()))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+
+
+def test_deadlines_outlive_an_event_loop() -> None:
+    """An app that serves again in another event loop, as in tests and scripts, has its deadlines there."""
+    deadlines = Deadlines(0.1)
+
+    for _ in range(2):
+        # Ends before the timer of its loop does.
+        asyncio.run(deadlines.keep(asyncio.sleep(0)))
+    with pytest.raises(DeadlineError):
+        asyncio.run(deadlines.keep(wait_for_ever()))
+
+
+class AsyncCallable:
+    """An object that is called like a coroutine function."""
+
+    async def __call__(self) -> str:
+        """Answer."""
+        return "object"
+
+    async def method(self) -> str:
+        """Answer."""
+        return "method"
+
+
+async def coroutine_function(answer: str = "function") -> str:
+    """Answer."""
+    return answer
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        coroutine_function,
+        AsyncCallable().method,
+        functools.partial(coroutine_function, "partial"),
+        lambda: "lambda",
+        threading.get_ident,
+        AsyncCallable(),
+    ],
+)
+async def test_functions_are_taken_for_what_quart_takes_them(app: Quart, function: Any) -> None:
+    """A coroutine function runs as it is, any other one in a thread."""
+    ours, theirs = app.ensure_async(function), Quart.ensure_async(app, function)
+
+    assert (ours is function) == (theirs is function)
+    assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs)
+
+
+async def never_push(path: str, headers: Headers) -> None:
+    """Do nothing: HTTP/1 has no pushes."""
+
+
+def make_requests(headers: list[tuple[str, str]], scheme: str = "http", **scope: Any) -> list[Request]:
+    """Return one request of ours, and the same of Quart's own class."""
+    scope = GET | {"headers": [(name.lower().encode(), value.encode()) for name, value in headers]} | scope
+    asked: Any = scope
+    return [
+        kind(asked["method"], scheme, "/", b"", Headers(headers), "", "1.1", asked, send_push_promise=never_push)
+        for kind in (TenantRequest, Request)
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("name", ["acme.localhost", "Acme.LOCALHOST:8000", "a:80", "a:443", "[::1]:5", "x" * 300, None])
+def test_host_is_the_one_of_werkzeug(name: str | None, scheme: str) -> None:
+    """With its port but for the usual one, the first time and later, and among trusted hosts only."""
+    for _ in range(2):
+        ours, theirs = make_requests([] if name is None else [("Host", name)], scheme)
+        assert ours.host == theirs.host
+    ours, theirs = make_requests([("Host", name or "localhost")], scheme)
+    ours.trusted_hosts = ["trusted.example"]
+    with pytest.raises(SecurityError):
+        _ = ours.host
+
+
+@pytest.mark.parametrize(
+    ("headers", "method"),
+    [
+        ([], "GET"),
+        ([], "POST"),
+        ([("Content-Length", "5")], "GET"),
+        ([("Content-Length", "5")], "POST"),
+        ([("Content-Length", "x")], "POST"),
+        ([("Transfer-Encoding", "chunked")], "POST"),
+        ([("Content-Length", "5"), ("Transfer-Encoding", "chunked")], "GET"),
+    ],
+)
+def test_length_of_a_body_is_the_one_of_werkzeug(headers: list[tuple[str, str]], method: str) -> None:
+    """Also where there is none."""
+    ours, theirs = make_requests(headers, method=method)
+
+    assert ours.content_length == theirs.content_length

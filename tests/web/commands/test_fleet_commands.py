@@ -1,0 +1,143 @@
+"""`quart-tenants migrate`: what it prints, where, and how it ends."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quart_tenants.resources import get_resource_path
+from tests.web.commands.runs import Run
+
+Add = Callable[[str, str], None]
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Add:
+    """Add a migration after the one that all tenants have."""
+    first = get_resource_path("sql/tenant/0001_users_and_data.sql")
+    (tmp_path / first.name).write_bytes(first.read_bytes())
+    monkeypatch.setenv("QUART_TENANTS_MIGRATIONS_DIR", str(tmp_path))
+
+    def write(name: str, sql: str) -> None:
+        (tmp_path / name).write_text(sql)
+
+    return write
+
+
+def test_migrate_says_what_it_did(run: Run, add: Add) -> None:
+    """One line with the counts; with nothing to do it says so; both are successes."""
+    add("0002_nickname.sql", "ALTER TABLE app_user ADD COLUMN nickname text")
+
+    planned = run("migrate", "--dry-run", "--canary", "acme")
+    first = run("migrate")
+    second = run("migrate")
+
+    assert (planned.status, planned.err) == (0, "")
+    assert planned.out == (
+        "would migrate 4 tenants to 0002_nickname.sql; already there: 0\n"
+        "first: acme\n"
+        "at 0001: 4 tenants: acme, globex, company1, company2\n"
+    )
+    assert (first.status, first.err) == (0, "")
+    assert first.out.startswith("migrated 4 tenants to 0002_nickname.sql in ")
+    assert first.out.endswith("0 failed, 0 not tried, already there: 0\n")
+    assert (second.status, second.out) == (0, "nothing to do: 4 tenants at 0002_nickname.sql or newer\n")
+
+
+def test_migrate_names_who_failed_and_ends_with_one(run: Run, add: Add) -> None:
+    """Each failure is a line on stderr; stdout says who stands where, exactly."""
+    add("0002_text.sql", "ALTER TABLE company_data ADD CHECK (description <> 'company 1 data')")
+
+    failed = run("migrate")
+
+    assert failed.status == 1
+    assert failed.err.startswith("company1 stays at 0001: migration 0002_text.sql failed in schema 'company1'")
+    assert failed.err.count("\n") == 1
+    assert "1 failed, 0 not tried" in failed.out
+    assert failed.out.endswith("at 0001: 1 tenant: company1\n")
+
+
+def test_migrate_says_why_it_stopped(run: Run, add: Add) -> None:
+    """Who was not tried reads what was in the way, and what to do."""
+    add("0002_broken.sql", "ALTER TABLE nowhere ADD COLUMN nothing text")
+
+    by_canary = run("migrate", "--canary", "acme")
+    by_failures = run("migrate", "--max-failures", "2", "--jobs", "1")
+
+    assert by_canary.err.splitlines()[-1] == "stopped: the canary acme failed; mend it, and run migrate again"
+    assert by_failures.err.splitlines()[-1] == "stopped: 2 tenants failed; mend it, and run migrate again"
+    assert (by_canary.status, by_failures.status) == (1, 1)
+
+
+def test_migrate_of_what_lies_in_the_trash_says_so(run: Run, add: Add) -> None:
+    """After a drop `undrop` comes first."""
+    run("drop", "acme", "--yes")
+
+    refused = run("migrate", "--tenant", "acme")
+
+    assert refused.status == 1
+    assert "tenant 'acme' lies in the trash; the command `undrop acme` brings it back" in refused.err
+
+
+def test_migrate_speaks_json(run: Run, add: Add) -> None:
+    """With `--json` stdout is one document, of the plan and of the result."""
+    add("0002_text.sql", "ALTER TABLE company_data ADD CHECK (description <> 'company 1 data')")
+
+    planned = json.loads(run("migrate", "--dry-run", "--json", "--tenant", "acme", "--tenant", "globex").out)
+    result = run("migrate", "--json", "--max-failures", "1", "--canary", "company1")
+    told = json.loads(result.out)
+
+    assert told["failed"][0]["version"] == 1
+    assert planned == {
+        "target": 2,
+        "up_to_date": 0,
+        "canaries": [],
+        "behind": [{"slug": "acme", "version": 1}, {"slug": "globex", "version": 1}],
+    }
+    assert result.status == 1
+    assert (told["migrated"], [failure["slug"] for failure in told["failed"]]) == (0, ["company1"])
+    assert [left["slug"] for left in told["not_tried"]] == ["acme", "globex", "company2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--tenant", "nobody"], 1, "no tenant answers at 'nobody'"),
+        (["--canary", "nobody"], 1, "no tenant answers at 'nobody'"),
+        (["--tenant", "Not A Slug"], 1, "cannot be a tenant"),
+        (["--canary", "Not A Slug"], 1, "cannot be a tenant"),
+        (["--canary", "acme", "--tenant", "globex"], 2, "the canary acme is none of those that --tenant names"),
+        (["--to", "7"], 1, "there is no migration 0007; the newest is 0001_users_and_data.sql"),
+        (["--to", "x"], 2, "Invalid value for '--to'"),
+        (["--jobs", "0"], 2, "Invalid value for '--jobs'"),
+        (["--max-failures", "0"], 2, "Invalid value for '--max-failures'"),
+    ],
+)
+def test_migrate_refuses_what_it_cannot_understand(
+    run: Run, add: Add, arguments: list[str], status: int, message: str
+) -> None:
+    """The error names what was wrong, on stderr only."""
+    refused = run("migrate", *arguments)
+
+    assert (refused.status, refused.out) == (status, "")
+    assert message in refused.err
+
+
+@pytest.mark.parametrize(
+    ("name", "sql", "message"),
+    [
+        ("0003_gap.sql", "SELECT 1", "0003_gap.sql: expected number 0002"),
+        ("0001_double.sql", "SELECT 1", "expected number 0002"),
+        ("0002_open.sql", "SELECT 1;\nSELECT 'open", "0002_open.sql: line 2: unterminated quoted string"),
+        ("2_short.sql", "SELECT 1", "2_short.sql: a migration is named like 0001_what_it_does.sql"),
+    ],
+)
+def test_migrate_refuses_a_folder_that_is_wrong(run: Run, add: Add, name: str, sql: str, message: str) -> None:
+    """A missing number, a double, an open quote: the file and the line are named, and nothing runs."""
+    add(name, sql)
+
+    refused = run("migrate")
+
+    assert (refused.status, refused.out) == (1, "")
+    assert message in refused.err
