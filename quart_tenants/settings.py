@@ -140,6 +140,9 @@ class Settings:
         "true or false",
         "A second wall: each tenant's blocks enter a role that reaches the tenant's own schema only.",
     )
+    probes: bool = _setting(
+        True, check_switch, "true or false", "Whether `/healthz` and `/readyz` answer on every host."
+    )
     request_timeout: float = _setting(
         30.0,
         between(0.1, 86400, float),

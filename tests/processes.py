@@ -62,11 +62,13 @@ def make_environment(**settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def run_program(*command: str | Path, log: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+def run_program(
+    *command: str | Path, log: Path, cwd: Path | None = None, **environment: str
+) -> Iterator["subprocess.Popen[str]"]:
     """Start `quart-tenants` with *command*, and end it as Ctrl-C does. What it writes lies in *log* and beside it."""
     with log.open("w") as stderr, _get_output(log).open("w") as stdout:
         process = subprocess.Popen(
-            [PROGRAM, *command], stdout=stdout, stderr=stderr, text=True, env=make_environment(**environment)
+            [PROGRAM, *command], stdout=stdout, stderr=stderr, text=True, env=make_environment(**environment), cwd=cwd
         )
     try:
         yield process
@@ -97,7 +99,7 @@ def run_server(database_url: str, folder: Path, *options: str, **settings: str) 
         "QUART_TENANTS_LOGIN_ATTEMPTS_PER_ADDRESS": "100000",
     } | settings
     log = folder / "log"
-    with run_program("serve", *options, log=log, **environment) as process:
+    with run_program("serve", *options, log=log, cwd=None, **environment) as process:
         port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
         wait_for_answer(port)
         yield Server(process, port, log)

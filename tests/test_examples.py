@@ -11,9 +11,9 @@ import click
 import pytest
 
 from quart_tenants.app import create_app
-from quart_tenants.app.cli import serve_command
 from quart_tenants.server.supervisor import KILL_MARGIN
 from quart_tenants.settings import get_key, read_settings
+from quart_tenants.web.commands.serve import serve_command
 from quart_tenants.web.routing.ask_route import ASK_PATH
 from tests.processes import PROGRAM
 
@@ -26,7 +26,8 @@ SERVER = tomllib.loads((ROOT / "hypercorn.toml").read_text())
 DIRECTIVES = {
     "Unit": {"Description", "Wants", "After", "StartLimitIntervalSec", "StartLimitBurst"},
     "Service": {
-        *("Type", "EnvironmentFile", "Environment", "ExecStart", "Restart", "RestartSec"),
+        *("Type", "EnvironmentFile", "Environment", "WorkingDirectory", "ExecStart", "ExecReload"),
+        *("Restart", "RestartSec"),
         *("KillSignal", "KillMode", "TimeoutStopSec", "DynamicUser", "NoNewPrivileges", "ProtectSystem"),
         *("ProtectHome", "PrivateTmp", "PrivateDevices", "ProtectProc", "ProtectClock", "ProtectHostname"),
         *("ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups"),
@@ -91,6 +92,14 @@ def test_unit_lets_requests_in_flight_end() -> None:
     assert float(service["TimeoutStopSec"]) > SERVER["graceful_timeout"] + KILL_MARGIN
 
 
+def test_unit_takes_up_new_code_by_the_signal_that_serve_knows() -> None:
+    """`systemctl reload` sends SIGHUP to the supervisor, which is the main process."""
+    service = dict(read_unit()["Service"])
+
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert service["Type"] == "exec"
+
+
 def test_unit_names_settings_that_exist() -> None:
     """What the unit says to write into the environment is read by us."""
     named = set(re.findall(r"QUART_(TENANTS_[A-Z_]+)=", UNIT.read_text()))
@@ -144,8 +153,8 @@ def check_by_program(tmp_path: Path, *command: str | Path) -> None:
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """`systemd-analyze verify` finds nothing to say about it."""
     copy = tmp_path / UNIT.name
-    # It wants to find the program.
-    copy.write_text(UNIT.read_text().replace("/opt/quart-tenants/bin/quart-tenants ", f"{PROGRAM} "))
+    # It wants to find the program, whose folder may have a blank in its name.
+    copy.write_text(UNIT.read_text().replace("/opt/quart-tenants/bin/quart-tenants ", f'"{PROGRAM}" '))
 
     check_by_program(tmp_path, "systemd-analyze", "verify", "--man=no", copy)
 

@@ -1,4 +1,4 @@
-"""Serve what is the same for everybody: static files, the public page, the probes."""
+"""Serve what is the same for everybody: static files and the public page."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from quart import Blueprint, render_template, send_from_directory
 from quart.wrappers import Response
 from werkzeug.exceptions import NotFound
 
-from quart_tenants.web.routing.host_routing import ANY_HOST, APEX_HOST, TENANT_HOST
+from quart_tenants.web.routing.host_routing import APEX_HOST, TENANT_HOST
 from quart_tenants.web.state import get_state
 
 site = Blueprint("site", __name__)
@@ -29,16 +29,3 @@ async def static(filename: str) -> Response:
 async def index() -> str:
     """Show the public page. It names no tenant: who the customers are is nobody's business."""
     return await render_template("index.html", domain=get_state().settings.domain)
-
-
-@site.get("/healthz", host=ANY_HOST)
-async def healthz() -> dict[str, str]:
-    """Say that the process is up."""
-    return {"status": "ok"}
-
-
-@site.get("/readyz", host=ANY_HOST)
-async def readyz() -> dict[str, str]:
-    """Say that the database answers and holds the registry at the right version, or answer 503."""
-    await get_state().registry.check()
-    return {"status": "ready"}

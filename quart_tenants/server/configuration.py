@@ -1,4 +1,4 @@
-"""Read Hypercorn's configuration, and refuse what Hypercorn itself would take without a word."""
+"""Read Hypercorn's configuration, and refuse every line in it that would have no effect."""
 
 import difflib
 import importlib.util
@@ -12,8 +12,14 @@ from quart_tenants.errors import SettingError
 from quart_tenants.resources import get_resource_path
 
 _LOOPS = ("uvloop", "asyncio")
-_TEXTS_OR_ONE = ("bind", "insecure_bind", "quic_bind")
-# What each key without a default looks like. Those in no list, such as verify_mode, are left to Hypercorn.
+_TEXTS_OR_ONE = ("bind", "insecure_bind")
+# What `serve` cannot do, with the reason.
+_REFUSED = {
+    "quic_bind": "is not served: the limits for slow clients do not cover QUIC; let the proxy in front speak it",
+    "use_reloader": "is for development: use `quart run --reload`, or send SIGHUP to `serve` for new code",
+}
+# An example of a value for each key that has no default. Keys that are in no list, such as verify_mode, are checked by
+# Hypercorn alone.
 _EXAMPLES: dict[str, object] = {
     "max_requests": 0,
     "umask": 0,
@@ -27,10 +33,10 @@ _EXAMPLES: dict[str, object] = {
 
 
 def load_server_config(path: Path | None = None) -> Config:
-    """Return Hypercorn's configuration from *path*, or from the hypercorn.toml that travels with us.
+    """Return Hypercorn's configuration from *path*, or from the hypercorn.toml that comes with this package.
 
     Raises:
-        SettingError: The file cannot be read, or says something that Hypercorn cannot do.
+        SettingError: The file cannot be read, has an unknown key, or has a value that Hypercorn or `serve` cannot use.
     """
     path = path or get_resource_path("hypercorn.toml")
     try:
@@ -43,6 +49,8 @@ def load_server_config(path: Path | None = None) -> Config:
             nearest = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise SettingError(key, f"in {path} is no setting of Hypercorn's{hint}")
+        if value and key in _REFUSED:
+            raise SettingError(key, f"in {path} {_REFUSED[key]}")
         expected = _find_mistake(key, value)
         if expected:
             raise SettingError(key, f"is {value!r} in {path}: give {expected}")
@@ -53,7 +61,7 @@ def load_server_config(path: Path | None = None) -> Config:
 
 
 def _find_keys() -> list[str]:
-    """Return what a file can set: neither methods, nor what is only read, nor a class."""
+    """Return the keys that a file can set: attributes of Config that are no methods, no classes and can be written."""
     found = set(_EXAMPLES)
     for name in dir(Config):
         value = getattr(Config, name)
@@ -63,13 +71,13 @@ def _find_keys() -> list[str]:
 
 
 def _find_mistake(key: str, value: object) -> str | None:
-    """Return what *key* needs instead of *value*, or None where it is right."""
+    """Return what *key* needs instead of *value*, or None if *value* is right."""
     if key == "worker_class":
         return None if value in _LOOPS else " or ".join(_LOOPS)
     if key in _TEXTS_OR_ONE:
         texts = [value] if isinstance(value, str) else value
         return None if texts != [] and _are_texts(texts) else "host:port, or a list of them"
-    # cert_reqs can only be written.
+    # The attribute cert_reqs can be written, but not read.
     usual = _EXAMPLES[key] if key in _EXAMPLES else None if key == "cert_reqs" else getattr(Config, key)
     match usual:
         case bool():
@@ -90,5 +98,5 @@ def _are_texts(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # True is a number to Python.
+    # For Python, True is a number as well.
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

@@ -31,6 +31,7 @@ from quart_tenants.web.guards.security_headers import SecurityHeaders
 from quart_tenants.web.login_gates import LoginGates
 from quart_tenants.web.routing.ask_route import add_ask_route
 from quart_tenants.web.routing.host_routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
+from quart_tenants.web.routing.probes import add_probes
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.state import TenantState, put_state
 
@@ -85,6 +86,7 @@ class QuartTenants(TenantState):
         app.session_interface = cast("SecureCookieSessionInterface", TenantSessionInterface(self))
         add_host_routing(app, self)
         add_ask_route(app)
+        add_probes(app, self)
         answer_tenant_errors(app)
         limit_requests(app, self.settings.request_timeout)
         # Inside the proxies, who know the scheme; around all that answers.

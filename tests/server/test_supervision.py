@@ -172,20 +172,21 @@ def test_crash_loop_is_slowed_but_replaced_within_two_seconds(tmp_path: Path) ->
     """Each pause before a replacement is longer than the last, up to half a second: the rest is for starting."""
     script = """
 import os, pathlib, signal, sys
-from quart_tenants.server.supervisor import Supervisor
+from quart_tenants.server.supervisor import Plan, Supervisor
 
 deaths = pathlib.Path(sys.argv[1])
 
-def crash(lifeline):
+def crash(link):
+    link.say_ready()
     with deaths.open("a") as file:
         file.write("x")
     if len(deaths.read_text()) > 6:
         os.kill(os.getppid(), signal.SIGTERM)
-        os.read(lifeline, 1)
+        os.read(link.lifeline, 1)
         return 0
     return 3
 
-sys.exit(Supervisor(1, crash, 5.0, lambda: None).run())
+sys.exit(Supervisor(lambda: Plan(1, crash, 60.0, 5.0)).run())
 """
 
     done = subprocess.run(
@@ -213,11 +214,12 @@ from quart_tenants.server import supervisor
 
 supervisor.KILL_MARGIN = 0.1
 
-def hang(lifeline):
+def hang(link):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.kill(os.getppid(), signal.SIGTERM)
-    time.sleep(60)
+    time.sleep(600)
 
-sys.exit(supervisor.Supervisor(1, hang, 0.1, lambda: None).run())
+sys.exit(supervisor.Supervisor(lambda: supervisor.Plan(1, hang, 60.0, 0.1)).run())
 """
 
     done = subprocess.run(

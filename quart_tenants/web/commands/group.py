@@ -10,6 +10,7 @@ from quart_tenants.web.commands.fleet import migrate_command
 from quart_tenants.web.commands.lifecycle import rename_command, resume_command, suspend_command
 from quart_tenants.web.commands.provisioning import adopt_command, create_command, init_command, list_command
 from quart_tenants.web.commands.running import TenantGroup
+from quart_tenants.web.commands.serve import serve_command
 from quart_tenants.web.commands.status import status_command
 from quart_tenants.web.commands.trash import drop_command, purge_command, undrop_command
 
@@ -35,6 +36,7 @@ def tenant_commands(name: str = "tenants") -> click.Group:
         domain_commands,
         backup_command,
         restore_command,
+        serve_command,
     ):
         group.add_command(command)
     return group

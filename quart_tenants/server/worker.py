@@ -1,0 +1,228 @@
+"""Serve the app in one process by Hypercorn, until this process is asked to end."""
+
+import asyncio
+import gc
+import logging
+import math
+import random
+import signal
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.lifespan import Lifespan
+from hypercorn.asyncio.statsd import StatsdLogger
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
+
+from quart_tenants.errors import SettingError, TenantError
+from quart_tenants.server.applications import Application, check_app, load_app
+from quart_tenants.server.one_task_requests import serve_requests
+from quart_tenants.server.protocols.connections import LimitedConnection, abort_connections, limit_connections
+from quart_tenants.web.logs.log_setup import follow_app_settings
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIFramework, LifespanState
+    from quart import Quart
+
+    from quart_tenants.server.supervisor import Link
+
+log = logging.getLogger(__name__)
+
+_ACCEPTED_WITHIN = 0.05
+"""Seconds. A connection that was accepted just before we stop accepting has its task after so long."""
+_LAST_REQUEST_WITHIN = 1.0
+"""Seconds. A connection that is idle when the worker is to end stays open so long: its client may have sent the next
+request already, which is answered as the last one. A proxy, or a client that sends one request after another, does."""
+_AFTER_ABORT = 1.0
+"""Seconds. Handlers whose client went away have so long to end."""
+_ALARM_MARGIN = 5
+"""Seconds. After the graceful timeout: a worker that has no supervisor any more ends then, whatever it does."""
+_OBJECTS_BETWEEN_COLLECTIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process that serves.
+
+    Attributes:
+        application: The app.
+        config: Its addresses are sockets that are open already.
+        plain: Whether Quart itself handles each request, without what makes requests cheaper.
+    """
+
+    application: Application
+    config: Config
+    plain: bool = False
+
+    def serve(self, link: "Link") -> int:
+        """Serve as a worker of a supervisor until SIGTERM; return the exit status.
+
+        Raises:
+            TenantError: The app cannot be served.
+        """
+        return self._serve(link.say_ready, link, check=link.is_first)
+
+    def serve_here(self, announce: Callable[[], None]) -> int:
+        """Serve without a supervisor until SIGINT or SIGTERM, and call *announce* when ready; return the exit status.
+
+        Raises:
+            TenantError: The app cannot be served.
+        """
+        return self._serve(announce, None, check=True)
+
+    def _serve(self, announce: Callable[[], None], link: "Link | None", *, check: bool) -> int:
+        app, settings = load_app(self.application)
+        follow_app_settings(settings)
+        if check:
+            check_app(app, settings)
+        if not self.plain:
+            serve_requests(app)
+        limit_connections()
+        loop_factory = None
+        if self.config.worker_class == "uvloop":
+            import uvloop
+
+            loop_factory = uvloop.new_event_loop
+        with asyncio.Runner(debug=self.config.debug, loop_factory=loop_factory) as runner:
+            try:
+                runner.run(_serve_connections(app, self.config, announce, link))
+            except (LifespanFailureError, LifespanTimeoutError) as error:
+                # The traceback is Hypercorn's and says nothing more.
+                log.error("the app did not stop properly: %s", error)
+                return 1
+        return 0
+
+
+async def _serve_connections(app: "Quart", config: Config, announce: Callable[[], None], link: "Link | None") -> None:
+    """Start *app*, serve all connections, and stop both, as `hypercorn.asyncio.run.worker_serve` does.
+
+    There are two differences, both at the end. The last answer of a connection says that it is the last one, so that no
+    client sends another request to a socket that is about to close. And when `graceful_timeout` is over, clients are
+    cut off, which ends their handlers properly. Hypercorn cancels its own tasks then, but Quart's handlers do not
+    notice and keep their database connections.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    _notice_the_end(stop, link, config.graceful_timeout)
+    secure: dict[str, Any] = {"ssl": _read_certificate(config), "ssl_handshake_timeout": config.ssl_handshake_timeout}
+    config.set_statsd_logger_class(StatsdLogger)
+    wrapper = ASGIWrapper(app)
+    state: LifespanState = {}
+    lifespan = Lifespan(wrapper, config, loop, state)
+    living = loop.create_task(lifespan.handle_lifespan())
+    try:
+        await lifespan.wait_for_startup()
+        if living.done():
+            living.result()
+    except (LifespanFailureError, LifespanTimeoutError) as error:
+        raise TenantError(f"the app does not start: {error}") from error
+
+    context = WorkerContext(_choose_max_requests(config))
+    connections: set[asyncio.Task[Any]] = set()
+
+    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: Any = asyncio.current_task()
+        connections.add(task)
+        task.add_done_callback(connections.discard)
+        await LimitedConnection(wrapper, loop, config, context, state, reader, writer)
+
+    sockets = config.create_sockets()
+    servers = [
+        await asyncio.start_server(serve_connection, sock=listener, backlog=config.backlog, **options)
+        for options, listeners in (({}, sockets.insecure_sockets), (secure, sockets.secure_sockets))
+        for listener in listeners
+    ]
+    _spare_garbage_collector()
+    announce()
+    ends = [loop.create_task(stop.wait()), loop.create_task(context.terminate.wait())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+
+    for server in servers:
+        server.close()
+    wrapper.app = _SayLast(app)
+    over = loop.time() + config.graceful_timeout
+    await asyncio.sleep(_ACCEPTED_WITHIN)
+    await _wait_for(connections, min(_LAST_REQUEST_WITHIN, config.graceful_timeout))
+    # From here on Hypercorn closes a connection after its answer, and at once if it waits for a request.
+    await context.terminated.set()
+    await _wait_for(connections, over - loop.time())
+    abort_connections()
+    await _wait_for(connections, _AFTER_ABORT)
+    await lifespan.wait_for_shutdown()
+    if living.done():
+        living.result()
+
+
+def _notice_the_end(stop: asyncio.Event, link: "Link | None", graceful_timeout: float) -> None:
+    """Set *stop* when this process is asked to end, or its supervisor is gone."""
+    loop = asyncio.get_running_loop()
+    if link is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        return
+    lifeline = link.lifeline
+
+    def end() -> None:
+        loop.remove_reader(lifeline)
+        # The supervisor, which would kill us in the end, may be gone, and something may block the event loop.
+        signal.alarm(math.ceil(graceful_timeout) + _ALARM_MARGIN)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    loop.add_reader(lifeline, end)
+
+
+class _SayLast:
+    """An app whose answers say that they are the last ones of their connections."""
+
+    def __init__(self, app: "ASGIFramework") -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        # HTTP/2 has no such header. Hypercorn says it there in its own way.
+        if scope["type"] != "http" or not scope["http_version"].startswith("1"):
+            await self._app(scope, receive, send)
+            return
+
+        async def send_last(event: Any) -> None:
+            if event["type"] == "http.response.start":
+                headers = [header for header in event["headers"] if bytes(header[0]).lower() != b"connection"]
+                event = {**event, "headers": [*headers, (b"connection", b"close")]}
+            await send(event)
+
+        await self._app(scope, receive, send_last)
+
+
+async def _wait_for(connections: "set[asyncio.Task[Any]]", timeout: float) -> None:  # noqa: ASYNC109
+    """Return when none of *connections* is open any more, or after *timeout* seconds."""
+    if connections and timeout > 0:
+        await asyncio.wait(connections, timeout=timeout)
+
+
+def _read_certificate(config: Config) -> ssl.SSLContext | None:
+    try:
+        return config.create_ssl_context()
+    except OSError as error:
+        raise SettingError("certfile", f"and keyfile of Hypercorn's configuration cannot be used: {error}") from error
+
+
+def _choose_max_requests(config: Config) -> int | None:
+    if config.max_requests is None:
+        return None
+    # Not all workers are to end at the same time.
+    return config.max_requests + random.randint(0, config.max_requests_jitter)  # noqa: S311
+
+
+def _spare_garbage_collector() -> None:
+    """Let the collector leave the app alone, and come less often.
+
+    Rows are objects that the collector counts and looks at, and they are never garbage. Without this the collector
+    takes a quarter of the time in which 10,000 rows are sent.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *gc.get_threshold()[1:])
