@@ -14,8 +14,8 @@ from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
-from tests.databases import fill_template, new_database, new_database_between_loops
-from tests.roles import dropping_roles, set_up_roles
+from tests.support.databases import fill_template, new_database, new_database_between_loops
+from tests.support.roles import dropping_roles, set_up_roles
 
 # No test fails for being slow: the machines are shared.
 hypothesis.settings.register_profile("steady", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -15,7 +15,7 @@ from quart_tenants.app.cli import serve_command
 from quart_tenants.server.supervisor import KILL_MARGIN
 from quart_tenants.settings import get_key, read_settings
 from quart_tenants.web.routing.ask_route import ASK_PATH
-from tests.processes import PROGRAM
+from tests.support.processes import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 UNIT = ROOT / "examples" / "quart-tenants.service"

@@ -19,7 +19,7 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant, list_ten
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
-from tests.processes import PROGRAM, make_environment
+from tests.support.processes import PROGRAM, make_environment
 
 DEADLINE = 30.0  # seconds
 

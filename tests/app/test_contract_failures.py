@@ -16,8 +16,8 @@ from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.conftest import FAST_AND_FORGETFUL
-from tests.databases import fill_template
-from tests.processes import Server, run_server
+from tests.support.databases import fill_template
+from tests.support.processes import Server, run_server
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import httpx
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.lifecycle import resume_tenant, suspend_tenant
 from quart_tenants.tenant import parse_slug
-from tests.processes import Server, run_server
+from tests.support.processes import Server, run_server
 
 # New connections, of which each worker takes about half: that all of them reach one of two is no chance any more.
 ENOUGH = 20

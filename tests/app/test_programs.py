@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
-from tests.processes import (
+from tests.support.processes import (
     PROGRAM,
     SECRET_KEY,
     Server,

@@ -33,7 +33,7 @@ from tests.isolation.test_protocol_messages import (
     read,
     run_block,
 )
-from tests.roles import new_login
+from tests.support.roles import new_login
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection

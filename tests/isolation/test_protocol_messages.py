@@ -19,7 +19,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
 from tests.isolation.probes import LEAVE_TRACES, find_traces
-from tests.tcp_proxy import Direction, TcpProxy
+from tests.support.tcp_proxy import Direction, TcpProxy
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection

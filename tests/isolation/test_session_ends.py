@@ -25,8 +25,8 @@ from quart_tenants import (
 )
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions_in, prune_ended_sessions
-from tests.feeds import DEAF, stop_feeds
-from tests.processes import SECRET_KEY
+from tests.support.feeds import DEAF, stop_feeds
+from tests.support.processes import SECRET_KEY
 
 Worker = Callable[..., Awaitable[Quart]]
 ACME = "acme.localhost"

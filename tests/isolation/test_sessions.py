@@ -14,8 +14,8 @@ from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenan
 from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.state import TenantState
-from tests.databases import drop_for_good
-from tests.processes import SECRET_KEY
+from tests.support.databases import drop_for_good
+from tests.support.processes import SECRET_KEY
 
 TENANTS = ("acme", "globex", "company1", "company2")
 

@@ -18,8 +18,8 @@ from quart import websocket
 from quart_tenants import QuartTenants
 from quart_tenants.app import create_app
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
-from tests.databases import new_database_between_loops
-from tests.processes import SECRET_KEY, Server, run_server, wait_for_answer
+from tests.support.databases import new_database_between_loops
+from tests.support.processes import SECRET_KEY, Server, run_server, wait_for_answer
 
 CHROMIUM = Path("/usr/bin/chromium")
 # The other tenant, and a stranger. Ports make no other site.

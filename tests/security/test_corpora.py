@@ -20,9 +20,9 @@ from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
 from quart_tenants.web.sessions.tenant_sessions import get_session
-from tests.databases import new_database_between_loops
-from tests.processes import SECRET_KEY, Server, run_server
-from tests.raw_requests import Header, call
+from tests.support.databases import new_database_between_loops
+from tests.support.processes import SECRET_KEY, Server, run_server
+from tests.support.raw_requests import Header, call
 
 OLD_KEY = "an older key 0123456789"
 # The numbers that the template's registry gave them; 0 is the domain itself.

@@ -12,8 +12,8 @@ from quart import Quart
 
 from quart_tenants.app import create_app
 from tests.app.test_passwords import Spy, held, watch
-from tests.databases import new_database_between_loops
-from tests.processes import SECRET_KEY, Server, run_server
+from tests.support.databases import new_database_between_loops
+from tests.support.processes import SECRET_KEY, Server, run_server
 
 ATTEMPTS = 5
 ATTEMPTS_PER_ADDRESS = 6

@@ -22,7 +22,7 @@ from quart import Quart
 from quart_tenants import LogFields, QuartTenants, add_log_fields
 from quart_tenants.audit import audit
 from quart_tenants.web.logs.log_format import LogHandler
-from tests.processes import PROGRAM, Server, make_environment, run_server
+from tests.support.processes import PROGRAM, Server, make_environment, run_server
 
 ROLE = "planted_role"
 SECRETS = {

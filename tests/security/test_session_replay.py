@@ -23,10 +23,10 @@ from quart_tenants.tenant import parse_slug
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.state import TenantState
-from tests.feeds import DEAF, stop_feeds
-from tests.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
-from tests.raw_requests import Wire, call, close_all
-from tests.tcp_proxy import TcpProxy
+from tests.support.feeds import DEAF, stop_feeds
+from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
+from tests.support.raw_requests import Wire, call, close_all
+from tests.support.tcp_proxy import TcpProxy
 
 TENANTS = [f"tenant{number}" for number in range(100)]
 PROMISED = 2.0  # seconds from the answer to a logout until no worker serves that session

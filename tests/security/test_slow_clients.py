@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import h2.connection
 
-from tests.processes import PROGRAM, SECRET_KEY, make_environment, run_server, wait_for_answer
+from tests.support.processes import PROGRAM, SECRET_KEY, make_environment, run_server, wait_for_answer
 
 ROOT = Path(__file__).parents[2]
 GENEROUS = 10.0  # seconds: what the server promises, where its own limits are at eight

@@ -13,9 +13,9 @@ import httpx
 
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from tests.conftest import FAST_AND_FORGETFUL
-from tests.databases import fill_template
-from tests.processes import Server, run_application
-from tests.tcp_proxy import TcpProxy
+from tests.support.databases import fill_template
+from tests.support.processes import Server, run_application
+from tests.support.tcp_proxy import TcpProxy
 
 REQUEST_TIMEOUT = 1.5  # seconds
 GRACE = 1.0

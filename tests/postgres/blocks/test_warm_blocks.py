@@ -18,7 +18,7 @@ from quart_tenants.postgres.driver.plain_reads import PlainReads
 from quart_tenants.postgres.pool import connection_pool as pool
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
-from tests.tcp_proxy import Direction, TcpProxy
+from tests.support.tcp_proxy import Direction, TcpProxy
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection

@@ -16,8 +16,8 @@ from quart_tenants.postgres.pool import connection_pool as pool
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
-from tests.tcp_proxy import TcpProxy
-from tests.tls_front import TlsFront
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.tls_front import TlsFront
 
 READ = "SELECT description FROM company_data"
 ADD = "INSERT INTO company_data (description) VALUES ($1)"

@@ -25,7 +25,7 @@ from quart_tenants.postgres.pool import connection_pool as pool
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant, parse_slug
-from tests.pooler import naive_pooler
+from tests.support.pooler import naive_pooler
 
 BACKEND = "SELECT pg_backend_pid()"
 READ = "SELECT description FROM company_data"

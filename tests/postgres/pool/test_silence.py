@@ -11,7 +11,7 @@ from quart_tenants.errors import DatabaseUnavailableError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
-from tests.tcp_proxy import TcpProxy
+from tests.support.tcp_proxy import TcpProxy
 
 SIZE = 3
 BACKEND = "SELECT pg_backend_pid()"

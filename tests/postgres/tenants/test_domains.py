@@ -27,8 +27,8 @@ from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
-from tests.databases import let_names_rest
-from tests.name_server import NameServer, run_name_server
+from tests.support.databases import let_names_rest
+from tests.support.name_server import NameServer, run_name_server
 
 SHOP = parse_domain("shop.example.com")
 COUNT_OPEN = """

@@ -36,7 +36,7 @@ from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, lis
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from tests.conftest import FAST_AND_FORGETFUL
-from tests.databases import let_names_rest
+from tests.support.databases import let_names_rest
 
 ACME, GLOBEX, NEWCO, BIG = parse_slug("acme"), parse_slug("globex"), parse_slug("newco"), parse_slug("big")
 

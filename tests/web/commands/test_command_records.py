@@ -14,7 +14,7 @@ from quart_tenants.app.cli import main
 from quart_tenants.errors import UnknownTenantError
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import TenantGroup
-from tests.processes import PROGRAM, make_environment
+from tests.support.processes import PROGRAM, make_environment
 from tests.test_conventions import walk
 
 QUART = PROGRAM.with_name("quart")

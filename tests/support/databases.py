@@ -19,7 +19,7 @@ from quart_tenants.tenant import Slug, parse_slug
 
 ISOLATION_TENANTS = ("acme", "globex")
 DEMO_TENANTS = ("company1", "company2")
-DEMO_SQL = Path(__file__).parents[1] / "sql" / "demo"
+DEMO_SQL = Path(__file__).parents[2] / "sql" / "demo"
 
 
 def name_database(url: str, name: str) -> str:

@@ -118,7 +118,7 @@ def run_application(application: str, database_url: str, folder: Path, **setting
             text=True,
             env=make_environment(**environment),
             pass_fds=[number],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
         )
     try:
         wait_for_answer(port)
