@@ -21,6 +21,8 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.support.processes import PROGRAM, make_environment
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 30.0  # seconds
 
 # The program of this library, and the same commands as any Quart app has them.

@@ -19,6 +19,8 @@ from tests.conftest import FAST_AND_FORGETFUL
 from tests.support.databases import fill_template
 from tests.support.processes import Server, run_server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def small_server(database_url: str, tmp_path: Path) -> AsyncIterator[Server]:

@@ -28,6 +28,8 @@ from tests.support.processes import (
     wait_for_line,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SEED_SQL = Path(__file__).with_name("seed.sql")
 SEED_HASH = "$pbkdf2-sha256$29000$5ry31vofg7CWkhJCSClFKA$i01NZ9cAJCAYlXQCY2AXmcmJfe8eD5vZMDOy0h8tH2U"

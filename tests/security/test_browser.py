@@ -28,7 +28,7 @@ FOREIGN = "www.evil.test"
 
 _PATIENCE = 10.0  # seconds, where a browser would wait for ever
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed here")]
 
 # Each tries something at the address that it is given, and returns what it got hold of.
 ATTACKS = {

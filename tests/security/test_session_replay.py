@@ -28,6 +28,8 @@ from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environmen
 from tests.support.raw_requests import Wire, call, close_all
 from tests.support.tcp_proxy import TcpProxy
 
+pytestmark = pytest.mark.slow
+
 TENANTS = [f"tenant{number}" for number in range(100)]
 PROMISED = 2.0  # seconds from the answer to a logout until no worker serves that session
 WORKERS = 4

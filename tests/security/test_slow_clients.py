@@ -9,8 +9,11 @@ from pathlib import Path
 
 import asyncpg
 import h2.connection
+import pytest
 
 from tests.support.processes import PROGRAM, SECRET_KEY, make_environment, run_server, wait_for_answer
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 GENEROUS = 10.0  # seconds: what the server promises, where its own limits are at eight

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import asyncpg
 import httpx
+import pytest
 
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from tests.conftest import FAST_AND_FORGETFUL
 from tests.support.databases import fill_template
 from tests.support.processes import Server, run_application
 from tests.support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.slow
 
 REQUEST_TIMEOUT = 1.5  # seconds
 GRACE = 1.0

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import asyncpg
 import httpx
+import pytest
 
 from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server, wait_for_answer
+
+pytestmark = pytest.mark.slow
 
 DEADLINE = 30.0  # seconds
 CONFIG = 'bind = "127.0.0.1:0"\nworkers = 2\nworker_class = "uvloop"\ngraceful_timeout = 10\n'

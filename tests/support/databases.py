@@ -35,7 +35,8 @@ async def new_database(server_url: str, template: str = "template0") -> AsyncIte
     name = f"qt_{secrets.token_hex(6)}"
     connection = await asyncpg.connect(server_url)
     try:
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # Copying files is quicker than writing each page to the log, which is what PostgreSQL does by default.
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         try:
             yield name_database(server_url, name)
         finally:

@@ -17,6 +17,8 @@ from quart_tenants.web.commands.running import TenantGroup
 from tests.support.processes import PROGRAM, make_environment
 from tests.test_conventions import walk
 
+pytestmark = pytest.mark.slow
+
 QUART = PROGRAM.with_name("quart")
 # What reads only, or goes on for as long as it serves and has a log of its own.
 UNRECORDED = {"list", "status", "domain list", "doctor", "user list", "serve", "demo"}
