@@ -8,9 +8,9 @@ import h2.events
 import pytest
 
 from tests.support.databases import new_database_between_loops
+from tests.support.patience import DEADLINE
 from tests.support.processes import Server, run_server
 
-DEADLINE = 30.0  # seconds
 HEAD = b"POST /login HTTP/1.1\r\nHost: company1.localhost\r\nContent-Type: application/json\r\n"
 LIMIT = 64 * 1024  # bytes
 

@@ -11,6 +11,7 @@ import asyncpg
 import h2.connection
 import pytest
 
+from tests.support.patience import DEADLINE
 from tests.support.processes import PROGRAM, SECRET_KEY, make_environment, run_server, wait_for_answer
 
 pytestmark = pytest.mark.slow
@@ -18,7 +19,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 GENEROUS = 10.0  # seconds: what the server promises, where its own limits are at eight
 DRIP = 0.5  # seconds between two bytes
-DEADLINE = 30.0  # seconds
 
 # What a client sends at once, what it sends again and again, and which port and Host it talks to.
 Attack = Callable[[int], tuple[bytes, bytes]]

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.patience import DEADLINE, wait_in_thread_until
+
 PROGRAM = Path(sys.executable).with_name("quart-tenants")
 SECRET_KEY = "only-for-the-tests-0123456789"
-_DEADLINE = 30.0  # seconds
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Server:
         return httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{self.port}",
             headers={"Host": host.replace("{port}", str(self.port))},
-            timeout=_DEADLINE,
+            timeout=DEADLINE,
             verify=False,  # noqa: S501  (http only, and reading the certificates takes longer than the test)
             **options,  # type: ignore[arg-type]
         )
@@ -72,7 +72,7 @@ def run_program(*command: str | Path, log: Path, **environment: str) -> Iterator
         yield process
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(_DEADLINE)
+        process.wait(DEADLINE)
 
 
 @contextmanager
@@ -125,32 +125,36 @@ def run_application(application: str, database_url: str, folder: Path, **setting
         yield Server(process, port, log)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(_DEADLINE)
+        process.wait(DEADLINE)
 
 
 def wait_for_answer(port: int, path: str = "/healthz") -> None:
     """Return when something answers on *port*."""
-    deadline = time.monotonic() + _DEADLINE
-    while True:
+
+    def answers() -> bool:
         try:
-            httpx.get(f"http://127.0.0.1:{port}{path}", timeout=_DEADLINE)
+            httpx.get(f"http://127.0.0.1:{port}{path}", timeout=DEADLINE)
         except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return
+            return False
+        return True
+
+    wait_in_thread_until(answers)
 
 
 def wait_for_line(process: "subprocess.Popen[str]", start: str, log: Path) -> str:
     """Return the line on stdout that begins with *start*, as soon as it is there."""
-    deadline = time.monotonic() + _DEADLINE
-    while process.poll() is None and time.monotonic() < deadline:
+
+    def find_line() -> str | None:
+        # Asked before the lines are read: the last of them may be what it says before it ends.
+        ended = process.poll() is not None
         for line in _get_output(log).read_text().splitlines(keepends=True):
             if line.startswith(start) and line.endswith("\n"):
                 return line.strip()
-        time.sleep(0.01)
-    raise RuntimeError(f"the process did not say {start!r}; its log: {log.read_text()}")
+        if ended:
+            raise RuntimeError(f"the process did not say {start!r}; its log: {log.read_text()}")
+        return None
+
+    return wait_in_thread_until(find_line)
 
 
 def _get_output(log: Path) -> Path:
