@@ -18,8 +18,10 @@ from quart_tenants.tenant import Tenant, parse_slug
 from tests.support.databases import fill_template, new_database, new_database_between_loops
 from tests.support.roles import dropping_roles, set_up_roles
 
-# No test fails for being slow: the machines are shared.
-hypothesis.settings.register_profile("steady", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# No test fails for being slow: the machines are shared. "--hypothesis-profile thorough" tries five times as much.
+_STEADY = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("steady", _STEADY)
+hypothesis.settings.register_profile("thorough", _STEADY, max_examples=500)
 hypothesis.settings.load_profile("steady")
 
 # Nothing has to survive a crash of the machine here.

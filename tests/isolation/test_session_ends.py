@@ -26,6 +26,7 @@ from quart_tenants import (
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions_in, prune_ended_sessions
 from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds
+from tests.support.patience import DEADLINE
 from tests.support.processes import SECRET_KEY
 
 Worker = Callable[..., Awaitable[Quart]]
@@ -431,7 +432,7 @@ async def test_pruning_waits_for_nobody(database: Database, acme: Tenant) -> Non
     async with database.connection() as one, database.connection() as other:
         await one.execute("UPDATE quart_tenants.ended_sessions SET generation = DEFAULT WHERE username = 'ada'")
         await other.execute("UPDATE quart_tenants.ended_sessions SET generation = DEFAULT WHERE username = 'bob'")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await asyncio.gather(prune_ended_sessions(one), prune_ended_sessions(other))
 
 

@@ -22,6 +22,7 @@ from quart import Quart
 from quart_tenants import LogFields, QuartTenants, add_log_fields
 from quart_tenants.audit import audit
 from quart_tenants.web.logs.log_format import LogHandler
+from tests.support.patience import DEADLINE
 from tests.support.processes import PROGRAM, Server, make_environment, run_server
 
 ROLE = "planted_role"
@@ -97,6 +98,7 @@ async def role_that_goes(server_url: str) -> AsyncIterator[None]:
     await connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("role_that_goes")
 async def test_no_secret_is_written(database_url: str, server_url: str, tmp_path: Path) -> None:
     """Through logins, bugs, a lost database and commands no secret is written; lines tell their request and tenant."""
@@ -190,7 +192,7 @@ async def set_connections(server_url: str, database_url: str, *, allowed: str) -
 
 async def wait_for_log(server: Server, word: str) -> str:
     """Return the server's log, as soon as *word* is in it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         while word not in (text := server.log.read_text()):
             await asyncio.sleep(0.05)
     return text[: text.rindex("\n") + 1]

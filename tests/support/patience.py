@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 DEADLINE = 120.0  # seconds; nothing that works takes as long, and a test that reaches it has failed
@@ -38,3 +39,36 @@ def wait_in_thread_until(find: Callable[[], Found | None]) -> Found:
             raise TimeoutError(f"what the test waits for did not happen within {DEADLINE:g} seconds")
         time.sleep(_PAUSE)
     return found
+
+
+@dataclass(frozen=True)
+class Waited:
+    """How long something took to become true.
+
+    Attributes:
+        seconds: Until then.
+        longest_look: Of the looks at whether it is true yet, the longest, in seconds: so slow is the machine itself.
+    """
+
+    seconds: float
+    longest_look: float
+
+    def is_within(self, seconds: float) -> bool:
+        """Say whether it took no longer than *seconds*, on a machine that is not busy."""
+        return self.seconds < seconds + 4 * self.longest_look
+
+
+async def measure_until(find: Callable[[], Awaitable[object]]) -> Waited:
+    """Wait as `wait_until` does, and return how long that took."""
+    began = time.monotonic()
+    longest = 0.0
+
+    async def look() -> bool:
+        nonlocal longest
+        asked = time.monotonic()
+        found = await find()
+        longest = max(longest, time.monotonic() - asked)
+        return bool(found)
+
+    await wait_until(look)
+    return Waited(time.monotonic() - began, longest)

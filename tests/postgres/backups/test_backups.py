@@ -45,6 +45,8 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant
 from tests.postgres.conftest import Role
 
+pytestmark = pytest.mark.slow
+
 ACME, GLOBEX, COPY = Slug("acme"), Slug("globex"), Slug("copy")
 
 # Everything that a schema can have of what a migration would put there. {role} may read.

@@ -20,6 +20,8 @@ from quart_tenants.errors import EmbeddedPostgresError
 from quart_tenants.postgres.embedded.embedded_server import MAJOR_VERSION, EmbeddedPostgres, find_postgres
 from tests.support.patience import DEADLINE
 
+pytestmark = pytest.mark.slow
+
 FAST = {"fsync": "off"}
 
 # Starts the server, says whether it did so itself, and stops when its input ends.

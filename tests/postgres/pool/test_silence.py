@@ -11,6 +11,7 @@ from quart_tenants.errors import DatabaseUnavailableError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
+from tests.support.patience import DEADLINE
 from tests.support.tcp_proxy import TcpProxy
 
 SIZE = 3
@@ -64,7 +65,7 @@ async def test_black_hole_costs_a_block_the_time_that_it_has(proxy: TcpProxy, se
         await use_all(database, acme)
         proxy.open_black_hole()
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             with pytest.raises(DatabaseUnavailableError):
                 async with database.tenant_connection(acme) as connection:
                     await connection.fetchval(BACKEND)
@@ -81,7 +82,7 @@ async def test_connection_that_falls_silent_while_it_is_opened_is_given_up(
         proxy.swallow_at("client", 1)
         proxy.reset_all()
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             served = None
             while served is None:
                 with contextlib.suppress(DatabaseUnavailableError):
@@ -109,7 +110,7 @@ async def test_cancelled_block_does_not_wait_for_a_silent_server(
     await asyncio.sleep(0.05)
     proxy.open_black_hole()
     task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE):
         with pytest.raises(asyncio.CancelledError):
             await task
 

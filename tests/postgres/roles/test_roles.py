@@ -132,6 +132,7 @@ async def assert_walled(database: Database, tenant: Tenant, other: Tenant) -> No
                     await connection.execute(refused)
 
 
+@pytest.mark.slow
 async def test_every_command_keeps_the_wall(login_settings: Settings, migrations_dir: Path, tmp_path: Path) -> None:
     """A tenant has its role after create, migrate, rename, undrop, copy, restore and replace, and none after purge."""
     settings = replace(login_settings, trash_days=0)

@@ -384,6 +384,7 @@ async def test_purge_goes_on_after_one_tenant_failed(
     assert len(await purge_tenants(database, tenants)) == 1
 
 
+@pytest.mark.slow
 async def test_tenant_larger_than_the_table_of_locks_is_purged(database_of_few_locks: Database, tmp_path: Path) -> None:
     """It is deleted piece by piece: leaves before parents, whatever kind of relation, whatever they are called."""
     database = database_of_few_locks
