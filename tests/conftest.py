@@ -91,8 +91,8 @@ async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings for `database_url`."""
-    return Settings(database_url=database_url, pool_max_size=5)
+    """Settings for `database_url`. A busy machine may take long to connect."""
+    return Settings(database_url=database_url, pool_max_size=5, connect_timeout=60.0, acquire_timeout=60.0)
 
 
 @pytest.fixture

@@ -95,6 +95,10 @@ def run_server(database_url: str, folder: Path, *options: str, **settings: str) 
         # Many tests log in wrongly from one address; those about that set a limit.
         "QUART_TENANTS_LOGIN_ATTEMPTS": "1000",
         "QUART_TENANTS_LOGIN_ATTEMPTS_PER_ADDRESS": "100000",
+        # A busy machine may take long.
+        "QUART_TENANTS_CONNECT_TIMEOUT": "60",
+        "QUART_TENANTS_ACQUIRE_TIMEOUT": "60",
+        "QUART_TENANTS_REQUEST_TIMEOUT": "120",
     } | settings
     log = folder / "log"
     with run_program("serve", *options, log=log, **environment) as process:

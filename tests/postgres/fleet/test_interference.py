@@ -8,13 +8,14 @@ import pytest
 
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.fleet_migration import migrate_fleet, plan_fleet
+from quart_tenants.postgres.registry import tenant_locks
 from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 from tests.postgres.fleet.parts import ALL, NO_TRANSACTION, Add, execute, list_with_column, migrate, read_versions
-from tests.support.patience import wait_until
+from tests.support.patience import DEADLINE, wait_until
 
 ADD_NICKNAME = "ALTER TABLE app_user ADD COLUMN nickname text"
 BUILD_INDEX = (
@@ -101,9 +102,15 @@ async def test_schema_that_somebody_deleted_is_named(
 
 
 async def test_command_that_waits_for_its_turn_does_not_break_an_index_build(
-    database: Database, settings: Settings, add: Add, database_url: str, acme: Tenant
+    database: Database,
+    settings: Settings,
+    add: Add,
+    database_url: str,
+    acme: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An index build waits for old snapshots and holds the tenant's lock: who waits for that must have no snapshot."""
+    monkeypatch.setattr(tenant_locks, "PATIENCE", DEADLINE)
     add("0002_index.sql", BUILD_INDEX)
     old = await hold_up_index_builds(database_url)
     building = asyncio.create_task(migrate(database, settings, slugs=[acme.slug]))

@@ -362,7 +362,7 @@ async def test_purge_goes_on_after_one_tenant_failed(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenant that somebody still reads, or that is not ours to drop, is told, and the others are deleted."""
-    monkeypatch.setattr(tenant_locks, "_LIMIT_WAITING", "SET LOCAL lock_timeout TO '50ms'")
+    monkeypatch.setattr(tenant_locks, "PATIENCE", 0.05)
     failed: dict[str, TenantError] = {}
 
     def note(tenant: TrashedTenant, error: TenantError) -> None:
@@ -474,7 +474,7 @@ async def test_second_command_on_one_tenant_waits_or_says_that_it_is_busy(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one command works on a tenant no other does, and other tenants are free."""
-    monkeypatch.setattr(tenant_locks, "_PATIENCE", 0.05)
+    monkeypatch.setattr(tenant_locks, "PATIENCE", 0.05)
     async with database.connection() as connection:
         await lock_tenant(connection, ACME)
         for call in (
