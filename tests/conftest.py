@@ -15,7 +15,13 @@ from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
-from tests.support.databases import fill_template, new_database, new_database_between_loops
+from tests.support.databases import (
+    DatabaseStock,
+    fill_template,
+    name_database,
+    new_database,
+    new_database_between_loops,
+)
 from tests.support.roles import dropping_roles, set_up_roles
 
 # No test fails for being slow: the machines are shared. "--hypothesis-profile thorough" tries five times as much.
@@ -82,11 +88,19 @@ async def empty_database_url(server_url: str) -> AsyncIterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def stock(server_url: str, template: str) -> Iterator[DatabaseStock]:
+    """Copies of the template, one of which is always ready."""
+    with DatabaseStock(server_url, template) as stock:
+        yield stock
+
+
 @pytest.fixture
-async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
+async def database_url(server_url: str, stock: DatabaseStock) -> AsyncIterator[str]:
     """The URL of a database of the test's own: tenants acme, globex, company1 and company2."""
-    async with new_database(server_url, template) as url:
-        yield url
+    name = await stock.take()
+    yield name_database(server_url, name)
+    stock.drop(name)
 
 
 @pytest.fixture
