@@ -33,6 +33,10 @@ hypothesis.settings.load_profile("steady")
 # Nothing has to survive a crash of the machine here.
 FAST_AND_FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
 
+# Tests use the programs of the embedded PostgreSQL.
+POSTGRESQL_PROGRAMS = ("initdb", "pg_ctl", "pg_dump", "pg_dumpall", "pg_restore", "postgres", "psql")
+OLD_VERSION = "9.0"
+
 
 def find_fast_folder() -> Path | None:
     """Return a folder in memory with room for many databases, or None, which means the usual temporary folder.
@@ -52,6 +56,21 @@ def _environment_without_settings() -> Iterator[None]:
         for name in os.environ:
             if name.startswith(("QUART_", "PG")):
                 patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_other_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Put programs before those of a PostgreSQL that the machine may have: they call themselves old, and do nothing."""
+    folder = tmp_path_factory.mktemp("path")
+    for name in POSTGRESQL_PROGRAMS:
+        (folder / name).write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && echo "{name} (PostgreSQL) {OLD_VERSION}" && exit 0\n'
+            "echo 'a test has run a program of PostgreSQL that is only on PATH' >&2\nexit 97\n"
+        )
+        (folder / name).chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         yield
 
 
