@@ -108,7 +108,6 @@ def check(read: Callable[[bytes], Reading | None], data: bytes) -> bool:
     return found is None or found == read_by_h11(data)
 
 
-@pytest.mark.slow
 @settings(max_examples=400)
 @given(data=heads(), changes=st.lists(edits, max_size=2))
 @example(data=b"GET / HTTP/1.1\r\n" + HOST + b"\r\n", changes=[])
@@ -124,7 +123,6 @@ def test_noise_is_the_same_to_h11(data: bytes) -> None:
     assert check(read_at_one_go, data)
 
 
-@pytest.mark.slow
 def test_request_that_was_cut_up_is_the_same_to_h11() -> None:
     """Good requests with up to four pieces of others, or of line ends: many more of them, made faster."""
     random = Random(20261123)  # noqa: S311
@@ -155,7 +153,6 @@ def test_request_that_was_cut_up_is_the_same_to_h11() -> None:
     assert naively > 1000
 
 
-@pytest.mark.slow
 def test_every_byte_everywhere_is_the_same_to_h11() -> None:
     """One byte more, or another one, at any place of a request: h11 agrees, or is asked."""
     good = b"GET /a?b HTTP/1.1\r\nHost: x\r\nA: b c\r\n\r\n"
