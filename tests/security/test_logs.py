@@ -22,7 +22,7 @@ from quart import Quart
 from quart_tenants import LogFields, QuartTenants, add_log_fields
 from quart_tenants.audit import audit
 from quart_tenants.web.logs.log_format import LogHandler
-from tests.support.patience import DEADLINE
+from tests.support.patience import DEADLINE, wait_until
 from tests.support.processes import PROGRAM, Server, make_environment, run_server
 
 ROLE = "planted_role"
@@ -74,7 +74,13 @@ def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.Comple
     """Run a command that says what is audited, as JSON."""
     environment = make_environment(QUART_TENANTS_LOG_FORMAT="json", QUART_TENANTS_LOG_LEVEL="debug", **settings)
     return subprocess.run(
-        [PROGRAM, *arguments], input=stdin, capture_output=True, text=True, timeout=30, env=environment, check=False
+        [PROGRAM, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        env=environment,
+        check=False,
     )
 
 
@@ -192,10 +198,12 @@ async def set_connections(server_url: str, database_url: str, *, allowed: str) -
 
 async def wait_for_log(server: Server, word: str) -> str:
     """Return the server's log, as soon as *word* is in it."""
-    async with asyncio.timeout(DEADLINE):
-        while word not in (text := server.log.read_text()):
-            await asyncio.sleep(0.05)
-    return text[: text.rindex("\n") + 1]
+
+    async def find() -> str | None:
+        text = server.log.read_text()
+        return text[: text.rindex("\n") + 1] if word in text else None
+
+    return await wait_until(find)
 
 
 @contextmanager
@@ -402,7 +410,7 @@ for written in (True, False):
     audit("login_failed", written=written)
 """
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, check=True)
 
     (line,) = read_lines(done.stderr)
     assert (line["event"], line["written"]) == ("login_failed", True)
