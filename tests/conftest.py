@@ -31,7 +31,14 @@ hypothesis.settings.register_profile("thorough", _STEADY, max_examples=500)
 hypothesis.settings.load_profile("steady")
 
 # Nothing has to survive a crash of the machine here.
-FAST_AND_FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+FAST_AND_FORGETFUL = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    # It would look into the template just when that is to be copied.
+    "autovacuum": "off",
+}
 
 # Tests use the programs of the embedded PostgreSQL.
 POSTGRESQL_PROGRAMS = ("initdb", "pg_ctl", "pg_dump", "pg_dumpall", "pg_restore", "postgres", "psql")
