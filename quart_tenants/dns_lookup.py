@@ -3,14 +3,17 @@
 from quart_tenants.errors import DnsUnavailableError
 from quart_tenants.settings import Settings
 
-_TIMEOUT = 5.0  # seconds, for all servers and tries together
 
-
-async def find_text_records(name: str, settings: Settings) -> list[str]:
+async def find_text_records(name: str, settings: Settings, *, timeout: float = 5.0) -> list[str]:  # noqa: ASYNC109
     """Return the TXT records at *name*; none where there are none or no such name.
 
+    Args:
+        name: Without a dot at its end.
+        settings: With the DNS servers to ask.
+        timeout: Seconds for all servers and tries together.
+
     Raises:
-        DnsUnavailableError: The servers did not answer in five seconds, or could not say.
+        DnsUnavailableError: The servers did not answer in that time, or could not say.
     """
     # Here, because it takes a while to load, and a worker that serves asks nothing.
     import dns.asyncresolver
@@ -25,7 +28,7 @@ async def find_text_records(name: str, settings: Settings) -> list[str]:
         if servers:
             resolver.nameservers = servers
         # Otherwise a look at "shop" would end at "shop.our-network.example".
-        answer = await resolver.resolve(name, "TXT", search=False, lifetime=_TIMEOUT)
+        answer = await resolver.resolve(name, "TXT", search=False, lifetime=timeout)
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
         return []
     except (dns.exception.DNSException, OSError) as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,15 +15,45 @@ from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
-from tests.databases import fill_template, new_database, new_database_between_loops
-from tests.roles import dropping_roles, set_up_roles
+from tests.support.databases import (
+    DatabaseStock,
+    fill_template,
+    name_database,
+    new_database,
+    new_database_between_loops,
+)
+from tests.support.roles import dropping_roles, set_up_roles
 
-# No test fails for being slow: the machines are shared.
-hypothesis.settings.register_profile("steady", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# No test fails for being slow: the machines are shared. "--hypothesis-profile thorough" tries five times as much.
+_STEADY = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("steady", _STEADY)
+hypothesis.settings.register_profile("thorough", _STEADY, max_examples=500)
 hypothesis.settings.load_profile("steady")
 
 # Nothing has to survive a crash of the machine here.
-FAST_AND_FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+FAST_AND_FORGETFUL = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    # It would look into the template just when that is to be copied.
+    "autovacuum": "off",
+}
+
+# Tests use the programs of the embedded PostgreSQL.
+POSTGRESQL_PROGRAMS = ("initdb", "pg_ctl", "pg_dump", "pg_dumpall", "pg_restore", "postgres", "psql")
+OLD_VERSION = "9.0"
+
+
+def find_fast_folder() -> Path | None:
+    """Return a folder in memory with room for many databases, or None, which means the usual temporary folder.
+
+    Most tests make a database of some 8 MB and drop it. A disk that others write to makes that ten times slower.
+    """
+    memory = Path("/dev/shm")  # noqa: S108  (what is made in it has a random name and is closed to others)
+    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < 2 * 1024**3:
+        return None
+    return memory
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,6 +66,21 @@ def _environment_without_settings() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_other_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Put programs before those of a PostgreSQL that the machine may have: they call themselves old, and do nothing."""
+    folder = tmp_path_factory.mktemp("path")
+    for name in POSTGRESQL_PROGRAMS:
+        (folder / name).write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && echo "{name} (PostgreSQL) {OLD_VERSION}" && exit 0\n'
+            "echo 'a test has run a program of PostgreSQL that is only on PATH' >&2\nexit 97\n"
+        )
+        (folder / name).chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        yield
+
+
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """The server's URL, with a database to connect to for making others."""
@@ -43,7 +89,7 @@ def server_url() -> Iterator[str]:
         yield url
         return
     # Not pytest's own folder, which is closed to everybody else: started by root, the server runs as nobody.
-    with tempfile.TemporaryDirectory(prefix="quart-tenants-tests-") as folder:
+    with tempfile.TemporaryDirectory(prefix="quart-tenants-tests-", dir=find_fast_folder()) as folder:
         Path(folder).chmod(0o711)
         server = EmbeddedPostgres(Path(folder) / "postgres", options=FAST_AND_FORGETFUL)
         asyncio.run(server.start())
@@ -68,17 +114,25 @@ async def empty_database_url(server_url: str) -> AsyncIterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def stock(server_url: str, template: str) -> Iterator[DatabaseStock]:
+    """Copies of the template, one of which is always ready."""
+    with DatabaseStock(server_url, template) as stock:
+        yield stock
+
+
 @pytest.fixture
-async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
+async def database_url(server_url: str, stock: DatabaseStock) -> AsyncIterator[str]:
     """The URL of a database of the test's own: tenants acme, globex, company1 and company2."""
-    async with new_database(server_url, template) as url:
-        yield url
+    name = await stock.take()
+    yield name_database(server_url, name)
+    stock.drop(name)
 
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Settings for `database_url`."""
-    return Settings(database_url=database_url, pool_max_size=5)
+    """Settings for `database_url`. A busy machine may take long to connect."""
+    return Settings(database_url=database_url, pool_max_size=5, connect_timeout=60.0, acquire_timeout=60.0)
 
 
 @pytest.fixture

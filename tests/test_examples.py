@@ -15,7 +15,8 @@ from quart_tenants.server.supervisor import KILL_MARGIN
 from quart_tenants.settings import get_key, read_settings
 from quart_tenants.web.commands.serve import serve_command
 from quart_tenants.web.routing.ask_route import ASK_PATH
-from tests.processes import PROGRAM
+from tests.support.patience import DEADLINE
+from tests.support.processes import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 UNIT = ROOT / "examples" / "quart-tenants.service"
@@ -144,7 +145,7 @@ def check_by_program(tmp_path: Path, *command: str | Path) -> None:
         pytest.skip(f"{command[0]} is not installed here")
     environment = os.environ | {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
 
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=DEADLINE, check=False)
 
     assert done.returncode == 0, done.stderr
     assert not re.search("unknown|ignoring", done.stderr, re.IGNORECASE), done.stderr

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.databases import new_database_between_loops
-from tests.processes import Server, run_server
+from tests.support.databases import new_database_between_loops
+from tests.support.processes import Server, run_server
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,11 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant, list_ten
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
-from tests.processes import PROGRAM, make_environment
+from tests.support.patience import DEADLINE
+from tests.support.processes import PROGRAM, make_environment
 
-DEADLINE = 30.0  # seconds
+pytestmark = pytest.mark.slow
+
 
 # The program of this library, and the same commands as any Quart app has them.
 OURS: list[str | Path] = [PROGRAM]
@@ -58,9 +60,11 @@ BAD = [
 ]
 
 # Makes the terminal on stdin the process's own, so that Ctrl-C and /dev/tty are the real ones.
+# A suite that a shell has started in the background ignores Ctrl-C, and so would its children.
 IN_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 

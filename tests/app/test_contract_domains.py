@@ -8,7 +8,7 @@ from quart_tenants.postgres.tenants.domains import add_domain
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
-from tests.processes import run_server
+from tests.support.processes import run_server
 
 LOGIN = {"uname": "user_1", "passwd": "foo"}
 

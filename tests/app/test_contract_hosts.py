@@ -4,7 +4,7 @@ import httpx
 import pytest
 from werkzeug.exceptions import NotFound
 
-from tests.processes import Server
+from tests.support.processes import Server
 
 NOT_FOUND = {
     "type": "about:blank",

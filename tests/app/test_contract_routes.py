@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 import quart_tenants.app
-from tests.processes import Server
+from tests.support.processes import Server
 
 RIGHT = {"uname": "user_1", "passwd": "foo"}
 SESSION_COOKIE = "session"

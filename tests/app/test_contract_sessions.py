@@ -10,7 +10,7 @@ import pytest
 from itsdangerous import URLSafeTimedSerializer
 
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
-from tests.processes import SECRET_KEY, Server, run_server
+from tests.support.processes import SECRET_KEY, Server, run_server
 
 # The number that the template's registry gave it.
 COMPANY1 = 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 
 from quart_tenants.settings import Settings
-from tests.processes import PROGRAM, SECRET_KEY, make_environment, run_server
+from tests.support.processes import PROGRAM, SECRET_KEY, make_environment, run_server
 
 _WALL = "QUART_TENANTS_ROLE_PER_TENANT"
 

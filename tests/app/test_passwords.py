@@ -13,10 +13,10 @@ import pytest
 from quart_tenants.app.passwords import MAX_PASSWORD_LENGTH, PasswordHasher
 from quart_tenants.errors import HashQueueFullError, InvalidUserError, PasswordTooLongError
 from quart_tenants.settings import Settings
+from tests.support.patience import DEADLINE
 
 SEED_HASH = "$pbkdf2-sha256$29000$5ry31vofg7CWkhJCSClFKA$i01NZ9cAJCAYlXQCY2AXmcmJfe8eD5vZMDOy0h8tH2U"
 SEED_PASSWORD = "foo"
-DEADLINE = 30.0  # seconds: no test waits for ever
 
 
 @dataclass

@@ -17,7 +17,8 @@ import httpx
 import pytest
 
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
-from tests.processes import (
+from tests.support.patience import DEADLINE
+from tests.support.processes import (
     PROGRAM,
     SECRET_KEY,
     Server,
@@ -28,10 +29,11 @@ from tests.processes import (
     wait_for_line,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SEED_SQL = Path(__file__).with_name("seed.sql")
 SEED_HASH = "$pbkdf2-sha256$29000$5ry31vofg7CWkhJCSClFKA$i01NZ9cAJCAYlXQCY2AXmcmJfe8eD5vZMDOy0h8tH2U"
-DEADLINE = 30.0  # seconds
 
 
 def run(*command: str | Path, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":

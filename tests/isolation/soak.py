@@ -15,6 +15,7 @@ from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError, T
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.tenant import Tenant
 from tests.isolation.probes import find_traces
+from tests.support.patience import DEADLINE
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -339,7 +340,7 @@ class Soak:
 
         async def look(tenant: Tenant) -> None:
             try:
-                async with asyncio.timeout(10), self._lend(tenant) as connection:
+                async with asyncio.timeout(DEADLINE), self._lend(tenant) as connection:
                     await together.wait()
                     await self._probe(connection, tenant)
             except BaseException:

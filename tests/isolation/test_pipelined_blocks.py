@@ -33,7 +33,7 @@ from tests.isolation.test_protocol_messages import (
     read,
     run_block,
 )
-from tests.roles import new_login
+from tests.support.roles import new_login
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -206,6 +206,7 @@ async def look(lend: Lender, tenant: Tenant) -> dict[str, object]:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_a_read", [True, False], ids=["after a read", "at once"])
 @pytest.mark.parametrize("act", ACTS)
 async def test_next_block_is_clean(
@@ -310,6 +311,7 @@ async def read_after_another(field: Field, lend: Lender, body: Body, stamp: str,
     await run_block(field, lend, body, stamp)
 
 
+@pytest.mark.slow
 async def test_disturbed_read_behind_another_tenants_leaves_nothing(
     ground: Field,
     settings: Settings,

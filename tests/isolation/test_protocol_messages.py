@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
 from tests.isolation.probes import LEAVE_TRACES, find_traces
-from tests.tcp_proxy import Direction, TcpProxy
+from tests.support.tcp_proxy import Direction, TcpProxy
+
+pytestmark = pytest.mark.slow
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -141,15 +144,24 @@ async def disturb_at_every_message(ground: Field, lend: Lender, body: Body, run:
 _EXPECTED = (asyncio.CancelledError, TenantError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
+@asynccontextmanager
+async def _ending(together: asyncio.Barrier) -> AsyncIterator[None]:
+    """Let nobody wait at *together* for whoever fails in the block."""
+    try:
+        yield
+    except BaseException:
+        await together.abort()
+        raise
+
+
 async def _use_all_slots(ground: Field, lend: Lender, findings: Findings, moment: str) -> None:
     """Let both tenants have their whole share of the pool at the same time, and look around on each connection."""
     tenants = (ground.acme, ground.globex)
     together = asyncio.Barrier(len(tenants))
 
     async def look(tenant: Tenant) -> None:
-        async with lend(tenant) as connection:
-            async with asyncio.timeout(5):
-                await together.wait()
+        async with _ending(together), lend(tenant) as connection:
+            await together.wait()
             if traces := await find_traces(connection, tenant, ground.login):
                 findings.traces[moment] = traces
             # The rows are acme's.

@@ -25,20 +25,19 @@ from quart_tenants import (
 )
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions_in, prune_ended_sessions
-from tests.feeds import DEAF, stop_feeds
-from tests.processes import SECRET_KEY
+from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds
+from tests.support.patience import DEADLINE
+from tests.support.processes import SECRET_KEY
 
 Worker = Callable[..., Awaitable[Quart]]
 ACME = "acme.localhost"
-# The feed is read at the start, and then by the tests themselves.
-TRUSTING = {"TENANTS_REGISTRY_MAX_AGE": 3600, "TENANTS_SESSION_ASK_AFTER": 60}
 
 
 @asynccontextmanager
 async def serve_worker(url: str, **settings: object) -> AsyncIterator[Quart]:
     """Serve an app in which anybody logs in by their name."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=url, **(TRUSTING | settings))
+    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=url, **(RARE_NEWS | settings))
     tenants = QuartTenants(app)
 
     @app.post("/enter/<user>", host=tenants.host)
@@ -76,7 +75,7 @@ async def serve_worker(url: str, **settings: object) -> AsyncIterator[Quart]:
     @app.post("/slow-note", host=tenants.host)
     async def slow_note() -> str:
         session["note"] = "mine"
-        await wait_for_silence(app)
+        app.extensions["meanwhile"]()
         return "noted"
 
     @app.websocket("/talk", host=tenants.host)
@@ -129,14 +128,6 @@ def get_tenants(app: Quart) -> QuartTenants:
     return extension
 
 
-async def wait_for_silence(app: Quart) -> None:
-    """Return when the worker has had no news for longer than it may trust its memory."""
-    tenants = get_tenants(app)
-    while tenants.registry.get_age() <= tenants.settings.session_ask_after:
-        async with tenants.database.connection():
-            pass
-
-
 async def test_logout_reaches_every_worker_with_the_news(worker: Worker) -> None:
     """The worker that ends a session knows it at once, the others when they read the feed, a new one from its start."""
     here, there = await worker(), await worker()
@@ -162,12 +153,12 @@ async def test_plain_session_lives_on_after_a_logout(database_url: str) -> None:
         assert await ask_who(app, cookie, "/note") == (200, "mine")
 
 
-async def test_worker_without_news_asks_the_database(worker: Worker) -> None:
+async def test_worker_without_news_asks_the_database(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """After `TENANTS_SESSION_ASK_AFTER` without news no session is served that the database was not asked about."""
-    here, deaf = await worker(), await worker(**DEAF)
+    here, deaf = await worker(), await worker()
     cookie, other = await enter(here), await enter(here)
     await post(here, "/leave", cookie)
-    await wait_for_silence(deaf)
+    let_news_be_old(deaf, monkeypatch)
 
     assert await ask_who(deaf, cookie) == (200, "nobody")
     assert await ask_who(deaf, other) == (200, "ada")
@@ -182,15 +173,17 @@ async def test_worker_that_trusts_its_memory_serves_an_ended_session(worker: Wor
     assert await ask_who(deaf, cookie) == (200, "ada")
 
 
-async def test_worker_that_can_ask_nobody_refuses(worker: Worker, database_url: str) -> None:
+async def test_worker_that_can_ask_nobody_refuses(
+    worker: Worker, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without news and without an answer a session is 503; a page without one is served."""
-    deaf = await worker(**DEAF, TENANTS_COMMAND_TIMEOUT=0.2)
+    deaf = await worker(TENANTS_COMMAND_TIMEOUT=0.2)
     cookie = await enter(deaf)
     blocker = await asyncpg.connect(database_url)
     try:
         async with blocker.transaction():
             await blocker.execute("LOCK TABLE quart_tenants.ended_sessions")
-            await wait_for_silence(deaf)
+            let_news_be_old(deaf, monkeypatch)
             status, text = await ask_who(deaf, cookie)
             served = await ask_who(deaf, cookie, "/file")
     finally:
@@ -374,11 +367,11 @@ async def test_clearing_where_no_answer_is_to_come_is_an_error(worker: Worker) -
     assert "end_session()" in said
 
 
-async def test_answer_is_saved_without_asking_again(worker: Worker) -> None:
+async def test_answer_is_saved_without_asking_again(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """News that become too old while a view works do not take its answer away."""
-    app = await worker(**DEAF)
-    await get_tenants(app).registry.refresh()
+    app = await worker()
     cookie = await enter(app)
+    app.extensions["meanwhile"] = lambda: let_news_be_old(app, monkeypatch)
 
     answer = await post(app, "/slow-note", cookie)
 
@@ -423,8 +416,8 @@ async def test_end_of_all_sessions_outlives_a_restored_database(
         await connection.execute("TRUNCATE quart_tenants.ended_sessions RESTART IDENTITY")
 
     await end_user_sessions(database, acme, "ada")
-    here, deaf = await worker(), await worker(**DEAF)
-    await wait_for_silence(deaf)
+    here, deaf = await worker(), await worker()
+    let_news_be_old(deaf, monkeypatch)
 
     assert await ask_who(here, cookie) == await ask_who(deaf, cookie) == (200, "nobody")
 
@@ -439,7 +432,7 @@ async def test_pruning_waits_for_nobody(database: Database, acme: Tenant) -> Non
     async with database.connection() as one, database.connection() as other:
         await one.execute("UPDATE quart_tenants.ended_sessions SET generation = DEFAULT WHERE username = 'ada'")
         await other.execute("UPDATE quart_tenants.ended_sessions SET generation = DEFAULT WHERE username = 'bob'")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await asyncio.gather(prune_ended_sessions(one), prune_ended_sessions(other))
 
 

@@ -20,6 +20,8 @@ from tests.isolation.lenders import (
 )
 from tests.isolation.soak import Mix, Soak, count_misplaced_stamps, make_stamps
 
+pytestmark = pytest.mark.slow
+
 # The short form of every run; `python -m benchmarks.soak` is the full one.
 BLOCKS = 4000
 TENANTS = 20

@@ -7,10 +7,12 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.databases import new_database_between_loops
-from tests.processes import Server, run_server
+from tests.support.databases import new_database_between_loops
+from tests.support.patience import DEADLINE
+from tests.support.processes import Server, run_server
 
-DEADLINE = 30.0  # seconds
+pytestmark = pytest.mark.slow
+
 HEAD = b"POST /login HTTP/1.1\r\nHost: company1.localhost\r\nContent-Type: application/json\r\n"
 LIMIT = 64 * 1024  # bytes
 

@@ -18,8 +18,8 @@ from quart import websocket
 from quart_tenants import QuartTenants
 from quart_tenants.app import create_app
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
-from tests.databases import new_database_between_loops
-from tests.processes import SECRET_KEY, Server, run_server, wait_for_answer
+from tests.support.databases import new_database_between_loops
+from tests.support.processes import SECRET_KEY, Server, run_server, wait_for_answer
 
 CHROMIUM = Path("/usr/bin/chromium")
 # The other tenant, and a stranger. Ports make no other site.
@@ -28,7 +28,7 @@ FOREIGN = "www.evil.test"
 
 _PATIENCE = 10.0  # seconds, where a browser would wait for ever
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed here")]
 
 # Each tries something at the address that it is given, and returns what it got hold of.
 ATTACKS = {

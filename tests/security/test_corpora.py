@@ -20,9 +20,10 @@ from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
 from quart_tenants.web.sessions.tenant_sessions import get_session
-from tests.databases import new_database_between_loops
-from tests.processes import SECRET_KEY, Server, run_server
-from tests.raw_requests import Header, call
+from tests.support.databases import new_database_between_loops
+from tests.support.patience import DEADLINE
+from tests.support.processes import SECRET_KEY, Server, run_server
+from tests.support.raw_requests import Header, call
 
 OLD_KEY = "an older key 0123456789"
 # The numbers that the template's registry gave them; 0 is the domain itself.
@@ -188,7 +189,7 @@ async def send(port: int, request: bytes) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             answer = await reader.read()
     finally:
         writer.close()
@@ -201,6 +202,7 @@ async def send_all(server: Server, requests: list[bytes]) -> list[tuple[bytes, i
     return [(request, *answer) for request, answer in zip(requests, answers, strict=True)]
 
 
+@pytest.mark.slow
 async def test_host_is_that_very_tenants_or_nobodys(server: Server) -> None:
     """Of many ways to name a host those that name a tenant get its data; nobody gets an error of ours."""
     for requests, data in ((OF_COMPANY1, b"company 1 data"), (OF_COMPANY2, b"company 2 data")):
@@ -383,9 +385,11 @@ async def jar(app: Quart) -> Jar:
     return jar
 
 
-# Together 50,000 headers: each number becomes one. A smaller number makes no simpler header.
-@settings(max_examples=200, phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
-@given(seeds=st.lists(st.integers(0, 2**64 - 1), min_size=250, max_size=250))
+# Together 10,000 headers, and 50,000 with "--hypothesis-profile thorough": each number becomes one.
+# A smaller number makes no simpler header, so a failure is not made smaller.
+@pytest.mark.slow
+@settings(phases=[Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
+@given(seeds=st.lists(st.integers(0, 2**64 - 1), min_size=100, max_size=100))
 async def test_identity_is_what_the_cookies_say_or_nobodys(app: Quart, jar: Jar, seeds: list[int]) -> None:
     """Whatever is sent as cookies, who is served is whose one living session of this very host was among them."""
     for seed in seeds:
@@ -461,6 +465,7 @@ BODIES = [
 ]
 
 
+@pytest.mark.slow
 async def test_odd_header_is_no_error_of_ours(database_url: str) -> None:
     """Whatever headers come with whatever body, the answer is never a 500."""
     app = create_app({"SECRET_KEY": SECRET_KEY, "TENANTS_DATABASE_URL": database_url, "TENANTS_LOGIN_ATTEMPTS": 1000})

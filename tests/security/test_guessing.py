@@ -12,8 +12,9 @@ from quart import Quart
 
 from quart_tenants.app import create_app
 from tests.app.test_passwords import Spy, held, watch
-from tests.databases import new_database_between_loops
-from tests.processes import SECRET_KEY, Server, run_server
+from tests.support.databases import new_database_between_loops
+from tests.support.patience import DEADLINE
+from tests.support.processes import SECRET_KEY, Server, run_server
 
 ATTEMPTS = 5
 ATTEMPTS_PER_ADDRESS = 6
@@ -74,7 +75,7 @@ async def wait_for_failures(database_url: str, number: int) -> None:
     """Return when so many failures are counted: a visitor who is gone does not wait for that."""
     connection = await asyncpg.connect(database_url)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             while await connection.fetchval("SELECT max(failures) FROM quart_tenants.failed_logins") != number:
                 await asyncio.sleep(0)
     finally:
@@ -156,6 +157,7 @@ async def burst(servers: list[Server]) -> Counter[str]:
     return codes
 
 
+@pytest.mark.slow
 async def test_burst_is_counted_too(database_url: str, tmp_path: Path) -> None:
     """Of 200 guesses at once at two workers each checks a few before the count shows; the rest are refused."""
     settings = LIMITS | ROOM | {"QUART_TENANTS_TRUSTED_PROXIES": "127.0.0.0/8"}
@@ -173,6 +175,7 @@ async def test_burst_is_counted_too(database_url: str, tmp_path: Path) -> None:
     assert codes == {"invalid_credentials": checked, "too_many_logins": BURST - checked}
 
 
+@pytest.mark.slow
 async def test_burst_without_limits_is_checked(database_url: str, tmp_path: Path) -> None:
     """Negative control: with the limits at their maximum, each of the 200 guesses is checked."""
     with run_server(database_url, tmp_path, **QUICK, **ROOM) as server:

@@ -11,7 +11,7 @@ from quart.wrappers import Response
 
 from quart_tenants import Database, QuartTenants, Settings, parse_slug, rename_tenant
 from quart_tenants.app import create_app
-from tests.processes import SECRET_KEY
+from tests.support.processes import SECRET_KEY
 
 EVERYWHERE = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"}
 REFERENCE_APP = EVERYWHERE | {

@@ -11,7 +11,7 @@ from quart import Quart
 
 from quart_tenants.app import create_app
 from quart_tenants.app.passwords import PasswordCheck, PasswordHasher
-from tests.processes import SECRET_KEY
+from tests.support.processes import SECRET_KEY
 
 VERIFY_BOTH = ["verify argon2 m=19456,t=2,p=1", "verify pbkdf2_sha256 29000"]
 # "old" has the seed's hash, "new" one of today, "suspended" that of today with the mark of `user suspend`.

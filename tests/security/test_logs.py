@@ -22,7 +22,8 @@ from quart import Quart
 from quart_tenants import LogFields, QuartTenants, add_log_fields
 from quart_tenants.audit import audit
 from quart_tenants.web.logs.log_format import LogHandler
-from tests.processes import PROGRAM, Server, make_environment, run_server
+from tests.support.patience import DEADLINE, wait_until
+from tests.support.processes import PROGRAM, Server, make_environment, run_server
 
 ROLE = "planted_role"
 SECRETS = {
@@ -73,7 +74,13 @@ def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.Comple
     """Run a command that says what is audited, as JSON."""
     environment = make_environment(QUART_TENANTS_LOG_FORMAT="json", QUART_TENANTS_LOG_LEVEL="debug", **settings)
     return subprocess.run(
-        [PROGRAM, *arguments], input=stdin, capture_output=True, text=True, timeout=30, env=environment, check=False
+        [PROGRAM, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        env=environment,
+        check=False,
     )
 
 
@@ -97,6 +104,7 @@ async def role_that_goes(server_url: str) -> AsyncIterator[None]:
     await connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("role_that_goes")
 async def test_no_secret_is_written(database_url: str, server_url: str, tmp_path: Path) -> None:
     """Through logins, bugs, a lost database and commands no secret is written; lines tell their request and tenant."""
@@ -190,10 +198,12 @@ async def set_connections(server_url: str, database_url: str, *, allowed: str) -
 
 async def wait_for_log(server: Server, word: str) -> str:
     """Return the server's log, as soon as *word* is in it."""
-    async with asyncio.timeout(20):
-        while word not in (text := server.log.read_text()):
-            await asyncio.sleep(0.05)
-    return text[: text.rindex("\n") + 1]
+
+    async def find() -> str | None:
+        text = server.log.read_text()
+        return text[: text.rindex("\n") + 1] if word in text else None
+
+    return await wait_until(find)
 
 
 @contextmanager
@@ -400,7 +410,7 @@ for written in (True, False):
     audit("login_failed", written=written)
 """
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, check=True)
 
     (line,) = read_lines(done.stderr)
     assert (line["event"], line["written"]) == ("login_failed", True)

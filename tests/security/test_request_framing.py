@@ -14,10 +14,10 @@ import hypercorn.asyncio
 import pytest
 from hypercorn.config import Config
 
-from tests.databases import new_database_between_loops
-from tests.processes import Server, run_server
+from tests.support.databases import new_database_between_loops
+from tests.support.patience import DEADLINE
+from tests.support.processes import Server, run_server
 
-DEADLINE = 30.0  # seconds
 NEXT = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\n"
 

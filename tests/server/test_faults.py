@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,16 +11,22 @@ from pathlib import Path
 
 import asyncpg
 import httpx
+import pytest
 
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from tests.conftest import FAST_AND_FORGETFUL
-from tests.databases import fill_template
-from tests.processes import Server, run_application
-from tests.tcp_proxy import TcpProxy
+from tests.support.databases import fill_template
+from tests.support.patience import wait_until
+from tests.support.processes import Server, run_application
+from tests.support.tcp_proxy import TcpProxy
+
+pytestmark = pytest.mark.slow
 
 REQUEST_TIMEOUT = 1.5  # seconds
 GRACE = 1.0
 RECOVERY = 2.0
+# How many times as long as a request without a database something may take on a busy machine, beyond its own time.
+SLOWER = 4
 SIZE = 4
 
 SETTINGS = {
@@ -37,15 +44,25 @@ class Seen:
 
     Attributes:
         slowest: The longest request, in seconds.
+        lag: The longest request that needs no database, in seconds: so slow is the machine itself.
         statuses: Of all answers; 0 where the connection to the server broke.
         sent: Each row that was sent, with whether its answer was 200.
         recovery: Seconds from the end of the fault until the whole pool was there again.
     """
 
     slowest: float = 0.0
+    lag: float = 0.0
     statuses: set[int] = field(default_factory=set)
     sent: dict[str, bool] = field(default_factory=dict)
     recovery: float = 0.0
+
+    def hears_refusal(self) -> bool:
+        """Say whether a client has been told to come back later."""
+        return 503 in self.statuses
+
+    def goes_on(self, rows: int) -> bool:
+        """Say whether more than so many *rows* have been sent."""
+        return len(self.sent) > rows
 
 
 @contextlib.asynccontextmanager
@@ -59,7 +76,7 @@ async def serving(url: str, folder: Path, **settings: str) -> AsyncIterator[Serv
         await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
-async def load_during(server: Server, fault: Callable[[], Awaitable[None]]) -> Seen:
+async def load_during(server: Server, fault: Callable[[Seen], Awaitable[None]]) -> Seen:
     """Read and write all the time, from before *fault* begins until the pool is whole again after its end."""
     seen = Seen()
     stamps = (f"row {number}" for number in itertools.count())
@@ -79,15 +96,21 @@ async def load_during(server: Server, fault: Callable[[], Awaitable[None]]) -> S
             seen.sent[stamp] = False
             seen.sent[stamp] = await ask(client, "POST", f"/rows/{stamp}") == 200
 
+    async def probe(client: httpx.AsyncClient) -> None:
+        while going_on:
+            started = time.monotonic()
+            await client.get("/healthz")
+            seen.lag = max(seen.lag, time.monotonic() - started)
+
     async with server.tenant("acme") as client:
         workers = [asyncio.create_task(work(client)) for _ in range(2 * SIZE)]
+        probing = asyncio.create_task(probe(client))
         # Until there is something to break.
-        while len(seen.sent) < 50:
-            await asyncio.sleep(0.01)
-        await fault()
+        await wait_for(functools.partial(seen.goes_on, 50))
+        await fault(seen)
         ended = time.monotonic()
         going_on = False
-        await asyncio.gather(*workers)
+        await asyncio.gather(*workers, probing)
         while {await task for task in [asyncio.create_task(ask(client, "GET", "/together")) for _ in range(SIZE)]} != {
             200
         }:
@@ -96,11 +119,23 @@ async def load_during(server: Server, fault: Callable[[], Awaitable[None]]) -> S
     return seen
 
 
+async def wait_for(condition: Callable[[], bool]) -> None:
+    """Return when the clients have been told so much that *condition* is true."""
+
+    async def ask() -> bool:
+        return condition()
+
+    await wait_until(ask)
+
+
 async def assert_promises(seen: Seen, database_url: str) -> None:
     """Assert what holds whatever the fault was."""
-    assert seen.slowest < REQUEST_TIMEOUT + GRACE
+    # A busy machine makes everything slower, also what needs no database.
+    slack = SLOWER * seen.lag
+    print(seen.slowest, seen.recovery, slack)  # noqa: T201  (for "pytest -n 0 -s")
+    assert seen.slowest < REQUEST_TIMEOUT + GRACE + slack
     assert seen.statuses <= {200, 503}
-    assert seen.recovery < RECOVERY
+    assert seen.recovery < RECOVERY + slack
     connection = await asyncpg.connect(database_url)
     rows = await connection.fetch("SELECT description, count(*) AS times FROM acme.company_data GROUP BY description")
     await connection.close()
@@ -110,17 +145,16 @@ async def assert_promises(seen: Seen, database_url: str) -> None:
 
 
 async def test_black_hole_ends_no_promise(database_url: str, tmp_path: Path) -> None:
-    """Nothing is passed on for some seconds, and the connections of then stay dead for ever."""
+    """Nothing is passed on until the clients have been told so, and the connections of then stay dead for ever."""
     async with TcpProxy(database_url) as proxy, serving(proxy.url, tmp_path) as server:
 
-        async def swallow() -> None:
+        async def swallow(seen: Seen) -> None:
             proxy.open_black_hole()
-            await asyncio.sleep(REQUEST_TIMEOUT + GRACE)
+            await wait_for(seen.hears_refusal)
             proxy.close_black_hole()
 
         seen = await load_during(server, swallow)
 
-    print(seen.slowest, seen.recovery)  # noqa: T201
     await assert_promises(seen, database_url)
     assert 503 in seen.statuses
 
@@ -130,19 +164,19 @@ async def test_killed_backends_end_no_promise(database_url: str, tmp_path: Path)
     async with serving(database_url, tmp_path) as server:
         killer = await asyncpg.connect(database_url)
 
-        async def kill() -> None:
+        async def kill(seen: Seen) -> None:
             for _ in range(60):
+                before = len(seen.sent)
                 await killer.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'quart_tenants'"
                     " AND datname = current_database() ORDER BY random() LIMIT 1"
                 )
-                await asyncio.sleep(0.01)
+                await wait_for(functools.partial(seen.goes_on, before))
 
         seen = await load_during(server, kill)
         await killer.close()
         log = server.log.read_text()
 
-    print(seen.slowest, seen.recovery, log.count("begins anew"))  # noqa: T201
     await assert_promises(seen, database_url)
     assert "count begins anew" in log
 
@@ -155,13 +189,12 @@ async def test_restarted_database_ends_no_promise(tmp_path: Path) -> None:
         await fill_template(postgres.url)
         async with serving(postgres.url, tmp_path) as server:
 
-            async def restart() -> None:
+            async def restart(seen: Seen) -> None:
                 await postgres.stop()
-                await asyncio.sleep(0.5)
+                await wait_for(seen.hears_refusal)
                 await postgres.start()
 
             seen = await load_during(server, restart)
-        print(seen.slowest, seen.recovery)  # noqa: T201
         await assert_promises(seen, postgres.url)
     finally:
         await postgres.stop()

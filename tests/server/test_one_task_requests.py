@@ -19,6 +19,7 @@ from quart_tenants import QuartTenants
 from quart_tenants.server.one_task_requests import TenantRequest
 from quart_tenants.web.context import find_request
 from quart_tenants.web.guards.deadlines import DeadlineError, Deadlines
+from tests.support.patience import DEADLINE
 
 GET: dict[str, Any] = {
     "type": "http",
@@ -186,7 +187,7 @@ async def test_client_that_takes_no_answer_is_given_up(app: Quart) -> None:
             await asyncio.Event().wait()
 
     connection.send = block  # type: ignore[method-assign]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE):
         await connection.serve(app)
 
     assert [event["type"] for event in connection.sent] == ["http.response.start", "http.response.body"]

@@ -21,7 +21,7 @@ from quart_tenants import (
     rename_tenant,
     tenant_connection,
 )
-from tests.databases import drop_for_good, let_names_rest
+from tests.support.databases import drop_for_good, let_names_rest
 
 COUNT = "SELECT count(*) FROM company_data"
 

@@ -19,9 +19,11 @@ _TRY_UNTIL_COMMIT = f"SELECT pg_catalog.pg_try_advisory_xact_lock({LOCK_KEY.form
 _TRY_FOR_SESSION = f"SELECT pg_catalog.pg_try_advisory_lock({LOCK_KEY.format('$1')})"
 _PAUSE = 0.1  # seconds between two tries
 
-# Long enough for a transaction like ours to end; a migration may take longer, and the operator is to know.
-_PATIENCE = 5.0  # seconds
-_LIMIT_WAITING = "SET LOCAL lock_timeout TO '5s'"
+PATIENCE = 5.0
+"""How many seconds a command waits for a tenant's lock, and for a lock on one of its tables.
+
+It is long enough for a transaction like ours to end. A migration may take longer; then the operator is told.
+"""
 
 _FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
 _GET_LIVING = """
@@ -67,13 +69,13 @@ async def get_living_tenant(connection: "Connection", tenant_id: int, slug: Slug
 
 
 async def lock_until_commit(connection: "Connection", tenant_id: int, slug: Slug) -> None:
-    """Wait up to five seconds for the lock, and hold it until the block on *connection* ends.
+    """Wait up to `PATIENCE` for the lock, and hold it until the block on *connection* ends.
 
     Raises:
         TenantBusyError: Somebody else holds it.
     """
-    await connection.execute(_LIMIT_WAITING)
-    await _try_for(connection, _TRY_UNTIL_COMMIT, tenant_id, slug, _PATIENCE)
+    await connection.execute(f"SET LOCAL lock_timeout TO {int(PATIENCE * 1000)}")
+    await _try_for(connection, _TRY_UNTIL_COMMIT, tenant_id, slug, PATIENCE)
 
 
 async def lock_session(connection: "DriverConnection", tenant_id: int, slug: Slug, seconds: float) -> None:

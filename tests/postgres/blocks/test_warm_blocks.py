@@ -18,7 +18,8 @@ from quart_tenants.postgres.driver.plain_reads import PlainReads
 from quart_tenants.postgres.pool import connection_pool as pool
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
-from tests.tcp_proxy import Direction, TcpProxy
+from tests.support.patience import DEADLINE
+from tests.support.tcp_proxy import Direction, TcpProxy
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -401,7 +402,7 @@ async def test_connection_known_to_be_closed_is_replaced(
     async with far.tenant_connection(acme) as connection:
         async with database.connection() as other:
             assert await other.fetchval("SELECT pg_terminate_backend($1, 5000)", connection.get_server_pid())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             while not connection.is_closed():
                 await asyncio.sleep(0.01)
         await FIRST[first](connection)
@@ -539,7 +540,7 @@ async def test_idle_connection_holds_no_transaction(
             await warm(own, acme, globex)
 
         async with database.connection() as connection:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(DEADLINE):
                 while await connection.fetchval(COUNT_OPEN):
                     await asyncio.sleep(0.01)
         async with own.tenant_connection(acme) as connection:

@@ -17,8 +17,8 @@ from quart_tenants.postgres.doctor.probes import attack, make_probes, read_probe
 from quart_tenants.postgres.roles.tenant_roles import get_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant
-from tests.pooler import naive_pooler
 from tests.postgres.conftest import Role
+from tests.support.pooler import naive_pooler
 
 _LIST_LEFT = """
 SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, 'quart_tenants_probe_')

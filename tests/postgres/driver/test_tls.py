@@ -16,8 +16,9 @@ from quart_tenants.postgres.pool import connection_pool as pool
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
-from tests.tcp_proxy import TcpProxy
-from tests.tls_front import TlsFront
+from tests.support.patience import DEADLINE
+from tests.support.tcp_proxy import TcpProxy
+from tests.support.tls_front import TlsFront
 
 READ = "SELECT description FROM company_data"
 ADD = "INSERT INTO company_data (description) VALUES ($1)"
@@ -122,7 +123,7 @@ async def test_encrypted_block_that_is_cancelled_is_undone(
 
     task = asyncio.create_task(sleep())
     pid = await backend
-    async with asyncio.timeout(30), database.connection() as connection:
+    async with asyncio.timeout(DEADLINE), database.connection() as connection:
         while not await connection.fetchval("SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1", pid):
             await asyncio.sleep(0.01)
 
@@ -131,7 +132,7 @@ async def test_encrypted_block_that_is_cancelled_is_undone(
         await task
 
     assert await read(encrypted, acme) == await read(encrypted, globex) == []
-    async with asyncio.timeout(30), database.connection() as connection:
+    async with asyncio.timeout(DEADLINE), database.connection() as connection:
         while await connection.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND state <> 'idle'", pid
         ):

@@ -18,9 +18,11 @@ import pytest
 
 from quart_tenants.errors import EmbeddedPostgresError
 from quart_tenants.postgres.embedded.embedded_server import MAJOR_VERSION, EmbeddedPostgres, find_postgres
+from tests.support.patience import DEADLINE
+
+pytestmark = pytest.mark.slow
 
 FAST = {"fsync": "off"}
-ANSWER_TIMEOUT = 30  # seconds: no test waits for ever
 
 # Starts the server, says whether it did so itself, and stops when its input ends.
 OWNER = """
@@ -106,11 +108,11 @@ async def run_owner(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Pr
     assert owner.stdin is not None
     assert owner.stdout is not None
     try:
-        said = await asyncio.wait_for(owner.stdout.readline(), ANSWER_TIMEOUT)
+        said = await asyncio.wait_for(owner.stdout.readline(), DEADLINE)
         yield owner, said.decode().strip()
     finally:
         owner.stdin.close()
-        await asyncio.wait_for(owner.wait(), ANSWER_TIMEOUT)
+        await asyncio.wait_for(owner.wait(), DEADLINE)
 
 
 async def test_server_is_the_version_of_the_wheel(shared_server: EmbeddedPostgres) -> None:

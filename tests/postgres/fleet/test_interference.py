@@ -8,12 +8,14 @@ import pytest
 
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.fleet_migration import migrate_fleet, plan_fleet
+from quart_tenants.postgres.registry import tenant_locks
 from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 from tests.postgres.fleet.parts import ALL, NO_TRANSACTION, Add, execute, list_with_column, migrate, read_versions
+from tests.support.patience import DEADLINE, wait_until
 
 ADD_NICKNAME = "ALTER TABLE app_user ADD COLUMN nickname text"
 BUILD_INDEX = (
@@ -23,6 +25,12 @@ BUILD_INDEX = (
 COUNT_BUILDS = """
 SELECT count(*) FROM pg_stat_activity
 WHERE query LIKE 'CREATE INDEX CONCURRENTLY by_text%' AND state = 'active' AND datname = current_database()
+"""
+
+COUNT_TRIES = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_xact%'"
+COUNT_LOCK_WAITERS = """
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -35,10 +43,12 @@ async def hold_up_index_builds(database_url: str) -> "asyncpg.Connection[asyncpg
 
 async def wait_for_builds(connection: "asyncpg.Connection[asyncpg.Record]", number: int) -> None:
     """Return when so many index builds are active."""
-    async with asyncio.timeout(10):
-        while await connection.fetchval(COUNT_BUILDS) != number:
-            await connection.execute("SELECT pg_stat_clear_snapshot()")
-            await asyncio.sleep(0.02)
+
+    async def are_active() -> bool:
+        await connection.execute("SELECT pg_stat_clear_snapshot()")
+        return bool(await connection.fetchval(COUNT_BUILDS) == number)
+
+    await wait_until(are_active)
 
 
 async def test_tenant_that_went_back_gets_every_file(
@@ -92,19 +102,27 @@ async def test_schema_that_somebody_deleted_is_named(
 
 
 async def test_command_that_waits_for_its_turn_does_not_break_an_index_build(
-    database: Database, settings: Settings, add: Add, database_url: str, acme: Tenant
+    database: Database,
+    settings: Settings,
+    add: Add,
+    database_url: str,
+    acme: Tenant,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An index build waits for old snapshots and holds the tenant's lock: who waits for that must have no snapshot."""
+    monkeypatch.setattr(tenant_locks, "PATIENCE", DEADLINE)
     add("0002_index.sql", BUILD_INDEX)
     old = await hold_up_index_builds(database_url)
     building = asyncio.create_task(migrate(database, settings, slugs=[acme.slug]))
     await wait_for_builds(old, 1)
 
     waiting = asyncio.create_task(suspend_tenant(database, acme.slug))
-    async with asyncio.timeout(10):
-        while not await old.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_try_advisory_xact%'"):
-            await old.execute("SELECT pg_stat_clear_snapshot()")
-            await asyncio.sleep(0.02)
+
+    async def has_tried() -> bool:
+        await old.execute("SELECT pg_stat_clear_snapshot()")
+        return bool(await old.fetchval(COUNT_TRIES))
+
+    await wait_until(has_tried)
     await old.close()
 
     assert (await building).failed == []
@@ -125,7 +143,7 @@ async def test_naive_wait_for_the_lock_breaks_an_index_build(
     waiting = asyncio.create_task(
         naive.execute(f"SELECT pg_advisory_xact_lock(hashtextextended('quart_tenants {acme.id}', 0))")
     )
-    await asyncio.wait([waiting], timeout=0.2)
+    await wait_until(lambda: old.fetchval(COUNT_LOCK_WAITERS))
     await old.close()
     report = await building
     (told,) = await asyncio.gather(waiting, return_exceptions=True)

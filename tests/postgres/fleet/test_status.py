@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -20,9 +19,9 @@ from quart_tenants.postgres.migrations.migration_files import EditedFile
 from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant
-from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
+from tests.postgres.fleet.parts import Add
 
 ACME, COMPANY1, COMPANY2, GLOBEX = map(parse_slug, ("acme", "company1", "company2", "globex"))
 FIRST_FILE = "0001_users_and_data.sql"
@@ -36,11 +35,10 @@ async def execute(database: Database, statement: str, *values: object) -> None:
 
 
 @pytest.fixture
-def settings_with_second_file(settings: Settings, tmp_path: Path) -> Settings:
+def settings_with_second_file(settings: Settings, add: Add) -> Settings:
     """Settings whose folder has a migration more than the tenants."""
-    (tmp_path / FIRST_FILE).write_bytes(get_resource_path(f"sql/tenant/{FIRST_FILE}").read_bytes())
-    (tmp_path / SECOND_FILE).write_text("ALTER TABLE app_user ADD nickname text")
-    return replace(settings, migrations_dir=tmp_path)
+    add(SECOND_FILE, "ALTER TABLE app_user ADD nickname text")
+    return settings
 
 
 async def test_fleet_at_rest_has_nothing_to_report(database: Database, settings: Settings) -> None:

@@ -25,7 +25,8 @@ from quart_tenants.postgres.pool import connection_pool as pool
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant, parse_slug
-from tests.pooler import naive_pooler
+from tests.support.patience import DEADLINE
+from tests.support.pooler import naive_pooler
 
 BACKEND = "SELECT pg_backend_pid()"
 READ = "SELECT description FROM company_data"
@@ -54,7 +55,7 @@ async def find_state(database: Database, pid: int) -> str | None:
 
 async def wait_until(is_so: Callable[[], Awaitable[bool]]) -> None:
     """Ask again and again."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE):
         while not await is_so():
             await asyncio.sleep(0.02)
 
@@ -304,6 +305,7 @@ async def test_straight_to_the_server_connections_are_direct(settings: Settings,
     assert direct
 
 
+@pytest.mark.slow
 async def test_pooler_that_was_not_found_out_shows_no_foreign_row(
     settings: Settings, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,8 @@ from quart_tenants.errors import DatabaseUnavailableError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
-from tests.tcp_proxy import TcpProxy
+from tests.support.patience import DEADLINE, wait_until
+from tests.support.tcp_proxy import TcpProxy
 
 SIZE = 3
 BACKEND = "SELECT pg_backend_pid()"
@@ -26,9 +27,9 @@ async def proxy(database_url: str) -> AsyncIterator[TcpProxy]:
 
 @pytest.fixture
 async def behind(proxy: TcpProxy, settings: Settings) -> AsyncIterator[Database]:
-    """A pool behind it, whose statements may take a minute."""
+    """A pool behind it, whose statements may take ten minutes."""
     async with await Database.open(
-        replace(settings, database_url=proxy.url, command_timeout=60), max_size=SIZE
+        replace(settings, database_url=proxy.url, command_timeout=600), max_size=SIZE
     ) as pool:
         yield pool
 
@@ -59,12 +60,12 @@ async def test_silent_connections_are_replaced(proxy: TcpProxy, behind: Database
 
 async def test_black_hole_costs_a_block_the_time_that_it_has(proxy: TcpProxy, settings: Settings, acme: Tenant) -> None:
     """Where nobody answers, not even a new connection, the block fails in the time that it has."""
-    impatient = replace(settings, database_url=proxy.url, acquire_timeout=0.3)
+    impatient = replace(settings, database_url=proxy.url, acquire_timeout=1.0)
     async with await Database.open(impatient, max_size=SIZE) as database:
         await use_all(database, acme)
         proxy.open_black_hole()
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             with pytest.raises(DatabaseUnavailableError):
                 async with database.tenant_connection(acme) as connection:
                     await connection.fetchval(BACKEND)
@@ -74,14 +75,14 @@ async def test_connection_that_falls_silent_while_it_is_opened_is_given_up(
     proxy: TcpProxy, settings: Settings, acme: Tenant
 ) -> None:
     """Its place is free again after the time that connecting may take, also if it was opened without a block."""
-    patient = replace(settings, database_url=proxy.url, connect_timeout=1, command_timeout=60, pool_min_size=1)
+    patient = replace(settings, database_url=proxy.url, connect_timeout=1, command_timeout=600, pool_min_size=1)
     async with await Database.open(patient, max_size=1) as database:
         proxy.watch()
         # After the login.
         proxy.swallow_at("client", 1)
         proxy.reset_all()
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             served = None
             while served is None:
                 with contextlib.suppress(DatabaseUnavailableError):
@@ -91,7 +92,7 @@ async def test_connection_that_falls_silent_while_it_is_opened_is_given_up(
 
 @pytest.mark.parametrize("savepoint", [False, True], ids=["block", "savepoint"])
 async def test_cancelled_block_does_not_wait_for_a_silent_server(
-    proxy: TcpProxy, behind: Database, acme: Tenant, savepoint: bool
+    proxy: TcpProxy, behind: Database, database: Database, acme: Tenant, savepoint: bool
 ) -> None:
     """A block that is cancelled in a hole ends as cancelled, long before its statement would have."""
     asleep = asyncio.Event()
@@ -101,17 +102,25 @@ async def test_cancelled_block_does_not_wait_for_a_silent_server(
             asleep.set()
             if savepoint:
                 async with connection.transaction():
-                    await connection.execute("SELECT pg_sleep(60)")
-            await connection.execute("SELECT pg_sleep(60)")
+                    await connection.execute("SELECT pg_sleep(600)")
+            await connection.execute("SELECT pg_sleep(600)")
 
     task = asyncio.create_task(sleep())
     await asleep.wait()
-    await asyncio.sleep(0.05)
+    await wait_until(lambda: _sleeps(database))
     proxy.open_black_hole()
     task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE):
         with pytest.raises(asyncio.CancelledError):
             await task
 
     proxy.close_black_hole()
     assert len(await use_all(behind, acme)) == SIZE
+
+
+async def _sleeps(database: Database) -> bool:
+    async with database.connection() as connection:
+        count = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+        )
+    return bool(count)

@@ -25,14 +25,14 @@ from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_te
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_schema_name, parse_slug
-from tests.databases import drop_for_good, new_database
 from tests.postgres.conftest import Role
+from tests.support.databases import drop_for_good, new_database
+from tests.support.patience import DEADLINE
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
 ACME, GLOBEX, NEWCO = parse_slug("acme"), parse_slug("globex"), parse_slug("newco")
-DEADLINE = 30.0  # seconds: no test waits for ever
 UNREADABLE = "ALTER TABLE quart_tenants.changes RENAME TO changes_elsewhere"
 READABLE = "ALTER TABLE quart_tenants.changes_elsewhere RENAME TO changes"
 

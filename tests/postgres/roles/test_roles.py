@@ -31,8 +31,8 @@ from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Slug, Tenant, parse_slug
-from tests.databases import name_database, new_database
-from tests.roles import dropping_roles, new_login, set_up_roles
+from tests.support.databases import name_database, new_database
+from tests.support.roles import dropping_roles, new_login, set_up_roles
 
 _ADD_ROW = "INSERT INTO company_data (description) VALUES ($1)"
 _LIST_ROWS = "SELECT description FROM company_data"
@@ -132,6 +132,7 @@ async def assert_walled(database: Database, tenant: Tenant, other: Tenant) -> No
                     await connection.execute(refused)
 
 
+@pytest.mark.slow
 async def test_every_command_keeps_the_wall(login_settings: Settings, migrations_dir: Path, tmp_path: Path) -> None:
     """A tenant has its role after create, migrate, rename, undrop, copy, restore and replace, and none after purge."""
     settings = replace(login_settings, trash_days=0)

@@ -28,8 +28,8 @@ from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
-from tests.databases import drop_for_good, let_names_rest
 from tests.postgres.conftest import Role
+from tests.support.databases import drop_for_good, let_names_rest
 
 ACME, NEWCO, OLDCO = parse_slug("acme"), parse_slug("newco"), parse_slug("oldco")
 

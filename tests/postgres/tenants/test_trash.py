@@ -36,7 +36,7 @@ from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, lis
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from tests.conftest import FAST_AND_FORGETFUL
-from tests.databases import let_names_rest
+from tests.support.databases import let_names_rest
 
 ACME, GLOBEX, NEWCO, BIG = parse_slug("acme"), parse_slug("globex"), parse_slug("newco"), parse_slug("big")
 
@@ -362,7 +362,7 @@ async def test_purge_goes_on_after_one_tenant_failed(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenant that somebody still reads, or that is not ours to drop, is told, and the others are deleted."""
-    monkeypatch.setattr(tenant_locks, "_LIMIT_WAITING", "SET LOCAL lock_timeout TO '50ms'")
+    monkeypatch.setattr(tenant_locks, "PATIENCE", 0.05)
     failed: dict[str, TenantError] = {}
 
     def note(tenant: TrashedTenant, error: TenantError) -> None:
@@ -384,6 +384,7 @@ async def test_purge_goes_on_after_one_tenant_failed(
     assert len(await purge_tenants(database, tenants)) == 1
 
 
+@pytest.mark.slow
 async def test_tenant_larger_than_the_table_of_locks_is_purged(database_of_few_locks: Database, tmp_path: Path) -> None:
     """It is deleted piece by piece: leaves before parents, whatever kind of relation, whatever they are called."""
     database = database_of_few_locks
@@ -473,7 +474,7 @@ async def test_second_command_on_one_tenant_waits_or_says_that_it_is_busy(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one command works on a tenant no other does, and other tenants are free."""
-    monkeypatch.setattr(tenant_locks, "_PATIENCE", 0.05)
+    monkeypatch.setattr(tenant_locks, "PATIENCE", 0.05)
     async with database.connection() as connection:
         await lock_tenant(connection, ACME)
         for call in (

@@ -15,7 +15,7 @@ from hypercorn.utils import wrap_app
 
 from quart_tenants.server.protocols.connections import LimitedConnection
 
-DEADLINE = 30.0  # seconds
+DEADLINE = 120.0  # seconds
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 App = Callable[[Any, Any, Any], Awaitable[None]]

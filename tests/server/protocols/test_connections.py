@@ -273,6 +273,7 @@ def count_streams() -> int:
     return sum(type(thing) is PlainStream for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "requests"),
     [

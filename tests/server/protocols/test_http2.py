@@ -22,6 +22,7 @@ from quart import Quart, Response
 
 from quart_tenants.server.one_task_requests import serve_requests
 from quart_tenants.server.protocols.connections import limit_connections
+from tests.support.patience import DEADLINE
 
 PIECE = 32 * 1024
 PIECES = 100
@@ -136,7 +137,7 @@ async def serving(app: Any) -> AsyncIterator[Client]:
     server = asyncio.create_task(worker_serve(ASGIWrapper(app), config, sockets=sockets, shutdown_trigger=end.wait))
     reader, writer = await asyncio.open_connection(*listener.getsockname())
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             yield Client(reader, writer)
     finally:
         writer.close()

@@ -85,6 +85,7 @@ async def talk(
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_answers_are_those_of_hypercorn(name: str) -> None:
     """Byte for byte, with the same lines in the access log, whatever the app does."""

@@ -14,8 +14,11 @@ from quart_tenants.app.cli import main
 from quart_tenants.errors import UnknownTenantError
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import TenantGroup
-from tests.processes import PROGRAM, make_environment
+from tests.support.patience import DEADLINE
+from tests.support.processes import PROGRAM, make_environment
 from tests.test_conventions import walk
+
+pytestmark = pytest.mark.slow
 
 QUART = PROGRAM.with_name("quart")
 # What reads only, or goes on for as long as it serves and has a log of its own.
@@ -31,7 +34,7 @@ def run(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=DEADLINE,
         env=make_environment(**{"QUART_TENANTS_LOG_FORMAT": "json", **environment}),
         check=False,
     )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from quart_tenants.postgres.tenants.domains import list_domains
-from tests.name_server import NameServer, run_name_server
+from tests.support.name_server import NameServer, run_name_server
 from tests.web.commands.runs import Run, ask, assert_misused, assert_refused, make_run
 
 SHOP = "shop.example.com"

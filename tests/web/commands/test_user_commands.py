@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from quart_tenants.app import create_app
-from tests.processes import SECRET_KEY
+from tests.support.processes import SECRET_KEY
 from tests.web.commands.runs import NO_TERMINAL, Outcome, Run, assert_refused
 
 HOST = "company1.localhost"

@@ -77,6 +77,7 @@ async def app(database_url: str) -> AsyncIterator[Quart]:
     async def stream() -> Response:
         async def dawdle() -> AsyncIterator[str]:
             yield "begun, "
+            # Longer than the time for a request.
             await asyncio.sleep(0.4)
             yield "ended"
 

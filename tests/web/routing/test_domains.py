@@ -16,8 +16,8 @@ from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenan
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web import context
-from tests.databases import let_names_rest
-from tests.name_server import run_name_server
+from tests.support.databases import let_names_rest
+from tests.support.name_server import run_name_server
 from tests.web.test_extension import get_json, make_app
 
 SHOP = "shop.example.com"

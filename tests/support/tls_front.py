@@ -6,9 +6,11 @@ import itertools
 import ssl
 from pathlib import Path
 from typing import Literal, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import trustme
+
+from tests.support.tcp_proxy import connect_to
 
 # The first message of a client that wants TLS: its length and a number.
 # https://www.postgresql.org/docs/18/protocol-message-formats.html
@@ -86,13 +88,7 @@ class TlsFront:
             await self._pass_on(reader, writer)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        query = parse_qs(self._target.query)
-        host = query.get("host", [self._target.hostname or "localhost"])[0]
-        port = int(query.get("port", [str(self._target.port or 5432)])[0])
-        if host.startswith("/"):
-            server_reader, server_writer = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        else:
-            server_reader, server_writer = await asyncio.open_connection(host, port)
+        server_reader, server_writer = await connect_to(self._target)
         pumps = [
             asyncio.create_task(self._pump("client", reader, server_writer)),
             asyncio.create_task(self._pump("server", server_reader, writer)),

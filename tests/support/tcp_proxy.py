@@ -11,12 +11,22 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal, Self, TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 Direction: TypeAlias = Literal["client", "server"]
 """Who sends a message."""
 
 _ENCRYPTION_REQUESTS = (80877103, 80877104)
+
+
+async def connect_to(target: SplitResult) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to the PostgreSQL that the URL *target* names, by TCP or by a socket in a folder."""
+    query = parse_qs(target.query)
+    host = query.get("host", [target.hostname or "localhost"])[0]
+    port = int(query.get("port", [str(target.port or 5432)])[0])
+    if host.startswith("/"):
+        return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+    return await asyncio.open_connection(host, port)
 
 
 class _Link:
@@ -120,7 +130,7 @@ class TcpProxy:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         try:
-            server_reader, server_writer = await self._connect()
+            server_reader, server_writer = await connect_to(self._target)
         except OSError:
             writer.transport.abort()
             return
@@ -143,14 +153,6 @@ class TcpProxy:
             # What was written is still sent.
             for end in (writer, server_writer):
                 end.close()
-
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        query = parse_qs(self._target.query)
-        host = query.get("host", [self._target.hostname or "localhost"])[0]
-        port = int(query.get("port", [str(self._target.port or 5432)])[0])
-        if host.startswith("/"):
-            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        return await asyncio.open_connection(host, port)
 
     async def _pump(
         self, link: _Link, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

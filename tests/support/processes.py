@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.patience import DEADLINE, wait_in_thread_until
+
 PROGRAM = Path(sys.executable).with_name("quart-tenants")
 SECRET_KEY = "only-for-the-tests-0123456789"
-_DEADLINE = 30.0  # seconds
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Server:
         return httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{self.port}",
             headers={"Host": host.replace("{port}", str(self.port))},
-            timeout=_DEADLINE,
+            timeout=DEADLINE,
             verify=False,  # noqa: S501  (http only, and reading the certificates takes longer than the test)
             **options,  # type: ignore[arg-type]
         )
@@ -74,7 +74,7 @@ def run_program(
         yield process
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(_DEADLINE)
+        process.wait(DEADLINE)
 
 
 @contextmanager
@@ -97,6 +97,10 @@ def run_server(database_url: str, folder: Path, *options: str, **settings: str) 
         # Many tests log in wrongly from one address; those about that set a limit.
         "QUART_TENANTS_LOGIN_ATTEMPTS": "1000",
         "QUART_TENANTS_LOGIN_ATTEMPTS_PER_ADDRESS": "100000",
+        # A busy machine may take long.
+        "QUART_TENANTS_CONNECT_TIMEOUT": "60",
+        "QUART_TENANTS_ACQUIRE_TIMEOUT": "60",
+        "QUART_TENANTS_REQUEST_TIMEOUT": "120",
     } | settings
     log = folder / "log"
     with run_program("serve", *options, log=log, cwd=None, **environment) as process:
@@ -120,39 +124,43 @@ def run_application(application: str, database_url: str, folder: Path, **setting
             text=True,
             env=make_environment(**environment),
             pass_fds=[number],
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
         )
     try:
         wait_for_answer(port)
         yield Server(process, port, log)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(_DEADLINE)
+        process.wait(DEADLINE)
 
 
 def wait_for_answer(port: int, path: str = "/healthz") -> None:
     """Return when something answers on *port*."""
-    deadline = time.monotonic() + _DEADLINE
-    while True:
+
+    def answers() -> bool:
         try:
-            httpx.get(f"http://127.0.0.1:{port}{path}", timeout=_DEADLINE)
+            httpx.get(f"http://127.0.0.1:{port}{path}", timeout=DEADLINE)
         except httpx.TransportError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-        else:
-            return
+            return False
+        return True
+
+    wait_in_thread_until(answers)
 
 
 def wait_for_line(process: "subprocess.Popen[str]", start: str, log: Path) -> str:
     """Return the line on stdout that begins with *start*, as soon as it is there."""
-    deadline = time.monotonic() + _DEADLINE
-    while process.poll() is None and time.monotonic() < deadline:
+
+    def find_line() -> str | None:
+        # Asked before the lines are read: the last of them may be what it says before it ends.
+        ended = process.poll() is not None
         for line in _get_output(log).read_text().splitlines(keepends=True):
             if line.startswith(start) and line.endswith("\n"):
                 return line.strip()
-        time.sleep(0.01)
-    raise RuntimeError(f"the process did not say {start!r}; its log: {log.read_text()}")
+        if ended:
+            raise RuntimeError(f"the process did not say {start!r}; its log: {log.read_text()}")
+        return None
+
+    return wait_in_thread_until(find_line)
 
 
 def _get_output(log: Path) -> Path:
