@@ -4,6 +4,60 @@ The first line of each docstring is a sentence that a user may read: it becomes 
 text of an answer whose details belong in the log only. `code` is stable API.
 """
 
+__all__ = [
+    "AddressInUseError",
+    "BackupFileError",
+    "ClientProgramError",
+    "DatabaseRefusedError",
+    "DatabaseTimeoutError",
+    "DatabaseUnavailableError",
+    "DnsUnavailableError",
+    "DomainNotVerifiedError",
+    "DomainTakenError",
+    "EmbeddedPostgresError",
+    "FormerSlugError",
+    "HashQueueFullError",
+    "InvalidCredentialsError",
+    "InvalidDomainError",
+    "InvalidNameError",
+    "InvalidRequestError",
+    "InvalidSchemaNameError",
+    "InvalidSlugError",
+    "InvalidUserError",
+    "LeakError",
+    "MigrationFailedError",
+    "MigrationFileError",
+    "NoTenantError",
+    "NotLoggedInError",
+    "PasswordTooLongError",
+    "PoolExhaustedError",
+    "RecentlyDroppedError",
+    "RegistryNotReadyError",
+    "RegistryStaleError",
+    "RequestFromElsewhereError",
+    "RequestTimeoutError",
+    "RolesNotReadyError",
+    "SchemaBehindError",
+    "SchemaExistsError",
+    "SessionUncheckedError",
+    "SettingError",
+    "TenantBusyError",
+    "TenantError",
+    "TenantExistsError",
+    "TenantInTrashError",
+    "TenantNotInTrashError",
+    "TenantOverShareError",
+    "TooManyLoginsError",
+    "TransactionLostError",
+    "UnknownDomainError",
+    "UnknownHostError",
+    "UnknownSchemaError",
+    "UnknownTenantError",
+    "UnknownUserError",
+    "UserExistsError",
+    "WrongTenantError",
+]
+
 
 class TenantError(Exception):
     """Something is wrong with a tenant."""
@@ -273,8 +327,11 @@ class ClientProgramError(TenantError):
 # Requests
 
 
-class NoTenantError(TenantError):
+class NoTenantError(TenantError, RuntimeError):
     """No tenant was named where one is needed."""
+
+    # Also a RuntimeError, which is the only error that Werkzeug's proxies pass over when they are merely looked at:
+    # by help(), isinstance(), mock.patch(), doctest, and Quart's search for an app factory.
 
     code = "no_tenant"
 

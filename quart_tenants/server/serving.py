@@ -15,7 +15,7 @@ from quart import Quart
 
 from quart_tenants.errors import AddressInUseError, SettingError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.leaks import refuse_leaks
+from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.server.one_task_requests import serve_requests
 from quart_tenants.server.protocols.connections import abort_connections, limit_connections

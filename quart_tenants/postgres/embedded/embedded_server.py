@@ -18,7 +18,7 @@ from urllib.parse import quote
 import asyncpg
 
 from quart_tenants.errors import EmbeddedPostgresError
-from quart_tenants.postgres.embedded.privileges import Account, choose_account
+from quart_tenants.postgres.embedded.server_account import Account, choose_account
 
 if sys.platform != "win32":
     import fcntl

@@ -12,8 +12,9 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import describe_refusal, translate_refusals
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
-from quart_tenants.postgres.roles.role_statements import name_owner
-from quart_tenants.postgres.roles.tenant_roles import ROLE_EXISTS, build_wall, find_owner
+from quart_tenants.postgres.roles.owner_role import ROLE_EXISTS, find_owner, name_owner
+from quart_tenants.postgres.roles.schema_access import give_tenant_role
+from quart_tenants.resources import read_statement
 from quart_tenants.tenant import RoleName, SchemaName, Slug
 
 if TYPE_CHECKING:
@@ -40,92 +41,14 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = session_user A
 UNION ALL
 SELECT pg_catalog.format('ALTER DEFAULT PRIVILEGES FOR ROLE %I REVOKE ALL ON ROUTINES FROM PUBLIC', $1::text)
 """
-# $1 the owner. What everybody may do in a new database, and the tenants' roles must not: each as a statement. The role
-# that has logged in and the owner keep those rights.
-_LIST_OPEN_DOORS = """
-WITH names AS (
-    SELECT pg_catalog.format('%I, %I', session_user, $1::text) AS keepers, session_user AS login
-), functions (name) AS (
-    -- The first leads out of the role and the path. The second shows what was sent with values in its text.
-    VALUES ('pg_catalog.set_config(text, text, boolean)'), ('pg_catalog.pg_prepared_statement()')
-), databases AS (
-    SELECT pg_catalog.current_database() AS name
-)
-SELECT pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', f.name, keepers) AS statement
-FROM functions AS f CROSS JOIN names
-WHERE pg_catalog.has_function_privilege('public', f.name, 'EXECUTE')
-    OR NOT pg_catalog.has_function_privilege(login, f.name, 'EXECUTE')
-    OR NOT pg_catalog.has_function_privilege($1::text, f.name, 'EXECUTE')
-UNION ALL
-SELECT pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f.name) FROM functions AS f
-WHERE pg_catalog.has_function_privilege('public', f.name, 'EXECUTE')
-UNION ALL
-SELECT pg_catalog.format(s, keepers) FROM names CROSS JOIN (
-    VALUES ('GRANT UPDATE ON pg_catalog.pg_settings TO %s'), ('REVOKE UPDATE ON pg_catalog.pg_settings FROM PUBLIC')
-) AS settings (s)
-WHERE pg_catalog.has_table_privilege('public', 'pg_catalog.pg_settings', 'UPDATE')
-UNION ALL
-SELECT pg_catalog.format(s, name, keepers) FROM databases CROSS JOIN names CROSS JOIN (
-    VALUES ('GRANT TEMPORARY ON DATABASE %1$I TO %2$s'), ('REVOKE TEMPORARY, CREATE ON DATABASE %1$I FROM PUBLIC')
-) AS doors (s)
-WHERE pg_catalog.has_database_privilege('public', name, 'TEMPORARY')
-    OR pg_catalog.has_database_privilege('public', name, 'CREATE')
-UNION ALL
-SELECT 'REVOKE CREATE ON SCHEMA public FROM PUBLIC' FROM pg_catalog.pg_namespace
-WHERE nspname = 'public' AND pg_catalog.has_schema_privilege('public', oid, 'CREATE')
-UNION ALL
-SELECT 'REVOKE ALL ON SCHEMA quart_tenants FROM PUBLIC'
-WHERE pg_catalog.has_schema_privilege('public', 'quart_tenants', 'USAGE')
-"""
 # Catalogues that were never analyzed look small, and loops over them take the square of the number of tenants.
 DO_NOT_LOOP = "SET LOCAL enable_nestloop TO off; SET LOCAL jit TO off"
 """For what looks at all tenants, to the end of the transaction."""
 
-# $1 the owner. Tenants whose wall is missing or has a hole, those in the trash too; one look at all.
-_LIST_WITHOUT_WALL = """
-WITH owner AS (
-    SELECT oid FROM pg_catalog.pg_roles WHERE rolname = $1::text
-), strange AS (
-    SELECT DISTINCT d.refobjid AS schema_oid
-    FROM quart_tenants.tenants AS t
-    JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
-    JOIN pg_catalog.pg_depend AS d
-        ON d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = n.oid AND d.deptype = 'n'
-        AND d.classid IN ('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass)
-    WHERE NOT EXISTS (
-        SELECT FROM pg_catalog.pg_shdepend AS s
-        WHERE s.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-            AND s.classid = d.classid AND s.objid = d.objid AND s.objsubid = 0 AND s.deptype = 'o'
-            AND s.refobjid = (SELECT oid FROM owner)
-    )
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_depend AS e
-        WHERE e.classid = d.classid AND e.objid = d.objid AND e.deptype = 'e'
-    )
-)
-SELECT t.id, t.slug, t.schema_name, open.door
-FROM quart_tenants.tenants AS t
-LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
-LEFT JOIN pg_catalog.pg_roles AS r ON r.rolname = t.role_name
-CROSS JOIN LATERAL (
-    SELECT r.oid IS NULL
-    OR NOT EXISTS (
-        SELECT FROM pg_catalog.pg_auth_members AS m WHERE m.roleid = r.oid AND m.member = (SELECT oid FROM owner)
-    )
-    OR n.oid IS NOT NULL AND (
-        n.nspowner IS DISTINCT FROM (SELECT oid FROM owner)
-        OR NOT pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
-        OR pg_catalog.has_schema_privilege('public', n.oid, 'USAGE')
-    ) AS door
-) AS open
-WHERE t.purge_began_at IS NULL AND (open.door OR n.oid IN (SELECT schema_oid FROM strange))
-ORDER BY t.id
-"""
-
 
 @dataclass(frozen=True, slots=True)
-class TenantWithoutWall:
-    """A tenant that `build_walls` has to do with.
+class TenantWithoutRole:
+    """A tenant that `give_roles` has to do with.
 
     Attributes:
         id: The registry's number.
@@ -140,7 +63,7 @@ class TenantWithoutWall:
     open: bool
 
 
-async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutWall]]:
+async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutRole]]:
     """Make the role that is to own all tenants' schemas, and return it with the tenants that are not behind a wall yet.
 
     Doing it again does no harm, and repairs what lacks in this server, such as after a restore of the database.
@@ -171,15 +94,15 @@ async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutWa
                     f"this role may not set up roles: {describe_refusal(error)}; ALTER ROLE … CREATEROLE it, or run "
                     f"quart-tenants init with a superuser's URL, and GRANT {which} TO this one"
                 ) from error
-        return owner, await list_without_wall(connection, owner)
+        return owner, await list_without_role(connection, owner)
 
 
-async def build_walls(
+async def give_roles(
     database: Database,
     owner: RoleName,
-    tenants: Sequence[TenantWithoutWall],
+    tenants: Sequence[TenantWithoutRole],
     *,
-    on_done: Callable[[TenantWithoutWall, TenantError | None], object],
+    on_done: Callable[[TenantWithoutRole, TenantError | None], object],
 ) -> None:
     """Put each of *tenants* behind a role of its own, each in a transaction of its own.
 
@@ -207,7 +130,7 @@ async def build_walls(
         on_done(tenant, failure)
 
 
-async def shut_doors(
+async def revoke_public_rights(
     database: Database, owner: RoleName, *, on_shut: Callable[[str], object] = lambda statement: None
 ) -> list[str]:
     """Take from everybody in this database what the tenants' roles must not have.
@@ -221,7 +144,7 @@ async def shut_doors(
         The statements that this role may not run: let a superuser run them once, in this database.
     """
     async with database.connection() as connection:
-        statements = await list_open_doors(connection, owner)
+        statements = await list_public_rights(connection, owner)
         for statement in statements:
             try:
                 async with connection.transaction():
@@ -230,32 +153,33 @@ async def shut_doors(
                 continue
     async with database.connection() as connection:
         # Where a role has some right but not this one PostgreSQL only warns. What counts is what is open now.
-        missing = await list_open_doors(connection, owner)
+        missing = await list_public_rights(connection, owner)
     for statement in statements:
         if statement not in missing:
             on_shut(statement)
     return missing
 
 
-async def list_without_wall(connection: "Connection", owner: RoleName) -> list[TenantWithoutWall]:
+async def list_without_role(connection: "Connection", owner: RoleName) -> list[TenantWithoutRole]:
     """Return the tenants that have no role, or whose schema is not the owner's alone, those in the trash too."""
     await connection.execute(DO_NOT_LOOP)
-    rows = await connection.fetch(_LIST_WITHOUT_WALL, owner.name)
+    rows = await connection.fetch(read_statement("list_tenants_without_role"), owner.name)
     return [
-        TenantWithoutWall(row["id"], Slug(row["slug"]), SchemaName(row["schema_name"]), row["door"]) for row in rows
+        TenantWithoutRole(row["id"], Slug(row["slug"]), SchemaName(row["schema_name"]), row["unprotected"])
+        for row in rows
     ]
 
 
-async def list_open_doors(connection: "Connection", owner: RoleName) -> list[str]:
+async def list_public_rights(connection: "Connection", owner: RoleName) -> list[str]:
     """Return the statements that would shut what is open to the tenants' roles."""
-    return [row["statement"] for row in await connection.fetch(_LIST_OPEN_DOORS, owner.name)]
+    return [row["statement"] for row in await connection.fetch(read_statement("list_public_rights"), owner.name)]
 
 
-async def _build(database: Database, owner: RoleName, tenant: TenantWithoutWall) -> None:
+async def _build(database: Database, owner: RoleName, tenant: TenantWithoutRole) -> None:
     try:
         async with database.connection() as connection:
             await lock_until_commit(connection, tenant.id, tenant.slug)
-            await build_wall(connection, tenant.id, tenant.schema, owner)
+            await give_tenant_role(connection, tenant.id, tenant.schema, owner)
             await announce_changes(connection, tenant.id)
     except asyncpg.LockNotAvailableError as error:
         raise TenantBusyError(tenant.slug) from error

@@ -13,14 +13,14 @@ import asyncpg
 from quart_tenants.errors import MigrationFailedError, MigrationFileError
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.roles.tenant_roles import as_owner
+from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
-    from quart_tenants.postgres.migrations.sql_parser import Script, Statement
+    from quart_tenants.postgres.migrations.migration_statements import Script, Statement
 
 LEAVES_PATH = "it changes search_path; use unqualified names only"
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
@@ -256,6 +256,6 @@ def locate_refusal(statement: "Statement", error: asyncpg.PostgresError) -> str:
 @functools.lru_cache(maxsize=256)
 def _parse(name: str, sql: str) -> "Script":
     # Here, because it takes a tenth of a second to load, and a worker that serves runs no migration.
-    from quart_tenants.postgres.migrations.sql_parser import parse_script
+    from quart_tenants.postgres.migrations.migration_statements import parse_script
 
     return parse_script(name, sql)

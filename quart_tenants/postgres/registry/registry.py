@@ -5,8 +5,7 @@ import logging
 import time
 from typing import NoReturn
 
-import asyncpg
-
+from quart_tenants.connection import Row
 from quart_tenants.errors import RegistryStaleError, SchemaBehindError, TenantError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant, unready_explained
@@ -79,7 +78,7 @@ class Registry:
         self._by_domain: dict[str, int] = {}
         self._moved: dict[Slug, tuple[int, float]] = {}
         self._addresses: dict[int, tuple[list[str], list[Slug]]] = {}
-        self._position: asyncpg.Record | None = None
+        self._position: Row | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._checking: asyncio.Task[None] | None = None
@@ -212,7 +211,7 @@ class Registry:
         self._position = position
         self._read_at = now
 
-    def _put(self, row: asyncpg.Record) -> None:
+    def _put(self, row: Row) -> None:
         tenant = read_tenant(row)
         self._by_id[tenant.id] = self._by_slug[tenant.slug] = tenant
         former_slugs = [Slug(slug) for slug in row["former_slugs"]]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Row
 from quart_tenants.errors import RegistryNotReadyError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import describe_refusal
@@ -120,7 +121,7 @@ async def announce_changes(connection: "Connection | DriverConnection", *tenant_
     await connection.execute(_ADD_CHANGES, tenant_ids)
 
 
-def read_tenant(row: asyncpg.Record) -> Tenant:
+def read_tenant(row: Row) -> Tenant:
     """Return the tenant in a row of `living_tenants`."""
     # Checked when it was written, and trusted since: an adopted schema keeps its name as it is.
     schema = SchemaName(row["schema_name"])

@@ -5,12 +5,11 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from quart_tenants.audit import audit
+from quart_tenants.connection import Row
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    import asyncpg
-
     from quart_tenants.postgres.driver.connection_types import Connection
 
 # The longest lifetime that a setting allows, and a day for clocks that differ. A row lives at least as long as what
@@ -123,7 +122,7 @@ class EndedSessions:
         self._put(await connection.fetch(_LIST_NEWLY_ENDED, snapshot))
         self._forget()
 
-    def _put(self, rows: "list[asyncpg.Record]") -> None:
+    def _put(self, rows: list[Row]) -> None:
         for row in rows:
             if row["session_id"] == _EVERY_SESSION:
                 self._users[row["tenant_id"], row["username"]] = row["generation"], row["ended_at"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Row
 from quart_tenants.dns_lookup import find_text_records
 from quart_tenants.domain import Domain, is_below
 from quart_tenants.errors import (
@@ -185,5 +186,5 @@ async def _verify(connection: "Connection", tenant: Tenant, claim: CustomDomain,
     return CustomDomain(claim.domain, tenant.slug, claim.token, verified=True)
 
 
-def _read(row: asyncpg.Record) -> CustomDomain:
+def _read(row: Row) -> CustomDomain:
     return CustomDomain(Domain(row["domain"]), Slug(row["slug"]), row["token"], row["verified"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Row
 from quart_tenants.errors import (
     FormerSlugError,
     InvalidSlugError,
@@ -28,7 +29,8 @@ from quart_tenants.postgres.migrations.migration_files import (
 )
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import find_resting
-from quart_tenants.postgres.roles.tenant_roles import as_owner, build_wall, get_owner
+from quart_tenants.postgres.roles.owner_role import as_owner, get_owner
+from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
 
@@ -219,7 +221,7 @@ async def adopt_schemas(
             await check_free(connection, {slug: schema}, settings, new_schema=False)
             tenant = await register_tenant(connection, slug, schema, slug, version)
             if owner is not None:
-                tenant = replace(tenant, role=await build_wall(connection, tenant.id, schema, owner))
+                tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner))
             tenants.append(tenant)
             await record_migrations(connection, schema.name, migrations[:version])
         await announce_changes(connection, *(tenant.id for tenant in tenants))
@@ -273,9 +275,7 @@ async def _list_obstacles(
     return [(slug, error) for slug, error in obstacles if error is not None]
 
 
-def _explain_obstacle(
-    row: asyncpg.Record, rest: RecentlyDroppedError | None, *, new_schema: bool
-) -> TenantError | None:
+def _explain_obstacle(row: Row, rest: RecentlyDroppedError | None, *, new_schema: bool) -> TenantError | None:
     if row["in_trash"]:
         return TenantInTrashError(row["slug"])
     if row["taken_by"] == row["slug"]:
@@ -309,7 +309,7 @@ async def _create(
         raise SchemaExistsError(str(schema)) from error
     if owner is not None:
         # Before there is anything in it: what the owner makes from now on is open to the tenant's role.
-        tenant = replace(tenant, role=await build_wall(connection, tenant.id, schema, owner, new=True))
+        tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner, new=True))
     await enter_schema(connection, schema)
     await apply_migrations(connection, str(schema), migrations, owner=walled)
     if first_rows is not None:

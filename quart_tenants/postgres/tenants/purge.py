@@ -9,10 +9,11 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.registry.resting_names import forget_rested_names, free_names
 from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
-from quart_tenants.postgres.roles.tenant_roles import drop_role
+from quart_tenants.postgres.roles.schema_access import drop_role
 from quart_tenants.postgres.sessions.failed_logins import prune_failed_logins
 from quart_tenants.postgres.sessions.session_ends import prune_ended_sessions
 from quart_tenants.postgres.tenants.trash import TrashedTenant, list_trash
+from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Slug
 
@@ -28,38 +29,6 @@ UPDATE quart_tenants.tenants SET purge_began_at = coalesce(purge_began_at, now()
 WHERE id = $1 AND dropped_at = $2 RETURNING schema_name
 """
 _GET_BEGUN = "SELECT schema_name, role_name FROM quart_tenants.tenants WHERE id = $1 AND purge_began_at IS NOT NULL"
-# $1 schema, $2 how many. Partitions and heirs go before their parents, what has few dependents before what has
-# many: so no single DROP finds thousands of others to lock. What belongs to a column or an extension goes with it.
-_LIST_DROPS = """
-SELECT format(
-    'DROP %s IF EXISTS %I.%I CASCADE',
-    CASE c.relkind
-        WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE'
-        ELSE 'TABLE'
-    END,
-    n.nspname, c.relname
-)
-FROM pg_catalog.pg_namespace AS n
-JOIN pg_catalog.pg_depend AS d
-    ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
-    AND d.classid = 'pg_catalog.pg_class'::regclass
-JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
-WHERE n.nspname = $1
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS heir ON heir.oid = i.inhrelid
-        WHERE i.inhparent = c.oid AND heir.relnamespace = n.oid
-    )
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_depend AS owned
-        WHERE owned.classid = 'pg_catalog.pg_class'::regclass AND owned.objid = c.oid
-            AND (owned.deptype = 'e' OR c.relkind = 'S' AND owned.deptype IN ('a', 'i'))
-    )
-ORDER BY
-    (SELECT count(*) FROM pg_catalog.pg_depend AS u
-     WHERE u.refclassid = 'pg_catalog.pg_class'::regclass AND u.refobjid = c.oid AND u.deptype = 'n'),
-    c.oid DESC
-LIMIT $2
-"""
 _FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _FORGET_TENANT = "DELETE FROM quart_tenants.tenants WHERE id = $1"
 
@@ -184,7 +153,7 @@ async def _purge(database: Database, tenant: TrashedTenant) -> bool:
                 if row is None:
                     return True
                 schema = row["schema_name"]
-                drops = [row["format"] for row in await connection.fetch(_LIST_DROPS, schema, batch)]
+                drops = [row["format"] for row in await connection.fetch(read_statement("list_drops"), schema, batch)]
                 if drops:
                     await connection.execute("; ".join(drops))
                     continue

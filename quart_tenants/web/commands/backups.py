@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from quart_tenants.postgres.backups.backing_up import backup_tenant
-from quart_tenants.postgres.backups.restores import restore_tenant
+from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import click
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.attacks import examine
-from quart_tenants.postgres.doctor.leaks import Finding, State
+from quart_tenants.postgres.doctor.catalogue_checks import Finding, State
+from quart_tenants.postgres.doctor.examination import examine
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import with_database

@@ -8,9 +8,9 @@ import click
 
 from quart_tenants.errors import InvalidSlugError, TenantError, TenantExistsError
 from quart_tenants.long_lists import name_some
-from quart_tenants.postgres.backups.restores import copy_tenant
+from quart_tenants.postgres.backups.restore import copy_tenant
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.role_setup import TenantWithoutWall, build_walls, make_owner, shut_doors
+from quart_tenants.postgres.fleet.role_setup import TenantWithoutRole, give_roles, make_owner, revoke_public_rights
 from quart_tenants.postgres.registry.registry_tables import init_registry, list_tenants
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
 from quart_tenants.postgres.tenants.trash import list_trash
@@ -40,17 +40,17 @@ async def init_command(database: Database, settings: Settings) -> None:
 
 async def _set_up_roles(database: Database) -> None:
     owner, tenants = await make_owner(database)
-    failed: list[tuple[TenantWithoutWall, TenantError]] = []
+    failed: list[tuple[TenantWithoutRole, TenantError]] = []
     shut: list[str] = []
     with Progress("making roles", len(tenants)) as progress:
 
-        def count(tenant: TenantWithoutWall, failure: TenantError | None) -> None:
+        def count(tenant: TenantWithoutRole, failure: TenantError | None) -> None:
             progress.advance(failed=failure is not None)
             if failure is not None:
                 failed.append((tenant, failure))
 
-        await build_walls(database, owner, tenants, on_done=count)
-    missing = await shut_doors(database, owner, on_shut=shut.append)
+        await give_roles(database, owner, tenants, on_done=count)
+    missing = await revoke_public_rights(database, owner, on_shut=shut.append)
     taken = [
         statement.removeprefix("REVOKE ").removesuffix(" FROM PUBLIC")
         for statement in shut
@@ -63,14 +63,14 @@ async def _set_up_roles(database: Database) -> None:
     _tell_failures(failed, len(tenants))
     if missing:
         raise click.ClickException(
-            "the wall is not closed yet: let a superuser run the statements above once in this database, then run init "
-            "again"
+            "PUBLIC still has rights that tenants must not have: let a superuser run the statements above once in this "
+            "database, then run init again"
         )
     told = f"roles ready ({count_tenants(len(tenants))} changed)" if tenants else "roles are up to date"
     click.echo(f"{told}; the owner of all schemas is {owner}", err=True)
 
 
-def _tell_failures(failed: Sequence[tuple[TenantWithoutWall, TenantError]], total: int) -> None:
+def _tell_failures(failed: Sequence[tuple[TenantWithoutRole, TenantError]], total: int) -> None:
     """Raise the end of the command if there are any; tell a reason that all share only once."""
     failures = Failures(total)
     reasons = {re.sub(rf"\b{re.escape(tenant.schema.name)}\b", "…", str(error)) for tenant, error in failed}

@@ -31,11 +31,11 @@ from quart_tenants.errors import (
     TenantInTrashError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.backups.backing_up import backup_tenant
+from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.backup_files import get_reader_version, open_backup
 from quart_tenants.postgres.backups.client_programs import ClientPrograms, build_environment, find_client_programs
+from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.backups.restore_scripts import quote_literal
-from quart_tenants.postgres.backups.restores import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import get_tenant, list_tenants
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.fleet_migration import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
 from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant

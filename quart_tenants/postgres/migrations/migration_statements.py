@@ -3,9 +3,8 @@
 import re
 from dataclasses import dataclass
 
-import postgast
-
 from quart_tenants.errors import MigrationFileError
+from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, parse_sql
 
 _DIRECTIVE = re.compile(r"--[ \t]*quart[-_]tenants[ \t]*:(.*)", re.IGNORECASE)
 _NO_TRANSACTION = "no transaction"
@@ -79,11 +78,11 @@ def parse_script(name: str, text: str) -> Script:
         return MigrationFileError(f"{name}: line {_count_line(encoded, position)}: {reason}")
 
     try:
-        parsed = postgast.parse(text)
-    except postgast.PgQueryError as error:
+        parsed = parse_sql(text)
+    except SqlSyntaxError as error:
         # Counts characters from 1. In one line: it may quote the rest of the file.
-        position = len(text[: max(error.cursorpos - 1, 0)].encode())
-        raise refuse(position, " ".join(error.message.split())) from error
+        position = len(text[: max(error.position - 1, 0)].encode())
+        raise refuse(position, " ".join(str(error).split())) from error
     # What stands before the first statement are comments.
     head = encoded[: parsed.stmts[0].stmt_location].decode() if parsed.stmts else text
     in_transaction = _read_directives(name, head)
@@ -134,7 +133,7 @@ def _find_concurrently(sql: str) -> list[tuple[int, int]]:
     encoded = sql.encode()
     return [
         (token.start, token.end)
-        for token in postgast.scan(sql).tokens
+        for token in list_tokens(sql)
         if token.keyword_kind and encoded[token.start : token.end].upper() == b"CONCURRENTLY"
     ]
 

@@ -16,7 +16,7 @@ from quart_tenants.postgres.backups.client_programs import (
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
-from quart_tenants.postgres.roles.tenant_roles import find_owner
+from quart_tenants.postgres.roles.owner_role import find_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug
 

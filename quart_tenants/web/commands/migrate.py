@@ -11,7 +11,7 @@ import click
 
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.fleet_migration import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.progress import Progress

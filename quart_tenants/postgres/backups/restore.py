@@ -25,7 +25,7 @@ from quart_tenants.errors import (
     TenantError,
     TenantExistsError,
 )
-from quart_tenants.postgres.backups.backing_up import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant, describe_failure
+from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant, describe_failure
 from quart_tenants.postgres.backups.backup_files import Backup, get_reader_version, open_backup
 from quart_tenants.postgres.backups.client_programs import (
     ClientPrograms,
@@ -39,8 +39,8 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
-from quart_tenants.postgres.roles.role_statements import name_role
-from quart_tenants.postgres.roles.tenant_roles import find_owner, get_owner
+from quart_tenants.postgres.roles.owner_role import find_owner, get_owner
+from quart_tenants.postgres.roles.schema_access import name_role
 from quart_tenants.postgres.tenants.provisioning import check_free, check_not_reserved
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name, parse_slug

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from quart_tenants.errors import LeakError, RegistryNotReadyError
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.role_setup import DO_NOT_LOOP, list_open_doors, list_without_wall
+from quart_tenants.postgres.fleet.role_setup import DO_NOT_LOOP, list_public_rights, list_without_role
 from quart_tenants.postgres.registry.registry_tables import GRANT_REGISTRY, check_registry, unready_explained
-from quart_tenants.postgres.roles.tenant_roles import RUN_INIT, find_owner
+from quart_tenants.postgres.roles.owner_role import RUN_INIT, find_owner
+from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,57 +68,6 @@ SELECT
         CASE WHEN pg_catalog.current_setting('server_version_num')::integer >= 160000 THEN 'SET' ELSE 'MEMBER' END
     ) AS member
 FROM (SELECT) AS once LEFT JOIN pg_catalog.pg_roles AS r ON r.rolname = $1
-"""
-
-
-# Of the tenants' roles, what each has that would lead around its wall, with the statement that takes it away. What
-# everybody has is another check's business. Only what was granted to a role itself is looked at, without asking for
-# each of 10,000 what it may: anything else comes from a membership. Nobody has a reason to grant such a role more of
-# PostgreSQL's functions than everybody has: set_config() leads out of the role, and others read files.
-_LIST_STRONG_ROLES = """
-WITH roles AS (
-    SELECT r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.rolcanlogin, r.rolcreaterole
-    FROM quart_tenants.tenants AS t JOIN pg_catalog.pg_roles AS r ON r.rolname = t.role_name
-), rights (grantee, "right", place) AS (
-    SELECT x.grantee, x.privilege_type, pg_catalog.format('FUNCTION %s', p.oid::pg_catalog.regprocedure)
-    FROM pg_catalog.pg_proc AS p CROSS JOIN LATERAL pg_catalog.aclexplode(p.proacl) AS x
-    WHERE p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace
-    UNION ALL
-    SELECT x.grantee, x.privilege_type, 'pg_catalog.pg_settings'
-    FROM pg_catalog.pg_class AS c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS x
-    WHERE c.oid = 'pg_catalog.pg_settings'::pg_catalog.regclass AND x.privilege_type = 'UPDATE'
-    UNION ALL
-    SELECT x.grantee, x.privilege_type, pg_catalog.format('DATABASE %I', d.datname)
-    FROM pg_catalog.pg_database AS d CROSS JOIN LATERAL pg_catalog.aclexplode(d.datacl) AS x
-    WHERE d.datname = pg_catalog.current_database() AND x.privilege_type IN ('TEMPORARY', 'CREATE')
-)
-SELECT
-    pg_catalog.format(
-        '%s has %s', rolname, pg_catalog.concat_ws(
-            ', ', CASE WHEN rolsuper THEN 'SUPERUSER' END, CASE WHEN rolbypassrls THEN 'BYPASSRLS' END,
-            CASE WHEN rolcanlogin THEN 'LOGIN' END, CASE WHEN rolcreaterole THEN 'CREATEROLE' END
-        )
-    ) AS seen,
-    pg_catalog.format('ALTER ROLE %I NOSUPERUSER NOBYPASSRLS NOLOGIN NOCREATEROLE', rolname) AS remedy
-FROM roles WHERE rolsuper OR rolbypassrls OR rolcanlogin OR rolcreaterole
-UNION ALL
-SELECT
-    pg_catalog.format('%s is a member of %s', r.rolname, g.rolname),
-    -- Since PostgreSQL 16 each grantor's grant is one of its own.
-    pg_catalog.format('REVOKE %I FROM %I', g.rolname, r.rolname) || CASE
-        WHEN pg_catalog.current_setting('server_version_num')::integer < 160000 THEN ''
-        ELSE pg_catalog.format(' GRANTED BY %I', o.rolname)
-    END
-FROM roles AS r
-JOIN pg_catalog.pg_auth_members AS m ON m.member = r.oid
-JOIN pg_catalog.pg_roles AS g ON g.oid = m.roleid
-LEFT JOIN pg_catalog.pg_roles AS o ON o.oid = m.grantor
-UNION ALL
-SELECT
-    pg_catalog.format('%s has %s on %s', r.rolname, x."right", x.place),
-    pg_catalog.format('REVOKE %s ON %s FROM %I', x."right", x.place, r.rolname)
-FROM roles AS r JOIN rights AS x ON x.grantee = r.oid
-ORDER BY 1
 """
 
 
@@ -194,7 +144,7 @@ async def _look_at_catalogue(block: "Connection", settings: Settings) -> list[Fi
     findings.append(_judge_rights(missing))
     findings.append(_judge_strangers([(row["schema_name"], row["grantee"], row["leak"]) for row in strangers]))
     if settings.role_per_tenant:
-        findings += await _look_at_walls(block)
+        findings += await _check_roles(block)
     else:
         findings.append(
             Finding(
@@ -261,7 +211,7 @@ def _judge_strangers(strangers: list[tuple[str, str, bool]]) -> Finding:
     return Finding("grants", State.OK, "nobody else may look into the schemas of tenants and of the registry")
 
 
-async def _look_at_walls(connection: "Connection") -> list[Finding]:
+async def _check_roles(connection: "Connection") -> list[Finding]:
     owner = await find_owner(connection)
     look = None if owner is None else await connection.fetchrow(_LOOK_AT_OWNER, owner.name)
     if owner is None or look is None or not look["exists"]:
@@ -273,7 +223,7 @@ async def _look_at_walls(connection: "Connection") -> list[Finding]:
     if look["mighty"]:
         remedy = f"ALTER ROLE {owner.quoted} NOSUPERUSER NOBYPASSRLS"
         findings.append(Finding("owner", State.LEAK, f"{owner} is a superuser, or has BYPASSRLS", remedy))
-    without = await list_without_wall(connection, owner)
+    without = await list_without_role(connection, owner)
     holes: list[str] = [tenant.slug for tenant in without if tenant.open]
     strange: list[str] = [tenant.slug for tenant in without if not tenant.open]
     if holes:
@@ -285,14 +235,14 @@ async def _look_at_walls(connection: "Connection") -> list[Finding]:
         findings.append(Finding("tenants' tables", State.WARNING, seen, remedy))
     if not without:
         findings.append(Finding(TENANTS_ROLES, State.OK, f"every tenant has its role, and {owner} owns all schemas"))
-    strong = await connection.fetch(_LIST_STRONG_ROLES)
+    strong = await connection.fetch(read_statement("list_strong_roles"))
     if strong:
         seen = f"some may more than work in their schemas: {name_some([row['seen'] for row in strong])}"
         remedy = f"let a superuser run: {name_some([row['remedy'] for row in strong])}"
         findings.append(Finding("roles' rights", State.LEAK, seen, remedy))
     else:
         findings.append(Finding("roles' rights", State.OK, "no tenant's role may more than work in its schema"))
-    doors = await list_open_doors(connection, owner)
+    doors = await list_public_rights(connection, owner)
     remedy = f"let a superuser run once: {'; '.join(doors)}"
     if doors and not any(door.startswith("REVOKE") for door in doors):
         seen = f"this role or {owner} lacks set_config() or the like, which everybody else has lost"

@@ -9,8 +9,8 @@ import asyncpg
 from quart_tenants.errors import RolesNotReadyError, TenantError
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.leaks import OLDEST_SERVER, TENANTS_ROLES, Finding, State, find_leaks
-from quart_tenants.postgres.doctor.probes import alternate, attack, find_session_leaks, make_probes
+from quart_tenants.postgres.doctor.catalogue_checks import OLDEST_SERVER, TENANTS_ROLES, Finding, State, find_leaks
+from quart_tenants.postgres.doctor.probe_tenants import alternate, attack, find_session_leaks, make_probes
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.settings import Settings
 
@@ -137,10 +137,12 @@ def _judge_blocks(seen: list[str], *, shared: bool) -> Finding:
 def _judge_attack(succeeded: list[str]) -> Finding:
     if succeeded:
         return Finding(
-            "wall", State.LEAK, f"a tenant's role gets through: {'; '.join(succeeded)}", "quart-tenants init"
+            "role isolation", State.LEAK, f"a tenant's role gets through: {'; '.join(succeeded)}", "quart-tenants init"
         )
     return Finding(
-        "wall", State.OK, "a tenant's role reaches neither another tenant nor the registry, and creates nothing"
+        "role isolation",
+        State.OK,
+        "a tenant's role reaches neither another tenant nor the registry, and creates nothing",
     )
 
 

@@ -30,7 +30,7 @@ from quart_tenants.postgres.migrations.migration_files import (
 )
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
-from quart_tenants.postgres.roles.tenant_roles import as_owner
+from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 

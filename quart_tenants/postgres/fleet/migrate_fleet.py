@@ -18,7 +18,7 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.tenant_migration import may_succeed_later, migrate_tenant
+from quart_tenants.postgres.fleet.migrate_tenant import may_succeed_later, migrate_tenant
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations, refuse_edited
 from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant
 from quart_tenants.settings import Settings
