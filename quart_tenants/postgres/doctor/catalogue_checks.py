@@ -1,5 +1,6 @@
-"""Find in the server's catalogue what would let one tenant see another one's rows. Cheap: no probes."""
+"""Check in the server's catalogue whether one tenant could see another one's rows. Cheap: it makes no probes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -12,15 +13,16 @@ from quart_tenants.postgres.registry.registry_tables import GRANT_REGISTRY, chec
 from quart_tenants.postgres.roles.owner_role import RUN_INIT, find_owner
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
+from quart_tenants.tenant import REGISTRY_SCHEMA
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
 OLDEST_SERVER = 150000
-"""As the server writes its version; PostgreSQL 15."""
+"""PostgreSQL 15, in the server's own form."""
 
 TENANTS_ROLES = "tenants' roles"
-"""The check that the others with roles build on."""
+"""The check on which the other checks of roles depend."""
 
 _REGISTRY_RIGHTS = "registry's rights"
 
@@ -36,7 +38,8 @@ SELECT
     ) AS public_open
 FROM pg_catalog.pg_roles AS r WHERE r.rolname = session_user
 """
-# Who but its owner, the tenant's own role and we ourselves may look into the schemas of tenants and of the registry.
+# Lists roles that may look into the schemas of tenants and of the registry, without the owner of the schema, the
+# tenant's own role and the role that has logged in.
 _LIST_STRANGERS = """
 SELECT
     n.nspname::text AS schema_name,
@@ -51,14 +54,14 @@ WHERE (t.id IS NOT NULL OR n.nspname = 'quart_tenants')
     AND (g.oid IS NULL OR g.rolname IS DISTINCT FROM t.role_name AND g.rolname <> session_user)
 ORDER BY 1, 2
 """
-# Whoever serves writes both: without that every login would be an error.
+# A worker writes both tables. Without that right every login would be an error.
 _LIST_MISSING_RIGHTS = """
 SELECT pg_catalog.format('%s on %s', r.name, t.name) AS missing
 FROM (VALUES ('failed_logins'), ('ended_sessions')) AS t (name)
 CROSS JOIN (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('DELETE')) AS r (name)
 WHERE NOT pg_catalog.has_table_privilege('quart_tenants.' || t.name, r.name)
 """
-# $1 the owner. A superuser may enter every role.
+# $1 the owner role. A superuser may enter every role.
 _LOOK_AT_OWNER = """
 SELECT
     r.oid IS NOT NULL AS exists,
@@ -72,7 +75,7 @@ FROM (SELECT) AS once LEFT JOIN pg_catalog.pg_roles AS r ON r.rolname = $1
 
 
 class State(StrEnum):
-    """What a check has come to."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -82,13 +85,13 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check saw.
+    """What one check found.
 
     Attributes:
-        check: Its name.
-        state: What it came to. Failed: it could not be done, so nobody knows.
+        check: The name of the check.
+        state: Its result. FAILED means that the check could not be done, so that nobody knows.
         seen: What was seen.
-        remedy: What to do; empty where all is well.
+        remedy: What to do; empty if all is well.
     """
 
     check: str
@@ -97,12 +100,22 @@ class Finding:
     remedy: str = ""
 
 
+def judge(check: str, problem: str, fine: str, remedy: str, state: State = State.LEAK) -> Finding:
+    """Return a finding in *state* with *problem* and *remedy*, or an OK with *fine* if *problem* is empty."""
+    return Finding(check, state, problem, remedy) if problem else Finding(check, State.OK, fine)
+
+
+def list_problem(sentence: str, names: Sequence[str]) -> str:
+    """Return *sentence* with the first of *names*, or nothing if there are no names."""
+    return f"{sentence}: {name_some(names)}" if names else ""
+
+
 async def refuse_leaks(database: Database, *, settings: Settings) -> None:
-    """Make sure that nothing in the server's catalogue would let one tenant see another one's rows.
+    """Make sure that nothing in the server's catalogue lets one tenant see another one's rows.
 
     Raises:
-        LeakError: Something would.
-        RegistryNotReadyError: There is no registry yet, or it is not ours to write.
+        LeakError: Something does.
+        RegistryNotReadyError: There is no registry yet, or this role may not write it.
     """
     findings = await find_leaks(database, settings=settings)
     for finding in findings:
@@ -115,100 +128,71 @@ async def refuse_leaks(database: Database, *, settings: Settings) -> None:
 
 
 async def find_leaks(database: Database, *, settings: Settings) -> list[Finding]:
-    """Return what the catalogue tells about the walls between tenants, one finding a check. A few round trips.
+    """Return one finding for each check of the catalogue. This takes a few round trips.
 
     Raises:
-        RegistryNotReadyError: There is no registry yet, or it is not ours to read.
+        RegistryNotReadyError: There is no registry yet, or this role may not read it.
         DatabaseUnavailableError: The database cannot be reached.
     """
     async with database.plain_session() as connection:
-        default_path = await connection.fetchval(_GET_DEFAULT_PATH)
-    findings = [_judge_path(default_path)]
-    # Whoever may read one table of the registry may lack the right to another.
+        path = await connection.fetchval(_GET_DEFAULT_PATH)
+    # A role that may read one table of the registry may lack the right to another.
     with unready_explained():
         async with database.connection() as block:
-            findings += await _look_at_catalogue(block, settings)
-    return findings
-
-
-async def _look_at_catalogue(block: "Connection", settings: Settings) -> list[Finding]:
-    findings: list[Finding] = []
-    await check_registry(block)
-    await block.execute(DO_NOT_LOOP)
-    login = await block.fetchrow(_LOOK_AT_LOGIN)
-    missing = [row["missing"] for row in await block.fetch(_LIST_MISSING_RIGHTS)]
-    strangers = await block.fetch(_LIST_STRANGERS)
-    if login is not None:
-        findings += _judge_login(login["login"], mighty=login["rolsuper"] or login["rolbypassrls"])
-        findings.append(_judge_public(login["public_open"]))
-    findings.append(_judge_rights(missing))
-    findings.append(_judge_strangers([(row["schema_name"], row["grantee"], row["leak"]) for row in strangers]))
-    if settings.role_per_tenant:
-        findings += await _check_roles(block)
-    else:
-        findings.append(
-            Finding(
-                "role per tenant",
-                State.WARNING,
-                "TENANTS_ROLE_PER_TENANT is off: SQL that is built from what a visitor typed reaches every tenant",
-                "switch it on, and run quart-tenants init",
-            )
-        )
-    return findings
-
-
-def _judge_path(schemas: list[str]) -> Finding:
-    if not schemas:
-        return Finding("default path", State.OK, "a new connection sees no schema")
-    return Finding(
+            findings = await _check_catalogue(block)
+            if settings.role_per_tenant:
+                findings += await _check_roles(block)
+    default_path = judge(
         "default path",
-        State.LEAK,
-        f"a new connection sees {name_some(schemas)}, though it asks for an empty search_path",
+        f"a new connection sees {name_some(path)}, though it asks for an empty search_path" if path else "",
+        "a new connection sees no schema",
         "a pooler has dropped that: ALTER ROLE … SET search_path = '' for the role in the URL",
     )
+    if not settings.role_per_tenant:
+        seen = "TENANTS_ROLE_PER_TENANT is off: SQL that is built from what a visitor typed reaches every tenant"
+        findings.append(Finding("role per tenant", State.WARNING, seen, "switch it on, and run quart-tenants init"))
+    return [default_path, *findings]
 
 
-def _judge_login(login: str, *, mighty: bool) -> list[Finding]:
-    if not mighty:
-        return [Finding("login role", State.OK, f"{login} is no superuser")]
+async def _check_catalogue(block: "Connection") -> list[Finding]:
+    await check_registry(block)
+    await block.execute(DO_NOT_LOOP)
+    (login,) = await block.fetch(_LOOK_AT_LOGIN)
+    missing = [row["missing"] for row in await block.fetch(_LIST_MISSING_RIGHTS)]
+    strangers = await block.fetch(_LIST_STRANGERS)
+    leaks = [f"{row['grantee']} on {row['schema_name']}" for row in strangers if row["leak"]]
+    others = [f"{row['grantee']} on {row['schema_name']}" for row in strangers if row["schema_name"] != REGISTRY_SCHEMA]
     return [
-        Finding(
+        judge(
             "login role",
-            State.WARNING,
-            f"{login} is a superuser, or has BYPASSRLS",
+            f"{login['login']} is a superuser, or has BYPASSRLS" if login["rolsuper"] or login["rolbypassrls"] else "",
+            f"{login['login']} is no superuser",
             "give the app a role of its own that owns the database, with CREATEROLE for roles per tenant",
-        )
+            State.WARNING,
+        ),
+        judge(
+            "schema public",
+            "everybody may create tables and functions in it" if login["public_open"] else "",
+            "not everybody may create in it",
+            "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+            State.WARNING,
+        ),
+        judge(
+            _REGISTRY_RIGHTS,
+            list_problem("this role lacks rights", missing),
+            "this role may write what a login writes",
+            GRANT_REGISTRY,
+            State.FAILED,
+        ),
+        judge(
+            "grants",
+            list_problem("roles with USAGE that must not have it", leaks)
+            or list_problem("other roles may look into tenants' schemas", others),
+            "nobody else may look into the schemas of tenants and of the registry",
+            "REVOKE ALL ON SCHEMA … FROM them",
+            State.LEAK if leaks else State.WARNING,
+        ),
     ]
-
-
-def _judge_public(public_open: bool) -> Finding:
-    if not public_open:
-        return Finding("schema public", State.OK, "not everybody may create in it")
-    return Finding(
-        "schema public",
-        State.WARNING,
-        "everybody may create tables and functions in it",
-        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
-    )
-
-
-def _judge_rights(missing: list[str]) -> Finding:
-    if missing:
-        return Finding(_REGISTRY_RIGHTS, State.FAILED, f"this role lacks {name_some(missing)}", GRANT_REGISTRY)
-    return Finding(_REGISTRY_RIGHTS, State.OK, "this role may write what a login writes")
-
-
-def _judge_strangers(strangers: list[tuple[str, str, bool]]) -> Finding:
-    leaks = [f"{grantee} on {schema}" for schema, grantee, leak in strangers if leak]
-    others = [f"{grantee} on {schema}" for schema, grantee, leak in strangers if not leak and schema != "quart_tenants"]
-    remedy = "REVOKE ALL ON SCHEMA … FROM them"
-    if leaks:
-        return Finding("grants", State.LEAK, f"roles with USAGE that must not have it: {name_some(leaks)}", remedy)
-    if others:
-        return Finding(
-            "grants", State.WARNING, f"other roles may look into tenants' schemas: {name_some(others)}", remedy
-        )
-    return Finding("grants", State.OK, "nobody else may look into the schemas of tenants and of the registry")
 
 
 async def _check_roles(connection: "Connection") -> list[Finding]:
@@ -226,30 +210,36 @@ async def _check_roles(connection: "Connection") -> list[Finding]:
     without = await list_without_role(connection, owner)
     holes: list[str] = [tenant.slug for tenant in without if tenant.open]
     strange: list[str] = [tenant.slug for tenant in without if not tenant.open]
-    if holes:
-        seen = f"without a role, or with a schema of another owner: {name_some(holes)}"
-        findings.append(Finding(TENANTS_ROLES, State.LEAK, seen, RUN_INIT))
+    if holes or not without:
+        seen = list_problem("without a role, or with a schema of another owner", holes)
+        fine = f"every tenant has its role, and {owner} owns all schemas"
+        findings.append(judge(TENANTS_ROLES, seen, fine, RUN_INIT))
     if strange:
-        seen = f"something in their schemas has another owner: {name_some(strange)}"
+        seen = list_problem("something in their schemas has another owner", strange)
         remedy = f"let a superuser ALTER … OWNER TO {owner.quoted}, and {RUN_INIT}"
         findings.append(Finding("tenants' tables", State.WARNING, seen, remedy))
-    if not without:
-        findings.append(Finding(TENANTS_ROLES, State.OK, f"every tenant has its role, and {owner} owns all schemas"))
     strong = await connection.fetch(read_statement("list_strong_roles"))
-    if strong:
-        seen = f"some may more than work in their schemas: {name_some([row['seen'] for row in strong])}"
-        remedy = f"let a superuser run: {name_some([row['remedy'] for row in strong])}"
-        findings.append(Finding("roles' rights", State.LEAK, seen, remedy))
-    else:
-        findings.append(Finding("roles' rights", State.OK, "no tenant's role may more than work in its schema"))
-    doors = await list_public_rights(connection, owner)
-    remedy = f"let a superuser run once: {'; '.join(doors)}"
-    if doors and not any(door.startswith("REVOKE") for door in doors):
+    findings.append(
+        judge(
+            "roles' rights",
+            list_problem("some may more than work in their schemas", [row["seen"] for row in strong]),
+            "no tenant's role may more than work in its schema",
+            f"let a superuser run: {name_some([row['remedy'] for row in strong])}",
+        )
+    )
+    statements = await list_public_rights(connection, owner)
+    # Without a REVOKE among them, nothing is open; something is closed to us, too.
+    lacking = statements and not any(statement.startswith("REVOKE") for statement in statements)
+    seen = "the tenants' roles may run set_config(), make temporary tables or the like"
+    if lacking:
         seen = f"this role or {owner} lacks set_config() or the like, which everybody else has lost"
-        findings.append(Finding("everybody's rights", State.FAILED, seen, remedy))
-    elif doors:
-        seen = "the tenants' roles may run set_config(), make temporary tables or the like"
-        findings.append(Finding("everybody's rights", State.LEAK, seen, remedy))
-    else:
-        findings.append(Finding("everybody's rights", State.OK, "set_config(), temporary tables and the like are shut"))
+    findings.append(
+        judge(
+            "everybody's rights",
+            seen if statements else "",
+            "set_config(), temporary tables and the like are taken from everybody",
+            f"let a superuser run once: {'; '.join(statements)}",
+            State.FAILED if lacking else State.LEAK,
+        )
+    )
     return findings

@@ -1,7 +1,5 @@
 """The commands about the domains that tenants have of their own."""
 
-import sys
-
 import click
 
 from quart_tenants.domain import parse_domain
@@ -11,6 +9,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import with_database
+from quart_tenants.web.commands.tables import print_rows
 
 
 @click.group("domain")
@@ -56,24 +55,12 @@ async def list_command(database: Database, settings: Settings, slug: str | None)
     with tabs between them.
     """
     domains = await list_domains(database, None if slug is None else parse_slug(slug))
-    if sys.stdout.isatty():
-        _print_table(domains)
-    else:
-        for domain in domains:
-            click.echo(f"{domain.domain}\t{domain.slug}\t{_describe_state(domain)}")
+    print_rows(
+        ("domain", "tenant", "state"), [(domain.domain, domain.slug, _describe_state(domain)) for domain in domains]
+    )
     if not domains:
         click.echo("no domains yet; the command domain add makes one", err=True)
 
 
 def _describe_state(domain: CustomDomain) -> str:
     return "served" if domain.verified else "not verified"
-
-
-def _print_table(domains: list[CustomDomain]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("domain", "tenant", "state", box=None, pad_edge=False)
-    for domain in domains:
-        table.add_row(domain.domain, domain.slug, _describe_state(domain))
-    Console().print(table)

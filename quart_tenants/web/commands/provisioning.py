@@ -1,7 +1,6 @@
 """The commands that make tenants and list them."""
 
 import re
-import sys
 from collections.abc import Sequence
 
 import click
@@ -19,6 +18,7 @@ from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import Failures, count_tenants, with_database
+from quart_tenants.web.commands.tables import print_rows
 
 
 @click.command("init")
@@ -159,54 +159,29 @@ async def list_command(database: Database, settings: Settings, trash: bool) -> N
     dropped or half-purged.
     """
     if trash:
-        _show(
-            ("tenant", "schema", "name", "dropped", "state"),
-            [
-                (
-                    tenant.slug,
-                    str(tenant.schema),
-                    tenant.name,
-                    f"{tenant.dropped_at:%Y-%m-%dT%H:%M:%SZ}",
-                    "half-purged" if tenant.half_purged else "dropped",
-                )
-                for tenant in await list_trash(database)
-            ],
-            "the trash is empty",
-        )
+        columns = ("tenant", "schema", "name", "dropped", "state")
+        rows = [
+            (
+                tenant.slug,
+                str(tenant.schema),
+                tenant.name,
+                f"{tenant.dropped_at:%Y-%m-%dT%H:%M:%SZ}",
+                "half-purged" if tenant.half_purged else "dropped",
+            )
+            for tenant in await list_trash(database)
+        ]
     else:
-        _show(
-            ("tenant", "schema", "name", "version", "state"),
-            [
-                (
-                    tenant.slug,
-                    str(tenant.schema),
-                    tenant.name,
-                    f"{tenant.version:04}",
-                    "suspended" if tenant.suspended else "active",
-                )
-                for tenant in await list_tenants(database)
-            ],
-            "no tenants yet; the command create makes one",
-        )
-
-
-def _show(columns: Sequence[str], rows: Sequence[Sequence[str]], none: str) -> None:
+        columns = ("tenant", "schema", "name", "version", "state")
+        rows = [
+            (
+                tenant.slug,
+                str(tenant.schema),
+                tenant.name,
+                f"{tenant.version:04}",
+                "suspended" if tenant.suspended else "active",
+            )
+            for tenant in await list_tenants(database)
+        ]
+    print_rows(columns, rows)
     if not rows:
-        click.echo(none, err=True)
-    elif sys.stdout.isatty():
-        _print_table(columns, rows)
-    else:
-        for row in rows:
-            click.echo("\t".join(row))
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        # As Text: rich reads [red] and :smile: in a plain str as its own markup.
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+        click.echo("the trash is empty" if trash else "no tenants yet; the command create makes one", err=True)
