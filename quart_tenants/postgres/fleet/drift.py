@@ -1,7 +1,7 @@
 """Find the tenants whose tables differ from those of the majority at the same version, and say in what.
 
-A query describes every table, column, index and constraint by a text without the schema's own name, and answers
-one digest a schema. Asked once more, for one schema of each digest that differs, it answers the texts, too.
+One query describes every table, column, index and constraint by a text without the schema's own name, and returns
+one digest for each schema. A second query returns the texts for one schema of each digest that differs.
 """
 
 import re
@@ -16,7 +16,7 @@ from quart_tenants.tenant import Slug, Tenant
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
-# Such a query runs once, and compiling it would take as long as running it.
+# The query runs once, and compiling it would take as long as running it.
 _DO_NOT_COMPILE = "SET LOCAL jit TO off"
 
 _KINDS = ("table", "column", "index", "constraint")
@@ -28,7 +28,7 @@ class Drift:
 
     Attributes:
         slug: The tenant.
-        version: Of its newest migration.
+        version: The number of its newest migration.
         differences: One line each, such as `missing column app_user.nickname (text)`.
     """
 
@@ -42,12 +42,12 @@ class Majority:
     """What the tenants at one version are compared with.
 
     Attributes:
-        version: Which.
+        version: The version.
         slug: The oldest tenant that has the tables of the majority.
-        count: How many have.
-        compared: How many stand at that version and have a schema.
-        tied: Whether as many have other tables, which are the same among themselves. Then the tables of the
-            oldest tenant count, and nobody can say who is right.
+        count: How many tenants have these tables.
+        compared: How many tenants are at that version and have a schema.
+        tied: Whether another group of tenants is as large. Then the tables of the oldest tenant count, and
+            nobody can say which group is right.
     """
 
     version: int
@@ -67,17 +67,17 @@ _Shape = Mapping[_Part, str]
 
 
 async def find_drift(connection: "Connection", tenants: Sequence[Tenant]) -> tuple[list[Majority], list[Drift]]:
-    """Compare each of *tenants* with the others at its version. Two queries, however many they are.
+    """Compare each of *tenants* with the others at its version, by two queries for all of them.
 
-    Compared are tables, columns, indexes and constraints, by name, whatever the order of columns. Views,
-    functions and triggers are not looked at.
+    Tables, columns, indexes and constraints are compared by name; the order of columns does not matter. Views,
+    functions and triggers are not compared.
 
     Args:
-        connection: Inside a block that sees one moment (`REPEATABLE READ`) while tenants come and go.
-        tenants: As that moment shows them.
+        connection: Inside a block that sees one moment (`REPEATABLE READ`).
+        tenants: The tenants at that moment.
 
     Returns:
-        What they were compared with, by version; and those that differ or have no schema, in the order of *tenants*.
+        What they were compared with, by version; and the tenants that differ or have no schema, in the given order.
     """
     await connection.execute(_DO_NOT_COMPILE)
     rows = await connection.fetch(read_statement("describe_schemas"), [tenant.schema.name for tenant in tenants], False)
@@ -91,7 +91,7 @@ async def find_drift(connection: "Connection", tenants: Sequence[Tenant]) -> tup
     most = {version: max(by_digest.values(), key=len) for version, by_digest in groups.items()}
     majorities = [_describe_majority(most[version], list(groups[version].values())) for version in sorted(most)]
 
-    # Those that differ in the same way are described once.
+    # Tenants that differ in the same way are described once.
     first = {
         (group[0].version, digest): group[0] for by_digest in groups.values() for digest, group in by_digest.items()
     }
@@ -135,8 +135,8 @@ def _read_part(part: str) -> tuple[_Part, str]:
 
 
 def _compare(shape: _Shape, model: _Shape) -> list[str]:
-    """Return in what *shape* differs from *model*, one line each."""
-    # What belongs to a table that only one has goes without saying.
+    """Return the differences of *shape* from *model*, one line each."""
+    # The parts of a table that only one of them has need no lines of their own.
     lonely = {part.table for part in shape.keys() ^ model.keys() if part.kind == "table"}
     lines = []
     for part in sorted(shape.keys() | model.keys(), key=lambda part: (_KINDS.index(part.kind), part.table, part.name)):
@@ -149,7 +149,7 @@ def _compare(shape: _Shape, model: _Shape) -> list[str]:
             lines.append(_name_lonely("missing", part, theirs))
         else:
             lines.append(f"{_name(part)}: {ours}, by the majority {theirs}")
-    # The server writes CASE on lines of their own.
+    # The server writes CASE on several lines.
     return [re.sub(r"\s*\n\s*", " ", line) for line in lines]
 
 
@@ -162,5 +162,5 @@ def _name_lonely(word: str, part: _Part, text: str) -> str:
 def _name(part: _Part) -> str:
     if part.kind == "table":
         return f"table {part.table}"
-    # An index's text says which table it is on, and its name is the schema's own.
+    # The text of an index says its table, and its name is unique in the schema.
     return f"index {part.name}" if part.kind == "index" else f"{part.kind} {part.table}.{part.name}"

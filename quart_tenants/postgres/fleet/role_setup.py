@@ -1,4 +1,4 @@
-"""Put all tenants behind roles of their own, and find what only a superuser may do for that."""
+"""Give every tenant a role of its own, and find what only a superuser may do for that."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from quart_tenants.tenant import RoleName, SchemaName, Slug
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
-# Two `init` at once would both make an owner. The number is arbitrary, but ours: "roles" as bytes.
+# Two runs of `init` at once would both make an owner role. The number is arbitrary: "roles" as bytes.
 _LOCK_SETUP = "SELECT pg_catalog.pg_advisory_xact_lock(491327481203)"
 _HAS_RIGHTS_OF = """
 SELECT EXISTS (
@@ -28,12 +28,12 @@ SELECT EXISTS (
 )
 """
 _WRITE_OWNER = "INSERT INTO quart_tenants.role_setup (owner_name) VALUES ($1)"
-# $1 the owner. Nothing that it makes is open to everybody.
+# $1 the owner role. PUBLIC gets no rights on the functions that it makes.
 _LIST_OWNER_STATEMENTS = """
 SELECT pg_catalog.format('CREATE ROLE %I NOLOGIN', $1::text)
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1::text)
 UNION ALL
--- A member that inherits: with the wall off again it keeps its rights. A superuser has them anyway.
+-- A member that inherits keeps its rights if roles are switched off again. A superuser has them anyway.
 SELECT pg_catalog.format('GRANT %I TO %I', $1::text, session_user) || CASE
     WHEN pg_catalog.current_setting('server_version_num')::integer >= 160000 THEN ' WITH INHERIT TRUE, SET TRUE' ELSE ''
 END
@@ -41,20 +41,21 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = session_user A
 UNION ALL
 SELECT pg_catalog.format('ALTER DEFAULT PRIVILEGES FOR ROLE %I REVOKE ALL ON ROUTINES FROM PUBLIC', $1::text)
 """
-# Catalogues that were never analyzed look small, and loops over them take the square of the number of tenants.
+# A catalogue that was never analyzed looks small to the planner. It would choose loops, whose time grows with the
+# square of the number of tenants.
 DO_NOT_LOOP = "SET LOCAL enable_nestloop TO off; SET LOCAL jit TO off"
-"""For what looks at all tenants, to the end of the transaction."""
+"""Settings for a query over all tenants; they end with the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class TenantWithoutRole:
-    """A tenant that `give_roles` has to do with.
+    """A tenant that `give_roles` must change.
 
     Attributes:
         id: The registry's number.
         slug: Its subdomain.
-        schema: What its schema is called now.
-        open: Whether it has no role, or its schema is another's. Otherwise only something in it is.
+        schema: The name of its schema now.
+        open: Whether it has no role, or its schema has another owner. Otherwise only an object in it has.
     """
 
     id: int
@@ -64,12 +65,12 @@ class TenantWithoutRole:
 
 
 async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutRole]]:
-    """Make the role that is to own all tenants' schemas, and return it with the tenants that are not behind a wall yet.
+    """Make the owner role of all tenants' schemas; return it with the tenants that have no role of their own yet.
 
-    Doing it again does no harm, and repairs what lacks in this server, such as after a restore of the database.
+    Doing it again does no harm. It makes what is missing in this server, for example after a restore of the database.
 
     Raises:
-        RolesNotReadyError: We may not make roles.
+        RolesNotReadyError: This role may not make roles.
         RegistryNotReadyError: There is no registry yet.
     """
     async with database.connection() as connection:
@@ -86,9 +87,9 @@ async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutRo
                     await connection.execute(row[0])
             except asyncpg.InsufficientPrivilegeError as error:
                 if await connection.fetchval(_HAS_RIGHTS_OF, owner.name):
-                    # Somebody else has granted it, and keeps the right to do so.
+                    # Another role granted it, and only that role may do so.
                     continue
-                # A name that we have just invented goes with this transaction.
+                # A new name would be lost with this transaction, so the message does not say it.
                 which = owner.quoted if known else "the owner role that it names"
                 raise RolesNotReadyError(
                     f"this role may not set up roles: {describe_refusal(error)}; ALTER ROLE … CREATEROLE it, or run "
@@ -104,19 +105,19 @@ async def give_roles(
     *,
     on_done: Callable[[TenantWithoutRole, TenantError | None], object],
 ) -> None:
-    """Put each of *tenants* behind a role of its own, each in a transaction of its own.
+    """Give each of *tenants* a role of its own, each in its own transaction.
 
-    Their tables change hands, which waits up to five seconds for those that use them. Killed or cancelled, it leaves
-    whole tenants; the next `init` goes on.
+    Their tables get a new owner. That waits up to five seconds for transactions that use them. If this is killed or
+    cancelled, each tenant is changed completely or not at all, and the next `init` does the rest.
 
     Args:
         database: Where.
         owner: From `make_owner`.
-        tenants: The same.
-        on_done: Called for each, with the error of one that failed; the others go on.
+        tenants: From `make_owner`.
+        on_done: Called for each tenant with its error, or None. After an error the others go on.
 
     Raises:
-        DatabaseUnavailableError: The database is lost.
+        DatabaseUnavailableError: The connection to the database is lost.
     """
     for tenant in tenants:
         failure = None
@@ -133,15 +134,15 @@ async def give_roles(
 async def revoke_public_rights(
     database: Database, owner: RoleName, *, on_shut: Callable[[str], object] = lambda statement: None
 ) -> list[str]:
-    """Take from everybody in this database what the tenants' roles must not have.
+    """Take from PUBLIC in this database what the tenants' roles must not have.
 
     Args:
         database: Where.
         owner: From `make_owner`.
-        on_shut: Called with each statement that was run and has done its work.
+        on_shut: Called with each statement that had an effect.
 
     Returns:
-        The statements that this role may not run: let a superuser run them once, in this database.
+        The statements that this role may not run. A superuser must run them once in this database.
     """
     async with database.connection() as connection:
         statements = await list_public_rights(connection, owner)
@@ -152,7 +153,7 @@ async def revoke_public_rights(
             except asyncpg.InsufficientPrivilegeError:
                 continue
     async with database.connection() as connection:
-        # Where a role has some right but not this one PostgreSQL only warns. What counts is what is open now.
+        # PostgreSQL only warns if a role lacks part of a right. So what counts is which rights PUBLIC has now.
         missing = await list_public_rights(connection, owner)
     for statement in statements:
         if statement not in missing:
@@ -161,7 +162,7 @@ async def revoke_public_rights(
 
 
 async def list_without_role(connection: "Connection", owner: RoleName) -> list[TenantWithoutRole]:
-    """Return the tenants that have no role, or whose schema is not the owner's alone, those in the trash too."""
+    """Return the tenants that have no role, or whose schema is not the owner role's alone, also those in the trash."""
     await connection.execute(DO_NOT_LOOP)
     rows = await connection.fetch(read_statement("list_tenants_without_role"), owner.name)
     return [
@@ -171,7 +172,7 @@ async def list_without_role(connection: "Connection", owner: RoleName) -> list[T
 
 
 async def list_public_rights(connection: "Connection", owner: RoleName) -> list[str]:
-    """Return the statements that would shut what is open to the tenants' roles."""
+    """Return the statements that would take from PUBLIC what the tenants' roles must not have."""
     return [row["statement"] for row in await connection.fetch(read_statement("list_public_rights"), owner.name)]
 
 
