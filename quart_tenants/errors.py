@@ -245,25 +245,25 @@ class RecentlyDroppedError(TenantError):
 
 
 class TenantInTrashError(TenantError):
-    """A tenant of this name lies in the trash."""
+    """A tenant of this name is in the trash."""
 
     code = "tenant_in_trash"
 
     def __init__(self, slug: str) -> None:
         super().__init__(
-            f"tenant {slug!r} lies in the trash; the command `undrop {slug}` brings it back, "
+            f"tenant {slug!r} is in the trash; the command `undrop {slug}` brings it back, "
             f"`purge {slug}` deletes it for good"
         )
         self.slug = slug
 
 
 class TenantNotInTrashError(TenantError):
-    """No tenant of this name lies in the trash."""
+    """No tenant of this name is in the trash."""
 
     code = "tenant_not_in_trash"
 
     def __init__(self, slug: str) -> None:
-        super().__init__(f"no tenant {slug!r} lies in the trash; the command `list --trash` shows what does")
+        super().__init__(f"no tenant {slug!r} is in the trash; the command `list --trash` shows what does")
         self.slug = slug
 
 

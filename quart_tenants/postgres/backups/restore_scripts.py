@@ -1,4 +1,4 @@
-"""Write the SQL around a dump that makes a tenant of it. Pure: no I/O."""
+"""Write the SQL before and after a dump that makes a tenant of it. Pure: no I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from quart_tenants.resources import read_statement
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
 MADE_ELSEWHERE = "QT001"
-"""The SQLSTATE of our own refusal: something would reach into the schema that the backup was made from."""
+"""The SQLSTATE of this package's own refusal: a text names the schema that the backup was made from."""
 
-# The number comes from the sequence, a moment before.
+# The number was taken from the sequence a moment before.
 _ADD_TENANT = """
 INSERT INTO quart_tenants.tenants (id, slug, schema_name, display_name) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4)
 """
-# What was there until now, under the new number $1. $5 is the tenant's own.
+# Registers the replaced tables as a tenant with the new number $1. $5 is the number of the living tenant.
 _ADD_REPLACED = """
 INSERT INTO quart_tenants.tenants
     (id, slug, schema_name, display_name, created_at, suspended_at, dropped_at, schema_before_drop)
@@ -34,18 +34,18 @@ _FORGET_FAILURE = "DELETE FROM quart_tenants.migration_failures WHERE tenant_id 
 _ADD_MIGRATION = """
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256) VALUES ($1, $2, $3, $4)
 """
-# Not now(): the transaction may have begun long ago, and old news are pruned.
+# Not now(), which is the start of the transaction: old rows of the feed are deleted.
 _ADD_CHANGE = "INSERT INTO quart_tenants.changes (tenant_id, changed_at) VALUES ($1, clock_timestamp())"
-# A function that was made with SET search_path FROM CURRENT keeps the schema's name as a text, which no
-# renaming reaches. It would read and write another tenant's rows. $1 its schema now, $2 the name until
-# now, $3 the name from now on. The answer is statements.
+# A function that was made with SET search_path FROM CURRENT keeps the name of its schema as a text, which a rename does
+# not change. It would read and write another tenant's rows. This lists the statements that put in the new name.
+# $1 its schema now, $2 the old name, $3 the new name.
 _MOVE_FUNCTION_PATHS = """
 SELECT format('ALTER ROUTINE %s SET search_path TO %s', s.routine, substr(s.moved, 3, length(s.moved) - 3))
 FROM (
     SELECT
         p.oid::regprocedure AS routine,
         ', ' || substr(c.setting, 13) || ',' AS path,
-        -- Twice, because neighbours share a comma: acme, acme.
+        -- Twice, because two neighbours share a comma: acme, acme.
         replace(
             replace(
                 ', ' || substr(c.setting, 13) || ',', ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
@@ -61,18 +61,18 @@ WHERE s.moved <> s.path
 """
 
 _BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
-# The dump has changed settings of the session, and behind a pooler the session is not ours alone.
+# The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = "RESET ALL;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
 _COMMIT = "RESET ALL;\nCOMMIT;\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """What a replaced tenant's schema is from now on: a tenant of its own, in the trash.
+    """The new tenant in the trash that gets the schema of a replaced tenant.
 
     Attributes:
-        id: A new number.
-        slug: Also what its schema will be called when it comes back.
+        id: Its new number.
+        slug: Its slug, and the name of its schema when it comes back.
     """
 
     id: int
@@ -81,16 +81,16 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class Restoration:
-    """One restore, when all is known about it.
+    """The plan of one restore.
 
     Attributes:
-        tenant: As it will be.
-        dumped: What the dump calls the schema.
-        migrations: What had run in it.
+        tenant: The tenant as it will be.
+        dumped: The name of the schema in the dump.
+        migrations: The migrations that had run in it.
         aside: Whether a schema of that name exists now.
         replaces: Whether the tenant exists now.
-        replaced: What becomes of its schema; None for a new tenant, or where there is no schema any more.
-        owner: Who owns all tenants' schemas where each tenant has a role of its own.
+        replaced: The tenant in the trash; None for a new tenant, or if there is no schema any more.
+        owner: The owner role if each tenant has a role of its own.
     """
 
     tenant: Tenant
@@ -103,14 +103,14 @@ class Restoration:
 
     @property
     def before(self) -> str:
-        """What comes before the dump."""
+        """The SQL before the dump."""
         return _BEGIN + (_rename(self.dumped, self._aside_name) if self.aside else "")
 
     @property
     def after(self) -> str:
-        """What comes after the dump, to the COMMIT."""
+        """The SQL after the dump, with the COMMIT."""
         tenant, schema = self.tenant, self.tenant.schema.name
-        # No tenant's schema can be called so. With the number, or one restore would wait for the other.
+        # No tenant's schema has such a name. Without the number, one restore would wait for another.
         restored = SchemaName(f"{REGISTRY_SCHEMA}_restored_{tenant.id}")
         script = [_GO_ON, _rename(self.dumped, restored)]
         if self.aside:
@@ -139,7 +139,7 @@ class Restoration:
         ]
         script.append(self._give_role(tenant.id, tenant.schema))
         if self.replaced is not None:
-            # The role that reached these tables until now reaches the new ones only.
+            # The role that has used these tables until now may use only the new ones.
             script.append(self._give_role(self.replaced.id, name_in_trash(self.replaced.id)))
         return "".join([*script, _execute(_ADD_CHANGE, tenant.id), _COMMIT])
 
@@ -159,21 +159,21 @@ class Restoration:
 
 
 def quote_literal(literal: str | int) -> str:
-    """Return *literal* as SQL, for psql, which has no parameters that every version of it knows."""
+    """Return *literal* as SQL for psql, because parameters are not in every version of psql."""
     if isinstance(literal, int):
         return str(literal)
     quoted = literal.replace("'", "''")
-    # Like the function of that name in PostgreSQL: right whatever standard_conforming_strings is.
+    # As PostgreSQL's function of that name does it: right with any standard_conforming_strings.
     return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
 
 
 def _execute(statement: str, *arguments: str | int, answer: str = ";\n") -> str:
-    """Return *statement* with its parameters $1… as a script for psql.
+    """Return *statement* with values for its parameters $1… as a script for psql.
 
     Args:
         statement: SQL.
-        arguments: What its parameters are.
-        answer: psql's gexec where the answer is statements to run.
+        arguments: The values of its parameters.
+        answer: psql's gexec if the answer is statements to run.
     """
     given = ", ".join(quote_literal(argument) for argument in arguments)
     return (

@@ -20,13 +20,13 @@ def domain_commands() -> None:
 @domain_commands.command("add")
 @click.argument("slug")
 @click.argument("domain")
-@click.option("--trusted", is_flag=True, help="Do not ask DNS: you know that the domain is theirs.")
+@click.option("--trusted", is_flag=True, help="Do not ask DNS: you know that the domain is the tenant's.")
 @with_database
 async def add_command(database: Database, settings: Settings, slug: str, domain: str, trusted: bool) -> None:
     """Serve tenant SLUG at DOMAIN, too.
 
-    DNS must prove that it is theirs. The first run says which record to make; run it again when the
-    record is there.
+    DNS must prove that the domain is the tenant's. The first run says which record to make. Run it again
+    when the record is there.
     """
     added = await add_domain(database, parse_slug(slug), parse_domain(domain), settings=settings, trusted=trusted)
     click.echo(f"{added.domain} leads to {added.slug}")
@@ -36,7 +36,7 @@ async def add_command(database: Database, settings: Settings, slug: str, domain:
 @click.argument("domain")
 @with_database
 async def remove_command(database: Database, settings: Settings, domain: str) -> None:
-    """Stop serving DOMAIN, and forget all claims to it.
+    """Stop serving DOMAIN, and delete all claims to it.
 
     The tenant keeps its subdomain and its other domains.
     """
@@ -51,8 +51,8 @@ async def remove_command(database: Database, settings: Settings, domain: str) ->
 async def list_command(database: Database, settings: Settings, slug: str | None) -> None:
     """List the domains of all tenants, or of SLUG.
 
-    A table on a terminal; otherwise one line each: domain, tenant, and "served" or "not verified",
-    with tabs between them.
+    It prints a table on a terminal. Otherwise it prints one line each: domain, tenant, and "served" or
+    "not verified", with tabs between them.
     """
     domains = await list_domains(database, None if slug is None else parse_slug(slug))
     print_rows(

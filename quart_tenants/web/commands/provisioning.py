@@ -24,15 +24,15 @@ from quart_tenants.web.commands.tables import print_rows
 @click.command("init")
 @with_database
 async def init_command(database: Database, settings: Settings) -> None:
-    """Make the tenant registry in the database, or bring it up to date.
+    """Create the tenant registry in the database, or update it.
 
-    With TENANTS_ROLE_PER_TENANT it also puts every tenant behind a role of its own. What only a superuser may
-    do for that is printed for psql, one statement a line, and all else on stderr. Running it again does no
-    harm, and goes on where it was interrupted.
+    With TENANTS_ROLE_PER_TENANT it also gives every tenant a role of its own. Statements for that which only a
+    superuser may run are printed on stdout for psql, one each line, and everything else on stderr. Running it
+    again does no harm, and continues after an interruption.
     """
     count = await init_registry(database)
     told = f"registry ready ({count} migration{'s' * (count != 1)} applied)" if count else "registry is up to date"
-    # With roles stdout is for statements.
+    # With roles, stdout has only statements.
     click.echo(told, err=settings.role_per_tenant)
     if settings.role_per_tenant:
         await _set_up_roles(database)
@@ -71,7 +71,7 @@ async def _set_up_roles(database: Database) -> None:
 
 
 def _tell_failures(failed: Sequence[tuple[TenantWithoutRole, TenantError]], total: int) -> None:
-    """Raise the end of the command if there are any; tell a reason that all share only once."""
+    """End the command with an error if a tenant failed. A reason that all failures share is printed once."""
     failures = Failures(total)
     reasons = {re.sub(rf"\b{re.escape(tenant.schema.name)}\b", "…", str(error)) for tenant, error in failed}
     for tenant, error in failed[:1] if len(reasons) == 1 else failed:
@@ -93,8 +93,8 @@ async def create_command(
 ) -> None:
     """Register SLUG, create its schema and run every tenant migration.
 
-    SLUG becomes the subdomain. A failure leaves nothing behind. With --from it is a copy of a tenant, which
-    is served all the while.
+    SLUG becomes the subdomain. A failure leaves nothing behind. With --from it is a copy of another tenant,
+    which is served meanwhile.
     """
     parsed, display_name = parse_slug(slug), slug if name is None else name
     schema_name = None if schema is None else parse_schema_name(schema)
@@ -108,7 +108,7 @@ async def create_command(
     except TenantExistsError as error:
         if error.slug == parsed:
             raise
-        # Such as one that was called so before: its schema keeps its name.
+        # For example, a renamed tenant may still have the schema of its old slug.
         raise click.ClickException(f"{error}; give this one another schema with --schema NAME") from error
     click.echo(f"created {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
 
@@ -127,12 +127,12 @@ async def create_command(
 async def adopt_command(database: Database, settings: Settings, schemas: tuple[str, ...], at_version: int) -> None:
     """Register schemas that exist already, as they are.
 
-    No table is touched; with TENANTS_ROLE_PER_TENANT owners and grants are. The subdomain is the schema's
-    name, or SLUG where that is not fit for one: acme-corp=AcmeCorp. All are registered, or none.
+    Tables do not change; with TENANTS_ROLE_PER_TENANT owners and grants do. The subdomain is the name of the
+    schema, or SLUG if that name cannot be a subdomain: acme-corp=AcmeCorp. All are registered, or none.
     """
     parsed: dict[Slug, SchemaName] = {}
     for text in schemas:
-        # At the first =, because a schema may have one in its name and a slug cannot.
+        # Split at the first =, because a schema may have one in its name and a slug cannot.
         before, separator, after = text.partition("=")
         try:
             slug = parse_slug(before)
@@ -148,15 +148,15 @@ async def adopt_command(database: Database, settings: Settings, schemas: tuple[s
 
 
 @click.command("list")
-@click.option("--trash", is_flag=True, help="What was dropped and not purged yet, the oldest first.")
+@click.option("--trash", is_flag=True, help="List the tenants in the trash, the oldest drop first.")
 @changes_nothing
 @with_database
 async def list_command(database: Database, settings: Settings, trash: bool) -> None:
     """List all tenants.
 
-    A table on a terminal; otherwise one line each with tabs between slug, schema, name, version and state,
-    which is active or suspended. With --trash: slug, schema, name, the time of the drop and state, which is
-    dropped or half-purged.
+    It prints a table on a terminal. Otherwise it prints one line each with tabs between slug, schema, name,
+    version and state, which is active or suspended. With --trash it prints slug, schema, name, the time of
+    the drop and state, which is dropped or half-purged.
     """
     if trash:
         columns = ("tenant", "schema", "name", "dropped", "state")

@@ -1,4 +1,4 @@
-"""The command that tells where the fleet stands."""
+"""The command that reports the state of all tenants."""
 
 import json
 import sys
@@ -26,10 +26,10 @@ _MOST_LISTED = 20
 @changes_nothing
 @with_database
 async def status_command(database: Database, settings: Settings, as_json: bool, no_drift: bool) -> None:
-    """Tell where all tenants stand: versions, failures and drift.
+    """Report the state of all tenants: versions, failures and drift.
 
-    Drift is a tenant whose tables, columns, indexes or constraints are not those of the majority
-    at the same version. Lists of more than 20 tenants are cut short, but not with --json.
+    A tenant has drifted if its tables, columns, indexes or constraints differ from those of most tenants at the
+    same version. Lists of more than 20 tenants are cut short, except with --json.
     """
     if not no_drift and sys.stderr.isatty():
         click.echo("comparing the tables of all tenants ...", err=True)
@@ -81,7 +81,7 @@ def _print_drift(drift: Sequence[Drift], majorities: Sequence[Majority]) -> None
 
 
 def _print_list(title: str, count: int, lines: Iterable[str]) -> None:
-    """Print the first of *lines*, one a tenant, and how many more there are; nothing where there are none."""
+    """Print the first of *lines*, one for each tenant, and how many more there are. Print nothing for none."""
     if count:
         click.echo(f"{title}: {count_tenants(count)}")
         for line in islice(lines, _MOST_LISTED):

@@ -65,7 +65,7 @@ async def test_tenant_that_went_back_gets_every_file(
 async def test_tenant_that_is_dropped_meanwhile_is_no_failure(
     database: Database, settings: Settings, add: Add, acme: Tenant
 ) -> None:
-    """It is gone, and has nothing to be migrated; what lies in the trash is not touched."""
+    """It is gone, and has nothing to be migrated; what is in the trash is not touched."""
     add("0002_nickname.sql", ADD_NICKNAME)
     plan = await plan_fleet(database, settings=settings, canary=1)
     await drop_tenant(database, acme.slug)
