@@ -1,7 +1,7 @@
 """Name everything that can go wrong with a tenant. Knows neither HTTP nor SQL.
 
-The first line of each docstring is a sentence that a user may read: it becomes the public
-text of an answer whose details belong in the log only. `code` is stable API.
+The first line of each docstring is a sentence that a visitor may read: it is the public text of an answer from 500 on,
+whose details are only in the log. `code` is stable API.
 """
 
 __all__ = [
@@ -193,7 +193,7 @@ class DnsUnavailableError(TenantError):
     code = "dns_unavailable"
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"DNS cannot be asked for {name}: {reason}; TENANTS_DNS_SERVERS says whom to ask")
+        super().__init__(f"DNS cannot be asked for {name}: {reason}; TENANTS_DNS_SERVERS names the servers to ask")
         self.name = name
 
 
@@ -273,7 +273,7 @@ class FormerSlugError(TenantError):
     code = "former_slug"
 
     def __init__(self, slug: str, now: str, until: str) -> None:
-        super().__init__(f"{slug!r} leads to tenant {now!r}, which was called so, until {until}")
+        super().__init__(f"{slug!r} was the name of tenant {now!r}, and leads there until {until}")
         self.slug = slug
         self.now = now
 
@@ -458,7 +458,7 @@ class DatabaseUnavailableError(TenantError):
 
     def __init__(self, message: str, *, lost: bool = False) -> None:
         super().__init__(message)
-        # Whether a connection broke that was open: the next one may be well.
+        # Whether an open connection broke. Then the next connection may work.
         self.lost = lost
 
 
