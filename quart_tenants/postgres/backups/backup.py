@@ -4,8 +4,8 @@ import asyncio
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRefusedError, DatabaseUnavailableError
 from quart_tenants.postgres.backups.backup_files import AppliedMigration, Backup, refuse_existing, write_backup
 from quart_tenants.postgres.backups.client_programs import (
@@ -19,9 +19,6 @@ from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 # This connection is idle while pg_dump or psql works.
 WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"
@@ -119,7 +116,7 @@ def describe_failure(name: str, words: str) -> str:
 
 
 async def _take_snapshot(
-    connection: "Connection", tenant_id: int, schema: SchemaName, server_version: int
+    connection: Connection, tenant_id: int, schema: SchemaName, server_version: int
 ) -> tuple[Backup, str]:
     row = await connection.fetchrow(_TAKE_SNAPSHOT, tenant_id, schema.name)
     if row is None:

@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     BackupFileError,
     ClientProgramError,
@@ -44,9 +45,6 @@ from quart_tenants.postgres.roles.schema_access import name_role
 from quart_tenants.postgres.tenants.provisioning import check_free, check_not_reserved
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name, parse_slug
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 _NEXT_ID = "SELECT pg_catalog.nextval(pg_catalog.pg_get_serial_sequence('quart_tenants.tenants', 'id'))"
 _SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)"
@@ -217,14 +215,14 @@ def _check_age(backup: Backup, source: str, slug: Slug, server_version: int, set
             )
 
 
-async def _check_new(connection: "Connection", slug: Slug, schema: SchemaName | None, settings: Settings) -> SchemaName:
+async def _check_new(connection: Connection, slug: Slug, schema: SchemaName | None, settings: Settings) -> SchemaName:
     check_not_reserved(slug, settings)
     schema = schema or parse_schema_name(slug)
     await check_free(connection, {slug: schema}, settings)
     return schema
 
 
-async def _plan_replacing(connection: "Connection", backup: Backup, source: str, slug: Slug) -> Restoration:
+async def _plan_replacing(connection: Connection, backup: Backup, source: str, slug: Slug) -> Restoration:
     tenant = await lock_tenant(connection, slug)
     await _check_same(connection, backup, source, tenant)
     replaced = None
@@ -243,7 +241,7 @@ async def _plan_replacing(connection: "Connection", backup: Backup, source: str,
     )
 
 
-async def _check_same(connection: "Connection", backup: Backup, source: str, tenant: Tenant) -> None:
+async def _check_same(connection: Connection, backup: Backup, source: str, tenant: Tenant) -> None:
     """Refuse another tenant's backup: sessions and tokens with this tenant's number would read its rows."""
     created_at = await connection.fetchval(_GET_CREATED_AT, tenant.id)
     # Both are compared: schemas adopted together have the same time, and another database has the same numbers.
@@ -256,7 +254,7 @@ async def _check_same(connection: "Connection", backup: Backup, source: str, ten
         )
 
 
-async def _lock_namesake(connection: "Connection", schema: SchemaName, restored: Slug) -> bool:
+async def _lock_namesake(connection: Connection, schema: SchemaName, restored: Slug) -> bool:
     """Lock *schema* against renames and other restores until *restored* is done; return whether it exists."""
     slug = await connection.fetchval(_FIND_SLUG, schema.name)
     if slug is not None:
@@ -268,7 +266,7 @@ async def _lock_namesake(connection: "Connection", schema: SchemaName, restored:
 
 
 async def _run(
-    connection: "Connection",
+    connection: Connection,
     restoration: Restoration,
     programs: ClientPrograms,
     environment: dict[str, str],

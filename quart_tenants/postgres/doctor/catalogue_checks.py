@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import LeakError, RegistryNotReadyError
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
@@ -14,9 +14,6 @@ from quart_tenants.postgres.roles.owner_role import RUN_INIT, find_owner
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 OLDEST_SERVER = 150000
 """PostgreSQL 15, in the server's own form."""
@@ -154,7 +151,7 @@ async def find_leaks(database: Database, *, settings: Settings) -> list[Finding]
     return [default_path, *findings]
 
 
-async def _check_catalogue(block: "Connection") -> list[Finding]:
+async def _check_catalogue(block: Connection) -> list[Finding]:
     await check_registry(block)
     await block.execute(DO_NOT_LOOP)
     (login,) = await block.fetch(_LOOK_AT_LOGIN)
@@ -195,7 +192,7 @@ async def _check_catalogue(block: "Connection") -> list[Finding]:
     ]
 
 
-async def _check_roles(connection: "Connection") -> list[Finding]:
+async def _check_roles(connection: Connection) -> list[Finding]:
     owner = await find_owner(connection)
     look = None if owner is None else await connection.fetchrow(_LOOK_AT_OWNER, owner.name)
     if owner is None or look is None or not look["exists"]:

@@ -8,13 +8,11 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from quart_tenants.connection import Connection
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import Slug, Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 # The query runs once, and compiling it would take as long as running it.
 _DO_NOT_COMPILE = "SET LOCAL jit TO off"
@@ -66,7 +64,7 @@ class _Part(NamedTuple):
 _Shape = Mapping[_Part, str]
 
 
-async def find_drift(connection: "Connection", tenants: Sequence[Tenant]) -> tuple[list[Majority], list[Drift]]:
+async def find_drift(connection: Connection, tenants: Sequence[Tenant]) -> tuple[list[Majority], list[Drift]]:
     """Compare each of *tenants* with the others at its version, by two queries for all of them.
 
     Tables, columns, indexes and constraints are compared by name; the order of columns does not matter. Views,
@@ -121,7 +119,7 @@ def _describe_majority(group: Sequence[Tenant], groups: Sequence[Sequence[Tenant
     )
 
 
-async def _describe(connection: "Connection", tenants: Sequence[Tenant]) -> Mapping[str, _Shape]:
+async def _describe(connection: Connection, tenants: Sequence[Tenant]) -> Mapping[str, _Shape]:
     """Return the parts of each tenant's schema, by its name."""
     if not tenants:
         return {}

@@ -3,10 +3,10 @@
 import itertools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
@@ -18,7 +18,7 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.blocks.block import find_reported_path, list_path
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver.connection_types import describe
+from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import (
     LEAVES_PATH,
@@ -33,9 +33,6 @@ from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
 from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
 
 # The client waits longer than the server's own limit, whose error says more.
 _GRACE = 10.0  # seconds
@@ -198,7 +195,7 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
 
 
 async def _run_statements(
-    connection: "DriverConnection", tenant: Tenant, migration: Migration, settings: Settings
+    connection: DriverConnection, tenant: Tenant, migration: Migration, settings: Settings
 ) -> None:
     for statement in migration.script.statements:
         try:
@@ -223,7 +220,7 @@ def _explain_half(tenant: Tenant, migration: Migration, reason: str) -> Migratio
     return MigrationFailedError(tenant.schema.name, migration.name, reason, kept=kept)
 
 
-async def _check_usable(connection: "Connection | DriverConnection", tenant: Tenant) -> int:
+async def _check_usable(connection: Connection | DriverConnection, tenant: Tenant) -> int:
     """Make sure that the tenant exists and that this role may use its schema; return its version."""
     standing = await connection.fetchrow(_FIND_STANDING, tenant.id, tenant.schema.name)
     if standing is None:

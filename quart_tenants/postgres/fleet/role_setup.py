@@ -3,10 +3,10 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, TenantBusyError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import describe_refusal, translate_refusals
@@ -16,9 +16,6 @@ from quart_tenants.postgres.roles.owner_role import ROLE_EXISTS, find_owner, nam
 from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import RoleName, SchemaName, Slug
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 # Two runs of `init` at once would both make an owner role. The number is arbitrary: "roles" as bytes.
 _LOCK_SETUP = "SELECT pg_catalog.pg_advisory_xact_lock(491327481203)"
@@ -161,7 +158,7 @@ async def revoke_public_rights(
     return missing
 
 
-async def list_without_role(connection: "Connection", owner: RoleName) -> list[TenantWithoutRole]:
+async def list_without_role(connection: Connection, owner: RoleName) -> list[TenantWithoutRole]:
     """Return the tenants that have no role, or whose schema is not the owner role's alone, also those in the trash."""
     await connection.execute(DO_NOT_LOOP)
     rows = await connection.fetch(read_statement("list_tenants_without_role"), owner.name)
@@ -171,7 +168,7 @@ async def list_without_role(connection: "Connection", owner: RoleName) -> list[T
     ]
 
 
-async def list_public_rights(connection: "Connection", owner: RoleName) -> list[str]:
+async def list_public_rights(connection: Connection, owner: RoleName) -> list[str]:
     """Return the statements that would take from PUBLIC what the tenants' roles must not have."""
     return [row["statement"] for row in await connection.fetch(read_statement("list_public_rights"), owner.name)]
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, MigrationFileError
 from quart_tenants.long_lists import name_some
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.resources import get_resource_path
@@ -19,7 +21,6 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
     from quart_tenants.postgres.migrations.migration_statements import Script, Statement
 
 LEAVES_PATH = "it changes search_path; use unqualified names only"
@@ -142,12 +143,12 @@ def plan_migrations(migrations: Sequence[Migration], applied: Mapping[int, str])
     return tuple(migration for migration in migrations if migration.version not in applied)
 
 
-async def list_applied(connection: "Connection", schema: str) -> dict[int, str]:
+async def list_applied(connection: Connection, schema: str) -> dict[int, str]:
     """Return the versions applied in *schema*, each with the sha256 of its file."""
     return {row["version"]: row["sha256"] for row in await connection.fetch(_LIST_APPLIED, schema)}
 
 
-async def list_edited(connection: "Connection", migrations: Sequence[Migration]) -> tuple[EditedFile, ...]:
+async def list_edited(connection: Connection, migrations: Sequence[Migration]) -> tuple[EditedFile, ...]:
     """Return the *migrations* that were changed after they ran, by one query for all tenants."""
     rows = await connection.fetch(
         _LIST_EDITED,
@@ -158,7 +159,7 @@ async def list_edited(connection: "Connection", migrations: Sequence[Migration])
     return tuple(EditedFile(names[row["version"]], tuple(map(Slug, row["slugs"]))) for row in rows)
 
 
-async def refuse_edited(connection: "Connection", migrations: Sequence[Migration]) -> None:
+async def refuse_edited(connection: Connection, migrations: Sequence[Migration]) -> None:
     """Make sure that no file was changed after it ran for some tenant.
 
     Raises:
@@ -173,7 +174,7 @@ async def refuse_edited(connection: "Connection", migrations: Sequence[Migration
 
 
 async def apply_migrations(
-    connection: "Connection",
+    connection: Connection,
     schema: str,
     migrations: Sequence[Migration],
     *,
@@ -202,7 +203,7 @@ async def apply_migrations(
 
 
 async def run_scripts(
-    connection: "Connection", schema: str, migrations: Sequence[Migration], *, seconds: float | None = None
+    connection: Connection, schema: str, migrations: Sequence[Migration], *, seconds: float | None = None
 ) -> None:
     """Run the statements of *migrations* in the transaction of *connection*, one message each, without a record.
 
@@ -237,7 +238,7 @@ def explain_path(schema: str, migrations: Sequence[Migration]) -> MigrationFaile
 
 
 async def record_migrations(
-    connection: "Connection | DriverConnection", schema: str, migrations: Sequence[Migration]
+    connection: Connection | DriverConnection, schema: str, migrations: Sequence[Migration]
 ) -> list[str]:
     """Record that *migrations* are applied in *schema*, and return the schemas on the path."""
     schemas: list[str] = await connection.fetchval(

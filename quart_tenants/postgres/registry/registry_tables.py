@@ -3,13 +3,13 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import asyncpg
 
-from quart_tenants.connection import Row
+from quart_tenants.connection import Connection, Row
 from quart_tenants.errors import RegistryNotReadyError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import (
     Migration,
@@ -20,9 +20,6 @@ from quart_tenants.postgres.migrations.migration_files import (
 )
 from quart_tenants.resources import get_resource_path
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
 
 _REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrations') IS NOT NULL"
 _REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"
@@ -74,7 +71,7 @@ async def init_registry(database: Database) -> int:
     return len(missing)
 
 
-async def check_registry(connection: "Connection") -> None:
+async def check_registry(connection: Connection) -> None:
     """Make sure that the registry exists, is as new as this program, and that this role may read it.
 
     Raises:
@@ -117,7 +114,7 @@ async def get_tenant(database: Database, slug: Slug) -> Tenant:
     return read_tenant(row)
 
 
-async def announce_changes(connection: "Connection | DriverConnection", *tenant_ids: int) -> None:
+async def announce_changes(connection: Connection | DriverConnection, *tenant_ids: int) -> None:
     """Tell every worker that this transaction made, changed or dropped these tenants."""
     await connection.execute(_ADD_CHANGES, tenant_ids)
 

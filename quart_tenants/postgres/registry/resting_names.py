@@ -6,14 +6,11 @@ began in that time, as long as it is open.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import RecentlyDroppedError
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 # The time between the moment that is noted and the commit, from which on workers learn of it.
 _GRACE = 1.0  # seconds
@@ -55,7 +52,7 @@ WHERE free_at < interval '-1 day' + (
 
 
 async def let_names_rest(
-    connection: "Connection",
+    connection: Connection,
     tenant_id: int,
     names: Iterable[str],
     *,
@@ -74,23 +71,23 @@ async def let_names_rest(
     await connection.execute(_LET_REST, tenant_id, list(names), schema and schema.name, days)
 
 
-async def wake_name(connection: "Connection", tenant_id: int, name: str) -> None:
+async def wake_name(connection: Connection, tenant_id: int, name: str) -> None:
     """End the rest of a slug, because its tenant takes it again."""
     await connection.execute(_WAKE, tenant_id, name)
 
 
-async def free_names(connection: "Connection", tenant_id: int) -> None:
+async def free_names(connection: Connection, tenant_id: int) -> None:
     """Let the rest of a tenant's names begin now, if it has not begun. Call it last, like `let_names_rest`."""
     await connection.execute(_FREE, tenant_id)
 
 
-async def forget_rested_names(connection: "Connection") -> None:
+async def forget_rested_names(connection: Connection) -> None:
     """Delete names whose rest ended long ago."""
     await connection.execute(_PRUNE)
 
 
 async def find_resting(
-    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings
+    connection: Connection, schemas: Mapping[Slug, SchemaName | None], settings: Settings
 ) -> dict[Slug, RecentlyDroppedError]:
     """Return the error of each slug in *schemas* that rests, or whose schema rests."""
     names = {name: None if schema is None else schema.name for name, schema in schemas.items()}
@@ -99,7 +96,7 @@ async def find_resting(
 
 
 async def check_rested(
-    connection: "Connection",
+    connection: Connection,
     tenant_id: int,
     *,
     settings: Settings,
@@ -119,7 +116,7 @@ async def check_rested(
 
 
 async def _list_rests(
-    connection: "Connection",
+    connection: Connection,
     names: Sequence[str | None],
     schemas: Sequence[str | None],
     settings: Settings,

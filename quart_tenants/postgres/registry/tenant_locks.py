@@ -1,14 +1,12 @@
 """Let only one process at a time change a tenant or its tables, by an advisory lock."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import TenantBusyError, TenantInTrashError, UnknownTenantError
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.registry.registry_tables import read_tenant
 from quart_tenants.tenant import Slug, Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
 
 LOCK_KEY = "pg_catalog.hashtextextended('quart_tenants ' || {}::text, 0)"
 """The key of a tenant's advisory lock, for SQL; {} stands for the tenant's number."""
@@ -33,7 +31,7 @@ SELECT EXISTS (SELECT FROM quart_tenants.tenants WHERE id = $1 AND slug = $2 AND
 """
 
 
-async def lock_tenant(connection: "Connection", slug: Slug) -> Tenant:
+async def lock_tenant(connection: Connection, slug: Slug) -> Tenant:
     """Lock the tenant until the block on *connection* ends, and return it. No other process can change or migrate it.
 
     Raises:
@@ -54,7 +52,7 @@ async def lock_tenant(connection: "Connection", slug: Slug) -> Tenant:
         raise
 
 
-async def get_living_tenant(connection: "Connection", tenant_id: int, slug: Slug) -> Tenant:
+async def get_living_tenant(connection: Connection, tenant_id: int, slug: Slug) -> Tenant:
     """Return the tenant with this number, if it still has this slug.
 
     Raises:
@@ -66,7 +64,7 @@ async def get_living_tenant(connection: "Connection", tenant_id: int, slug: Slug
     return read_tenant(row)
 
 
-async def lock_until_commit(connection: "Connection", tenant_id: int, slug: Slug) -> None:
+async def lock_until_commit(connection: Connection, tenant_id: int, slug: Slug) -> None:
     """Wait up to five seconds for the lock, and hold it until the block on *connection* ends.
 
     Raises:
@@ -76,7 +74,7 @@ async def lock_until_commit(connection: "Connection", tenant_id: int, slug: Slug
     await _try_for(connection, _TRY_UNTIL_COMMIT, tenant_id, slug, _PATIENCE)
 
 
-async def lock_session(connection: "DriverConnection", tenant_id: int, slug: Slug, seconds: float) -> None:
+async def lock_session(connection: DriverConnection, tenant_id: int, slug: Slug, seconds: float) -> None:
     """Wait up to *seconds* for the lock, and hold it until *connection* is closed.
 
     Raises:
@@ -86,7 +84,7 @@ async def lock_session(connection: "DriverConnection", tenant_id: int, slug: Slu
 
 
 async def _try_for(
-    connection: "Connection | DriverConnection", try_to_lock: str, tenant_id: int, slug: Slug, seconds: float
+    connection: Connection | DriverConnection, try_to_lock: str, tenant_id: int, slug: Slug, seconds: float
 ) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds

@@ -2,16 +2,14 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import RolesNotReadyError
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.tenant import RoleName
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
 
 RUN_INIT = "run quart-tenants init with TENANTS_ROLE_PER_TENANT on"
 OWNER_SUFFIX = "_owner"
@@ -29,13 +27,13 @@ def name_owner(random_part: str) -> RoleName:
     return RoleName(f"quart_tenants_{random_part}{OWNER_SUFFIX}")
 
 
-async def find_owner(connection: "Connection") -> RoleName | None:
+async def find_owner(connection: Connection) -> RoleName | None:
     """Return the role that owns all tenants' schemas, or None if no `init` has made it yet."""
     name = await connection.fetchval(_FIND_OWNER)
     return None if name is None else RoleName(name)
 
 
-async def get_owner(connection: "Connection") -> RoleName:
+async def get_owner(connection: Connection) -> RoleName:
     """Return the role that owns all tenants' schemas.
 
     Raises:
@@ -52,7 +50,7 @@ async def get_owner(connection: "Connection") -> RoleName:
 
 @contextlib.asynccontextmanager
 async def as_owner(
-    connection: "Connection | DriverConnection", *, wanted: bool, local: bool = True
+    connection: Connection | DriverConnection, *, wanted: bool, local: bool = True
 ) -> AsyncIterator[None]:
     """Run the block as the owner of all tenants' schemas, never with the rights of a superuser.
 

@@ -1,17 +1,13 @@
 """Open a tenant's schema to the role of that tenant only."""
 
-from typing import TYPE_CHECKING
-
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import RolesNotReadyError
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.roles.owner_role import OWNER_SUFFIX
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import RoleName, SchemaName
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 LIST_ROLE_STATEMENTS = """
 SELECT statement FROM (
@@ -38,7 +34,7 @@ def name_role(owner: RoleName, tenant_id: int) -> RoleName:
 
 
 async def give_tenant_role(
-    connection: "Connection", tenant_id: int, schema: SchemaName, owner: RoleName, *, new: bool = False
+    connection: Connection, tenant_id: int, schema: SchemaName, owner: RoleName, *, new: bool = False
 ) -> RoleName:
     """Give *schema* and its contents to *owner*, open it to the tenant's role only, and return that role.
 
@@ -61,7 +57,7 @@ async def give_tenant_role(
 
 
 async def open_schema_to(
-    connection: "Connection", schema: SchemaName, owner: RoleName, role: RoleName, *, new: bool = False
+    connection: Connection, schema: SchemaName, owner: RoleName, role: RoleName, *, new: bool = False
 ) -> None:
     """Give *schema* to *owner* and open it to *role* only, without a note in the registry.
 
@@ -84,7 +80,7 @@ async def open_schema_to(
         ) from error
 
 
-async def drop_role(connection: "Connection", role: RoleName) -> None:
+async def drop_role(connection: Connection, role: RoleName) -> None:
     """Drop the role of a tenant that is gone, unless something still needs it.
 
     A copy of this database in the same server may need it. Then only the role's rights in this database go.

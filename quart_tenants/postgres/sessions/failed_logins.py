@@ -6,13 +6,10 @@ import ipaddress
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import TooManyLoginsError
 from quart_tenants.settings import Settings
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 # How long the address of a successful login is remembered for the account.
 _KNOWN_SECONDS = 30 * 86400
@@ -106,7 +103,7 @@ class LoginCount:
 
 
 async def look_at_login(
-    connection: "Connection", tenant_id: int, account: str, address: str | None, key: str | bytes
+    connection: Connection, tenant_id: int, account: str, address: str | None, key: str | bytes
 ) -> LoginCount:
     """Return the keys under which a login is counted, if it may be tried now.
 
@@ -134,7 +131,7 @@ async def look_at_login(
     return replace(count, known_here=row["known_here"], generation=row["generation"])
 
 
-async def count_failure(connection: "Connection", count: LoginCount, settings: Settings) -> None:
+async def count_failure(connection: Connection, count: LoginCount, settings: Settings) -> None:
     """Count a failed login, so that later ones must wait."""
     limits = [(count.account_here, settings.login_attempts)]
     if not count.known_here:
@@ -152,14 +149,14 @@ async def count_failure(connection: "Connection", count: LoginCount, settings: S
         await prune_failed_logins(connection)
 
 
-async def count_success(connection: "Connection", count: LoginCount) -> None:
+async def count_success(connection: Connection, count: LoginCount) -> None:
     """Forget the failures of the account, and remember the address for it. Failures of the address itself stay."""
     if not count.known_here:
         await connection.execute(_FORGIVE, count.tenant_id, count.account)
     await connection.execute(_KNOW, count.tenant_id, count.account_here, float(_KNOWN_SECONDS))
 
 
-async def prune_failed_logins(connection: "Connection") -> None:
+async def prune_failed_logins(connection: Connection) -> None:
     """Delete rows whose time is over."""
     await connection.execute(_PRUNE)
 

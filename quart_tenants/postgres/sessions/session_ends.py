@@ -2,15 +2,12 @@
 
 import random
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from quart_tenants.audit import audit
-from quart_tenants.connection import Row
+from quart_tenants.connection import Connection, Row
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.tenant import Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 # The longest lifetime that a setting allows, and a day for clocks that differ. So a row lives at least as long as the
 # sessions that it ends, also if the settings change. There is one such row for each user.
@@ -110,14 +107,14 @@ class EndedSessions:
         """Add an ended session at once, before the feed brings it."""
         self._sessions[session.tenant_id, session.session_id] = time.time() + _LONGEST_LIFETIME
 
-    async def load(self, connection: "Connection") -> None:
+    async def load(self, connection: Connection) -> None:
         """Read all ended sessions."""
         rows = await connection.fetch(_LIST_ENDED)
         self._sessions.clear()
         self._users.clear()
         self._put(rows)
 
-    async def refresh(self, connection: "Connection", snapshot: str) -> None:
+    async def refresh(self, connection: Connection, snapshot: str) -> None:
         """Read the ended sessions that *snapshot* did not show."""
         self._put(await connection.fetch(_LIST_NEWLY_ENDED, snapshot))
         self._forget()
@@ -138,7 +135,7 @@ class EndedSessions:
             del self._sessions[session]
 
 
-async def end_session_in(connection: "Connection", session: IssuedSession, seconds: float) -> None:
+async def end_session_in(connection: Connection, session: IssuedSession, seconds: float) -> None:
     """End *session* for every worker. Doing it again does no harm.
 
     Args:
@@ -176,7 +173,7 @@ async def end_user_sessions(database: Database, tenant: Tenant, username: str) -
     return generation
 
 
-async def end_user_sessions_in(connection: "Connection", tenant_id: int, username: str) -> int:
+async def end_user_sessions_in(connection: Connection, tenant_id: int, username: str) -> int:
     """End all sessions of a user in the caller's transaction; return the new session counter.
 
     Concurrent calls wait until it commits.
@@ -201,7 +198,7 @@ def check_username(username: object) -> None:
         raise ValueError("a session's user has no name")
 
 
-async def get_generation(connection: "Connection") -> int:
+async def get_generation(connection: Connection) -> int:
     """Return the session counter for a session that begins now. Any later end of the user's sessions ends it."""
     generation: int = await connection.fetchval(_GET_GENERATION)
     return generation
@@ -215,12 +212,12 @@ async def is_ended(database: Database, session: IssuedSession) -> bool:
     return ended
 
 
-async def prune_ended_sessions(connection: "Connection") -> None:
+async def prune_ended_sessions(connection: Connection) -> None:
     """Delete rows whose sessions are over in any case."""
     await connection.execute(_PRUNE)
 
 
-async def _prune_now_and_then(connection: "Connection") -> None:
+async def _prune_now_and_then(connection: Connection) -> None:
     # A set-up without a daily `purge` must not grow for ever.
     if random.random() < _PRUNING_CHANCE:  # noqa: S311
         await prune_ended_sessions(connection)

@@ -2,11 +2,10 @@
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import asyncpg
 
-from quart_tenants.connection import Row
+from quart_tenants.connection import Connection, Row
 from quart_tenants.dns_lookup import find_text_records
 from quart_tenants.domain import Domain, is_below
 from quart_tenants.errors import (
@@ -22,9 +21,6 @@ from quart_tenants.postgres.registry.resting_names import check_rested, let_name
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 _RECORD_NAME = "_quart-tenants"
 _RECORD_VALUE = "quart-tenants"
@@ -167,14 +163,14 @@ async def list_domains(database: Database, slug: Slug | None = None) -> list[Cus
         return [_read(row) for row in await connection.fetch(_LIST_DOMAINS, slug)]
 
 
-async def _claim(connection: "Connection", tenant: Tenant, domain: Domain) -> CustomDomain:
+async def _claim(connection: Connection, tenant: Tenant, domain: Domain) -> CustomDomain:
     if await connection.fetchval(_IS_TAKEN, domain, tenant.id):
         raise DomainTakenError(domain)
     (row,) = await connection.fetch(_CLAIM, domain, tenant.id, secrets.token_hex(_TOKEN_BYTES))
     return CustomDomain(domain, tenant.slug, row["token"], row["verified"])
 
 
-async def _verify(connection: "Connection", tenant: Tenant, claim: CustomDomain, settings: Settings) -> CustomDomain:
+async def _verify(connection: Connection, tenant: Tenant, claim: CustomDomain, settings: Settings) -> CustomDomain:
     try:
         verified = await connection.fetchval(_VERIFY, claim.domain, tenant.id, claim.token)
     except asyncpg.UniqueViolationError as error:

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import asyncpg
 
-from quart_tenants.connection import Row
+from quart_tenants.connection import Connection, Row
 from quart_tenants.errors import (
     FormerSlugError,
     InvalidSlugError,
@@ -33,9 +32,6 @@ from quart_tenants.postgres.roles.owner_role import as_owner, get_owner
 from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 # Lists for each slug ($1) and its schema ($2) why it cannot be a new tenant's. Resting names are not looked at here.
 _FIND_OBSTACLES = """
@@ -229,7 +225,7 @@ async def adopt_schemas(
 
 
 async def check_free(
-    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
+    connection: Connection, schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
 ) -> None:
     """Make sure that these slugs and schemas are free for new tenants.
 
@@ -247,7 +243,7 @@ async def check_free(
         raise error
 
 
-async def register_tenant(connection: "Connection", slug: Slug, schema: SchemaName, name: str, version: int) -> Tenant:
+async def register_tenant(connection: Connection, slug: Slug, schema: SchemaName, name: str, version: int) -> Tenant:
     """Write the tenant's row, after `check_free`.
 
     Raises:
@@ -260,7 +256,7 @@ async def register_tenant(connection: "Connection", slug: Slug, schema: SchemaNa
 
 
 async def _list_obstacles(
-    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
+    connection: Connection, schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
 ) -> list[tuple[Slug, TenantError]]:
     """Return the error of each slug that is not free, in order of *schemas*."""
     rows = await connection.fetch(
@@ -292,7 +288,7 @@ def _explain_obstacle(row: Row, rest: RecentlyDroppedError | None, *, new_schema
 
 
 async def _create(
-    connection: "Connection",
+    connection: Connection,
     slug: Slug,
     schema: SchemaName,
     name: str,

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import SchemaExistsError, TenantNotInTrashError, UnknownSchemaError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
@@ -13,9 +13,6 @@ from quart_tenants.postgres.registry.resting_names import check_rested, let_name
 from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, lock_until_commit
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 _FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
 _PUT_INTO_TRASH = """
@@ -154,7 +151,7 @@ def name_in_trash(tenant_id: int) -> SchemaName:
     return SchemaName(f"{REGISTRY_SCHEMA}_trash_{tenant_id}")
 
 
-async def _rename_schema(connection: "Connection", old: SchemaName, new: SchemaName) -> None:
+async def _rename_schema(connection: Connection, old: SchemaName, new: SchemaName) -> None:
     """Rename a schema, also in the registry."""
     try:
         await connection.execute(f"ALTER SCHEMA {old.quoted} RENAME TO {new.quoted}")
