@@ -21,6 +21,7 @@ import uvloop
 
 from benchmarks.load.cluster import OURS, Server, make_tenants, running_server
 from benchmarks.load.usage import read_family
+from quart_tenants import Row
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import read_tenant
 from quart_tenants.settings import Settings
@@ -34,7 +35,7 @@ FROM quart_tenants.living_tenants ORDER BY slug
 CASES = ((1, 0.5), (200, 0.85), (1000, 0.85))
 """How many tenants take turns, and the most that ours may cost of asyncpg's."""
 
-Read = Callable[[Tenant], Awaitable[Sequence[asyncpg.Record]]]
+Read = Callable[[Tenant], Awaitable[Sequence[Row]]]
 
 
 @dataclass
@@ -108,13 +109,11 @@ async def main(given: argparse.Namespace) -> int:
                 asyncpg.create_pool(url, min_size=1, max_size=Settings().pool_max_size) as pool,
             ):
 
-                async def read_ours(tenant: Tenant, database: Database = database) -> Sequence[asyncpg.Record]:
+                async def read_ours(tenant: Tenant, database: Database = database) -> Sequence[Row]:
                     async with database.tenant_connection(tenant) as connection:
                         return await connection.fetch(_QUERY, 0, 1000)
 
-                async def read_drivers(
-                    tenant: Tenant, pool: "asyncpg.Pool[asyncpg.Record]" = pool
-                ) -> Sequence[asyncpg.Record]:
+                async def read_drivers(tenant: Tenant, pool: "asyncpg.Pool[asyncpg.Record]" = pool) -> Sequence[Row]:
                     async with pool.acquire() as connection:
                         await connection.execute("SELECT set_config('search_path', $1, false)", tenant.schema.quoted)
                         return await connection.fetch(_QUERY, 0, 1000)

@@ -1,4 +1,4 @@
-"""Write down who did what: logins, ended sessions, what administrators change."""
+"""Write audit lines: logins, ended sessions, and what administrators change."""
 
 import logging
 
@@ -6,25 +6,25 @@ logger = logging.getLogger("quart_tenants.audit")
 
 
 class _Facts(dict[str, object]):
-    """Facts that read like `tenant='acme' user='ann'` where nobody formats them as fields."""
+    """Facts that read like `tenant='acme' user='ann'` if no formatter shows them as fields."""
 
     def __str__(self) -> str:
-        # As repr: a line break that somebody typed must not begin a line of its own.
+        # As repr: a line break that a visitor typed must not begin a new line of the log.
         return " ".join(f"{name}={value if isinstance(value, int) else str(value)!r}" for name, value in self.items())
 
 
 def audit(event: str, **facts: object) -> None:
     """Log *event* with its *facts*, at the level INFO, by the logger `quart_tenants.audit`.
 
-    Inside a request the line has its `request_id` and `tenant` without being told. A fact of None is left out.
+    Inside a request the line has its `request_id` and `tenant` by itself. A fact that is None is left out.
 
-    Never a password, a cookie or a token. A username only where such a user exists: people type
-    their password into the wrong field.
+    Never log a password, a cookie or a token. Log a username only if such a user exists, because people type their
+    password into the wrong field.
 
     Args:
-        event: What happened, in the past, such as `login_failed`. Programs look for it.
-        facts: To whom and from where, such as `user`, `address`, `tenant` of another one.
+        event: What happened, in the past tense, for example `login_failed`. Programs search for it.
+        facts: To whom and from where, for example `user` and `address`.
     """
     known = _Facts((name, value) for name, value in facts.items() if value is not None)
-    # The message is for formatters of other people's; ours shows the fields (see web/logs/log_fields.py).
+    # The message is for other formatters; ours shows the fields (see web/logs/log_fields.py).
     logger.info("%s %s", event, known, extra={"event": event, "facts": known})

@@ -5,7 +5,7 @@ from quart_tenants.settings import Settings
 
 
 async def find_text_records(name: str, settings: Settings, *, timeout: float = 5.0) -> list[str]:  # noqa: ASYNC109
-    """Return the TXT records at *name*; none where there are none or no such name.
+    """Return the TXT records at *name*; an empty list if there are none or there is no such name.
 
     Args:
         name: Without a dot at its end.
@@ -13,9 +13,9 @@ async def find_text_records(name: str, settings: Settings, *, timeout: float = 5
         timeout: Seconds for all servers and tries together.
 
     Raises:
-        DnsUnavailableError: The servers did not answer in that time, or could not say.
+        DnsUnavailableError: The servers did not answer in that time, or gave an error.
     """
-    # Here, because it takes a while to load, and a worker that serves asks nothing.
+    # Imported here, because loading it takes long and a worker does not need it.
     import dns.asyncresolver
     import dns.exception
     import dns.nameserver
@@ -23,11 +23,11 @@ async def find_text_records(name: str, settings: Settings, *, timeout: float = 5
 
     servers = [dns.nameserver.Do53Nameserver(server.address, server.port) for server in settings.dns_servers]
     try:
-        # Without servers of ours it reads the system's.
+        # Without configured servers it uses those of the system.
         resolver = dns.asyncresolver.Resolver(configure=not servers)
         if servers:
             resolver.nameservers = servers
-        # Otherwise a look at "shop" would end at "shop.our-network.example".
+        # Otherwise a query for "shop" would also try "shop.our-network.example".
         answer = await resolver.resolve(name, "TXT", search=False, lifetime=timeout)
     except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
         return []

@@ -10,16 +10,16 @@ Domain = NewType("Domain", str)
 
 _LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
-# What ends in a number is an address to every browser (WHATWG URL, section 3.5), which has no subdomains.
+# Every browser reads a name that ends in a number as an IP address (WHATWG URL, section 3.5).
 _NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
 
 
 def find_host_name(text: object) -> str | None:
-    """Return *text* as a host name in its one form, or None for what is none.
+    """Return *text* as a host name in lower case without a dot at its end, or None if it is no host name.
 
-    Lower case, without the dot at its end. `localhost` is one; an address or a port is not.
+    `localhost` is a host name; an IP address is none, and a name with a port is none.
     """
-    # ASCII, because lower() makes a k of the Kelvin sign.
+    # ASCII only, because lower() turns the Kelvin sign into a k.
     name = text.lower().removesuffix(".") if isinstance(text, str) and text.isascii() else ""
     if _HOST_NAME.fullmatch(name) and not _NUMBER.fullmatch(name.rpartition(".")[2]):
         return name
@@ -27,10 +27,10 @@ def find_host_name(text: object) -> str | None:
 
 
 def parse_domain(text: str) -> Domain:
-    """Return *text* as a domain in its one form: lower case, without the dot at its end.
+    """Return *text* as a domain in lower case without a dot at its end.
 
     Raises:
-        InvalidDomainError: It is none, such as with a port, or has one label only.
+        InvalidDomainError: It is no domain, for example because it has a port, or it has only one label.
     """
     name = find_host_name(text)
     if name is None or "." not in name:
@@ -39,5 +39,5 @@ def parse_domain(text: str) -> Domain:
 
 
 def is_below(name: str, domain: str) -> bool:
-    """Return whether *name* is *domain*, or a name below it. Both in their one form."""
+    """Return whether *name* is *domain*, or a name below it. Both must be in lower case."""
     return f".{name}".endswith(f".{domain}")

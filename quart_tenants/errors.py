@@ -1,8 +1,62 @@
 """Name everything that can go wrong with a tenant. Knows neither HTTP nor SQL.
 
-The first line of each docstring is a sentence that a user may read: it becomes the public
-text of an answer whose details belong in the log only. `code` is stable API.
+The first line of each docstring is a sentence that a visitor may read: it is the public text of an answer from 500 on,
+whose details are only in the log. `code` is stable API.
 """
+
+__all__ = [
+    "AddressInUseError",
+    "BackupFileError",
+    "ClientProgramError",
+    "DatabaseRefusedError",
+    "DatabaseTimeoutError",
+    "DatabaseUnavailableError",
+    "DnsUnavailableError",
+    "DomainNotVerifiedError",
+    "DomainTakenError",
+    "EmbeddedPostgresError",
+    "FormerSlugError",
+    "HashQueueFullError",
+    "InvalidCredentialsError",
+    "InvalidDomainError",
+    "InvalidNameError",
+    "InvalidRequestError",
+    "InvalidSchemaNameError",
+    "InvalidSlugError",
+    "InvalidUserError",
+    "LeakError",
+    "MigrationFailedError",
+    "MigrationFileError",
+    "NoTenantError",
+    "NotLoggedInError",
+    "PasswordTooLongError",
+    "PoolExhaustedError",
+    "RecentlyDroppedError",
+    "RegistryNotReadyError",
+    "RegistryStaleError",
+    "RequestFromElsewhereError",
+    "RequestTimeoutError",
+    "RolesNotReadyError",
+    "SchemaBehindError",
+    "SchemaExistsError",
+    "SessionUncheckedError",
+    "SettingError",
+    "TenantBusyError",
+    "TenantError",
+    "TenantExistsError",
+    "TenantInTrashError",
+    "TenantNotInTrashError",
+    "TenantOverShareError",
+    "TooManyLoginsError",
+    "TransactionLostError",
+    "UnknownDomainError",
+    "UnknownHostError",
+    "UnknownSchemaError",
+    "UnknownTenantError",
+    "UnknownUserError",
+    "UserExistsError",
+    "WrongTenantError",
+]
 
 
 class TenantError(Exception):
@@ -139,7 +193,7 @@ class DnsUnavailableError(TenantError):
     code = "dns_unavailable"
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"DNS cannot be asked for {name}: {reason}; TENANTS_DNS_SERVERS says whom to ask")
+        super().__init__(f"DNS cannot be asked for {name}: {reason}; TENANTS_DNS_SERVERS names the servers to ask")
         self.name = name
 
 
@@ -191,25 +245,25 @@ class RecentlyDroppedError(TenantError):
 
 
 class TenantInTrashError(TenantError):
-    """A tenant of this name lies in the trash."""
+    """A tenant of this name is in the trash."""
 
     code = "tenant_in_trash"
 
     def __init__(self, slug: str) -> None:
         super().__init__(
-            f"tenant {slug!r} lies in the trash; the command `undrop {slug}` brings it back, "
+            f"tenant {slug!r} is in the trash; the command `undrop {slug}` brings it back, "
             f"`purge {slug}` deletes it for good"
         )
         self.slug = slug
 
 
 class TenantNotInTrashError(TenantError):
-    """No tenant of this name lies in the trash."""
+    """No tenant of this name is in the trash."""
 
     code = "tenant_not_in_trash"
 
     def __init__(self, slug: str) -> None:
-        super().__init__(f"no tenant {slug!r} lies in the trash; the command `list --trash` shows what does")
+        super().__init__(f"no tenant {slug!r} is in the trash; the command `list --trash` shows what does")
         self.slug = slug
 
 
@@ -219,7 +273,7 @@ class FormerSlugError(TenantError):
     code = "former_slug"
 
     def __init__(self, slug: str, now: str, until: str) -> None:
-        super().__init__(f"{slug!r} leads to tenant {now!r}, which was called so, until {until}")
+        super().__init__(f"{slug!r} was the name of tenant {now!r}, and leads there until {until}")
         self.slug = slug
         self.now = now
 
@@ -273,8 +327,11 @@ class ClientProgramError(TenantError):
 # Requests
 
 
-class NoTenantError(TenantError):
+class NoTenantError(TenantError, RuntimeError):
     """No tenant was named where one is needed."""
+
+    # Also a RuntimeError, which is the only error that Werkzeug's proxies pass over when they are merely looked at:
+    # by help(), isinstance(), mock.patch(), doctest, and Quart's search for an app factory.
 
     code = "no_tenant"
 
@@ -401,7 +458,7 @@ class DatabaseUnavailableError(TenantError):
 
     def __init__(self, message: str, *, lost: bool = False) -> None:
         super().__init__(message)
-        # Whether a connection broke that was open: the next one may be well.
+        # Whether an open connection broke. Then the next connection may work.
         self.lost = lost
 
 

@@ -4,6 +4,6 @@ from collections.abc import Sequence
 
 
 def name_some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first *most* of *names*, and how many more there are."""
+    """Return the first *most* of *names* as text, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

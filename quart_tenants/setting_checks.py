@@ -1,6 +1,6 @@
 """Check the values of settings, and say what is wrong with one. Pure.
 
-Each check returns the value as its type, or raises a `ValueError` that goes on after the setting's name.
+Each check returns the value in its type, or raises a `ValueError` whose text follows the name of the setting.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from quart_tenants.domain import find_host_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# An address, in brackets where it has colons itself and a port follows.
+# An address. If it has colons and a port follows, it is in brackets.
 _SERVER = re.compile(r"(?:\[(?P<bracketed>[^]]+)\]|(?P<plain>[^][:]+))(?::(?P<port>[0-9]{1,5}))?|(?P<bare>[^][]+)")
 _DNS_PORT = 53
 
@@ -29,14 +29,14 @@ class DnsServer(NamedTuple):
 
 def check_url(value: object) -> str:
     """Return the URL of a PostgreSQL database."""
-    # Neither the value nor an error about it is ever repeated: it holds a password.
+    # No message repeats the value or an error about it, because it has a password in it.
     parts = None
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             parts = urlsplit(value)
     if parts is None or parts.scheme not in ("postgresql", "postgres"):
         raise ValueError("must be a URL such as postgresql://user:password@host:5432/database")
-    # A password with one of / ? # ends the host early, and the driver would name the rest of it in an error.
+    # A password with / ? or # would end the host early, and asyncpg would show the rest of it in an error.
     if "@" in parts.path + parts.query + parts.fragment:
         raise ValueError("has an @ behind the host: in a password write / as %2F, ? as %3F, # as %23 and @ as %40")
     return str(value)
@@ -59,7 +59,7 @@ def check_names(value: object) -> frozenset[str]:
 
 
 def check_networks(value: object) -> tuple[Network, ...]:
-    """Return networks; an address is one of its own."""
+    """Return networks; a single address is a network, too."""
     try:
         return tuple(ipaddress.ip_network(name) for name in sorted(check_names(value)))
     except ValueError as error:
@@ -67,8 +67,7 @@ def check_networks(value: object) -> tuple[Network, ...]:
 
 
 def check_dns_servers(value: object) -> tuple[DnsServer, ...]:
-    """Return DNS servers in their order."""
-    # In their order: the first one is asked first.
+    """Return DNS servers in the given order, in which they are asked."""
     texts = value.split(",") if isinstance(value, str) else value
     try:
         if isinstance(texts, tuple | list):
@@ -91,9 +90,9 @@ def _parse_dns_server(text: str) -> DnsServer:
 
 def check_folder(value: object) -> Path:
     """Return a folder that exists."""
-    # An empty text is no way to say "here": an empty variable in the environment is a mistake.
+    # An empty text does not mean the current folder: an empty environment variable is a mistake.
     if isinstance(value, str | Path) and value:
-        # Such as a name that is too long, or a folder above it that is not for us.
+        # For example, a name that is too long, or a folder above it that we may not read.
         with contextlib.suppress(OSError):
             if Path(value).is_dir():
                 return Path(value)
@@ -105,16 +104,16 @@ def check_schemes(value: object) -> tuple[str, ...]:
     schemes = tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
     known = ("argon2", "pbkdf2_sha256")
     if isinstance(schemes, tuple | list) and schemes and all(name in known for name in schemes):
-        # Each once: passlib refuses a double.
+        # passlib refuses a scheme that is listed twice.
         return tuple(dict.fromkeys(schemes))
     raise ValueError(f"is {value!r}: give {' or '.join(known)}, or both, the one for new passwords first")
 
 
 def between(low: float, high: float, number: type[int] | type[float]) -> Callable[[object], float]:
-    """Return a check for numbers of that kind from *low* to *high*."""
+    """Return a check for numbers of the type *number* from *low* to *high*."""
 
     def check(value: object) -> float:
-        # True is a number to Python; the environment's "true" is not one to us.
+        # True is a number to Python, but "true" in the environment is none here.
         accepted = int if number is int else int | float
         if isinstance(value, accepted) and not isinstance(value, bool) and low <= value <= high:
             return number(value)
@@ -128,7 +127,7 @@ def check_switch(value: object) -> bool:
     """Return whether something is on."""
     if isinstance(value, bool):
         return value
-    # As `True` comes from the environment, which is no JSON.
+    # Python's `True` is no JSON, so it arrives from the environment as text.
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     raise ValueError(f"is {value!r}: give true or false")

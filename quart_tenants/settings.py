@@ -37,7 +37,7 @@ class Settings:
         None,
         check_url,
         "URL",
-        "The PostgreSQL database that holds the tenants. Needed by everything that touches a table.",
+        "The PostgreSQL database that holds the tenants. Everything that reads or writes a table needs it.",
     )
     domain: str = _setting(
         "localhost", check_domain, "domain", "Tenants answer at `<tenant>.<domain>`, on any port and in any case."
@@ -64,7 +64,7 @@ class Settings:
         2.0,
         between(0.01, 3600, float),
         "seconds",
-        "How long a migration's statement waits for a lock. Requests of that tenant queue behind it meanwhile.",
+        "How long a statement of a migration waits for a lock. Requests of that tenant wait behind it.",
     )
     migration_statement_timeout: float = _setting(
         300.0, between(0.01, 604800, float), "seconds", "How long one statement of a migration may take."
@@ -73,7 +73,7 @@ class Settings:
         5,
         between(1, 100, int),
         "attempts",
-        "How often a tenant is tried when a lock, a deadlock or a lost connection was in the way.",
+        "How often the migration of a tenant is tried if a lock, a deadlock or a lost connection stops it.",
     )
     trash_days: float = _setting(
         30.0, between(0, 36500, float), "days", "How long a dropped tenant is kept before `purge` deletes it."
@@ -85,60 +85,63 @@ class Settings:
         (),
         check_dns_servers,
         "addresses",
-        "Asked whether a domain is a tenant's: `127.0.0.1`, `127.0.0.1:5353` or `[::1]:53`. None: the system's.",
+        "Servers that are asked whether a domain belongs to a tenant: `127.0.0.1`, `127.0.0.1:5353` or `[::1]:53`. "
+        "None: those of the system.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         (),
         check_networks,
         "networks",
-        "Proxies whose `X-Forwarded-*` headers are believed. Everybody else's are ignored.",
+        "Proxies whose `X-Forwarded-*` headers are trusted. The headers of all other clients are ignored.",
     )
     trusted_proxy_hops: int = _setting(
         1,
         between(1, 16, int),
         "proxies",
-        "How many of them a request passes, one behind the other, before it reaches a worker.",
+        "How many trusted proxies a request passes, one after the other, before it reaches a worker.",
     )
     hsts_seconds: int = _setting(
         31536000,
         between(0, 2**31 - 1, int),
         "seconds",
-        "How long a browser that came by https comes by https only (HSTS). 0 says nothing about it.",
+        "How long a browser that used https must use https only (HSTS). 0 sends no such header.",
     )
     session_lifetime: float = _setting(
-        43200.0, between(1, 31536000, float), "seconds", "How long after its login a session ends, used or not."
+        43200.0, between(1, 31536000, float), "seconds", "A session ends this long after its login, also if it is used."
     )
     session_idle_lifetime: float = _setting(
-        7200.0, between(1, 31536000, float), "seconds", "How long after its last use a session ends."
+        7200.0, between(1, 31536000, float), "seconds", "A session ends this long after its last use."
     )
     session_ask_after: float = _setting(
         1.8,
         between(0.06, 120, float),
         "seconds",
-        "After so long without news each worker asks the database whether a session was ended, or answers 503. "
-        "More than 2 gives up the promise that a session ends everywhere within two seconds.",
+        "A worker that had no news for this long asks the database whether a session was ended, or answers 503. "
+        "With more than 2, a session may outlive its end by more than two seconds.",
     )
     login_attempts: int = _setting(
         5,
         between(1, 1000, int),
         "logins",
-        "Wrong passwords for one account before the next try has to wait, each time twice as long.",
+        "How many wrong passwords one account may have before the next try must wait. Each wait is twice as long.",
     )
     login_attempts_per_address: int = _setting(
         30,
         between(1, 100000, int),
         "logins",
-        "The same for all accounts of a tenant, from one address (of IPv6 one /64 network).",
+        "How many wrong passwords one address may send to one tenant before it must wait. IPv6: one /64 network.",
     )
-    login_max_delay: float = _setting(60.0, between(1, 86400, float), "seconds", "The longest such wait.")
+    login_max_delay: float = _setting(
+        60.0, between(1, 86400, float), "seconds", "The longest wait after a wrong password."
+    )
     login_forget_after: float = _setting(
-        900.0, between(1, 604800, float), "seconds", "After so long without a wrong password the counting begins anew."
+        900.0, between(1, 604800, float), "seconds", "The count starts again after this long without a wrong password."
     )
     role_per_tenant: bool = _setting(
         False,
         check_switch,
         "true or false",
-        "A second wall: each tenant's blocks enter a role that reaches the tenant's own schema only.",
+        "Each tenant gets a PostgreSQL role that reaches only its own schema, and its blocks work as that role.",
     )
     probes: bool = _setting(
         True, check_switch, "true or false", "Whether `/healthz` and `/readyz` answer on every host."
@@ -147,23 +150,28 @@ class Settings:
         30.0,
         between(0.1, 86400, float),
         "seconds",
-        "How long a request may take until its answer begins; then it is cancelled and answered 503.",
+        "How long a request may take until its answer begins. After that it is cancelled and answered 503.",
     )
-    pool_min_size: int = _setting(1, between(0, 1000, int), "connections", "Kept open by each worker, also when idle.")
+    pool_min_size: int = _setting(
+        1, between(0, 1000, int), "connections", "Connections that each worker keeps open, also when they are idle."
+    )
     pool_max_size: int = _setting(
         10,
         between(1, 1000, int),
         "connections",
-        "The most that each worker opens for tenants; one more reads the registry.",
+        "How many connections each worker opens for tenants. It opens one more for the registry.",
     )
     tenant_pool_share: int | None = _setting(
         None,
         between(1, 1000, int),
         "connections",
-        "The most that one tenant has of them at a time. Unset: half of `TENANTS_POOL_MAX_SIZE`.",
+        "How many of these connections one tenant may use at a time. Unset: half of `TENANTS_POOL_MAX_SIZE`.",
     )
     tenant_pool_queue: int = _setting(
-        32, between(0, 10000, int), "blocks", "How many of one tenant wait for its share; the next is answered 429."
+        32,
+        between(0, 10000, int),
+        "blocks",
+        "How many blocks of one tenant may wait for its share. The next one is answered 429.",
     )
     acquire_timeout: float = _setting(
         5.0, between(0.01, 3600, float), "seconds", "How long a block waits for a connection before it answers 503."
@@ -178,21 +186,20 @@ class Settings:
         1000,
         between(0, 10000, int),
         "statements",
-        "Prepared statements kept by each connection, shared ones and those of single tenants. "
-        "Behind a pooler none are kept.",
+        "How many prepared statements each connection keeps. Behind a pooler it keeps none.",
     )
     connection_max_memory: int = _setting(
         48,
         between(1, 1000000, int),
         "megabytes",
-        "A connection whose server process has more is replaced: it remembers the tables of every tenant that it has "
-        "served. Asked for where the login is a superuser or a member of `pg_read_all_stats`.",
+        "A connection is replaced if its server process uses more memory than this, because the process remembers the "
+        "tables of every tenant that it has served. Needs a login that is a superuser or in `pg_read_all_stats`.",
     )
     connection_max_tenants: int = _setting(
         500,
         between(1, 1000000, int),
         "tenants",
-        "Elsewhere a connection is replaced that has served more tenants than this.",
+        "With any other login, a connection is replaced after it has served this many tenants.",
     )
     registry_poll_interval: float = _setting(
         1.0, between(0.05, 60, float), "seconds", "How often each worker reads which tenants changed."
@@ -201,20 +208,23 @@ class Settings:
         10.0,
         between(0.1, 3600, float),
         "seconds",
-        "After so long without news each worker answers 503 rather than trust what it remembers.",
+        "A worker that had no news for this long answers 503, because it no longer trusts its memory.",
     )
     password_schemes: tuple[str, ...] = _setting(
         ("argon2", "pbkdf2_sha256"),
         check_schemes,
         "schemes",
-        "Accepted password hashes, the one for new passwords first. Each costs its time at every login, "
-        "so drop `pbkdf2_sha256` when no user has such a hash any more.",
+        "Accepted password hashes; the first is for new passwords. Each one adds time to every login, so remove "
+        "`pbkdf2_sha256` when no user has such a hash any more.",
     )
     password_hash_concurrency: int = _setting(
-        2, between(1, 64, int), "logins", "Passwords that each worker checks at the same time."
+        2, between(1, 64, int), "logins", "How many passwords each worker checks at the same time."
     )
     password_hash_queue: int = _setting(
-        32, between(0, 10000, int), "logins", "Logins that may wait for that; the next one is answered 503."
+        32,
+        between(0, 10000, int),
+        "logins",
+        "How many logins may wait for a password check. The next one is answered 503.",
     )
 
     log_format: str = _setting(
@@ -224,18 +234,18 @@ class Settings:
         "info",
         one_of("debug", "info", "warning", "error"),
         "debug, info, warning or error",
-        "What is less important is not written, audit lines excepted.",
+        "Lines that are less important are not written. Audit lines are always written.",
     )
     audit: bool = _setting(
         True,
         check_switch,
         "true or false",
-        "Whether `serve` and the commands write who did what, whatever `TENANTS_LOG_LEVEL` says.",
+        "Whether `serve` and the commands write audit lines: who did what. `TENANTS_LOG_LEVEL` does not change that.",
     )
 
     @property
     def required_database_url(self) -> str:
-        """The database's URL.
+        """The URL of the database.
 
         Raises:
             SettingError: It is not set.
@@ -268,7 +278,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         if not key.startswith(PREFIX) or value is None:
             continue
         if key not in known:
-            # Without what all have in common, or anything would be near to something.
+            # The common prefix would make every unknown key look similar to some known one.
             nearest = difflib.get_close_matches(key[len(PREFIX) :], [name[len(PREFIX) :] for name in known], n=1)
             raise SettingError(key, "is no setting" + (f"; did you mean {PREFIX}{nearest[0]}?" if nearest else ""))
         try:

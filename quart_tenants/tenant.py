@@ -14,7 +14,7 @@ Slug = NewType("Slug", str)
 SLUG_PATTERN = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 
 REGISTRY_SCHEMA = "quart_tenants"
-"""The schema that holds the registry; never a tenant's. What begins with it and `_` is ours as well."""
+"""The schema that holds the registry. No tenant may have it, or a schema whose name begins with it and `_`."""
 
 _SLUG = re.compile(SLUG_PATTERN)
 _MAX_NAME_BYTES = 63
@@ -24,33 +24,26 @@ _RESERVED_NAMES = frozenset({"public", "information_schema", "$user", REGISTRY_S
 
 
 @dataclass(frozen=True, slots=True)
-class SchemaName:
-    """The name of a tenant's schema, checked by `parse_schema_name`."""
-
+class _Identifier:
     name: str
 
     @property
     def quoted(self) -> str:
-        """The name as an SQL identifier."""
-        return _quote_identifier(self.name)
+        """The name as an SQL identifier. Nothing else in this package quotes one."""
+        return '"' + self.name.replace('"', '""') + '"'
 
     def __str__(self) -> str:
         return self.name
 
 
 @dataclass(frozen=True, slots=True)
-class RoleName:
-    """The name of a role that we made, for a tenant or for the owner of all tenants' schemas."""
+class SchemaName(_Identifier):
+    """The name of a tenant's schema, checked by `parse_schema_name`."""
 
-    name: str
 
-    @property
-    def quoted(self) -> str:
-        """The name as an SQL identifier."""
-        return _quote_identifier(self.name)
-
-    def __str__(self) -> str:
-        return self.name
+@dataclass(frozen=True, slots=True)
+class RoleName(_Identifier):
+    """The name of a role that this package made: a tenant's role, or the owner role of all tenants' schemas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +51,14 @@ class Tenant:
     """One customer: one subdomain, one schema.
 
     Attributes:
-        id: The registry's number. Never used again after a drop, so that what was issued to a
-            dropped tenant (a session) is worth nothing to the next tenant of that name.
+        id: The registry's number. It is never used again after a drop. So a session of a dropped
+            tenant is worth nothing at the next tenant of that name.
         slug: The label before the domain.
         schema: The schema that holds the tenant's tables.
-        name: What people call the customer.
-        version: Of the newest migration that ran in the schema; 0 for none.
-        suspended: Whether the tenant is kept, but not served.
-        role: What its blocks enter where each tenant has a role of its own; None for none yet.
+        name: The display name.
+        version: The number of the newest migration that ran in the schema; 0 for none.
+        suspended: Whether the tenant is kept but not served.
+        role: The role that its blocks enter if each tenant has one; None if it has none yet.
     """
 
     id: int
@@ -77,7 +70,7 @@ class Tenant:
     role: RoleName | None = None
 
     def __hash__(self) -> int:
-        # Asked for with each request. The number says it all; two that have it are compared in full.
+        # Every request needs it. The number is enough: tenants with the same number are compared in full.
         return self.id
 
 
@@ -90,8 +83,8 @@ def parse_slug(text: str) -> Slug:
     reason = _find_reserved(text)
     if reason is None and not _SLUG.fullmatch(text):
         reason = "use 1 to 63 of a-z, 0-9 and -, with no - at either end"
-    # An internationalised label (RFC 5890, section 2.3.1). Two spellings of one name, and looks
-    # alike to a person: exactly what a tenant's address must not be.
+    # An internationalised label (RFC 5890, section 2.3.1). It is a second spelling of a name and may look like
+    # another tenant's name to a person.
     if reason is None and text[2:4] == "--":
         reason = "punycode names (xn--…) are not accepted"
     if reason is not None:
@@ -110,7 +103,7 @@ def parse_schema_name(text: str) -> SchemaName:
         reason = "it is empty"
     if reason is None and ("\0" in text or not text.isprintable()):
         reason = "it has characters that cannot be printed"
-    # PostgreSQL would cut the rest off silently: two tenants could meet in one schema.
+    # PostgreSQL would silently cut off the rest, and two tenants could share one schema.
     if reason is None and len(text.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
         reason = f"it is longer than {_MAX_NAME_BYTES} bytes"
     if reason is not None:
@@ -119,7 +112,7 @@ def parse_schema_name(text: str) -> SchemaName:
 
 
 def parse_display_name(text: str) -> str:
-    """Return *text* without blanks at its ends, as what people call a customer.
+    """Return *text* as the display name of a tenant, without blanks at its ends.
 
     Raises:
         InvalidNameError: It is empty, longer than 200 characters, or not printable.
@@ -130,11 +123,6 @@ def parse_display_name(text: str) -> str:
             f"{text!r} cannot be a tenant's name: use 1 to {_MAX_DISPLAY_NAME_LENGTH} printable characters"
         )
     return name
-
-
-def _quote_identifier(name: str) -> str:
-    """Return *name* as SQL. The only place that quotes one."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _find_reserved(text: str) -> str | None:

@@ -1,17 +1,19 @@
 """What the style guide promises and no other tool checks: names, errors, and pages that say what the code says."""
 
 import ast
+import builtins
 import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import Field, fields
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 
 import quart_tenants
-from quart_tenants import errors
+from quart_tenants import admin, errors
 from quart_tenants.app import create_app
 from quart_tenants.app.cli import main
 from quart_tenants.errors import TenantError
@@ -19,6 +21,7 @@ from quart_tenants.settings import Settings, get_key
 from quart_tenants.web.answers.problems import STATUS
 from quart_tenants.web.commands.group import tenant_commands
 
+PUBLIC = (quart_tenants, admin, errors)
 PACKAGE = Path(quart_tenants.__file__).parent
 ROOT = Path(__file__).parents[1]
 BANNED = frozenset({"utils", "helpers", "common", "core", "base", "manager", "misc", "info"})
@@ -72,15 +75,40 @@ def test_package_does_not_assert(path: Path) -> None:
     assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)] == []
 
 
-def test_public_names_are_sorted() -> None:
-    """The list of public names is in order, and names each once."""
-    assert quart_tenants.__all__ == sorted(set(quart_tenants.__all__))
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_sorted_and_defined(module: ModuleType) -> None:
+    """Each list of public names is in order, names each once, and every name can be imported."""
+    assert module.__all__ == sorted(set(module.__all__))
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
 
-@pytest.mark.parametrize("name", quart_tenants.__all__)
-def test_public_name_is_defined(name: str) -> None:
-    """Every public name can be imported."""
-    assert hasattr(quart_tenants, name)
+def test_public_name_has_one_module() -> None:
+    """An app's daily names and an operator's names are apart; only errors are in two modules."""
+    assert not set(quart_tenants.__all__) & set(admin.__all__)
+    assert not set(admin.__all__) & set(errors.__all__)
+    assert len(quart_tenants.__all__) <= 35
+
+
+def list_documented_errors() -> Iterator[tuple[str, str]]:
+    """Yield each public callable, with each error of a `Raises:` section in its docstring."""
+    for module in PUBLIC:
+        for name in module.__all__:
+            public = vars(module)[name]
+            members = vars(public).values() if inspect.isclass(public) else ()
+            for documented in (public, *members):
+                docstring = inspect.getdoc(documented) if callable(documented) else None
+                section = re.search(r"^Raises:\n((?: +.*\n?|\n)*)", docstring or "", re.MULTILINE)
+                for head in re.findall(r"^ {4}(?! )([\w, \n]+):", section[1] if section else "", re.MULTILINE):
+                    for error in re.findall(r"\w+", head):
+                        yield f"{module.__name__}.{name}", error
+
+
+def test_errors_that_public_names_raise_are_public() -> None:
+    """Every error in a `Raises:` section of something public is in `quart_tenants.errors`, or Python's own."""
+    documented = list(list_documented_errors())
+
+    assert len(documented) > 100
+    assert [pair for pair in documented if pair[1] not in errors.__all__ and not hasattr(builtins, pair[1])] == []
 
 
 # Errors
@@ -95,6 +123,11 @@ def test_error_has_a_status(error: type[TenantError]) -> None:
 def test_status_is_given_to_errors_of_ours_only() -> None:
     """No row of the table is about a class that is gone."""
     assert set(STATUS) == set(CONCRETE_ERRORS)
+
+
+def test_every_error_is_public() -> None:
+    """`quart_tenants.errors` lists all errors."""
+    assert [error.__name__ for error in ERRORS] == errors.__all__
 
 
 def test_error_codes_differ() -> None:

@@ -11,7 +11,7 @@ from quart.cli import NoAppException, ScriptInfo
 
 from quart_tenants.errors import SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.leaks import refuse_leaks
+from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.settings import Settings
 from quart_tenants.web.sessions.secret_keys import check_secret_key

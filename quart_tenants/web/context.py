@@ -115,7 +115,21 @@ def get_current_tenant() -> Tenant:
     return tenant
 
 
-current_tenant = cast("Tenant", LocalProxy(get_current_tenant))
+class _CurrentTenant(LocalProxy[Tenant]):
+    """A proxy that tools may look at where there is no tenant: they ask for names such as `__func__`."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(self._get_current_object(), name)
+        except NoTenantError as error:
+            if name.startswith("_"):
+                raise AttributeError(name) from error
+            raise
+
+
+current_tenant = cast("Tenant", _CurrentTenant(get_current_tenant))
 """The tenant of the current request or websocket. Using it elsewhere raises `NoTenantError`."""
 
 

@@ -53,7 +53,7 @@ BAD = [
     pytest.param(OURS, ["create", "acme"], 1, "tenant 'acme' exists already", id="create"),
     pytest.param(OURS, ["adopt", "gone"], 1, "schema 'gone' cannot be used", id="adopt"),
     pytest.param(OURS, ["adopt"], 2, "Missing argument", id="usage"),
-    pytest.param(OURS, ["drop", "acme"], 1, "there is no terminal to ask on; give --yes", id="drop"),
+    pytest.param(OURS, ["drop", "acme"], 1, "there is no terminal; give --yes", id="drop"),
     pytest.param(OURS, ["user", "add", "newco", "ann"], 1, "no tenant answers at 'newco'", id="user-add"),
     pytest.param(QUARTS, ["user", "add", "newco", "ann"], 1, "no tenant answers at 'newco'", id="quart-user-add"),
     pytest.param(QUARTS, ["create"], 2, "Missing argument", id="quart-usage"),
@@ -256,7 +256,7 @@ async def test_drop_asks_for_the_name(database: Database, settings: Settings, tm
     url = settings.required_database_url
 
     with open_terminal("drop", "acme", stdout=results, QUART_TENANTS_DATABASE_URL=url) as terminal:
-        terminal.wait_for("This takes acme off the net. Type its name to go on")
+        terminal.wait_for("This stops serving acme. Type its name to go on")
         terminal.type("acme\n")
         assert terminal.wait() == 0
 

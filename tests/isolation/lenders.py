@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import asyncpg
 
@@ -36,7 +36,7 @@ def set_path_and_forget(pool: Pool) -> Lender:
     async def lend(tenant: Tenant) -> AsyncIterator["Connection"]:
         async with pool.acquire() as connection:
             await connection.execute(f"SET search_path TO {tenant.schema.quoted}")
-            yield connection
+            yield cast("Connection", connection)
 
     return lend
 
@@ -53,7 +53,7 @@ def remember_path(pool: Pool) -> Lender:
                 await connection.execute(f"SET search_path TO {tenant.schema.quoted}")
                 # A rollback takes the path back, and this is not told.
                 believed[inner] = tenant
-            yield connection
+            yield cast("Connection", connection)
 
     return lend
 
@@ -65,7 +65,7 @@ def reset_like_the_driver(pool: Pool) -> Lender:
     async def lend(tenant: Tenant) -> AsyncIterator["Connection"]:
         async with pool.acquire() as connection, connection.transaction():
             await connection.execute(f"SET LOCAL search_path TO {tenant.schema.quoted}")
-            yield connection
+            yield cast("Connection", connection)
 
     return lend
 
@@ -77,7 +77,7 @@ def give_back_after_success(pool: Pool) -> Lender:
     async def lend(tenant: Tenant) -> AsyncIterator["Connection"]:
         connection = await pool.acquire(timeout=0.01)
         await connection.execute(f"SET search_path TO {tenant.schema.quoted}")
-        yield connection
+        yield cast("Connection", connection)
         await connection.execute("DISCARD TEMP; RESET ALL")
         await pool.release(connection)
 

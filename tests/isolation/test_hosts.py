@@ -3,7 +3,8 @@
 import pytest
 from quart import Quart
 
-from quart_tenants import QuartTenants, SettingError
+from quart_tenants import QuartTenants
+from quart_tenants.errors import SettingError
 
 
 def test_server_name_is_refused() -> None:

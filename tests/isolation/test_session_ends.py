@@ -19,10 +19,9 @@ from quart_tenants import (
     end_user_sessions,
     get_session,
     login_attempt,
-    parse_slug,
     start_session,
-    suspend_tenant,
 )
+from quart_tenants.admin import parse_slug, suspend_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions_in, prune_ended_sessions
 from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds

@@ -9,7 +9,8 @@ from itsdangerous import URLSafeTimedSerializer
 from quart import Quart, session
 from quart.sessions import SecureCookieSessionInterface, SessionInterface, session_json_serializer
 
-from quart_tenants import QuartTenants, parse_slug
+from quart_tenants import QuartTenants
+from quart_tenants.admin import parse_slug
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from tests.support.databases import drop_for_good

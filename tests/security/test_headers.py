@@ -9,7 +9,8 @@ from quart import Quart, ResponseReturnValue, websocket
 from quart.testing import WebsocketResponseError
 from quart.wrappers import Response
 
-from quart_tenants import Database, QuartTenants, Settings, parse_slug, rename_tenant
+from quart_tenants import QuartTenants
+from quart_tenants.admin import Database, Settings, parse_slug, rename_tenant
 from quart_tenants.app import create_app
 from tests.support.processes import SECRET_KEY
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from tests.processes import Server
+from tests.support.processes import Server
 
 DEADLINE = 120.0  # seconds; no more than a hanging test takes
 

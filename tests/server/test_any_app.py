@@ -16,9 +16,17 @@ import asyncpg
 import pytest
 
 from quart_tenants.server.worker import _SayLast
-from tests.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_program, wait_for_answer, wait_for_line
 from tests.server.load import DEADLINE, under_load
 from tests.server.notes_app import change_version, list_notes, write_notes_app
+from tests.support.processes import (
+    PROGRAM,
+    SECRET_KEY,
+    Server,
+    make_environment,
+    run_program,
+    wait_for_answer,
+    wait_for_line,
+)
 
 QUART = PROGRAM.with_name("quart")
 CONFIG = 'bind = "127.0.0.1:0"\nworkers = 2\ngraceful_timeout = 60\n'

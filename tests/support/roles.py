@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.role_setup import TenantWithoutWall, build_walls, make_owner, shut_doors
+from quart_tenants.postgres.fleet.role_setup import TenantWithoutRole, give_roles, make_owner, revoke_public_rights
 from quart_tenants.tenant import RoleName
 
 # A test may have changed the name behind it.
@@ -22,13 +22,13 @@ async def set_up_roles(database: Database) -> RoleName:
     owner, tenants = await make_owner(database)
     failures = []
 
-    def note(tenant: TenantWithoutWall, failure: Exception | None) -> None:
+    def note(tenant: TenantWithoutRole, failure: Exception | None) -> None:
         if failure is not None:
             failures.append(failure)
 
-    await build_walls(database, owner, tenants, on_done=note)
+    await give_roles(database, owner, tenants, on_done=note)
     assert failures == []
-    assert await shut_doors(database, owner) == []
+    assert await revoke_public_rights(database, owner) == []
     return owner
 
 

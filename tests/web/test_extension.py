@@ -7,20 +7,9 @@ import pytest
 from quart import Quart, ResponseReturnValue, session, url_for, websocket
 from quart.testing import WebsocketResponseError
 
-from quart_tenants import (
-    InvalidSlugError,
-    NoTenantError,
-    QuartTenants,
-    RegistryNotReadyError,
-    Tenant,
-    TenantExistsError,
-    UnknownTenantError,
-    WrongTenantError,
-    current_tenant,
-    parse_slug,
-    rename_tenant,
-    tenant_connection,
-)
+from quart_tenants import NoTenantError, QuartTenants, Tenant, UnknownTenantError, current_tenant, tenant_connection
+from quart_tenants.admin import parse_slug, rename_tenant
+from quart_tenants.errors import InvalidSlugError, RegistryNotReadyError, TenantExistsError, WrongTenantError
 from tests.support.databases import drop_for_good, let_names_rest
 
 COUNT = "SELECT count(*) FROM company_data"

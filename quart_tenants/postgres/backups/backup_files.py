@@ -25,7 +25,7 @@ _READERS = {(1, 14): 12, (1, 15): 16, (1, 16): 17}
 _NEWEST_READER = 18
 _CHUNK = 1 << 20  # bytes
 _MAX_MANIFEST_BYTES = 1 << 24
-# The manifest is written before the size of the dump is known; that has 19 digits at most.
+# The manifest is written before the size of the dump is known. A size has at most 19 digits.
 _ROOM_FOR_SIZE = 24
 
 
@@ -40,19 +40,19 @@ class AppliedMigration:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What a backup says about itself.
+    """The manifest of a backup.
 
     Attributes:
         id: The tenant's number in its registry.
-        slug: The tenant's.
-        schema: What its schema was called, and what the dump calls it.
-        name: What people call the customer.
-        created_at: When the tenant was made. With the number it tells whose backup it is, also after a rename.
-        made_at: When the backup was.
-        server_version: Of the PostgreSQL that it was made from, such as 180001.
-        migrations: What had run in the schema, in order.
-        size: Of the dump, in bytes.
-        sha256: Of the dump, in hex.
+        slug: The tenant's slug.
+        schema: The name of its schema, also in the dump.
+        name: Its display name.
+        created_at: When the tenant was made. This and the number identify the tenant, also after a rename.
+        made_at: When the backup was made.
+        server_version: The version of the PostgreSQL server, for example 180001.
+        migrations: The migrations that had run in the schema, in order.
+        size: The size of the dump in bytes.
+        sha256: The digest of the dump in hex.
     """
 
     id: int
@@ -68,7 +68,7 @@ class Backup:
 
     @property
     def version(self) -> int:
-        """Of the newest migration; 0 for none."""
+        """The number of the newest migration; 0 for none."""
         return max((migration.version for migration in self.migrations), default=0)
 
 
@@ -90,7 +90,7 @@ class BackupWriter:
         self._size += len(chunk)
 
     def finish(self) -> Backup:
-        """Write down how long the dump has become, and let the disk have it all."""
+        """Write the size and digest of the dump into the manifest, and flush the file to the disk."""
         self._file.write(b"\0" * (-self._size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
         self._backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest())
         self._file.seek(0)
@@ -100,7 +100,7 @@ class BackupWriter:
         return self._backup
 
     def _write_start(self) -> None:
-        # Blanks at the end are nothing to JSON, and so the dump begins at the same place both times.
+        # JSON ignores blanks at the end, so the dump begins at the same position both times.
         manifest = _serialize(self._backup).ljust(self._manifest_size)
         made_at = self._backup.made_at.timestamp()
         self._file.write(_make_header(_MANIFEST, len(manifest), made_at))
@@ -110,16 +110,16 @@ class BackupWriter:
 
 @contextlib.contextmanager
 def write_backup(file: Path, backup: Backup, *, force: bool) -> Iterator[BackupWriter]:
-    """Write *file*, which gets its name only when the block ends without an error; else nothing is left.
+    """Write *file*. It gets its name only if the block ends without an error; otherwise nothing is left.
 
-    Only its owner may read it, because it holds what the tenant's tables hold.
+    Only its owner may read it, because it holds the rows of the tenant.
 
     Raises:
         BackupFileError: *file* exists and *force* is not given, or it cannot be written.
     """
     refuse_existing(file, force=force)
     try:
-        # With mode 0600, and beside the file: a rename does not cross disks.
+        # It has mode 0600, and is in the same folder because a rename cannot cross file systems.
         descriptor, name = tempfile.mkstemp(prefix=f".{file.name[:100]}.", dir=file.parent)
         temporary = Path(name)
         try:
@@ -135,7 +135,7 @@ def write_backup(file: Path, backup: Backup, *, force: bool) -> Iterator[BackupW
 
 
 def refuse_existing(file: Path, *, force: bool) -> None:
-    """Make sure that *file* may be written. Not needed for what comes after, but before long work.
+    """Make sure that *file* may be written, before the long work of a backup begins.
 
     Raises:
         BackupFileError: It exists, or its folder does not.
@@ -148,7 +148,7 @@ def refuse_existing(file: Path, *, force: bool) -> None:
         return
     except OSError as error:
         raise BackupFileError(str(file), f"cannot be written: {error.strerror or error}") from error
-    # A rename would put a file in the place of a pipe, a device or a link, such as /dev/stdout.
+    # A rename would replace a pipe, a device or a link such as /dev/stdout.
     if not stat.S_ISREG(mode):
         raise BackupFileError(str(file), "cannot be written: it exists and is no regular file; choose another name")
     if not force:
@@ -157,7 +157,7 @@ def refuse_existing(file: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def open_backup(file: Path) -> Iterator[tuple[Backup, BinaryIO]]:
-    """Read *file* and check it to the last byte; lend what it says, and itself with the dump as what comes next.
+    """Read and check all of *file*; lend its manifest, and the open file at the start of the dump.
 
     Raises:
         BackupFileError: It is no backup, is damaged, or cannot be read.
@@ -172,26 +172,26 @@ def open_backup(file: Path) -> Iterator[tuple[Backup, BinaryIO]]:
             _check_dump(file, opened, backup, start)
         except OSError as error:
             raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
-        # A program that inherits the descriptor reads on from here.
+        # A program that inherits the descriptor reads from here.
         os.lseek(opened.fileno(), start, os.SEEK_SET)
         yield backup, opened
 
 
 def get_reader_version(opened: BinaryIO) -> int:
-    """Return of which major version pg_restore has to be, at least, for the dump that comes next in *opened*.
+    """Return the oldest major version of pg_restore that can read the dump at the position of *opened*.
 
-    pg_dump writes the version of its format behind five letters (src/bin/pg_dump/pg_backup_archiver.h): 1.15 from
+    pg_dump writes the version of its format after five letters (src/bin/pg_dump/pg_backup_archiver.h): 1.15 from
     PostgreSQL 16 on, 1.16 from 17 on.
     """
     start = opened.tell()
-    # What is shorter is for pg_restore to refuse.
+    # If the file is shorter, pg_restore refuses it.
     found = tuple(opened.read(len(_DUMP_MAGIC) + 2)[len(_DUMP_MAGIC) :])
     opened.seek(start)
     return next((version for known, version in _READERS.items() if found <= known), _NEWEST_READER)
 
 
 def _read_start(file: Path, opened: io.RawIOBase) -> tuple[Backup, int]:
-    """Return what the manifest says, and where the dump begins."""
+    """Return the manifest, and the position of the dump."""
     size, start = _read_header(file, opened, _MANIFEST, 0)
     if size > _MAX_MANIFEST_BYTES:
         raise _is_no_backup(file)
@@ -216,7 +216,7 @@ def _read_start(file: Path, opened: io.RawIOBase) -> tuple[Backup, int]:
 
 
 def _read_header(file: Path, opened: io.RawIOBase, name: str, position: int) -> tuple[int, int]:
-    """Return the size of the member *name* at *position*, and where it begins."""
+    """Return the size of the member *name* at *position*, and the position of its content."""
     opened.seek(position)
     block = opened.read(tarfile.BLOCKSIZE) or b""
     if position and len(block) < tarfile.BLOCKSIZE:
@@ -256,11 +256,11 @@ def _serialize(backup: Backup) -> bytes:
 
 
 def _parse(told: Mapping[str, Any]) -> Backup:
-    """Return the backup that a manifest describes. What it gets wrong, it raises in many ways."""
+    """Return the backup that a manifest describes. A wrong manifest raises one of several errors of Python."""
     backup = Backup(
         id=told["id"],
         slug=told["slug"],
-        # Its own name is what a restore renames: never the registry's, nor public.
+        # A restore renames the schema of this name, so it must not be the registry's or public.
         schema=parse_schema_name(told["schema"]),
         name=told["name"],
         created_at=datetime.fromisoformat(told["created_at"]),
@@ -285,7 +285,7 @@ def _parse(told: Mapping[str, Any]) -> Backup:
 def _make_header(name: str, size: int, made_at: float) -> bytes:
     member = tarfile.TarInfo(name)
     member.size, member.mtime, member.mode = size, int(made_at), 0o600
-    # One block also for more than 8 GiB, which ustar cannot say and pax says in two more blocks.
+    # In this format one block is enough, also for more than 8 GiB. ustar has no such size; pax needs two more blocks.
     return member.tobuf(tarfile.GNU_FORMAT)
 
 

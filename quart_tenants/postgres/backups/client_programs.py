@@ -15,17 +15,17 @@ from quart_tenants.postgres.embedded.embedded_server import find_postgres
 from quart_tenants.tenant import SchemaName
 
 CHUNK = 1 << 18
-"""Bytes that travel between a file and a program at once."""
+"""How many bytes are passed between a file and a program at once."""
 
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)")
-_MAX_WORDS = 1 << 16  # bytes of stderr that are kept; what went wrong stands first
-# Where the driver looks for a server when neither the URL nor PGHOST names one. libpq looks elsewhere.
+_MAX_WORDS = 1 << 16  # bytes of stderr that are kept; the error comes first
+# Where asyncpg looks for a server if neither the URL nor PGHOST names one. libpq would look elsewhere.
 _DEFAULT_HOSTS = "/run/postgresql,/var/run/postgresql,/tmp,/private/tmp,localhost"
-# What the driver itself reads when the URL says nothing. Any other PG* could lead to another server.
+# The variables that asyncpg reads, too. Any other PG* could lead the programs to another server.
 _SHARED_VARIABLES = frozenset(
     {"PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE", "PGTARGETSESSIONATTRS", "PGKRBSRVNAME"}
 )
-# What may stand behind the URL's question mark, beside the four parts of the address.
+# The options that may follow the question mark of the URL, with the variable of each.
 _VARIABLES = {
     "user": "PGUSER",
     "password": "PGPASSWORD",
@@ -49,13 +49,13 @@ _VARIABLES = {
 
 @dataclass(frozen=True, slots=True)
 class ClientPrograms:
-    """The three programs, from one folder, so that each understands what the others write."""
+    """The three programs. They are from one folder, so that each can read what the others write."""
 
     folder: Path
 
     def dump(self, schema: SchemaName, snapshot: str, *, privileges: bool = True) -> list[str | Path]:
-        """Return the command that writes *schema*, as *snapshot* shows it, to stdout, with its grants or without."""
-        # The option takes a pattern. In double quotes nothing but a double quote is special, and that is doubled.
+        """Return the command that writes *schema*, as *snapshot* shows it, to stdout."""
+        # The option takes a pattern. In double quotes only a double quote is special, and it is doubled.
         return [
             self.folder / "pg_dump",
             *("--format=custom", "--encoding=UTF8", "--no-password", "--strict-names"),
@@ -64,7 +64,7 @@ class ClientPrograms:
         ]
 
     def write_sql(self, *, privileges: bool = True) -> list[str | Path]:
-        """Return the command that turns a dump on stdin into SQL on stdout, with its grants or without."""
+        """Return the command that turns a dump on stdin into SQL on stdout."""
         return [self.folder / "pg_restore", "--no-owner", *(() if privileges else ("--no-privileges",)), "--file=-"]
 
     def run_sql(self) -> list[str | Path]:
@@ -76,22 +76,22 @@ class ClientPrograms:
 async def find_client_programs(server_version: int) -> ClientPrograms:
     """Return programs that are not older than a server of major version *server_version*.
 
-    Those on PATH come first, then those of the embedded PostgreSQL.
+    Programs on PATH come first, then those of the embedded PostgreSQL.
 
     Raises:
-        ClientProgramError: There are none.
+        ClientProgramError: There are no such programs.
     """
     return await asyncio.to_thread(_find_client_programs, server_version)
 
 
 def build_environment(url: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment in which PostgreSQL's programs connect to where the driver connects. Pure.
+    """Return the environment with which PostgreSQL's programs connect to the same server as asyncpg. Pure.
 
-    Passwords travel here, because everybody may read a command line.
+    The password is in it, because any user of the machine may read a command line.
 
     Args:
-        url: The database's, as the settings have it.
-        environment: This process's own.
+        url: The URL of the database.
+        environment: The environment of this process.
     """
     shared = {
         name: text
@@ -118,20 +118,20 @@ def build_environment(url: str, environment: Mapping[str, str]) -> dict[str, str
 
 
 class Program:
-    """A program that runs. Made by `start_program`."""
+    """A running program. `start_program` makes it."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self.process = process
-        # Read all the time: a program that nobody listens to stands still.
+        # Read all the time, because a program stops when its pipe is full.
         self._words = asyncio.create_task(_read_words(process.stderr))
 
     async def read(self) -> bytes:
-        """Return the next bytes of stdout; none at its end."""
+        """Return the next bytes of stdout; an empty text at its end."""
         return b"" if self.process.stdout is None else await self.process.stdout.read(CHUNK)
 
     async def write(self, text: bytes) -> bool:
-        """Write to stdin, and return whether the program still listens."""
+        """Write to stdin, and return whether the program still reads it."""
         if self.process.stdin is None:
             return False
         try:
@@ -142,7 +142,7 @@ class Program:
         return True
 
     async def wait(self) -> tuple[int, str]:
-        """Close stdin, and return the exit status with all that was said on stderr."""
+        """Close stdin, and return the exit status and the text of stderr."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         status = await self.process.wait()
@@ -155,7 +155,7 @@ class Program:
                 self.process.kill()
         if self.process.stdin is not None:
             self.process.stdin.close()
-        # What it has still said, or its pipe would stay open.
+        # The rest of stdout must be read; otherwise its pipe would stay open.
         while await self.read():
             pass
         await self.process.wait()
@@ -166,15 +166,15 @@ class Program:
 async def start_program(
     command: Sequence[str | Path], environment: Mapping[str, str], *, stdin: int, stdout: int
 ) -> AsyncIterator[Program]:
-    """Start *command* for one block; leaving the block kills what still runs.
+    """Start *command* for one block. At the end of the block it is killed if it still runs.
 
-    A Ctrl-C in the terminal does not reach it, so that it ends in the order that the block wants.
+    A Ctrl-C in the terminal does not reach it, so that the block decides in which order programs end.
 
     Args:
-        command: By its full path.
+        command: The full path of the program, and its arguments.
         environment: From `build_environment`.
         stdin: A file, `subprocess.PIPE` or `subprocess.DEVNULL`.
-        stdout: The same.
+        stdout: A file, `subprocess.PIPE` or `subprocess.DEVNULL`.
 
     Raises:
         ClientProgramError: It cannot be started.
@@ -194,7 +194,7 @@ async def start_program(
     try:
         yield program
     finally:
-        # Also when a second cancellation arrives: nothing may outlive us.
+        # A second cancellation must not leave the program running.
         await asyncio.shield(program.end())
 
 
@@ -218,7 +218,7 @@ def _list_folders() -> list[Path]:
     on_path = shutil.which("pg_dump")
     if on_path is not None:
         folders.append(Path(on_path).parent)
-    # The last choice, for these cannot speak TLS.
+    # They come last, because they cannot use TLS.
     with contextlib.suppress(EmbeddedPostgresError):
         folders.append(find_postgres().parent)
     return folders

@@ -1,26 +1,26 @@
-"""Write the SQL around a dump that makes a tenant of it. Pure: no I/O."""
+"""Write the SQL before and after a dump that makes a tenant of it. Pure: no I/O."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quart_tenants.postgres.backups.backup_files import AppliedMigration
-from quart_tenants.postgres.roles.role_statements import (
+from quart_tenants.postgres.roles.schema_access import (
     LIST_ROLE_STATEMENTS,
-    LIST_SCHEMA_STATEMENTS,
     WRITE_ROLE,
     name_role,
 )
 from quart_tenants.postgres.tenants.trash import name_in_trash
+from quart_tenants.resources import read_statement
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
 MADE_ELSEWHERE = "QT001"
-"""The SQLSTATE of our own refusal: something would reach into the schema that the backup was made from."""
+"""The SQLSTATE of this package's own refusal: a text names the schema that the backup was made from."""
 
-# The number comes from the sequence, a moment before.
+# The number was taken from the sequence a moment before.
 _ADD_TENANT = """
 INSERT INTO quart_tenants.tenants (id, slug, schema_name, display_name) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4)
 """
-# What was there until now, under the new number $1. $5 is the tenant's own.
+# Registers the replaced tables as a tenant with the new number $1. $5 is the number of the living tenant.
 _ADD_REPLACED = """
 INSERT INTO quart_tenants.tenants
     (id, slug, schema_name, display_name, created_at, suspended_at, dropped_at, schema_before_drop)
@@ -34,18 +34,18 @@ _FORGET_FAILURE = "DELETE FROM quart_tenants.migration_failures WHERE tenant_id 
 _ADD_MIGRATION = """
 INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256) VALUES ($1, $2, $3, $4)
 """
-# Not now(): the transaction may have begun long ago, and old news are pruned.
+# Not now(), which is the start of the transaction: old rows of the feed are deleted.
 _ADD_CHANGE = "INSERT INTO quart_tenants.changes (tenant_id, changed_at) VALUES ($1, clock_timestamp())"
-# A function that was made with SET search_path FROM CURRENT keeps the schema's name as a text, which no
-# renaming reaches. It would read and write another tenant's rows. $1 its schema now, $2 the name until
-# now, $3 the name from now on. The answer is statements.
-_LEAD_FUNCTIONS_HOME = """
+# A function that was made with SET search_path FROM CURRENT keeps the name of its schema as a text, which a rename does
+# not change. It would read and write another tenant's rows. This lists the statements that put in the new name.
+# $1 its schema now, $2 the old name, $3 the new name.
+_MOVE_FUNCTION_PATHS = """
 SELECT format('ALTER ROUTINE %s SET search_path TO %s', s.routine, substr(s.moved, 3, length(s.moved) - 3))
 FROM (
     SELECT
         p.oid::regprocedure AS routine,
         ', ' || substr(c.setting, 13) || ',' AS path,
-        -- Twice, because neighbours share a comma: acme, acme.
+        -- Twice, because two neighbours share a comma: acme, acme.
         replace(
             replace(
                 ', ' || substr(c.setting, 13) || ',', ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
@@ -59,114 +59,20 @@ FROM (
 ) AS s
 WHERE s.moved <> s.path
 """
-# The same danger in all other texts, which we cannot mend. $1 the schema's name now, $2 the name until now.
-# What the catalogue keeps by number is shown under the new name. So the old one in quotes is a text, such as
-# nextval('acme.numbers'::text::regclass); outside of them it may be a table's alias. A function's body is all text.
-# The name counts before a dot, alone in quotes, or in a search_path: the word "data" is no way to schema data.
-_REFUSE_WAYS_BACK = r"""
-WITH home AS (
-    SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1
-), relations AS (
-    SELECT c.oid, c.relname FROM pg_catalog.pg_class AS c JOIN home ON home.oid = c.relnamespace
-), bodies (catalogue, object, words) AS (
-    SELECT 'pg_catalog.pg_proc'::regclass, p.oid, p.prosrc
-    FROM pg_catalog.pg_proc AS p JOIN home ON home.oid = p.pronamespace WHERE p.prosqlbody IS NULL
-    UNION ALL
-    SELECT 'pg_catalog.pg_proc'::regclass, p.oid,
-        format('%s=%L', split_part(c.setting, '=', 1), substr(c.setting, strpos(c.setting, '=') + 1))
-    FROM pg_catalog.pg_proc AS p JOIN home ON home.oid = p.pronamespace CROSS JOIN unnest(p.proconfig) AS c (setting)
-), deparsed (catalogue, object, words) AS (
-    SELECT 'pg_catalog.pg_proc'::regclass, p.oid,
-        concat_ws(' ', pg_get_function_sqlbody(p.oid), pg_get_expr(p.proargdefaults, 0))
-    FROM pg_catalog.pg_proc AS p JOIN home ON home.oid = p.pronamespace
-    UNION ALL
-    SELECT 'pg_catalog.pg_attrdef'::regclass, d.oid, pg_get_expr(d.adbin, d.adrelid)
-    FROM pg_catalog.pg_attrdef AS d JOIN relations AS r ON r.oid = d.adrelid
-    UNION ALL
-    SELECT 'pg_catalog.pg_constraint'::regclass, c.oid, pg_get_constraintdef(c.oid)
-    FROM pg_catalog.pg_constraint AS c JOIN home ON home.oid = c.connamespace
-    UNION ALL
-    SELECT 'pg_catalog.pg_policy'::regclass, p.oid,
-        concat_ws(' ', pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid))
-    FROM pg_catalog.pg_policy AS p JOIN relations AS r ON r.oid = p.polrelid
-    UNION ALL
-    SELECT 'pg_catalog.pg_rewrite'::regclass, w.oid, pg_get_ruledef(w.oid)
-    FROM pg_catalog.pg_rewrite AS w JOIN relations AS r ON r.oid = w.ev_class
-    UNION ALL
-    SELECT 'pg_catalog.pg_trigger'::regclass, t.oid, pg_get_triggerdef(t.oid)
-    FROM pg_catalog.pg_trigger AS t JOIN relations AS r ON r.oid = t.tgrelid WHERE NOT t.tgisinternal
-    UNION ALL
-    SELECT 'pg_catalog.pg_class'::regclass, i.indexrelid, pg_get_indexdef(i.indexrelid)
-    FROM pg_catalog.pg_index AS i JOIN relations AS r ON r.oid = i.indexrelid
-    UNION ALL
-    SELECT 'pg_catalog.pg_type'::regclass, t.oid, pg_get_expr(t.typdefaultbin, 0)
-    FROM pg_catalog.pg_type AS t JOIN home ON home.oid = t.typnamespace
-), texts AS (
-    SELECT catalogue, object, words FROM bodies
-    UNION ALL
-    SELECT catalogue, object, (
-        SELECT string_agg(m.parts[1], ', ')
-        FROM regexp_matches(words, '"(?:[^"]|"")*"|(''(?:[^'']|'''')*'')', 'g') AS m (parts)
-    )
-    FROM deparsed
-), names (plain, quoted) AS (
-    SELECT
-        regexp_replace($2::text, '([^[:alnum:]_])', '\\\1', 'g'),
-        '"' || regexp_replace(replace($2::text, '"', '""'), '([^[:alnum:]_])', '\\\1', 'g') || '"'
-), ways (plain, quoted) AS (
-    SELECT
-        concat_ws(
-            '|',
-            -- 3.14 is no way to schema 3, and NEW.body none to schema new.
-            CASE
-                WHEN $2::text ~ '^[0-9]' THEN NULL
-                ELSE '(?<![[:alnum:]_"])' || plain || '\s*\.' || CASE
-                    WHEN lower($2::text) NOT IN ('new', 'old', 'excluded') THEN ''
-                    ELSE '\s*"?(?:' || (
-                        SELECT string_agg(regexp_replace(relname, '([^[:alnum:]_])', '\\\1', 'g'), '|') FROM relations
-                    ) || ')(?![[:alnum:]_])'
-                END
-            END,
-            '[''$]' || replace(plain, '''', '''''') || '[''$]',
-            'search_path''*\s*(?=[=,]|to\M)[^;]*[\s=,''(]' || plain || '(?:[\s,;'')]|$)'
-        ),
-        concat_ws(
-            '|',
-            quoted || '\s*\.',
-            '[''$]' || replace(quoted, '''', '''''') || '[''$]',
-            'search_path''*\s*(?=[=,]|to\M|TO\M)[^;]*[\s=,''(]' || quoted || '(?:[\s,;'')]|$)'
-        )
-    FROM names
-)
-SELECT format('DO %L', format(
-    'BEGIN RAISE EXCEPTION USING ERRCODE = ''QT001'', MESSAGE = %L; END',
-    format(
-        'its %s names the schema %s in a text, which no renaming reaches, and would reach into that one; '
-        'use unqualified names there, and in a function SET search_path FROM CURRENT',
-        replace(pg_describe_object(t.catalogue, t.object, 0), quote_ident($1) || '.', ''), $2::text
-    )
-))
-FROM texts AS t CROSS JOIN ways AS w
-WHERE t.words ~ w.quoted
-    -- Without quotes capital letters make no difference, unless the name has some.
-    OR CASE WHEN lower($2::text) = $2::text THEN t.words ~* w.plain ELSE t.words ~ w.plain END
-ORDER BY t.catalogue, t.object
-LIMIT 1
-"""
 
 _BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
-# The dump has changed settings of the session, and behind a pooler the session is not ours alone.
+# The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = "RESET ALL;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
 _COMMIT = "RESET ALL;\nCOMMIT;\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """What a replaced tenant's schema is from now on: a tenant of its own, in the trash.
+    """The new tenant in the trash that gets the schema of a replaced tenant.
 
     Attributes:
-        id: A new number.
-        slug: Also what its schema will be called when it comes back.
+        id: Its new number.
+        slug: Its slug, and the name of its schema when it comes back.
     """
 
     id: int
@@ -175,16 +81,16 @@ class Replaced:
 
 @dataclass(frozen=True, slots=True)
 class Restoration:
-    """One restore, when all is known about it.
+    """The plan of one restore.
 
     Attributes:
-        tenant: As it will be.
-        dumped: What the dump calls the schema.
-        migrations: What had run in it.
+        tenant: The tenant as it will be.
+        dumped: The name of the schema in the dump.
+        migrations: The migrations that had run in it.
         aside: Whether a schema of that name exists now.
         replaces: Whether the tenant exists now.
-        replaced: What becomes of its schema; None for a new tenant, or where there is no schema any more.
-        owner: Who owns all tenants' schemas where each tenant has a role of its own.
+        replaced: The tenant in the trash; None for a new tenant, or if there is no schema any more.
+        owner: The owner role if each tenant has a role of its own.
     """
 
     tenant: Tenant
@@ -197,14 +103,14 @@ class Restoration:
 
     @property
     def before(self) -> str:
-        """What comes before the dump."""
+        """The SQL before the dump."""
         return _BEGIN + (_rename(self.dumped, self._aside_name) if self.aside else "")
 
     @property
     def after(self) -> str:
-        """What comes after the dump, to the COMMIT."""
+        """The SQL after the dump, with the COMMIT."""
         tenant, schema = self.tenant, self.tenant.schema.name
-        # No tenant's schema can be called so. With the number, or one restore would wait for the other.
+        # No tenant's schema has such a name. Without the number, one restore would wait for another.
         restored = SchemaName(f"{REGISTRY_SCHEMA}_restored_{tenant.id}")
         script = [_GO_ON, _rename(self.dumped, restored)]
         if self.aside:
@@ -213,15 +119,15 @@ class Restoration:
             trash, later = name_in_trash(self.replaced.id), self.replaced.slug
             script += [
                 _rename(tenant.schema, trash),
-                _execute(_LEAD_FUNCTIONS_HOME, trash.name, schema, later, answer="\\gexec\n"),
+                _execute(_MOVE_FUNCTION_PATHS, trash.name, schema, later, answer="\\gexec\n"),
                 _execute(_ADD_REPLACED, self.replaced.id, later, trash.name, later, tenant.id),
                 _execute(_MOVE_MIGRATIONS, schema, trash.name),
             ]
         script.append(_rename(restored, tenant.schema))
         if self.dumped != tenant.schema:
             script += [
-                _execute(_LEAD_FUNCTIONS_HOME, schema, self.dumped.name, schema, answer="\\gexec\n"),
-                _execute(_REFUSE_WAYS_BACK, schema, self.dumped.name, answer="\\gexec\n"),
+                _execute(_MOVE_FUNCTION_PATHS, schema, self.dumped.name, schema, answer="\\gexec\n"),
+                _execute(read_statement("refuse_old_schema_name"), schema, self.dumped.name, answer="\\gexec\n"),
             ]
         if self.replaces:
             script += [_execute(_FORGET_MIGRATIONS, schema), _execute(_FORGET_FAILURE, tenant.id)]
@@ -231,43 +137,43 @@ class Restoration:
             _execute(_ADD_MIGRATION, schema, migration.version, migration.name, migration.sha256)
             for migration in self.migrations
         ]
-        script.append(self._build_wall(tenant.id, tenant.schema))
+        script.append(self._give_role(tenant.id, tenant.schema))
         if self.replaced is not None:
-            # The role that reached these tables until now reaches the new ones only.
-            script.append(self._build_wall(self.replaced.id, name_in_trash(self.replaced.id)))
+            # The role that has used these tables until now may use only the new ones.
+            script.append(self._give_role(self.replaced.id, name_in_trash(self.replaced.id)))
         return "".join([*script, _execute(_ADD_CHANGE, tenant.id), _COMMIT])
 
     @property
     def _aside_name(self) -> SchemaName:
         return SchemaName(f"{REGISTRY_SCHEMA}_aside_{self.tenant.id}")
 
-    def _build_wall(self, tenant_id: int, schema: SchemaName) -> str:
+    def _give_role(self, tenant_id: int, schema: SchemaName) -> str:
         if self.owner is None:
             return ""
         role = name_role(self.owner, tenant_id)
         return (
             _execute(LIST_ROLE_STATEMENTS, self.owner.name, role.name, answer="\\gexec\n")
-            + _execute(LIST_SCHEMA_STATEMENTS, schema.name, self.owner.name, role.name, answer="\\gexec\n")
+            + _execute(read_statement("grant_schema"), schema.name, self.owner.name, role.name, answer="\\gexec\n")
             + _execute(WRITE_ROLE, tenant_id, role.name)
         )
 
 
 def quote_literal(literal: str | int) -> str:
-    """Return *literal* as SQL, for psql, which has no parameters that every version of it knows."""
+    """Return *literal* as SQL for psql, because parameters are not in every version of psql."""
     if isinstance(literal, int):
         return str(literal)
     quoted = literal.replace("'", "''")
-    # Like the function of that name in PostgreSQL: right whatever standard_conforming_strings is.
+    # As PostgreSQL's function of that name does it: right with any standard_conforming_strings.
     return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
 
 
 def _execute(statement: str, *arguments: str | int, answer: str = ";\n") -> str:
-    """Return *statement* with its parameters $1… as a script for psql.
+    """Return *statement* with values for its parameters $1… as a script for psql.
 
     Args:
         statement: SQL.
-        arguments: What its parameters are.
-        answer: psql's gexec where the answer is statements to run.
+        arguments: The values of its parameters.
+        answer: psql's gexec if the answer is statements to run.
     """
     given = ", ".join(quote_literal(argument) for argument in arguments)
     return (

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import asyncpg
 
@@ -101,7 +101,7 @@ class Block:
             self._leave_share()
             raise
         self._lent = lent = LentConnection(self._driver)
-        return lent
+        return cast("Connection", lent)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -4,11 +4,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
+from quart_tenants.connection import Connection as Connection
 
-    Connection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
-    """What a block lends: an asyncpg connection inside a transaction."""
+if TYPE_CHECKING:
     DriverConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
 else:
     DriverConnection = asyncpg.Connection

@@ -1,10 +1,10 @@
 """Know what statements can do at most, whatever is in the tables. Pure: no I/O."""
 
 from collections import OrderedDict
-
-import postgast
+from typing import Any
 
 from quart_tenants.postgres.driver.statement_cache import LONGEST
+from quart_tenants.sql_parser import SqlSyntaxError, messages, parse_sql, walk
 
 # Texts; each is short, and an app has some hundred. One that is made anew each time is read anew each time.
 _REMEMBERED = 2000
@@ -53,9 +53,9 @@ _TAME = _HARMLESS | {
 _TAME_STATEMENTS = frozenset(("select_stmt", "insert_stmt", "update_stmt", "delete_stmt", "merge_stmt"))
 _SAVEPOINTS = frozenset(
     (
-        postgast.pg_query_pb2.TRANS_STMT_SAVEPOINT,
-        postgast.pg_query_pb2.TRANS_STMT_RELEASE,
-        postgast.pg_query_pb2.TRANS_STMT_ROLLBACK_TO,
+        messages.TRANS_STMT_SAVEPOINT,
+        messages.TRANS_STMT_RELEASE,
+        messages.TRANS_STMT_ROLLBACK_TO,
     )
 )
 
@@ -104,8 +104,8 @@ class PlainReads:
 
 def _judge(statement: str) -> tuple[bool, bool]:
     try:
-        parsed = postgast.parse(statement)
-    except (postgast.PgQueryError, ValueError):
+        parsed = parse_sql(statement)
+    except (SqlSyntaxError, ValueError):
         # The server will say what is wrong with it. ValueError: such as a NUL, or half a surrogate pair.
         return False, False
     if len(parsed.stmts) != 1:
@@ -117,7 +117,7 @@ def _judge(statement: str) -> tuple[bool, bool]:
     if kind not in _TAME_STATEMENTS:
         return False, False
     plain = kind == "select_stmt"
-    for _, node in postgast.walk(parsed):
+    for _, node in walk(parsed):
         name = type(node).__name__
         if name in _WRITING_NODES:
             plain = False
@@ -128,6 +128,6 @@ def _judge(statement: str) -> tuple[bool, bool]:
     return plain, True
 
 
-def _is_one_of(functions: frozenset[str], call: postgast.pg_query_pb2.FuncCall) -> bool:
+def _is_one_of(functions: frozenset[str], call: Any) -> bool:
     names = [part.string.sval for part in call.funcname]
     return names[-1] in functions and names[:-1] in ([], ["pg_catalog"])

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import asyncpg
 
 from quart_tenants.errors import EmbeddedPostgresError
-from quart_tenants.postgres.embedded.privileges import Account, choose_account
+from quart_tenants.postgres.embedded.server_account import Account, choose_account
 
 if sys.platform != "win32":
     import fcntl
@@ -36,16 +36,15 @@ _MAX_LOG_BYTES = 1_000_000
 _MAX_SOCKET_PATH_BYTES = 80  # the kernel's limit is 104 on macOS, 108 on Linux
 _PORT = 5432  # only a part of the socket's file name: nothing listens on TCP
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
-# A server that goes up, down or away while we ask it. TimeoutError is an OSError.
+# Errors of a server that is starting, stopping or gone. TimeoutError is an OSError.
 _NOT_UP_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server of our own, kept in one folder and reached by a socket only.
+    """A private PostgreSQL server, kept in one folder and reached only by a socket.
 
-    The server is a child of the process that started it. On Linux it ends with the thread that
-    called `start`, however that ends; elsewhere a killed owner leaves it running, and the next
-    start attaches to it.
+    The server is a child of the process that started it. On Linux it ends when the thread that called `start` ends,
+    also by a kill. On other systems it goes on running if its process is killed, and the next start attaches to it.
     """
 
     def __init__(self, data_dir: Path, *, options: Mapping[str, str] | None = None) -> None:
@@ -62,7 +61,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The address for asyncpg. Only after `start`."""
+        """The URL for asyncpg, after `start`."""
         if self._url is None:
             raise EmbeddedPostgresError(f"the PostgreSQL in {self.data_dir} is not started")
         return self._url
@@ -73,10 +72,10 @@ class EmbeddedPostgres:
         return self._server is not None
 
     async def start(self) -> None:
-        """Start the server, or attach to the one that runs; return when a connection has succeeded.
+        """Start the server, or attach to one that runs; return when a connection has succeeded.
 
         Raises:
-            EmbeddedPostgresError: No server can run there, with the reason and the remedy.
+            EmbeddedPostgresError: No server can run there. The error says why and what to do.
         """
         if self._server is not None and self._server.poll() is None and self._url is not None:
             return
@@ -93,14 +92,14 @@ class EmbeddedPostgres:
         self._url = None
         if self._server is None:
             return
-        # A fast shutdown, one without a checkpoint, and the end of all patience.
+        # A fast shutdown, then one without a checkpoint, then a kill.
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
             self._server.send_signal(number)
             if await _wait_for_end(self._server, time.monotonic() + _STOP_TIMEOUT):
                 break
         self._server = None
         if self._own_socket_folder is not None:
-            # Not empty when somebody else has started a server since then.
+            # It is not empty if another process has started a server since then.
             with contextlib.suppress(OSError):
                 self._own_socket_folder.rmdir()
             self._own_socket_folder = None
@@ -122,7 +121,7 @@ class EmbeddedPostgres:
                         raise EmbeddedPostgresError(f"a PostgreSQL runs in {self.data_dir}: stop it before erasing")
                     await self._remove_new_cluster()
                     if self._cluster.exists():
-                        # What a kill -9 leaves of a folder of this name is removed by the next start.
+                        # After a kill the next start removes what is left of a folder with this name.
                         self._cluster.rename(self._new_cluster)
                         await self._remove_new_cluster()
 
@@ -134,7 +133,7 @@ class EmbeddedPostgres:
         await self.stop()
 
     async def _attach_or_start(self, postgres: Path, deadline: float) -> None:
-        """Return when a server is up: one found running, or else a new one."""
+        """Return when a server is up: one that was running, or a new one."""
         with _open_private(self._log) as log:
             self._url = await self._find_server_or_lock(log, deadline)
             if self._url is not None:
@@ -167,8 +166,8 @@ class EmbeddedPostgres:
 
     async def _start_server(self, postgres: Path, account: Account, log: BinaryIO, deadline: float) -> None:
         socket_folder = self._create_socket_folder(account)
-        # We hold the lock and nobody answers, so these are left over from a crash. Their process
-        # number may be anybody's by now, and PostgreSQL would refuse to start.
+        # We hold the lock and no server answers, so these files are left over from a crash. Another process may have
+        # their process number by now, and then PostgreSQL would refuse to start.
         for leftover in (self._cluster / "postmaster.pid", socket_folder / f"{_SOCKET_NAME}.lock"):
             leftover.unlink(missing_ok=True)
         settings = {
@@ -181,7 +180,7 @@ class EmbeddedPostgres:
         for name, setting in (settings | self._options).items():
             command += ["-c", f"{name}={setting}"]
         log_start = log.seek(0, os.SEEK_END)
-        # Not in another thread: the death signal fires when the thread that forked ends.
+        # Not in another thread: the server gets its death signal when the thread that forked ends.
         self._server = account.start(command, self._cluster, log.fileno())
         try:
             while (url := await self._find_server()) is None:
@@ -196,10 +195,10 @@ class EmbeddedPostgres:
         self._url = url
 
     async def _find_server_or_lock(self, log: BinaryIO, deadline: float) -> str | None:
-        """Return the address of the server that runs; without one return None and hold the lock of *log*.
+        """Return the URL of the running server; if there is none, lock *log* and return None.
 
-        Every program we start writes to server.log and inherits its lock, which the kernel lifts when
-        the last of them has ended. A process number would prove nothing: it is reused.
+        Every program that we start writes to server.log and inherits its lock. The kernel releases the lock when the
+        last of them has ended. A process number would prove nothing, because it is used again.
         """
         while (url := await self._find_server()) is None and not _try_lock(log):
             if time.monotonic() > deadline:
@@ -210,7 +209,7 @@ class EmbeddedPostgres:
         return url
 
     async def _find_server(self) -> str | None:
-        """Return the address of the server that answers for our cluster, if one does."""
+        """Return the URL of the server that answers for our cluster, or None."""
         try:
             lines = os.fsdecode((self._cluster / "postmaster.pid").read_bytes()).splitlines()
         except FileNotFoundError:
@@ -268,12 +267,12 @@ class EmbeddedPostgres:
             )
 
     def _create_socket_folder(self, account: Account) -> Path:
-        """Return the cluster's folder, or a private short-named one when its path is too long for a socket."""
+        """Return the cluster's folder, or a private folder with a short name if its path is too long for a socket."""
         if len(os.fsencode(self._cluster / _SOCKET_NAME)) <= _MAX_SOCKET_PATH_BYTES:
             return self._cluster
         digest = hashlib.sha256(os.fsencode(self._cluster)).hexdigest()[:16]
-        # Not TMPDIR, which may be long too or closed to the account. The name is always the same, so
-        # that a kill -9 leaves one empty folder at most; what a stranger put there is refused.
+        # Not TMPDIR, which may be long, too, or closed to the account. The name is always the same, so a kill leaves at
+        # most one empty folder. A folder of another user is refused.
         folder = Path(f"/tmp/quart-tenants-{os.geteuid()}-{digest}")  # noqa: S108
         account.create_folder(folder)
         self._own_socket_folder = folder
@@ -284,13 +283,13 @@ class EmbeddedPostgres:
             await asyncio.to_thread(shutil.rmtree, self._new_cluster)
 
     def _read_log(self, start: int) -> str:
-        """Return the last lines that were written from byte *start* on."""
+        """Return the last lines of the log after byte *start*."""
         lines = self._log.read_bytes()[start:].decode(errors="replace").splitlines()
         return "\n".join(["", *lines[-10:]]) if lines else f"it said nothing in {self._log}"
 
 
 def find_postgres() -> Path:
-    """Return the server program of the installed wheel. Never looks at PATH, where an older one may be.
+    """Return the server program of the installed wheel. PATH is not searched, because it may have an older one.
 
     Raises:
         EmbeddedPostgresError: The wheel is missing, broken or of another version.
@@ -309,7 +308,7 @@ def find_postgres() -> Path:
 
 
 async def _wait_for_end(process: subprocess.Popen[bytes], deadline: float) -> bool:
-    """Return whether *process* ended by *deadline*. Needs no child watcher, so no particular event loop."""
+    """Return whether *process* ended by *deadline*. No child watcher is needed, so every event loop will do."""
     while process.poll() is None:
         if time.monotonic() > deadline:
             return False
@@ -318,12 +317,12 @@ async def _wait_for_end(process: subprocess.Popen[bytes], deadline: float) -> bo
 
 
 def _open_private(path: Path) -> BinaryIO:
-    """Open *path* for appending; only its owner may read it. Follows no link: root could be led astray."""
+    """Open *path* for appending; only its owner may read it. It follows no link, which could mislead root."""
     return os.fdopen(os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")
 
 
 def _try_lock(file: BinaryIO) -> bool:
-    """Lock *file* for this process and the heirs of its descriptor, unless somebody else has."""
+    """Lock *file* for this process and its children, and return whether that succeeded."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,25 +1,23 @@
-"""Put all tenants behind roles of their own, and find what only a superuser may do for that."""
+"""Give every tenant a role of its own, and find what only a superuser may do for that."""
 
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, TenantBusyError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import describe_refusal, translate_refusals
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
-from quart_tenants.postgres.roles.role_statements import name_owner
-from quart_tenants.postgres.roles.tenant_roles import ROLE_EXISTS, build_wall, find_owner
+from quart_tenants.postgres.roles.owner_role import ROLE_EXISTS, find_owner, name_owner
+from quart_tenants.postgres.roles.schema_access import give_tenant_role
+from quart_tenants.resources import read_statement
 from quart_tenants.tenant import RoleName, SchemaName, Slug
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
-
-# Two `init` at once would both make an owner. The number is arbitrary, but ours: "roles" as bytes.
+# Two runs of `init` at once would both make an owner role. The number is arbitrary: "roles" as bytes.
 _LOCK_SETUP = "SELECT pg_catalog.pg_advisory_xact_lock(491327481203)"
 _HAS_RIGHTS_OF = """
 SELECT EXISTS (
@@ -27,12 +25,12 @@ SELECT EXISTS (
 )
 """
 _WRITE_OWNER = "INSERT INTO quart_tenants.role_setup (owner_name) VALUES ($1)"
-# $1 the owner. Nothing that it makes is open to everybody.
+# $1 the owner role. PUBLIC gets no rights on the functions that it makes.
 _LIST_OWNER_STATEMENTS = """
 SELECT pg_catalog.format('CREATE ROLE %I NOLOGIN', $1::text)
 WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $1::text)
 UNION ALL
--- A member that inherits: with the wall off again it keeps its rights. A superuser has them anyway.
+-- A member that inherits keeps its rights if roles are switched off again. A superuser has them anyway.
 SELECT pg_catalog.format('GRANT %I TO %I', $1::text, session_user) || CASE
     WHEN pg_catalog.current_setting('server_version_num')::integer >= 160000 THEN ' WITH INHERIT TRUE, SET TRUE' ELSE ''
 END
@@ -40,98 +38,21 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = session_user A
 UNION ALL
 SELECT pg_catalog.format('ALTER DEFAULT PRIVILEGES FOR ROLE %I REVOKE ALL ON ROUTINES FROM PUBLIC', $1::text)
 """
-# $1 the owner. What everybody may do in a new database, and the tenants' roles must not: each as a statement. The role
-# that has logged in and the owner keep those rights.
-_LIST_OPEN_DOORS = """
-WITH names AS (
-    SELECT pg_catalog.format('%I, %I', session_user, $1::text) AS keepers, session_user AS login
-), functions (name) AS (
-    -- The first leads out of the role and the path. The second shows what was sent with values in its text.
-    VALUES ('pg_catalog.set_config(text, text, boolean)'), ('pg_catalog.pg_prepared_statement()')
-), databases AS (
-    SELECT pg_catalog.current_database() AS name
-)
-SELECT pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s', f.name, keepers) AS statement
-FROM functions AS f CROSS JOIN names
-WHERE pg_catalog.has_function_privilege('public', f.name, 'EXECUTE')
-    OR NOT pg_catalog.has_function_privilege(login, f.name, 'EXECUTE')
-    OR NOT pg_catalog.has_function_privilege($1::text, f.name, 'EXECUTE')
-UNION ALL
-SELECT pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f.name) FROM functions AS f
-WHERE pg_catalog.has_function_privilege('public', f.name, 'EXECUTE')
-UNION ALL
-SELECT pg_catalog.format(s, keepers) FROM names CROSS JOIN (
-    VALUES ('GRANT UPDATE ON pg_catalog.pg_settings TO %s'), ('REVOKE UPDATE ON pg_catalog.pg_settings FROM PUBLIC')
-) AS settings (s)
-WHERE pg_catalog.has_table_privilege('public', 'pg_catalog.pg_settings', 'UPDATE')
-UNION ALL
-SELECT pg_catalog.format(s, name, keepers) FROM databases CROSS JOIN names CROSS JOIN (
-    VALUES ('GRANT TEMPORARY ON DATABASE %1$I TO %2$s'), ('REVOKE TEMPORARY, CREATE ON DATABASE %1$I FROM PUBLIC')
-) AS doors (s)
-WHERE pg_catalog.has_database_privilege('public', name, 'TEMPORARY')
-    OR pg_catalog.has_database_privilege('public', name, 'CREATE')
-UNION ALL
-SELECT 'REVOKE CREATE ON SCHEMA public FROM PUBLIC' FROM pg_catalog.pg_namespace
-WHERE nspname = 'public' AND pg_catalog.has_schema_privilege('public', oid, 'CREATE')
-UNION ALL
-SELECT 'REVOKE ALL ON SCHEMA quart_tenants FROM PUBLIC'
-WHERE pg_catalog.has_schema_privilege('public', 'quart_tenants', 'USAGE')
-"""
-# Catalogues that were never analyzed look small, and loops over them take the square of the number of tenants.
+# A catalogue that was never analyzed looks small to the planner. It would choose loops, whose time grows with the
+# square of the number of tenants.
 DO_NOT_LOOP = "SET LOCAL enable_nestloop TO off; SET LOCAL jit TO off"
-"""For what looks at all tenants, to the end of the transaction."""
-
-# $1 the owner. Tenants whose wall is missing or has a hole, those in the trash too; one look at all.
-_LIST_WITHOUT_WALL = """
-WITH owner AS (
-    SELECT oid FROM pg_catalog.pg_roles WHERE rolname = $1::text
-), strange AS (
-    SELECT DISTINCT d.refobjid AS schema_oid
-    FROM quart_tenants.tenants AS t
-    JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
-    JOIN pg_catalog.pg_depend AS d
-        ON d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = n.oid AND d.deptype = 'n'
-        AND d.classid IN ('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass)
-    WHERE NOT EXISTS (
-        SELECT FROM pg_catalog.pg_shdepend AS s
-        WHERE s.dbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-            AND s.classid = d.classid AND s.objid = d.objid AND s.objsubid = 0 AND s.deptype = 'o'
-            AND s.refobjid = (SELECT oid FROM owner)
-    )
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_depend AS e
-        WHERE e.classid = d.classid AND e.objid = d.objid AND e.deptype = 'e'
-    )
-)
-SELECT t.id, t.slug, t.schema_name, open.door
-FROM quart_tenants.tenants AS t
-LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
-LEFT JOIN pg_catalog.pg_roles AS r ON r.rolname = t.role_name
-CROSS JOIN LATERAL (
-    SELECT r.oid IS NULL
-    OR NOT EXISTS (
-        SELECT FROM pg_catalog.pg_auth_members AS m WHERE m.roleid = r.oid AND m.member = (SELECT oid FROM owner)
-    )
-    OR n.oid IS NOT NULL AND (
-        n.nspowner IS DISTINCT FROM (SELECT oid FROM owner)
-        OR NOT pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
-        OR pg_catalog.has_schema_privilege('public', n.oid, 'USAGE')
-    ) AS door
-) AS open
-WHERE t.purge_began_at IS NULL AND (open.door OR n.oid IN (SELECT schema_oid FROM strange))
-ORDER BY t.id
-"""
+"""Settings for a query over all tenants; they end with the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
-class TenantWithoutWall:
-    """A tenant that `build_walls` has to do with.
+class TenantWithoutRole:
+    """A tenant that `give_roles` must change.
 
     Attributes:
         id: The registry's number.
         slug: Its subdomain.
-        schema: What its schema is called now.
-        open: Whether it has no role, or its schema is another's. Otherwise only something in it is.
+        schema: The name of its schema now.
+        open: Whether it has no role, or its schema has another owner. Otherwise only an object in it has.
     """
 
     id: int
@@ -140,13 +61,13 @@ class TenantWithoutWall:
     open: bool
 
 
-async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutWall]]:
-    """Make the role that is to own all tenants' schemas, and return it with the tenants that are not behind a wall yet.
+async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutRole]]:
+    """Make the owner role of all tenants' schemas; return it with the tenants that have no role of their own yet.
 
-    Doing it again does no harm, and repairs what lacks in this server, such as after a restore of the database.
+    Doing it again does no harm. It makes what is missing in this server, for example after a restore of the database.
 
     Raises:
-        RolesNotReadyError: We may not make roles.
+        RolesNotReadyError: This role may not make roles.
         RegistryNotReadyError: There is no registry yet.
     """
     async with database.connection() as connection:
@@ -163,37 +84,37 @@ async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutWa
                     await connection.execute(row[0])
             except asyncpg.InsufficientPrivilegeError as error:
                 if await connection.fetchval(_HAS_RIGHTS_OF, owner.name):
-                    # Somebody else has granted it, and keeps the right to do so.
+                    # Another role granted it, and only that role may do so.
                     continue
-                # A name that we have just invented goes with this transaction.
+                # A new name would be lost with this transaction, so the message does not say it.
                 which = owner.quoted if known else "the owner role that it names"
                 raise RolesNotReadyError(
                     f"this role may not set up roles: {describe_refusal(error)}; ALTER ROLE … CREATEROLE it, or run "
                     f"quart-tenants init with a superuser's URL, and GRANT {which} TO this one"
                 ) from error
-        return owner, await list_without_wall(connection, owner)
+        return owner, await list_without_role(connection, owner)
 
 
-async def build_walls(
+async def give_roles(
     database: Database,
     owner: RoleName,
-    tenants: Sequence[TenantWithoutWall],
+    tenants: Sequence[TenantWithoutRole],
     *,
-    on_done: Callable[[TenantWithoutWall, TenantError | None], object],
+    on_done: Callable[[TenantWithoutRole, TenantError | None], object],
 ) -> None:
-    """Put each of *tenants* behind a role of its own, each in a transaction of its own.
+    """Give each of *tenants* a role of its own, each in its own transaction.
 
-    Their tables change hands, which waits up to five seconds for those that use them. Killed or cancelled, it leaves
-    whole tenants; the next `init` goes on.
+    Their tables get a new owner. That waits up to five seconds for transactions that use them. If this is killed or
+    cancelled, each tenant is changed completely or not at all, and the next `init` does the rest.
 
     Args:
         database: Where.
         owner: From `make_owner`.
-        tenants: The same.
-        on_done: Called for each, with the error of one that failed; the others go on.
+        tenants: From `make_owner`.
+        on_done: Called for each tenant with its error, or None. After an error the others go on.
 
     Raises:
-        DatabaseUnavailableError: The database is lost.
+        DatabaseUnavailableError: The connection to the database is lost.
     """
     for tenant in tenants:
         failure = None
@@ -207,21 +128,21 @@ async def build_walls(
         on_done(tenant, failure)
 
 
-async def shut_doors(
+async def revoke_public_rights(
     database: Database, owner: RoleName, *, on_shut: Callable[[str], object] = lambda statement: None
 ) -> list[str]:
-    """Take from everybody in this database what the tenants' roles must not have.
+    """Take from PUBLIC in this database what the tenants' roles must not have.
 
     Args:
         database: Where.
         owner: From `make_owner`.
-        on_shut: Called with each statement that was run and has done its work.
+        on_shut: Called with each statement that had an effect.
 
     Returns:
-        The statements that this role may not run: let a superuser run them once, in this database.
+        The statements that this role may not run. A superuser must run them once in this database.
     """
     async with database.connection() as connection:
-        statements = await list_open_doors(connection, owner)
+        statements = await list_public_rights(connection, owner)
         for statement in statements:
             try:
                 async with connection.transaction():
@@ -229,33 +150,34 @@ async def shut_doors(
             except asyncpg.InsufficientPrivilegeError:
                 continue
     async with database.connection() as connection:
-        # Where a role has some right but not this one PostgreSQL only warns. What counts is what is open now.
-        missing = await list_open_doors(connection, owner)
+        # PostgreSQL only warns if a role lacks part of a right. So what counts is which rights PUBLIC has now.
+        missing = await list_public_rights(connection, owner)
     for statement in statements:
         if statement not in missing:
             on_shut(statement)
     return missing
 
 
-async def list_without_wall(connection: "Connection", owner: RoleName) -> list[TenantWithoutWall]:
-    """Return the tenants that have no role, or whose schema is not the owner's alone, those in the trash too."""
+async def list_without_role(connection: Connection, owner: RoleName) -> list[TenantWithoutRole]:
+    """Return the tenants that have no role, or whose schema is not the owner role's alone, also those in the trash."""
     await connection.execute(DO_NOT_LOOP)
-    rows = await connection.fetch(_LIST_WITHOUT_WALL, owner.name)
+    rows = await connection.fetch(read_statement("list_tenants_without_role"), owner.name)
     return [
-        TenantWithoutWall(row["id"], Slug(row["slug"]), SchemaName(row["schema_name"]), row["door"]) for row in rows
+        TenantWithoutRole(row["id"], Slug(row["slug"]), SchemaName(row["schema_name"]), row["unprotected"])
+        for row in rows
     ]
 
 
-async def list_open_doors(connection: "Connection", owner: RoleName) -> list[str]:
-    """Return the statements that would shut what is open to the tenants' roles."""
-    return [row["statement"] for row in await connection.fetch(_LIST_OPEN_DOORS, owner.name)]
+async def list_public_rights(connection: Connection, owner: RoleName) -> list[str]:
+    """Return the statements that would take from PUBLIC what the tenants' roles must not have."""
+    return [row["statement"] for row in await connection.fetch(read_statement("list_public_rights"), owner.name)]
 
 
-async def _build(database: Database, owner: RoleName, tenant: TenantWithoutWall) -> None:
+async def _build(database: Database, owner: RoleName, tenant: TenantWithoutRole) -> None:
     try:
         async with database.connection() as connection:
             await lock_until_commit(connection, tenant.id, tenant.slug)
-            await build_wall(connection, tenant.id, tenant.schema, owner)
+            await give_tenant_role(connection, tenant.id, tenant.schema, owner)
             await announce_changes(connection, tenant.id)
     except asyncpg.LockNotAvailableError as error:
         raise TenantBusyError(tenant.slug) from error

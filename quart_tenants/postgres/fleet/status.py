@@ -1,4 +1,4 @@
-"""Report where the fleet stands: versions, failures, edited files and drift, each by one query over all tenants."""
+"""Report the state of all tenants: versions, failures, edited files and drift, each by one query."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from quart_tenants.postgres.registry.registry_tables import check_registry, read
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
 
-# So that all answers are about the same moment, while tenants are made and migrated.
+# All answers must be about the same moment, although tenants are made and migrated meanwhile.
 _READ_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _LIST_TENANTS = """
 SELECT
@@ -26,12 +26,12 @@ _COUNT_TRASH = "SELECT count(*) FROM quart_tenants.tenants WHERE dropped_at IS N
 
 @dataclass(frozen=True, slots=True)
 class VersionCount:
-    """How many tenants stand at a version.
+    """How many tenants are at a version.
 
     Attributes:
-        version: Of their newest migration; 0 for none.
-        file: Its file; None for version 0, and where a newer program made it.
-        count: How many.
+        version: The number of their newest migration; 0 for none.
+        file: The file of that migration; None for version 0, and if a newer program made the version.
+        count: The number of tenants.
     """
 
     version: int
@@ -41,7 +41,7 @@ class VersionCount:
 
 @dataclass(frozen=True, slots=True)
 class TenantVersion:
-    """Where one tenant stands."""
+    """The version of one tenant."""
 
     slug: Slug
     version: int
@@ -49,13 +49,13 @@ class TenantVersion:
 
 @dataclass(frozen=True, slots=True)
 class MigrationFailure:
-    """What went wrong in the last try to migrate a tenant.
+    """What went wrong when a tenant was last migrated.
 
     Attributes:
         slug: The tenant.
-        migration: The file that failed, or None where none had begun.
-        reason: What was said.
-        failed_at: When.
+        migration: The file that failed, or None if no file had begun.
+        reason: The text of the error.
+        failed_at: The time of the failure.
     """
 
     slug: Slug
@@ -66,21 +66,21 @@ class MigrationFailure:
 
 @dataclass(frozen=True, slots=True)
 class FleetStatus:
-    """Where all tenants stand. The trash counts only as `trash`.
+    """The state of all tenants. Tenants in the trash are only in `trash`.
 
     Attributes:
-        newest_version: Of the newest migration file.
-        newest_file: Its name.
-        tenants: How many there are.
-        suspended: How many of them are not served.
-        trash: How many more lie in the trash.
-        versions: How many stand where, the newest version first.
+        newest_version: The number of the newest migration file.
+        newest_file: The name of that file.
+        tenants: The number of tenants.
+        suspended: How many of them are suspended.
+        trash: How many more tenants are in the trash.
+        versions: The number of tenants at each version, the newest version first.
         behind: Tenants older than the newest file, in order of slug.
         ahead: Tenants newer than every file: a newer program made or migrated them.
         failures: Tenants whose last migration failed.
-        edited: Files that are not what ran.
-        majorities: What the tenants at each version were compared with; None where they were not compared.
-        drift: Tenants whose tables are not those of the majority; None where they were not compared.
+        edited: Files that were changed after they had run.
+        majorities: What the tenants at each version were compared with; None if they were not compared.
+        drift: Tenants whose tables differ from those of the majority; None if they were not compared.
     """
 
     newest_version: int
@@ -98,20 +98,20 @@ class FleetStatus:
 
 
 async def get_fleet_status(database: Database, *, settings: Settings, drift: bool = True) -> FleetStatus:
-    """Return where all tenants stand, at one moment. Changes nothing.
+    """Return the state of all tenants at one moment. This changes nothing.
 
-    For commands: the server process behind the connection remembers what it has compared, some 25 kB a tenant,
-    until the connection is closed.
+    Use it in commands: the server process behind the connection keeps about 25 kB for each tenant that it has
+    compared, until the connection is closed.
 
     Args:
-        database: Where.
-        settings: Where the migrations lie.
-        drift: Whether to compare the tables of all tenants, too: about a second for ten thousand small ones.
+        database: The database of the tenants.
+        settings: They name the folder of the migrations.
+        drift: Whether to compare the tables of all tenants, too. Ten thousand small tenants take about a second.
 
     Raises:
         MigrationFileError: A file is misnamed, missing or unreadable.
         RegistryNotReadyError: There is no registry yet.
-        DatabaseTimeoutError: A question took longer than `TENANTS_COMMAND_TIMEOUT`.
+        DatabaseTimeoutError: A query took longer than `TENANTS_COMMAND_TIMEOUT`.
     """
     migrations = get_tenant_migrations(settings)
     newest = migrations[-1]

@@ -1,4 +1,4 @@
-"""Read migration files, plan what is missing, and run it in one schema."""
+"""Read migration files, find the missing ones, and run them in one schema."""
 
 import functools
 import hashlib
@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, MigrationFileError
 from quart_tenants.long_lists import name_some
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.roles.tenant_roles import as_owner
+from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
-    from quart_tenants.postgres.migrations.sql_parser import Script, Statement
+    from quart_tenants.postgres.migrations.migration_statements import Script, Statement
 
 LEAVES_PATH = "it changes search_path; use unqualified names only"
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
-# Answers what is on the path, so that a migration which has changed it is found out.
+# It returns the path, so that a migration that has changed the path is noticed.
 _RECORD = """
 WITH recorded AS (
     INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
@@ -33,7 +34,7 @@ WITH recorded AS (
 )
 SELECT pg_catalog.current_schemas(false)::text[]
 """
-# Which of our files ($1 versions, $2 digests) ran with another text, and for whom.
+# Lists files ($1 versions, $2 digests) that ran with another text, and the tenants for which they ran.
 _LIST_EDITED = """
 SELECT a.version, array_agg(t.slug ORDER BY t.slug) AS slugs
 FROM unnest($1::integer[], $2::text[]) AS f (version, sha256)
@@ -51,7 +52,7 @@ class Migration:
     Attributes:
         version: NNNN, from 1 and without a gap.
         name: The file's name.
-        sql: What it does: unqualified names, so that it runs in any tenant's schema.
+        sql: The text. Its names are unqualified, so that it runs in any tenant's schema.
     """
 
     version: int
@@ -73,7 +74,7 @@ class Migration:
         return _parse(self.name, self.sql)
 
     def check(self) -> None:
-        """Make sure that the file can run. Raises what `script` raises."""
+        """Make sure that the file can run. Raises the error of `script`."""
         _ = self.script
 
 
@@ -86,7 +87,7 @@ class EditedFile:
 
 
 def read_migrations(folder: Path) -> tuple[Migration, ...]:
-    """Return the migrations in *folder* in order of version. What is in them is not parsed yet.
+    """Return the migrations in *folder* in order of version. Their statements are not parsed yet.
 
     Raises:
         MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice,
@@ -118,7 +119,7 @@ def read_migrations(folder: Path) -> tuple[Migration, ...]:
 
 
 def get_tenant_migrations(settings: Settings) -> tuple[Migration, ...]:
-    """Return the migrations of a tenant's schema: the app's own, or those of the reference app.
+    """Return the migrations for tenants' schemas: the app's own, or those of the reference app.
 
     Raises:
         MigrationFileError: A file is misnamed, missing or unreadable.
@@ -129,7 +130,7 @@ def get_tenant_migrations(settings: Settings) -> tuple[Migration, ...]:
 def plan_migrations(migrations: Sequence[Migration], applied: Mapping[int, str]) -> tuple[Migration, ...]:
     """Return those of *migrations* that are missing from *applied* (version → sha256). Pure.
 
-    Versions in *applied* that are newer than every file are left alone: a newer program made them.
+    Versions in *applied* that are newer than every file are ignored: a newer program made them.
 
     Raises:
         MigrationFileError: A file was changed after it was applied.
@@ -142,13 +143,13 @@ def plan_migrations(migrations: Sequence[Migration], applied: Mapping[int, str])
     return tuple(migration for migration in migrations if migration.version not in applied)
 
 
-async def list_applied(connection: "Connection", schema: str) -> dict[int, str]:
+async def list_applied(connection: Connection, schema: str) -> dict[int, str]:
     """Return the versions applied in *schema*, each with the sha256 of its file."""
     return {row["version"]: row["sha256"] for row in await connection.fetch(_LIST_APPLIED, schema)}
 
 
-async def list_edited(connection: "Connection", migrations: Sequence[Migration]) -> tuple[EditedFile, ...]:
-    """Return which of *migrations* were changed after they ran, by one query over all tenants."""
+async def list_edited(connection: Connection, migrations: Sequence[Migration]) -> tuple[EditedFile, ...]:
+    """Return the *migrations* that were changed after they ran, by one query for all tenants."""
     rows = await connection.fetch(
         _LIST_EDITED,
         [migration.version for migration in migrations],
@@ -158,11 +159,11 @@ async def list_edited(connection: "Connection", migrations: Sequence[Migration])
     return tuple(EditedFile(names[row["version"]], tuple(map(Slug, row["slugs"]))) for row in rows)
 
 
-async def refuse_edited(connection: "Connection", migrations: Sequence[Migration]) -> None:
+async def refuse_edited(connection: Connection, migrations: Sequence[Migration]) -> None:
     """Make sure that no file was changed after it ran for some tenant.
 
     Raises:
-        MigrationFileError: Names the files and the tenants.
+        MigrationFileError: A file was changed. The error names the files and the tenants.
     """
     edited = await list_edited(connection, migrations)
     if edited:
@@ -173,7 +174,7 @@ async def refuse_edited(connection: "Connection", migrations: Sequence[Migration
 
 
 async def apply_migrations(
-    connection: "Connection",
+    connection: Connection,
     schema: str,
     migrations: Sequence[Migration],
     *,
@@ -187,13 +188,13 @@ async def apply_migrations(
         schema: The name under which they are recorded.
         migrations: In order of version.
         path: The schemas on the path of *connection*; default: *schema* alone.
-        owner: Whether they run as the owner of all tenants' schemas. The record is written by who has logged in.
+        owner: Whether they run as the owner role. The role that has logged in writes the record.
 
     Raises:
         MigrationFileError: A file is no SQL; nothing ran.
-        MigrationFailedError: A statement failed, or they left another path behind. The caller's
+        MigrationFailedError: A statement failed, or a migration changed the path. The caller's
             transaction is lost.
-        RolesNotReadyError: There is no owner.
+        RolesNotReadyError: There is no owner role.
     """
     async with as_owner(connection, wanted=owner):
         await run_scripts(connection, schema, migrations)
@@ -202,20 +203,22 @@ async def apply_migrations(
 
 
 async def run_scripts(
-    connection: "Connection", schema: str, migrations: Sequence[Migration], *, seconds: float | None = None
+    connection: Connection, schema: str, migrations: Sequence[Migration], *, seconds: float | None = None
 ) -> None:
-    """Run the statements of *migrations* in the transaction of *connection*, one message each, and record nothing.
+    """Run the statements of *migrations* in the transaction of *connection*, one message each, without a record.
 
-    Statements that PostgreSQL refuses in a transaction lose their CONCURRENTLY, or are left out (VACUUM,
-    REINDEX): here they meet new tables, which nobody uses yet.
+    The tables are new, and nobody uses them yet. So statements that PostgreSQL refuses in a transaction run without
+    CONCURRENTLY, and VACUUM and REINDEX are left out.
 
     Args:
         connection: Inside a block.
         schema: For errors.
         migrations: In order of version.
-        seconds: That a statement may take; default: the connection's own limit.
+        seconds: How long a statement may take; default: the connection's own limit.
 
-    Raises what `apply_migrations` raises.
+    Raises:
+        MigrationFileError: A file is no SQL; nothing ran.
+        MigrationFailedError: A statement failed. The caller's transaction is lost.
     """
     scripts = [(migration.name, migration.script) for migration in migrations]
     for name, script in scripts:
@@ -228,16 +231,16 @@ async def run_scripts(
 
 
 def explain_path(schema: str, migrations: Sequence[Migration]) -> MigrationFailedError:
-    """Return the error for *migrations* that left another path behind, such as by set_config()."""
-    # A statement that says SET is found before any runs.
+    """Return the error for *migrations* that changed the path, for example by set_config()."""
+    # A SET statement is refused before any statement runs.
     names = ", ".join(migration.name for migration in migrations)
     return MigrationFailedError(schema, names, LEAVES_PATH)
 
 
 async def record_migrations(
-    connection: "Connection | DriverConnection", schema: str, migrations: Sequence[Migration]
+    connection: Connection | DriverConnection, schema: str, migrations: Sequence[Migration]
 ) -> list[str]:
-    """Write down that *migrations* are applied in *schema*, and return which schemas are on the path."""
+    """Record that *migrations* are applied in *schema*, and return the schemas on the path."""
     schemas: list[str] = await connection.fetchval(
         _RECORD,
         schema,
@@ -249,13 +252,13 @@ async def record_migrations(
 
 
 def locate_refusal(statement: "Statement", error: asyncpg.PostgresError) -> str:
-    """Return what the server said about *statement*, with the line of its file."""
+    """Return the server's message about *statement*, with the line of its file."""
     return f"line {statement.locate(error.position)}: {describe_refusal(error)}"
 
 
 @functools.lru_cache(maxsize=256)
 def _parse(name: str, sql: str) -> "Script":
-    # Here, because it takes a tenth of a second to load, and a worker that serves runs no migration.
-    from quart_tenants.postgres.migrations.sql_parser import parse_script
+    # Imported here, because loading it takes a tenth of a second and a worker runs no migration.
+    from quart_tenants.postgres.migrations.migration_statements import parse_script
 
     return parse_script(name, sql)

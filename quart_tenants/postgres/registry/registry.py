@@ -1,12 +1,11 @@
-"""Know which tenants exist, in memory, kept fresh by a feed of changes."""
+"""Keep in memory which tenants exist, and follow the feed of changes."""
 
 import asyncio
 import logging
 import time
 from typing import NoReturn
 
-import asyncpg
-
+from quart_tenants.connection import Row
 from quart_tenants.errors import RegistryStaleError, SchemaBehindError, TenantError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant, unready_explained
@@ -21,7 +20,7 @@ SELECT
     id, slug, schema_name, display_name, version, suspended, role_name, domains, former_slugs, redirects_until
 FROM quart_tenants.living_tenants
 """
-# Where the feed stands: which transactions it shows, on which start of the server, and its newest row.
+# The position of the feed: the transactions that are visible, the start of the server, and the newest row.
 _GET_POSITION = """
 SELECT
     pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.pg_postmaster_start_time() AS started_at,
@@ -30,8 +29,8 @@ FROM (SELECT) AS once LEFT JOIN (
     SELECT revision, tenant_id, changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1
 ) AS newest ON true
 """
-# $1 the last snapshot: what it did not show is new. $2 to $4 the newest row of then: if it is gone, this is
-# not the same feed. At least one row; changed_id is null where nothing changed.
+# $1 the last snapshot: rows that it did not show are new. $2 to $4 the newest row at that time: if it is gone, this
+# is another feed. The answer has at least one row; changed_id is null if nothing changed.
 _LIST_CHANGES = """
 SELECT
     pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.pg_postmaster_start_time() AS started_at,
@@ -50,7 +49,7 @@ LEFT JOIN (
     SELECT DISTINCT tenant_id FROM quart_tenants.changes
     WHERE transaction >= pg_catalog.pg_snapshot_xmin($1::text::pg_catalog.pg_snapshot)
         AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $1::text::pg_catalog.pg_snapshot)
-        -- Rows from a server that had come further, such as in a dump: no snapshot of this one will show them as seen.
+        -- Rows in a dump from another server may have later numbers: no snapshot here would show them as seen.
         AND transaction < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
 ) AS changed ON true
 LEFT JOIN quart_tenants.living_tenants AS t ON t.id = changed.tenant_id
@@ -58,14 +57,13 @@ LEFT JOIN quart_tenants.living_tenants AS t ON t.id = changed.tenant_id
 
 
 class Registry:
-    """Every tenant but those in the trash, and every session that was ended, in the memory of one worker.
+    """All tenants outside the trash and all ended sessions, in the memory of one worker.
 
-    A look-up costs no query. Changes made by any other process arrive by `follow` within
-    `TENANTS_REGISTRY_POLL_INTERVAL`. When they cannot be read for `TENANTS_REGISTRY_MAX_AGE`, what
-    is remembered is not trusted any more: fail closed.
+    A look-up costs no query. Changes by other processes arrive by `follow` within `TENANTS_REGISTRY_POLL_INTERVAL`. If
+    they cannot be read for `TENANTS_REGISTRY_MAX_AGE`, look-ups raise an error, because the memory may be wrong.
 
     Attributes:
-        ended_sessions: Sessions that are over before their time, as far as `get_age` tells.
+        ended_sessions: Sessions that were ended, as of `get_age` seconds ago.
     """
 
     def __init__(self, database: Database, settings: Settings, *, minimum_version: int = 0) -> None:
@@ -75,22 +73,22 @@ class Registry:
         self.ended_sessions = EndedSessions()
         self._by_id: dict[int, Tenant] = {}
         self._by_slug: dict[Slug, Tenant] = {}
-        # Other addresses of a tenant: its domains, and the slugs that it had, with the end of their redirect.
+        # The other addresses of tenants: domains, and former slugs with the end of their redirect.
         self._by_domain: dict[str, int] = {}
         self._moved: dict[Slug, tuple[int, float]] = {}
         self._addresses: dict[int, tuple[list[str], list[Slug]]] = {}
-        self._position: asyncpg.Record | None = None
+        self._position: Row | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._checking: asyncio.Task[None] | None = None
 
     def get_tenant(self, slug: Slug) -> Tenant:
-        """Return the tenant at *slug*, if it is to be served.
+        """Return the tenant at *slug*, if it may be served.
 
         Raises:
-            UnknownTenantError: There is none, or it is suspended.
-            SchemaBehindError: Its tables are older than what the app needs.
-            RegistryStaleError: What is remembered is too old to be trusted.
+            UnknownTenantError: There is no such tenant, or it is suspended.
+            SchemaBehindError: Its tables are older than the app needs.
+            RegistryStaleError: The registry could not be read for too long.
         """
         if self.get_age() > self._settings.registry_max_age:
             raise RegistryStaleError("the feed of changes could not be read lately")
@@ -102,24 +100,24 @@ class Registry:
         return tenant
 
     def get_present(self, tenant: Tenant) -> Tenant:
-        """Return *tenant*, of some time ago, as it is now, whatever it is called. Raises what `get_tenant` raises.
+        """Return *tenant* as it is now, also after a rename. Raises the errors of `get_tenant`.
 
-        Another one, where its slug is another tenant's by now.
+        If the tenant is gone and its slug is another tenant's by now, that tenant is returned.
         """
         present = self._by_id.get(tenant.id, tenant)
         return self.get_tenant(present.slug)
 
     def get_age(self) -> float:
-        """Return for how many seconds there have been no news. Something may have changed since."""
+        """Return how many seconds ago the registry was read. Something may have changed since."""
         return asyncio.get_running_loop().time() - self._read_at
 
     def find_slug_by_domain(self, domain: str) -> Slug | None:
-        """Return the slug of the tenant that has *domain* for its own, or None. `get_tenant` says if it is served."""
+        """Return the slug of the tenant that owns *domain*, or None. `get_tenant` says whether it may be served."""
         tenant = self._by_id.get(self._by_domain.get(domain, 0))
         return None if tenant is None else tenant.slug
 
     def find_new_slug(self, slug: Slug) -> Slug | None:
-        """Return what the tenant that was renamed from *slug* is called now, or None when that is long ago."""
+        """Return the slug now of the tenant that was renamed from *slug*, or None if its redirect is over."""
         tenant_id, until = self._moved.get(slug, (0, 0.0))
         tenant = self._by_id.get(tenant_id)
         return None if tenant is None or slug in self._by_slug or until <= time.time() else tenant.slug
@@ -128,14 +126,14 @@ class Registry:
         """Read all tenants.
 
         Raises:
-            RegistryNotReadyError: The registry does not exist, is older than this program, or not ours to read.
+            RegistryNotReadyError: The registry does not exist or is older than this program, or we may not read it.
             DatabaseUnavailableError: It cannot be read.
         """
         async with self._reading:
             await self._load()
 
     async def refresh(self) -> None:
-        """Read what changed since the last time. Raises what `load` raises."""
+        """Read what changed since the last call. Raises the errors of `load`."""
         async with self._reading:
             now = asyncio.get_running_loop().time()
             seen = self._position
@@ -147,10 +145,10 @@ class Registry:
                     changes = await connection.fetch(
                         _LIST_CHANGES, seen["snapshot"], seen["revision"], seen["tenant_id"], seen["changed_at"]
                     )
-                    # Afterwards: what comes in between is read once more by the next refresh.
+                    # This comes second: a row that is written in between is read again by the next refresh.
                     await self.ended_sessions.refresh(connection, seen["snapshot"])
             newest = changes[0]
-            # Otherwise it was replaced, such as by an older backup, or the server went back in time.
+            # Otherwise the registry was replaced, for example by an older backup, or the server went back in time.
             if not newest["same_feed"] or newest["started_at"] != seen["started_at"]:
                 await self._load()
                 return
@@ -163,14 +161,14 @@ class Registry:
             self._read_at = now
 
     async def follow(self) -> NoReturn:
-        """Refresh for ever, once in `TENANTS_REGISTRY_POLL_INTERVAL`. Ends by cancellation only."""
+        """Refresh in every `TENANTS_REGISTRY_POLL_INTERVAL`, until it is cancelled."""
         failed = False
         while True:
             await asyncio.sleep(self._settings.registry_poll_interval)
             try:
                 await self.refresh()
             except Exception as error:
-                # Whatever it is: without this task the worker would be stale until it is restarted.
+                # No error may end this task: without it the worker would be stale until it is restarted.
                 if not failed:
                     known = isinstance(error, TenantError)
                     logger.warning(
@@ -185,9 +183,9 @@ class Registry:
                 failed = False
 
     async def check(self) -> None:
-        """Ask the database whether it answers and holds the registry. Raises what `load` raises.
+        """Ask the database whether it answers and has the registry. Raises the errors of `load`.
 
-        Callers at the same time share one answer: anybody may ask, and the feed needs its connection.
+        Concurrent callers share one answer: any visitor may ask, and the feed needs the connection.
         """
         if self._checking is None or self._checking.done():
             self._checking = asyncio.create_task(self._check())
@@ -201,7 +199,7 @@ class Registry:
         now = asyncio.get_running_loop().time()
         async with self._database.connection() as connection:
             await check_registry(connection)
-            # First the position: what comes in between is read once more by the next refresh.
+            # The position comes first: a row that is written in between is read again by the next refresh.
             position = await connection.fetchrow(_GET_POSITION)
             rows = await connection.fetch(_LIST_LIVING)
             await self.ended_sessions.load(connection)
@@ -212,7 +210,7 @@ class Registry:
         self._position = position
         self._read_at = now
 
-    def _put(self, row: asyncpg.Record) -> None:
+    def _put(self, row: Row) -> None:
         tenant = read_tenant(row)
         self._by_id[tenant.id] = self._by_slug[tenant.slug] = tenant
         former_slugs = [Slug(slug) for slug in row["former_slugs"]]
@@ -227,7 +225,7 @@ class Registry:
         tenant = self._by_id.pop(tenant_id, None)
         if tenant is None:
             return
-        # Each of its addresses may be another tenant's by now.
+        # Each of its addresses may belong to another tenant by now.
         if self._by_slug.get(tenant.slug) is tenant:
             del self._by_slug[tenant.slug]
         domains, former_slugs = self._addresses.pop(tenant_id, ([], []))

@@ -1,14 +1,15 @@
-"""Make the registry's tables, check them, and read and announce tenants in them."""
+"""Make and check the registry's tables, read tenants from them, and announce changes."""
 
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection, Row
 from quart_tenants.errors import RegistryNotReadyError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import (
     Migration,
@@ -20,9 +21,6 @@ from quart_tenants.postgres.migrations.migration_files import (
 from quart_tenants.resources import get_resource_path
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
-
 _REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrations') IS NOT NULL"
 _REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"
 _CREATE_REGISTRY_SCHEMA = "CREATE SCHEMA quart_tenants"
@@ -31,10 +29,10 @@ GRANT_REGISTRY = (
     f"GRANT USAGE ON SCHEMA {REGISTRY_SCHEMA} TO …; "
     f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {REGISTRY_SCHEMA} TO …"
 )
-"""What a role needs that serves, or runs commands, and does not own the registry."""
+"""The rights of a role that serves or runs commands but does not own the registry."""
 
 _NO_REGISTRY = f"this database has no tenant registry yet: {_RUN_INIT}"
-# Two `init` at once would both find nothing. The number is arbitrary, but ours: "tenants" as bytes.
+# Two runs of `init` at once would both find no registry. The number is arbitrary: "tenants" as bytes.
 _LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012211)"
 
 _LIST_TENANTS = """
@@ -52,7 +50,8 @@ async def init_registry(database: Database) -> int:
     """Create or update the registry's tables; return how many migrations ran. Doing it again does no harm.
 
     Raises:
-        MigrationFailedError: Such as for a lack of rights; the database is unchanged.
+        MigrationFailedError: A migration failed, for example for a lack of rights. The database is unchanged.
+        RegistryNotReadyError: This role may not create the schema.
     """
     async with database.connection() as connection:
         await connection.execute(_LOCK_REGISTRY_MAKING)
@@ -72,14 +71,14 @@ async def init_registry(database: Database) -> int:
     return len(missing)
 
 
-async def check_registry(connection: "Connection") -> None:
-    """Make sure that the registry exists, is as new as this program, and ours to read.
+async def check_registry(connection: Connection) -> None:
+    """Make sure that the registry exists, is as new as this program, and that this role may read it.
 
     Raises:
-        RegistryNotReadyError: Say `quart-tenants init`, or what right is missing.
+        RegistryNotReadyError: One of these is not true. The error says what to run or which right is missing.
     """
     with unready_explained():
-        # Without USAGE on its schema this is an error already.
+        # Without USAGE on the schema this raises an error.
         exists = await connection.fetchval(_REGISTRY_EXISTS)
     if not exists:
         raise RegistryNotReadyError(_NO_REGISTRY)
@@ -90,7 +89,7 @@ async def check_registry(connection: "Connection") -> None:
 
 
 async def list_tenants(database: Database) -> list[Tenant]:
-    """Return all tenants but those in the trash, in order of slug, read from the database.
+    """Read all tenants from the database, without those in the trash, in order of slug.
 
     Raises:
         RegistryNotReadyError: There is no registry.
@@ -101,10 +100,10 @@ async def list_tenants(database: Database) -> list[Tenant]:
 
 
 async def get_tenant(database: Database, slug: Slug) -> Tenant:
-    """Return the tenant at *slug*, read from the database. For commands; a worker asks its `Registry`.
+    """Read the tenant at *slug* from the database. This is for commands; a worker asks its `Registry`.
 
     Raises:
-        UnknownTenantError: There is none, or it lies in the trash.
+        UnknownTenantError: There is no such tenant, or it is in the trash.
         RegistryNotReadyError: There is no registry.
     """
     async with database.connection() as connection:
@@ -115,14 +114,14 @@ async def get_tenant(database: Database, slug: Slug) -> Tenant:
     return read_tenant(row)
 
 
-async def announce_changes(connection: "Connection | DriverConnection", *tenant_ids: int) -> None:
-    """Tell every worker that these tenants were made, changed or dropped by this transaction."""
+async def announce_changes(connection: Connection | DriverConnection, *tenant_ids: int) -> None:
+    """Tell every worker that this transaction made, changed or dropped these tenants."""
     await connection.execute(_ADD_CHANGES, tenant_ids)
 
 
-def read_tenant(row: asyncpg.Record) -> Tenant:
+def read_tenant(row: Row) -> Tenant:
     """Return the tenant in a row of `living_tenants`."""
-    # Checked when it was written, and trusted since: an adopted schema keeps its name as it is.
+    # The name was checked when it was written. An adopted schema may have a name that we would not give.
     schema = SchemaName(row["schema_name"])
     role = None if row["role_name"] is None else RoleName(row["role_name"])
     return Tenant(row["id"], Slug(row["slug"]), schema, row["display_name"], row["version"], row["suspended"], role)
@@ -130,7 +129,7 @@ def read_tenant(row: asyncpg.Record) -> Tenant:
 
 @contextlib.contextmanager
 def unready_explained() -> Iterator[None]:
-    """Raise `RegistryNotReadyError` where a table is missing or not ours to read."""
+    """Raise `RegistryNotReadyError` if a table is missing or this role may not read it."""
     try:
         yield
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError) as error:

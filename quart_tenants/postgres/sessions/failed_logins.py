@@ -1,4 +1,4 @@
-"""Slow down who guesses passwords: count failed logins by account and by address, for all workers together."""
+"""Slow down whoever guesses passwords: count failed logins by account and by address, for all workers together."""
 
 import hashlib
 import hmac
@@ -6,25 +6,24 @@ import ipaddress
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import TooManyLoginsError
 from quart_tenants.settings import Settings
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
-
-# How long an address is remembered from which an account has logged in.
+# How long the address of a successful login is remembered for the account.
 _KNOWN_SECONDS = 30 * 86400
 _PRUNING_CHANCE = 0.01
-_V6_NETWORK = 64  # bits; what one customer of a provider has to choose addresses from (RFC 6177)
+_V6_NETWORK = 64  # bits; one customer of a provider may use all addresses of such a network (RFC 6177)
 
-# $1 tenant, $2 account, $3 account and address, $4 address. The generation is that of `get_generation`, without a
-# message of its own. An account that has logged in from this address lately is
-# counted together with the address and by nothing else: neither strangers who guess at it from elsewhere hold it up,
-# nor those who share the address, such as a whole office behind one router. A failure later than now is from before
-# the server's clock was set back, and would hold people up as long as that; a minute is for clocks that are adjusted.
-# Not now(), when this block began: who failed after that and need not wait would seem to have to, for a moment.
+# $1 tenant, $2 account, $3 account and address, $4 address. The column generation is the answer of `get_generation`,
+# without another message.
+#
+# If an account has logged in from this address lately, only the pair of both is counted. Then strangers who guess from
+# elsewhere do not delay the user, and nor do other users of the address, such as an office behind one router.
+# A failure in the future was written before the server's clock was set back, and is left out; one minute is allowed for
+# clocks that are adjusted. The query uses clock_timestamp() because now() is the start of the block: a user whose wait
+# ended since then would have to wait again.
 _LOOK = """
 WITH known AS (
     SELECT EXISTS (
@@ -41,7 +40,7 @@ SELECT
             AND f.counted IN ($2, $3, $4) AND (f.counted = $3) = known.here
     ) AS seconds
 """
-# $3 how many are free, $4 and $5 the longest wait and the time of forgetting in seconds.
+# $3 how many failures need no wait, $4 the longest wait and $5 the time after which failures are forgotten, in seconds.
 _COUNT_FAILURE = """
 INSERT INTO quart_tenants.failed_logins AS f (tenant_id, counted, failures, wait_until, forget_at)
 VALUES (
@@ -73,7 +72,7 @@ ON CONFLICT (tenant_id, counted) DO UPDATE
 SET failures = 0, wait_until = excluded.wait_until, forget_at = excluded.forget_at
 """
 _FORGIVE = "DELETE FROM quart_tenants.failed_logins WHERE tenant_id = $1 AND counted = $2"
-# Never waits for a row that somebody counts on: two who did could wait for each other.
+# Never waits for a row that another transaction writes: two that waited could wait for each other.
 _PRUNE = """
 DELETE FROM quart_tenants.failed_logins WHERE (tenant_id, counted) IN (
     SELECT f.tenant_id, f.counted FROM quart_tenants.failed_logins AS f
@@ -84,15 +83,15 @@ DELETE FROM quart_tenants.failed_logins WHERE (tenant_id, counted) IN (
 
 @dataclass(frozen=True, slots=True)
 class LoginCount:
-    """What a try to log in is counted under.
+    """The keys under which one login is counted.
 
     Attributes:
-        tenant_id: At which tenant.
-        account: Digest of the name that was given.
-        account_here: Digest of that and the address.
-        address: Digest of the address.
+        tenant_id: The number of the tenant.
+        account: The digest of the name that was typed.
+        account_here: The digest of that name and the address.
+        address: The digest of the address.
         known_here: Whether the account has logged in from this address lately.
-        generation: For a session that begins with this login, from before the password was read.
+        generation: The session counter from before the password was read, for a session that begins here.
     """
 
     tenant_id: int
@@ -104,20 +103,20 @@ class LoginCount:
 
 
 async def look_at_login(
-    connection: "Connection", tenant_id: int, account: str, address: str | None, key: str | bytes
+    connection: Connection, tenant_id: int, account: str, address: str | None, key: str | bytes
 ) -> LoginCount:
-    """Return what a login is counted under, if it may be tried now.
+    """Return the keys under which a login is counted, if it may be tried now.
 
     Args:
         connection: Inside a block with an empty path.
-        tenant_id: At which tenant.
-        account: The name that was given.
-        address: The visitor's IP address; None where there is none, such as behind a unix socket.
-        key: Of the digests, the same on all workers. Without it a dump of the table tells who can guess well what
-            was typed, and that may be a password in the wrong field.
+        tenant_id: The number of the tenant.
+        account: The name that was typed.
+        address: The visitor's IP address; None if there is none, for example behind a unix socket.
+        key: The key of the digests, the same on all workers. Without a key, whoever has a dump of the table could
+            guess what was typed, and that may be a password in the wrong field.
 
     Raises:
-        TooManyLoginsError: It has to wait.
+        TooManyLoginsError: The login must wait.
     """
     network = _find_network(address)
     count = LoginCount(
@@ -132,8 +131,8 @@ async def look_at_login(
     return replace(count, known_here=row["known_here"], generation=row["generation"])
 
 
-async def count_failure(connection: "Connection", count: LoginCount, settings: Settings) -> None:
-    """Count a failed login, so that the next ones have to wait."""
+async def count_failure(connection: Connection, count: LoginCount, settings: Settings) -> None:
+    """Count a failed login, so that later ones must wait."""
     limits = [(count.account_here, settings.login_attempts)]
     if not count.known_here:
         limits = [(count.account, settings.login_attempts), (count.address, settings.login_attempts_per_address)]
@@ -141,29 +140,29 @@ async def count_failure(connection: "Connection", count: LoginCount, settings: S
         _COUNT_FAILURE,
         [
             (count.tenant_id, counted, free, settings.login_max_delay, settings.login_forget_after)
-            # In one order for all, or two of them could wait for each other.
+            # All workers use the same order; otherwise two of them could wait for each other.
             for counted, free in sorted(limits)
         ],
     )
-    # Here, because a set-up without a daily `purge` must not grow for ever either.
+    # A set-up without a daily `purge` must not grow for ever.
     if random.random() < _PRUNING_CHANCE:  # noqa: S311
         await prune_failed_logins(connection)
 
 
-async def count_success(connection: "Connection", count: LoginCount) -> None:
-    """Forgive the account, and know the address from now on. The address itself is not forgiven: it may guess, too."""
+async def count_success(connection: Connection, count: LoginCount) -> None:
+    """Forget the failures of the account, and remember the address for it. Failures of the address itself stay."""
     if not count.known_here:
         await connection.execute(_FORGIVE, count.tenant_id, count.account)
     await connection.execute(_KNOW, count.tenant_id, count.account_here, float(_KNOWN_SECONDS))
 
 
-async def prune_failed_logins(connection: "Connection") -> None:
-    """Delete what serves nobody any more."""
+async def prune_failed_logins(connection: Connection) -> None:
+    """Delete rows whose time is over."""
     await connection.execute(_PRUNE)
 
 
 def _find_network(address: str | None) -> str:
-    """Return *address*, or of IPv6 its network: there everybody has more addresses than can be counted."""
+    """Return *address*, or the network of an IPv6 address, because there one visitor has countless addresses."""
     try:
         parsed = ipaddress.ip_address(address or "")
     except ValueError:
@@ -179,6 +178,6 @@ def _digest(key: str | bytes, kind: str, *parts: str) -> bytes:
     digest = hmac.new(key.encode() if isinstance(key, str) else key, kind.encode(), hashlib.sha256)
     for part in parts:
         encoded = part.encode("utf-8", "surrogatepass")
-        # The length before each: no two lists look the same.
+        # The length comes before each part, so that two different lists have different digests.
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.digest()

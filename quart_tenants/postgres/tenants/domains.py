@@ -1,11 +1,11 @@
-"""Give tenants domains of their own, when DNS proves that they are theirs."""
+"""Give tenants domains of their own after DNS has proved that the domains are theirs."""
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection, Row
 from quart_tenants.dns_lookup import find_text_records
 from quart_tenants.domain import Domain, is_below
 from quart_tenants.errors import (
@@ -22,26 +22,23 @@ from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
-
 _RECORD_NAME = "_quart-tenants"
 _RECORD_VALUE = "quart-tenants"
 _TOKEN_BYTES = 16
 
-# Also one that lies in the trash and may come back.
+# A tenant in the trash counts, because it may come back.
 _IS_TAKEN = """
 SELECT EXISTS (
     SELECT FROM quart_tenants.domains WHERE domain = $1 AND tenant_id <> $2 AND verified_at IS NOT NULL
 )
 """
-# An earlier claim keeps its token: its record may be in DNS already. The update changes nothing; it returns the row.
+# An earlier claim keeps its token, because its record may be in DNS already. The update only serves to return the row.
 _CLAIM = """
 INSERT INTO quart_tenants.domains (domain, tenant_id, token) VALUES ($1, $2, $3)
 ON CONFLICT (domain, tenant_id) DO UPDATE SET token = domains.token
 RETURNING token, verified_at IS NOT NULL AS verified
 """
-# $3 the token that was proven: the claim may have been removed, and made anew, meanwhile.
+# $3 the token that DNS has shown: the claim may have been removed and made again meanwhile.
 _VERIFY = """
 UPDATE quart_tenants.domains SET verified_at = now() WHERE domain = $1 AND tenant_id = $2 AND token = $3
 RETURNING domain
@@ -61,13 +58,13 @@ ORDER BY d.domain, t.slug
 
 @dataclass(frozen=True, slots=True)
 class CustomDomain:
-    """A domain at which a tenant answers, or wants to, beside its subdomain.
+    """A domain of a tenant's own, or a claim to one.
 
     Attributes:
-        domain: In lower case, without port and trailing dot.
-        slug: The tenant's.
-        token: What its owner puts into DNS to prove that it is theirs.
-        verified: Whether that was seen, or an operator vouched for it. Otherwise it is not served.
+        domain: The domain in lower case, without port and trailing dot.
+        slug: The slug of the tenant.
+        token: The text that the owner of the domain must put into DNS.
+        verified: Whether DNS has shown the token, or an operator vouched for the domain. If not, it is not served.
     """
 
     domain: Domain
@@ -91,25 +88,25 @@ async def add_domain(
 ) -> CustomDomain:
     """Serve a tenant at a domain of its own, if DNS proves that it is theirs. Workers know it within two seconds.
 
-    The first call claims the domain and names the record to make; the same call succeeds when the record is
-    there. Doing it again does no harm. The record may go afterwards.
+    The first call claims the domain and raises an error that names the DNS record to make. The same call succeeds when
+    the record is there. Doing it again does no harm. The record may be removed afterwards.
 
     Args:
-        database: Where.
-        slug: The tenant's.
-        domain: Outside `TENANTS_DOMAIN`. A claim keeps nobody else from claiming it.
-        settings: The domain of all, and which DNS servers to ask.
-        trusted: The caller knows that the domain is the tenant's: DNS is not asked.
+        database: The database of the tenant.
+        slug: The slug of the tenant.
+        domain: A domain outside `TENANTS_DOMAIN`. Several tenants may claim it.
+        settings: They say `TENANTS_DOMAIN` and which DNS servers to ask.
+        trusted: The caller knows that the domain is the tenant's, so DNS is not asked.
 
     Raises:
-        InvalidDomainError: It is `TENANTS_DOMAIN`, or above or below it.
-        DomainTakenError: It is another tenant's, also of one in the trash.
-        RecentlyDroppedError: It was another tenant's until a moment ago.
-        DomainNotVerifiedError: The record is not there. Says which one to make.
+        InvalidDomainError: The domain is `TENANTS_DOMAIN`, or above or below it.
+        DomainTakenError: The domain is another tenant's; that tenant may be in the trash.
+        RecentlyDroppedError: The domain was another tenant's until a moment ago.
+        DomainNotVerifiedError: The record is not there. The error says which one to make.
         DnsUnavailableError: DNS cannot be asked.
         UnknownTenantError: There is no such tenant.
-        TenantInTrashError: It was dropped.
-        TenantBusyError: It is being migrated or changed.
+        TenantInTrashError: The tenant was dropped.
+        TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
     """
     if is_below(domain, settings.domain) or is_below(settings.domain, domain):
@@ -122,22 +119,22 @@ async def add_domain(
             return claim
         if trusted:
             return await _verify(connection, tenant, claim, settings)
-    # Between two transactions: a server that does not answer must not keep a connection and a lock.
+    # DNS is asked between two transactions: a DNS server that does not answer must not hold a connection and a lock.
     if claim.record_value not in await find_text_records(claim.record_name, settings):
         raise DomainNotVerifiedError(domain, claim.record_name, claim.record_value)
     async with database.connection() as connection:
-        # The slug may be another tenant's by now: nothing of that one is touched, because the claim is the first one's.
+        # The slug may be another tenant's by now. That tenant is not touched: the claim belongs to the first one.
         await lock_tenant(connection, slug)
         return await _verify(connection, tenant, claim, settings)
 
 
 async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain]:
-    """Stop serving a domain and forget all claims to it; return what they were. The way to give it to another tenant.
+    """Stop serving a domain, delete all claims to it, and return them.
 
-    Its tenant may have it back at once, another one after `TENANTS_REGISTRY_MAX_AGE`.
+    Its tenant may have it back at once, and another tenant after `TENANTS_REGISTRY_MAX_AGE`.
 
     Raises:
-        UnknownDomainError: No tenant has it or claims it.
+        UnknownDomainError: No tenant has or claims the domain.
         RegistryNotReadyError: There is no registry yet.
     """
     async with database.connection() as connection:
@@ -153,7 +150,7 @@ async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain
 
 
 async def list_domains(database: Database, slug: Slug | None = None) -> list[CustomDomain]:
-    """Return the domains of one tenant or of all, those in the trash included, in order of domain.
+    """Return the domains of one tenant or of all tenants in order of domain, also those of tenants in the trash.
 
     Raises:
         UnknownTenantError: There is no such tenant.
@@ -166,14 +163,14 @@ async def list_domains(database: Database, slug: Slug | None = None) -> list[Cus
         return [_read(row) for row in await connection.fetch(_LIST_DOMAINS, slug)]
 
 
-async def _claim(connection: "Connection", tenant: Tenant, domain: Domain) -> CustomDomain:
+async def _claim(connection: Connection, tenant: Tenant, domain: Domain) -> CustomDomain:
     if await connection.fetchval(_IS_TAKEN, domain, tenant.id):
         raise DomainTakenError(domain)
     (row,) = await connection.fetch(_CLAIM, domain, tenant.id, secrets.token_hex(_TOKEN_BYTES))
     return CustomDomain(domain, tenant.slug, row["token"], row["verified"])
 
 
-async def _verify(connection: "Connection", tenant: Tenant, claim: CustomDomain, settings: Settings) -> CustomDomain:
+async def _verify(connection: Connection, tenant: Tenant, claim: CustomDomain, settings: Settings) -> CustomDomain:
     try:
         verified = await connection.fetchval(_VERIFY, claim.domain, tenant.id, claim.token)
     except asyncpg.UniqueViolationError as error:
@@ -185,5 +182,5 @@ async def _verify(connection: "Connection", tenant: Tenant, claim: CustomDomain,
     return CustomDomain(claim.domain, tenant.slug, claim.token, verified=True)
 
 
-def _read(row: asyncpg.Record) -> CustomDomain:
+def _read(row: Row) -> CustomDomain:
     return CustomDomain(Domain(row["domain"]), Slug(row["slug"]), row["token"], row["verified"])

@@ -13,9 +13,9 @@ from quart_tenants.tenant import Slug, Tenant
 _SUSPEND = "UPDATE quart_tenants.tenants SET suspended_at = now() WHERE id = $1"
 _RESUME = "UPDATE quart_tenants.tenants SET suspended_at = NULL WHERE id = $1"
 _RENAME = "UPDATE quart_tenants.tenants SET slug = $2 WHERE id = $1"
-# Its own former names are no danger to it: whoever remembers them leads to the same tenant.
+# A tenant may have its own former slug back: a worker that remembers it leads to the same tenant.
 _FORGET_FORMER_SLUG = "DELETE FROM quart_tenants.former_slugs WHERE tenant_id = $1 AND slug = $2"
-# $3 days, by the clock as for the rest that follows. A row that stands there already is another tenant's, and over.
+# $3 days, by the clock and not from the start of the transaction. An older row of another tenant has expired.
 _REDIRECT = """
 INSERT INTO quart_tenants.former_slugs (tenant_id, slug, redirect_until)
 VALUES ($1, $2, clock_timestamp() + make_interval(secs => $3 * 86400))
@@ -24,20 +24,28 @@ ON CONFLICT (slug) DO UPDATE SET tenant_id = excluded.tenant_id, redirect_until 
 
 
 async def suspend_tenant(database: Database, slug: Slug) -> Tenant:
-    """Stop serving a tenant and keep everything of it. Every worker obeys within two seconds.
+    """Stop serving a tenant and keep its data. Every worker obeys within two seconds.
 
-    Doing it again does no harm. Migrations reach it all the same.
+    Doing it again does no harm. A suspended tenant is still migrated.
 
     Raises:
-        UnknownTenantError: There is none, or it lies in the trash.
-        TenantBusyError: It is being migrated or changed.
+        UnknownTenantError: There is no such tenant.
+        TenantInTrashError: The tenant is in the trash.
+        TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
     """
     return await _change(database, slug, _SUSPEND)
 
 
 async def resume_tenant(database: Database, slug: Slug) -> Tenant:
-    """Serve a suspended tenant again, within two seconds. Raises what `suspend_tenant` raises."""
+    """Serve a suspended tenant again, within two seconds.
+
+    Raises:
+        UnknownTenantError: There is no such tenant.
+        TenantInTrashError: The tenant is in the trash.
+        TenantBusyError: The tenant is being migrated or changed.
+        RegistryNotReadyError: There is no registry yet.
+    """
     return await _change(database, slug, _RESUME)
 
 
@@ -47,18 +55,20 @@ async def rename_tenant(
     """Give a tenant another subdomain. Its schema keeps its name, so that no request is lost.
 
     Args:
-        database: Where.
-        slug: The old one.
-        new_slug: The new one. A name that the tenant had before is free to it.
-        settings: Reserved slugs, and how long a name rests.
-        redirect_days: How long the old address answers 308 to the new one; nobody can take it meanwhile.
-            Default: `TENANTS_REDIRECT_DAYS`.
+        database: The database of the tenant.
+        slug: The slug until now.
+        new_slug: The new slug. A former slug of the tenant itself is allowed.
+        settings: They say which slugs are reserved and how long a name rests.
+        redirect_days: How many days the old address answers 308 to the new one. No other tenant can take it
+            meanwhile. Default: `TENANTS_REDIRECT_DAYS`.
 
     Raises:
-        UnknownTenantError: There is none, or it lies in the trash.
+        UnknownTenantError: There is no such tenant.
         InvalidSlugError: *new_slug* is reserved by `TENANTS_RESERVED_SLUGS`.
-        TenantExistsError: *new_slug* is taken, also by the tenant itself.
-        TenantInTrashError, FormerSlugError, RecentlyDroppedError: It is not free yet.
+        TenantExistsError: *new_slug* is taken, or it is the tenant's slug now.
+        TenantInTrashError: The tenant, or another one with the slug *new_slug*, is in the trash.
+        FormerSlugError: *new_slug* still leads to another tenant.
+        RecentlyDroppedError: *new_slug* was another tenant's until a moment ago.
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
     """
@@ -74,7 +84,7 @@ async def rename_tenant(
             async with connection.transaction():
                 await connection.execute(_RENAME, tenant.id, new_slug)
         except asyncpg.UniqueViolationError:
-            # Somebody was faster by a moment. This says who.
+            # Another process took the slug a moment ago. This raises the error that says which tenant has it.
             await check_free(connection, {new_slug: None}, settings)
             raise
         await connection.execute(_REDIRECT, tenant.id, slug, days)

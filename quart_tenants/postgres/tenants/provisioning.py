@@ -1,12 +1,12 @@
-"""Make tenants: create them, many at a time, or adopt schemas that exist."""
+"""Make tenants: create one, create many, or adopt schemas that exist."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection, Row
 from quart_tenants.errors import (
     FormerSlugError,
     InvalidSlugError,
@@ -28,14 +28,12 @@ from quart_tenants.postgres.migrations.migration_files import (
 )
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import find_resting
-from quart_tenants.postgres.roles.tenant_roles import as_owner, build_wall, get_owner
+from quart_tenants.postgres.roles.owner_role import as_owner, get_owner
+from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
-
-# What stands in the way of each slug ($1) with its schema ($2), if anything but its rest.
+# Lists for each slug ($1) and its schema ($2) why it cannot be a new tenant's. Resting names are not looked at here.
 _FIND_OBSTACLES = """
 SELECT
     x.slug,
@@ -72,28 +70,28 @@ async def create_tenant(
     schema: SchemaName | None = None,
     first_rows: str | None = None,
 ) -> Tenant:
-    """Register a tenant, create its schema and run every tenant migration in it. All of it, or nothing.
+    """Register a tenant, create its schema and run every tenant migration in it, in one transaction.
 
     Args:
-        database: Where; its role needs CREATE on the database.
+        database: The database; its role needs CREATE on it.
         slug: The subdomain.
-        name: What people call the customer.
-        settings: Reserved slugs, and where the migrations lie.
-        schema: Default: called like the slug.
+        name: The display name of the tenant.
+        settings: They say which slugs are reserved and where the migrations are.
+        schema: The name of the schema; default: the slug.
         first_rows: SQL that fills the new tables, in the same transaction.
 
     Raises:
         InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
         InvalidNameError: *name* is empty, too long or not printable.
         TenantExistsError: The slug or the schema is taken.
-        TenantInTrashError: A tenant of that name was dropped, and not purged yet.
-        FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
-        RecentlyDroppedError: Another tenant had the name within `TENANTS_REGISTRY_MAX_AGE`, or is still read.
-        SchemaExistsError: A schema of that name exists and is no tenant's.
+        TenantInTrashError: A tenant with that slug is in the trash.
+        FormerSlugError: A renamed tenant had that slug, and it still leads to the new one.
+        RecentlyDroppedError: Another tenant had the name until a moment ago, or a transaction may still read it.
+        SchemaExistsError: The schema exists and is no tenant's.
         MigrationFileError: A file is no SQL, or was changed after it ran for another tenant.
         MigrationFailedError: A migration failed.
         RegistryNotReadyError: There is no registry yet.
-        RolesNotReadyError: Tenants are to have roles of their own, which are not set up, or not ours to make.
+        RolesNotReadyError: Each tenant must have a role, but roles are not set up, or this role may not make them.
     """
     check_not_reserved(slug, settings)
     name = parse_display_name(name)
@@ -114,19 +112,19 @@ async def create_tenants(
     jobs: int = 4,
     on_created: Callable[[Tenant], object] | None = None,
 ) -> int:
-    """Create many tenants, each in a transaction of its own; return how many.
+    """Create many tenants, each in its own transaction, and return how many.
 
-    All that can be checked is checked before the first one is made. When something fails after that, or on
-    a cancellation, those that were made stay, each complete.
+    All that can be checked is checked before the first tenant is made. After a later failure or a cancellation the
+    tenants that were made stay, and each of them is complete.
 
     Args:
-        database: With at least as many connections as *jobs*.
-        names: What people call the customer, by slug.
-        settings: Reserved slugs, and where the migrations lie.
-        jobs: How many are made at the same time.
-        on_created: Called for each tenant.
+        database: It needs at least *jobs* connections.
+        names: The display names by slug.
+        settings: They say which slugs are reserved and where the migrations are.
+        jobs: How many tenants are made at the same time.
+        on_created: Called for each new tenant.
 
-    Raises what `create_tenant` raises, for the first slug that something is wrong with.
+    Raises what `create_tenant` raises, for the first slug that cannot be a tenant's.
     """
     for slug in names:
         check_not_reserved(slug, settings)
@@ -141,7 +139,7 @@ async def create_tenants(
     left = iter(rows.items())
 
     async def create_from_the_rest() -> None:
-        # One iterator for all: each takes the next when it is free.
+        # All jobs share one iterator, and each takes the next tenant when it is free.
         for slug, (schema, name) in left:
             async with database.connection() as connection:
                 tenant = await _create(connection, slug, schema, name, migrations, settings)
@@ -153,13 +151,13 @@ async def create_tenants(
             for _ in range(jobs):
                 group.create_task(create_from_the_rest())
     except BaseExceptionGroup as failures:
-        # One is enough to say; the group has cancelled the others.
+        # The group has cancelled the other jobs, and one error is enough.
         raise failures.exceptions[0] from None
     return len(rows)
 
 
 async def find_obstacles(database: Database, slugs: Collection[Slug], *, settings: Settings) -> dict[Slug, TenantError]:
-    """Return why `create_tenant` would refuse those of *slugs* that it would refuse. One look for all.
+    """Return for each of *slugs* that `create_tenant` would refuse its error, by one query.
 
     Raises:
         RegistryNotReadyError: There is no registry yet.
@@ -179,25 +177,25 @@ async def find_obstacles(database: Database, slugs: Collection[Slug], *, setting
 async def adopt_schemas(
     database: Database, schemas: Mapping[Slug, SchemaName], *, settings: Settings, version: int
 ) -> list[Tenant]:
-    """Register schemas that exist already, all or none. No table in them is touched.
+    """Register schemas that exist already, all or none. Their tables do not change.
 
-    With `TENANTS_ROLE_PER_TENANT` they and all that is in them get the owner of all tenants' schemas.
+    With `TENANTS_ROLE_PER_TENANT` the schemas and their contents get a new owner, the owner role.
 
     Args:
-        database: Where they are.
-        schemas: The subdomain that each will answer at. The slug becomes the display name, too.
-        settings: Reserved slugs, and where the migrations lie.
-        version: The newest migration whose work the schemas contain already; 0 for none.
+        database: The database with the schemas.
+        schemas: The schemas by slug. The slug becomes the display name, too.
+        settings: They say which slugs are reserved and where the migrations are.
+        version: The newest migration whose changes the schemas contain already; 0 for none.
 
     Raises:
         InvalidSlugError: A slug is reserved by `TENANTS_RESERVED_SLUGS`.
-        UnknownSchemaError: A schema does not exist, is not ours to use, or there is no such version.
+        UnknownSchemaError: A schema does not exist, this role may not use it, or there is no such version.
         TenantExistsError: A slug is taken, or a schema is another tenant's.
-        TenantInTrashError: A tenant of that name was dropped, and not purged yet.
-        FormerSlugError: A tenant was renamed, and its old address still leads to the new one.
-        RecentlyDroppedError: Another tenant had the name within `TENANTS_REGISTRY_MAX_AGE`, or is still read.
+        TenantInTrashError: A tenant with that slug is in the trash.
+        FormerSlugError: A renamed tenant had that slug, and it still leads to the new one.
+        RecentlyDroppedError: Another tenant had the name until a moment ago, or a transaction may still read it.
         RegistryNotReadyError: There is no registry yet.
-        RolesNotReadyError: A schema, or something in it, is not ours to give to the owner.
+        RolesNotReadyError: This role may not give a schema, or an object in it, to the owner role.
     """
     migrations = get_tenant_migrations(settings)
     if not 0 <= version <= len(migrations):
@@ -219,7 +217,7 @@ async def adopt_schemas(
             await check_free(connection, {slug: schema}, settings, new_schema=False)
             tenant = await register_tenant(connection, slug, schema, slug, version)
             if owner is not None:
-                tenant = replace(tenant, role=await build_wall(connection, tenant.id, schema, owner))
+                tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner))
             tenants.append(tenant)
             await record_migrations(connection, schema.name, migrations[:version])
         await announce_changes(connection, *(tenant.id for tenant in tenants))
@@ -227,29 +225,29 @@ async def adopt_schemas(
 
 
 async def check_free(
-    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
+    connection: Connection, schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
 ) -> None:
-    """Make sure that nothing stands in the way of tenants at these slugs with these schemas.
+    """Make sure that these slugs and schemas are free for new tenants.
 
     Args:
         connection: Inside a block.
-        schemas: By slug; None where only the slug matters.
-        settings: How long a dropped name rests.
+        schemas: The schemas by slug; None if only the slug matters.
+        settings: They say how long a dropped name rests.
         new_schema: Whether the schemas must not exist.
 
     Raises:
         TenantExistsError, TenantInTrashError, FormerSlugError, RecentlyDroppedError, SchemaExistsError:
-            Something does; for the first slug of *schemas* that it is true of.
+            The first slug of *schemas* that is not free, or its schema.
     """
     for _, error in await _list_obstacles(connection, schemas, settings, new_schema=new_schema):
         raise error
 
 
-async def register_tenant(connection: "Connection", slug: Slug, schema: SchemaName, name: str, version: int) -> Tenant:
+async def register_tenant(connection: Connection, slug: Slug, schema: SchemaName, name: str, version: int) -> Tenant:
     """Write the tenant's row, after `check_free`.
 
     Raises:
-        TenantExistsError: Somebody else was faster by a moment.
+        TenantExistsError: Another process took the name a moment ago.
     """
     tenant_id = await connection.fetchval(_ADD_TENANT, slug, schema.name, name)
     if tenant_id is None:
@@ -258,13 +256,13 @@ async def register_tenant(connection: "Connection", slug: Slug, schema: SchemaNa
 
 
 async def _list_obstacles(
-    connection: "Connection", schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
+    connection: Connection, schemas: Mapping[Slug, SchemaName | None], settings: Settings, *, new_schema: bool = True
 ) -> list[tuple[Slug, TenantError]]:
-    """Return what stands in the way of each of *schemas* that cannot be made, in their order."""
+    """Return the error of each slug that is not free, in order of *schemas*."""
     rows = await connection.fetch(
         _FIND_OBSTACLES, list(schemas), [schema and schema.name for schema in schemas.values()]
     )
-    # Afterwards: what becomes free in between rests.
+    # This comes second, because a name that becomes free in between rests.
     resting = await find_resting(connection, schemas, settings)
     obstacles = [
         (slug, _explain_obstacle(row, resting.get(slug), new_schema=new_schema))
@@ -273,9 +271,7 @@ async def _list_obstacles(
     return [(slug, error) for slug, error in obstacles if error is not None]
 
 
-def _explain_obstacle(
-    row: asyncpg.Record, rest: RecentlyDroppedError | None, *, new_schema: bool
-) -> TenantError | None:
+def _explain_obstacle(row: Row, rest: RecentlyDroppedError | None, *, new_schema: bool) -> TenantError | None:
     if row["in_trash"]:
         return TenantInTrashError(row["slug"])
     if row["taken_by"] == row["slug"]:
@@ -292,7 +288,7 @@ def _explain_obstacle(
 
 
 async def _create(
-    connection: "Connection",
+    connection: Connection,
     slug: Slug,
     schema: SchemaName,
     name: str,
@@ -300,26 +296,26 @@ async def _create(
     settings: Settings,
     first_rows: str | None = None,
 ) -> Tenant:
-    walled = settings.role_per_tenant
-    owner = await get_owner(connection) if walled else None
+    with_role = settings.role_per_tenant
+    owner = await get_owner(connection) if with_role else None
     tenant = await register_tenant(connection, slug, schema, name, migrations[-1].version)
     try:
         await connection.execute(f"CREATE SCHEMA {schema.quoted}")
     except asyncpg.DuplicateSchemaError as error:
         raise SchemaExistsError(str(schema)) from error
     if owner is not None:
-        # Before there is anything in it: what the owner makes from now on is open to the tenant's role.
-        tenant = replace(tenant, role=await build_wall(connection, tenant.id, schema, owner, new=True))
+        # The schema is still empty: all that the owner role makes from now on is open to the tenant's role.
+        tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner, new=True))
     await enter_schema(connection, schema)
-    await apply_migrations(connection, str(schema), migrations, owner=walled)
+    await apply_migrations(connection, str(schema), migrations, owner=with_role)
     if first_rows is not None:
-        async with as_owner(connection, wanted=walled):
+        async with as_owner(connection, wanted=with_role):
             await run_scripts(connection, str(schema), [Migration(0, "first_rows", first_rows)])
     await announce_changes(connection, tenant.id)
     return tenant
 
 
 def check_not_reserved(slug: Slug, settings: Settings) -> None:
-    """Raise `InvalidSlugError` for what `TENANTS_RESERVED_SLUGS` keeps for the app itself."""
+    """Raise `InvalidSlugError` if `TENANTS_RESERVED_SLUGS` keeps *slug* for the app itself."""
     if slug in settings.reserved_slugs:
         raise InvalidSlugError(slug, "the name is reserved by TENANTS_RESERVED_SLUGS")

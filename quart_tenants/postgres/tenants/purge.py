@@ -1,4 +1,4 @@
-"""Delete for good what lies in the trash, and what the registry remembers for nothing."""
+"""Delete tenants in the trash for good, and rows of the registry that nobody needs any more."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -9,61 +9,30 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.registry.resting_names import forget_rested_names, free_names
 from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
-from quart_tenants.postgres.roles.tenant_roles import drop_role
+from quart_tenants.postgres.roles.schema_access import drop_role
 from quart_tenants.postgres.sessions.failed_logins import prune_failed_logins
 from quart_tenants.postgres.sessions.session_ends import prune_ended_sessions
 from quart_tenants.postgres.tenants.trash import TrashedTenant, list_trash
+from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Slug
 
-# Relations in one transaction. DROP locks a table with its indexes, sequences, types and constraints until the
-# commit, and the server's table of locks is shared with all requests: a schema of thousands would fill it.
+# How many relations one transaction drops. DROP locks a table with its indexes, sequences, types and constraints until
+# the commit. All requests share the server's table of locks, and a schema with thousands of tables would fill it.
 _BATCH = 50
 
-# By the server's clock, which has written when each was dropped.
+# By the clock of the server, which has written the times of the drops.
 _GET_BORDER = "SELECT now() - make_interval(secs => $1 * 86400)"
-# $2 when it was dropped: brought back and dropped again, it is young.
+# $2 the time of the drop: a tenant that was brought back and dropped again is a younger one.
 _BEGIN = """
 UPDATE quart_tenants.tenants SET purge_began_at = coalesce(purge_began_at, now())
 WHERE id = $1 AND dropped_at = $2 RETURNING schema_name
 """
 _GET_BEGUN = "SELECT schema_name, role_name FROM quart_tenants.tenants WHERE id = $1 AND purge_began_at IS NOT NULL"
-# $1 schema, $2 how many. Partitions and heirs go before their parents, what has few dependents before what has
-# many: so no single DROP finds thousands of others to lock. What belongs to a column or an extension goes with it.
-_LIST_DROPS = """
-SELECT format(
-    'DROP %s IF EXISTS %I.%I CASCADE',
-    CASE c.relkind
-        WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE'
-        ELSE 'TABLE'
-    END,
-    n.nspname, c.relname
-)
-FROM pg_catalog.pg_namespace AS n
-JOIN pg_catalog.pg_depend AS d
-    ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
-    AND d.classid = 'pg_catalog.pg_class'::regclass
-JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S')
-WHERE n.nspname = $1
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_inherits AS i JOIN pg_catalog.pg_class AS heir ON heir.oid = i.inhrelid
-        WHERE i.inhparent = c.oid AND heir.relnamespace = n.oid
-    )
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_depend AS owned
-        WHERE owned.classid = 'pg_catalog.pg_class'::regclass AND owned.objid = c.oid
-            AND (owned.deptype = 'e' OR c.relkind = 'S' AND owned.deptype IN ('a', 'i'))
-    )
-ORDER BY
-    (SELECT count(*) FROM pg_catalog.pg_depend AS u
-     WHERE u.refclassid = 'pg_catalog.pg_class'::regclass AND u.refobjid = c.oid AND u.deptype = 'n'),
-    c.oid DESC
-LIMIT $2
-"""
 _FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _FORGET_TENANT = "DELETE FROM quart_tenants.tenants WHERE id = $1"
 
-# A reader whose last row is gone reads everything anew, so the newest one stays however old it is.
+# A worker whose last row is gone reads the whole registry again. So the newest row stays, however old it is.
 _PRUNE_CHANGES = """
 DELETE FROM quart_tenants.changes
 WHERE changed_at < now() - interval '1 day' AND revision < (SELECT max(revision) FROM quart_tenants.changes)
@@ -78,10 +47,10 @@ async def find_purgeable(
     slugs: Collection[Slug] | None = None,
     older_than_days: float | None = None,
 ) -> list[TrashedTenant]:
-    """Return what `purge_trash` would delete, the oldest first.
+    """Return the tenants that `purge_trash` would delete, the oldest drop first.
 
     Raises:
-        TenantNotInTrashError: One of *slugs* does not lie in the trash.
+        TenantNotInTrashError: One of *slugs* is not in the trash.
         RegistryNotReadyError: There is no registry yet.
     """
     trash = await list_trash(database)
@@ -94,7 +63,7 @@ async def find_purgeable(
     days = settings.trash_days if older_than_days is None else older_than_days
     async with database.connection() as connection:
         border = await connection.fetchval(_GET_BORDER, days)
-    # What was begun is to come to its end.
+    # A deletion that has begun must be finished.
     return [tenant for tenant in trash if tenant.half_purged or tenant.dropped_at <= border]
 
 
@@ -105,18 +74,20 @@ async def purge_trash(
     slugs: Collection[Slug] | None = None,
     older_than_days: float | None = None,
 ) -> list[TrashedTenant]:
-    """Delete for good what has lain in the trash for long; return what is gone.
+    """Delete tenants for good that have been in the trash for long, and return them.
 
     Args:
-        database: Where.
-        settings: How long the trash is kept.
-        slugs: These alone, whatever their age.
-        older_than_days: Default: `TENANTS_TRASH_DAYS`.
+        database: The database of the tenants.
+        settings: They say how long the trash is kept.
+        slugs: Only these tenants, however long they have been in the trash.
+        older_than_days: Only tenants that were dropped so many days ago; default: `TENANTS_TRASH_DAYS`.
 
     Raises:
-        TenantNotInTrashError: One of *slugs* does not lie in the trash; nothing is deleted.
-
-    And what `purge_tenants` raises.
+        TenantNotInTrashError: One of *slugs* is not in the trash; nothing is deleted.
+        TenantBusyError: A transaction changes or reads a tenant.
+        DatabaseRefusedError: PostgreSQL refused to drop something, for example for a lack of rights.
+        DatabaseUnavailableError: The database cannot be reached.
+        RegistryNotReadyError: There is no registry yet.
     """
     tenants = await find_purgeable(database, settings=settings, slugs=slugs, older_than_days=older_than_days)
     return await purge_tenants(database, tenants)
@@ -129,21 +100,21 @@ async def purge_tenants(
     on_purged: Callable[[TrashedTenant], object] | None = None,
     on_failed: Callable[[TrashedTenant, TenantError], object] | None = None,
 ) -> list[TrashedTenant]:
-    """Delete these for good, each schema piece by piece; return which are gone. Then tidy the registry up.
+    """Delete tenants for good, each schema in several transactions, and return them. Then clean up the registry.
 
-    One that was brought back meanwhile stays. Killed in the middle, it leaves a tenant that cannot come back
-    any more; the next purge goes on with it.
+    A tenant that was brought back meanwhile stays. If this is killed, it leaves a tenant that cannot come back, and the
+    next purge finishes it.
 
     Args:
-        database: Where.
+        database: The database of the tenants.
         tenants: From `find_purgeable`.
-        on_purged: Called for each that is gone.
-        on_failed: Called for each that could not be deleted; the others are deleted all the same. Without it
+        on_purged: Called for each tenant that is deleted.
+        on_failed: Called for each tenant that could not be deleted; the others are still deleted. Without it
             the error is raised.
 
     Raises:
-        TenantBusyError: Somebody works on a tenant or still reads it.
-        DatabaseRefusedError: PostgreSQL refused to drop something, such as for a lack of rights.
+        TenantBusyError: A transaction changes or reads a tenant.
+        DatabaseRefusedError: PostgreSQL refused to drop something, for example for a lack of rights.
         DatabaseUnavailableError: The database cannot be reached.
     """
     purged = []
@@ -170,7 +141,7 @@ async def purge_tenants(
 
 
 async def _purge(database: Database, tenant: TrashedTenant) -> bool:
-    """Return whether it is gone: False when somebody has brought it back, or was faster."""
+    """Return whether this call deleted the tenant. If not, it was brought back, or another process deleted it."""
     async with database.connection() as connection:
         await lock_until_commit(connection, tenant.id, tenant.slug)
         if await connection.fetchval(_BEGIN, tenant.id, tenant.dropped_at) is None:
@@ -184,7 +155,7 @@ async def _purge(database: Database, tenant: TrashedTenant) -> bool:
                 if row is None:
                     return True
                 schema = row["schema_name"]
-                drops = [row["format"] for row in await connection.fetch(_LIST_DROPS, schema, batch)]
+                drops = [row["format"] for row in await connection.fetch(read_statement("list_drops"), schema, batch)]
                 if drops:
                     await connection.execute("; ".join(drops))
                     continue
@@ -193,13 +164,13 @@ async def _purge(database: Database, tenant: TrashedTenant) -> bool:
                 await connection.execute(_FORGET_TENANT, tenant.id)
                 if row["role_name"] is not None:
                     await drop_role(connection, RoleName(row["role_name"]))
-                # Nothing leads to its former addresses any more.
+                # Its former addresses lead nowhere now, so they may be free soon.
                 await free_names(connection, tenant.id)
                 return True
         except asyncpg.LockNotAvailableError as error:
             raise TenantBusyError(tenant.slug) from error
         except asyncpg.OutOfMemoryError:
-            # No place left in the table of locks: tables of many columns, or a server that is small or busy.
+            # The table of locks is full: tables with many columns, or a server that is small or busy.
             if batch == 1:
                 raise
             batch //= 2

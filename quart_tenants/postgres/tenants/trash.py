@@ -1,11 +1,11 @@
-"""Drop tenants into the trash, list what lies there, and bring it back."""
+"""Put tenants into the trash, list them, and bring them back."""
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import SchemaExistsError, TenantNotInTrashError, UnknownSchemaError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
@@ -13,9 +13,6 @@ from quart_tenants.postgres.registry.resting_names import check_rested, let_name
 from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, lock_until_commit
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 _FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
 _PUT_INTO_TRASH = """
@@ -44,10 +41,10 @@ class TrashedTenant:
 
     Attributes:
         id: The registry's number.
-        slug: Its subdomain, which nobody else can take before it is purged.
-        schema: What its schema is called in the trash.
-        name: What people call the customer.
-        dropped_at: When it was dropped.
+        slug: Its subdomain, which no other tenant can take before it is purged.
+        schema: The name of its schema in the trash.
+        name: Its display name.
+        dropped_at: The time of the drop.
         half_purged: Whether its deletion has begun, so that it cannot come back.
     """
 
@@ -60,14 +57,14 @@ class TrashedTenant:
 
 
 async def drop_tenant(database: Database, slug: Slug) -> Tenant:
-    """Put a tenant into the trash, from where `undrop_tenant` brings it back; return what it was.
+    """Put a tenant into the trash and return it as it was. `undrop_tenant` brings it back.
 
     Its schema is renamed, so that nothing can read it by its old name. The slug stays taken.
 
     Raises:
-        UnknownTenantError: There is none.
-        TenantInTrashError: It lies there already.
-        TenantBusyError: It is being migrated or changed.
+        UnknownTenantError: There is no such tenant.
+        TenantInTrashError: The tenant is in the trash already.
+        TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
     """
     async with database.connection() as connection:
@@ -75,7 +72,7 @@ async def drop_tenant(database: Database, slug: Slug) -> Tenant:
         tenant = await lock_tenant(connection, slug)
         trash = name_in_trash(tenant.id)
         await connection.execute(_PUT_INTO_TRASH, tenant.id, trash.name)
-        # A schema that somebody dropped by hand must not keep its tenant alive.
+        # A tenant must be droppable, too, if somebody dropped its schema by hand.
         if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
             await _rename_schema(connection, tenant.schema, trash)
         else:
@@ -88,21 +85,22 @@ async def drop_tenant(database: Database, slug: Slug) -> Tenant:
 
 
 async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -> Tenant:
-    """Bring a tenant back from the trash as it was, its sessions and domains included.
+    """Bring a tenant back from the trash as it was, with its sessions and domains.
 
-    Migrations have passed it by meanwhile: `migrate_fleet` brings it forward, and until then it is not served.
+    Tenants in the trash are not migrated. If migrations ran meanwhile, the tenant is not served before
+    `migrate_fleet` has migrated it.
 
     Args:
-        database: Where.
-        slug: What it was called.
-        settings: How long a name rests.
+        database: The database of the tenant.
+        slug: The slug of the tenant.
+        settings: They say how long a name rests.
 
     Raises:
-        TenantNotInTrashError: None of that name lies there.
-        RecentlyDroppedError: Another tenant had its schema's name meanwhile, until a moment ago.
+        TenantNotInTrashError: No tenant with that slug is in the trash.
+        RecentlyDroppedError: Another tenant had the name of its schema until a moment ago.
         UnknownSchemaError: Its deletion has begun, or somebody has deleted its schema.
         SchemaExistsError: Somebody has made a schema of its name meanwhile.
-        TenantBusyError: It is being changed.
+        TenantBusyError: The tenant is being changed.
         RegistryNotReadyError: There is no registry yet.
     """
     async with database.connection() as connection:
@@ -127,7 +125,7 @@ async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -
 
 
 async def list_trash(database: Database) -> list[TrashedTenant]:
-    """Return what lies in the trash, the oldest first.
+    """Return the tenants in the trash, the oldest drop first.
 
     Raises:
         RegistryNotReadyError: There is no registry yet.
@@ -149,12 +147,12 @@ async def list_trash(database: Database) -> list[TrashedTenant]:
 
 
 def name_in_trash(tenant_id: int) -> SchemaName:
-    """Return what the schema of a tenant in the trash is called."""
+    """Return the name that the schema of a tenant has in the trash."""
     return SchemaName(f"{REGISTRY_SCHEMA}_trash_{tenant_id}")
 
 
-async def _rename_schema(connection: "Connection", old: SchemaName, new: SchemaName) -> None:
-    """Rename a schema and what the registry knows of it."""
+async def _rename_schema(connection: Connection, old: SchemaName, new: SchemaName) -> None:
+    """Rename a schema, also in the registry."""
     try:
         await connection.execute(f"ALTER SCHEMA {old.quoted} RENAME TO {new.quoted}")
     except asyncpg.DuplicateSchemaError as error:

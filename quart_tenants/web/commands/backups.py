@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from quart_tenants.postgres.backups.backing_up import backup_tenant
-from quart_tenants.postgres.backups.restores import restore_tenant
+from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
@@ -22,9 +22,9 @@ from quart_tenants.web.commands.trash import ask_for_name
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @with_database
 async def backup_command(database: Database, settings: Settings, slug: str, file: Path, force: bool) -> None:
-    """Write everything of tenant SLUG into FILE, while it is being served.
+    """Write everything of tenant SLUG into FILE, while it is served.
 
-    Only you may read FILE, because it holds what the tenant's tables hold. Needs PostgreSQL's program
+    Only you may read FILE, because it holds the rows of the tenant. This needs PostgreSQL's program
     pg_dump, which comes with quart-tenants[demo].
     """
     show_beginning(f"backing up {slug}")
@@ -34,22 +34,22 @@ async def backup_command(database: Database, settings: Settings, slug: str, file
 
 @click.command("restore")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--as", "slug", metavar="SLUG", required=True, help="The tenant that it becomes.")
-@click.option("--replace", is_flag=True, help="Put it in the place of the tenant SLUG that lives.")
+@click.option("--as", "slug", metavar="SLUG", required=True, help="The slug of the restored tenant.")
+@click.option("--replace", is_flag=True, help="Replace the living tenant SLUG.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def restore_command(file: Path, slug: str, replace: bool, yes: bool) -> None:
-    """Make tenant SLUG of the backup FILE. A failure changes nothing.
+    """Make tenant SLUG from the backup FILE. A failure changes nothing.
 
-    SLUG is a new tenant, unless --replace is given. Then it keeps its name, domains and sessions, and what
-    it was until now goes into the trash, from where undrop brings it back as a tenant of its own. So FILE
-    must be a backup of that very tenant. Asks for the name once more before that. Without a terminal to ask
-    on it refuses, unless --yes is given.
+    SLUG is a new tenant, unless --replace is given. With --replace the living tenant keeps its name, domains
+    and sessions, so FILE must be a backup of that very tenant. Its old tables go into the trash, and undrop
+    brings them back as a tenant of their own. The command asks for the name first. Without a terminal it
+    refuses, unless --yes is given.
 
     Restore only a backup that you trust: its functions run with your rights.
     """
     parsed = parse_slug(slug)
     if replace and not yes:
-        ask_for_name([parsed], "restore --replace", "This puts a backup in the place of all data of {what}.")
+        ask_for_name([parsed], "restore --replace", "This replaces all data of {what} by a backup.")
 
     @with_database
     async def restore(database: Database, settings: Settings) -> None:
@@ -60,13 +60,13 @@ def restore_command(file: Path, slug: str, replace: bool, yes: bool) -> None:
         )
         click.echo(f"restored {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
         for old in replaced:
-            click.echo(f"what it was lies in the trash: {name_program()} undrop {old}", err=True)
+            click.echo(f"its old tables are in the trash: {name_program()} undrop {old}", err=True)
         tell_if_behind(tenant, settings)
 
     restore()
 
 
 def show_beginning(doing: str) -> None:
-    """Tell somebody who waits before a terminal what takes so long."""
+    """Say on a terminal what takes long."""
     if sys.stderr.isatty():
         click.echo(f"{doing} …", err=True)

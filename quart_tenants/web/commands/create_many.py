@@ -18,16 +18,18 @@ _MOST_MISTAKES = 20
 @click.command("create-many")
 @click.argument("file", type=click.File("rb"))
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Tenants at the same time.")
-@click.option("--skip-existing", is_flag=True, help="Leave out who is a tenant already, such as after an interruption.")
-@click.option("--dry-run", is_flag=True, help="Check everything, and make nothing.")
+@click.option(
+    "--skip-existing", is_flag=True, help="Skip tenants that exist already, for example after an interruption."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and create nothing.")
 @with_database
 async def create_many_command(
     database: Database, settings: Settings, file: BinaryIO, jobs: int, skip_existing: bool, dry_run: bool
 ) -> None:
     """Create the tenants of a CSV file with the header slug,name.
 
-    The file is UTF-8; the column name may be missing. All lines are checked before the first tenant is made. When
-    something fails later, those that are made stay: run it again with --skip-existing. FILE may be - for stdin.
+    The file is UTF-8, and the column name may be missing. All lines are checked before the first tenant is made. After
+    a later failure the new tenants stay: run it again with --skip-existing. FILE may be - for stdin.
     """
     tenants = parse_tenant_list(file.read())
     existing = set()
@@ -41,7 +43,7 @@ async def create_many_command(
     _refuse_mistakes(file.name, tenants)
     names = {slug: name for slug, name in tenants.names.items() if slug not in existing}
     if existing:
-        click.echo(f"left out, for they exist already: {count_tenants(len(existing))}", err=True)
+        click.echo(f"skipped, because they exist already: {count_tenants(len(existing))}", err=True)
     if dry_run:
         click.echo(f"would create {count_tenants(len(names))}")
         return
@@ -56,7 +58,7 @@ async def create_many_command(
         try:
             await create_tenants(database, names, settings=settings, jobs=jobs, on_created=count)
         finally:
-            # Also after a Ctrl-C.
+            # This is said after a Ctrl-C, too.
             if created < len(names):
                 click.echo(f"{created} of {count_tenants(len(names))} were made; go on with --skip-existing", err=True)
     click.echo(f"created {count_tenants(created)}")

@@ -1,4 +1,4 @@
-"""The command that attacks the database the way a leak would happen."""
+"""The command that looks for leaks between tenants."""
 
 import json
 from dataclasses import asdict
@@ -6,8 +6,8 @@ from dataclasses import asdict
 import click
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.attacks import examine
-from quart_tenants.postgres.doctor.leaks import Finding, State
+from quart_tenants.postgres.doctor.catalogue_checks import Finding, State
+from quart_tenants.postgres.doctor.examination import examine
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import with_database
@@ -18,11 +18,11 @@ from quart_tenants.web.commands.running import with_database
 @changes_nothing
 @with_database
 async def doctor_command(database: Database, settings: Settings, as_json: bool) -> None:
-    """Look for leaks between tenants, through whatever pooler stands before the database.
+    """Look for leaks between tenants, through the same pooler as the app.
 
-    Makes two tenants for a moment (schemas named quart_tenants_probe_...), lets their blocks take turns on
-    shared connections, and looks at grants, default paths and session settings. One line a check; ends with
-    status 1 if there is a leak, or a check that could not be done.
+    It makes two tenants for a moment (schemas named quart_tenants_probe_...), runs their blocks in turns on
+    shared connections, and checks grants, default paths and session settings. Each check prints one line.
+    The status is 1 if there is a leak, or a check that could not be done.
     """
     findings: list[Finding] = []
     async for finding in examine(database, settings=settings):

@@ -1,7 +1,5 @@
 """The commands about the domains that tenants have of their own."""
 
-import sys
-
 import click
 
 from quart_tenants.domain import parse_domain
@@ -11,6 +9,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import with_database
+from quart_tenants.web.commands.tables import print_rows
 
 
 @click.group("domain")
@@ -21,13 +20,13 @@ def domain_commands() -> None:
 @domain_commands.command("add")
 @click.argument("slug")
 @click.argument("domain")
-@click.option("--trusted", is_flag=True, help="Do not ask DNS: you know that the domain is theirs.")
+@click.option("--trusted", is_flag=True, help="Do not ask DNS: you know that the domain is the tenant's.")
 @with_database
 async def add_command(database: Database, settings: Settings, slug: str, domain: str, trusted: bool) -> None:
     """Serve tenant SLUG at DOMAIN, too.
 
-    DNS must prove that it is theirs. The first run says which record to make; run it again when the
-    record is there.
+    DNS must prove that the domain is the tenant's. The first run says which record to make. Run it again
+    when the record is there.
     """
     added = await add_domain(database, parse_slug(slug), parse_domain(domain), settings=settings, trusted=trusted)
     click.echo(f"{added.domain} leads to {added.slug}")
@@ -37,7 +36,7 @@ async def add_command(database: Database, settings: Settings, slug: str, domain:
 @click.argument("domain")
 @with_database
 async def remove_command(database: Database, settings: Settings, domain: str) -> None:
-    """Stop serving DOMAIN, and forget all claims to it.
+    """Stop serving DOMAIN, and delete all claims to it.
 
     The tenant keeps its subdomain and its other domains.
     """
@@ -52,28 +51,16 @@ async def remove_command(database: Database, settings: Settings, domain: str) ->
 async def list_command(database: Database, settings: Settings, slug: str | None) -> None:
     """List the domains of all tenants, or of SLUG.
 
-    A table on a terminal; otherwise one line each: domain, tenant, and "served" or "not verified",
-    with tabs between them.
+    It prints a table on a terminal. Otherwise it prints one line each: domain, tenant, and "served" or
+    "not verified", with tabs between them.
     """
     domains = await list_domains(database, None if slug is None else parse_slug(slug))
-    if sys.stdout.isatty():
-        _print_table(domains)
-    else:
-        for domain in domains:
-            click.echo(f"{domain.domain}\t{domain.slug}\t{_describe_state(domain)}")
+    print_rows(
+        ("domain", "tenant", "state"), [(domain.domain, domain.slug, _describe_state(domain)) for domain in domains]
+    )
     if not domains:
         click.echo("no domains yet; the command domain add makes one", err=True)
 
 
 def _describe_state(domain: CustomDomain) -> str:
     return "served" if domain.verified else "not verified"
-
-
-def _print_table(domains: list[CustomDomain]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("domain", "tenant", "state", box=None, pad_edge=False)
-    for domain in domains:
-        table.add_row(domain.domain, domain.slug, _describe_state(domain))
-    Console().print(table)

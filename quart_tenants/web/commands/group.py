@@ -6,8 +6,8 @@ from quart_tenants.web.commands.backups import backup_command, restore_command
 from quart_tenants.web.commands.create_many import create_many_command
 from quart_tenants.web.commands.doctor import doctor_command
 from quart_tenants.web.commands.domains import domain_commands
-from quart_tenants.web.commands.fleet import migrate_command
 from quart_tenants.web.commands.lifecycle import rename_command, resume_command, suspend_command
+from quart_tenants.web.commands.migrate import migrate_command
 from quart_tenants.web.commands.provisioning import adopt_command, create_command, init_command, list_command
 from quart_tenants.web.commands.running import TenantGroup
 from quart_tenants.web.commands.serve import serve_command

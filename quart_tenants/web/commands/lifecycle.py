@@ -14,10 +14,10 @@ from quart_tenants.web.commands.running import do_for_each, with_database
 
 
 class _Days(click.FloatRange):
-    """A number of days, which NaN is not: no comparison refuses it."""
+    """A number of days. It refuses NaN, which passes every comparison."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuse it."""
+        """Return *value* as a number of days."""
         days = super().convert(value, param, ctx)
         if math.isnan(days):
             self.fail(f"{value!r} is no number of days.", param, ctx)
@@ -32,10 +32,10 @@ DAYS = _Days(0, 36500)
 @click.argument("slugs", metavar="SLUG...", nargs=-1, required=True)
 @with_database
 async def suspend_command(database: Database, settings: Settings, slugs: tuple[str, ...]) -> None:
-    """Stop serving tenants, and keep everything of them.
+    """Stop serving tenants and keep their data.
 
-    Within two seconds their addresses answer as if there were no such tenant. Migrations and backups
-    reach them all the same. The command resume ends it.
+    Within two seconds their addresses answer as if there were no such tenant. Suspended tenants are still
+    migrated and backed up. The command resume serves them again.
     """
 
     async def suspend(slug: Slug) -> None:
@@ -49,7 +49,7 @@ async def suspend_command(database: Database, settings: Settings, slugs: tuple[s
 @click.argument("slugs", metavar="SLUG...", nargs=-1, required=True)
 @with_database
 async def resume_command(database: Database, settings: Settings, slugs: tuple[str, ...]) -> None:
-    """Serve suspended tenants again, within two seconds, sessions included."""
+    """Serve suspended tenants again within two seconds. Their sessions are still valid."""
 
     async def resume(slug: Slug) -> None:
         tenant = await resume_tenant(database, slug)
@@ -65,7 +65,7 @@ async def resume_command(database: Database, settings: Settings, slugs: tuple[st
     "--redirect-days",
     type=DAYS,
     metavar="DAYS",
-    help="How long the old address leads to the new one.  [default: TENANTS_REDIRECT_DAYS]",
+    help="How long the old address redirects to the new one.  [default: TENANTS_REDIRECT_DAYS]",
 )
 @with_database
 async def rename_command(
@@ -73,8 +73,8 @@ async def rename_command(
 ) -> None:
     """Give tenant SLUG the subdomain NEW.
 
-    Its schema keeps its name, its rows stay; visitors log in once more. The old address leads to the
-    new one for a while, and nobody else can take it meanwhile.
+    Its schema keeps its name and its rows. Visitors must log in again. The old address leads to the new one
+    for a while, and no other tenant can take it meanwhile.
     """
     days = settings.redirect_days if redirect_days is None else redirect_days
     tenant = await rename_tenant(database, parse_slug(slug), parse_slug(new), settings=settings, redirect_days=days)

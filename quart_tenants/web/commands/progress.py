@@ -1,4 +1,4 @@
-"""Show on stderr how far a command over many tenants has come."""
+"""Show the progress of a command over many tenants on stderr."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """A bar on a terminal, otherwise a line every five seconds: how many, how fast, how long still, how many failed.
+    """A bar on a terminal, otherwise a line every five seconds with numbers, rate, time left and failures.
 
     `with Progress("migrating", total) as progress: … progress.advance()`
     """
@@ -56,7 +56,7 @@ class Progress:
 
 class _Bar:
     def __init__(self, doing: str, total: int) -> None:
-        # Here, because it takes a while to load, and most commands need none of it.
+        # Imported here, because loading it takes long and most commands do not need it.
         from rich import progress
         from rich.console import Console
 

@@ -1,16 +1,15 @@
 """The commands that make tenants and list them."""
 
 import re
-import sys
 from collections.abc import Sequence
 
 import click
 
 from quart_tenants.errors import InvalidSlugError, TenantError, TenantExistsError
 from quart_tenants.long_lists import name_some
-from quart_tenants.postgres.backups.restores import copy_tenant
+from quart_tenants.postgres.backups.restore import copy_tenant
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.role_setup import TenantWithoutWall, build_walls, make_owner, shut_doors
+from quart_tenants.postgres.fleet.role_setup import TenantWithoutRole, give_roles, make_owner, revoke_public_rights
 from quart_tenants.postgres.registry.registry_tables import init_registry, list_tenants
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
 from quart_tenants.postgres.tenants.trash import list_trash
@@ -19,20 +18,21 @@ from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import Failures, count_tenants, with_database
+from quart_tenants.web.commands.tables import print_rows
 
 
 @click.command("init")
 @with_database
 async def init_command(database: Database, settings: Settings) -> None:
-    """Make the tenant registry in the database, or bring it up to date.
+    """Create the tenant registry in the database, or update it.
 
-    With TENANTS_ROLE_PER_TENANT it also puts every tenant behind a role of its own. What only a superuser may
-    do for that is printed for psql, one statement a line, and all else on stderr. Running it again does no
-    harm, and goes on where it was interrupted.
+    With TENANTS_ROLE_PER_TENANT it also gives every tenant a role of its own. Statements for that which only a
+    superuser may run are printed on stdout for psql, one each line, and everything else on stderr. Running it
+    again does no harm, and continues after an interruption.
     """
     count = await init_registry(database)
     told = f"registry ready ({count} migration{'s' * (count != 1)} applied)" if count else "registry is up to date"
-    # With roles stdout is for statements.
+    # With roles, stdout has only statements.
     click.echo(told, err=settings.role_per_tenant)
     if settings.role_per_tenant:
         await _set_up_roles(database)
@@ -40,17 +40,17 @@ async def init_command(database: Database, settings: Settings) -> None:
 
 async def _set_up_roles(database: Database) -> None:
     owner, tenants = await make_owner(database)
-    failed: list[tuple[TenantWithoutWall, TenantError]] = []
+    failed: list[tuple[TenantWithoutRole, TenantError]] = []
     shut: list[str] = []
     with Progress("making roles", len(tenants)) as progress:
 
-        def count(tenant: TenantWithoutWall, failure: TenantError | None) -> None:
+        def count(tenant: TenantWithoutRole, failure: TenantError | None) -> None:
             progress.advance(failed=failure is not None)
             if failure is not None:
                 failed.append((tenant, failure))
 
-        await build_walls(database, owner, tenants, on_done=count)
-    missing = await shut_doors(database, owner, on_shut=shut.append)
+        await give_roles(database, owner, tenants, on_done=count)
+    missing = await revoke_public_rights(database, owner, on_shut=shut.append)
     taken = [
         statement.removeprefix("REVOKE ").removesuffix(" FROM PUBLIC")
         for statement in shut
@@ -63,15 +63,15 @@ async def _set_up_roles(database: Database) -> None:
     _tell_failures(failed, len(tenants))
     if missing:
         raise click.ClickException(
-            "the wall is not closed yet: let a superuser run the statements above once in this database, then run init "
-            "again"
+            "PUBLIC still has rights that tenants must not have: let a superuser run the statements above once in this "
+            "database, then run init again"
         )
     told = f"roles ready ({count_tenants(len(tenants))} changed)" if tenants else "roles are up to date"
     click.echo(f"{told}; the owner of all schemas is {owner}", err=True)
 
 
-def _tell_failures(failed: Sequence[tuple[TenantWithoutWall, TenantError]], total: int) -> None:
-    """Raise the end of the command if there are any; tell a reason that all share only once."""
+def _tell_failures(failed: Sequence[tuple[TenantWithoutRole, TenantError]], total: int) -> None:
+    """End the command with an error if a tenant failed. A reason that all failures share is printed once."""
     failures = Failures(total)
     reasons = {re.sub(rf"\b{re.escape(tenant.schema.name)}\b", "…", str(error)) for tenant, error in failed}
     for tenant, error in failed[:1] if len(reasons) == 1 else failed:
@@ -93,8 +93,8 @@ async def create_command(
 ) -> None:
     """Register SLUG, create its schema and run every tenant migration.
 
-    SLUG becomes the subdomain. A failure leaves nothing behind. With --from it is a copy of a tenant, which
-    is served all the while.
+    SLUG becomes the subdomain. A failure leaves nothing behind. With --from it is a copy of another tenant,
+    which is served meanwhile.
     """
     parsed, display_name = parse_slug(slug), slug if name is None else name
     schema_name = None if schema is None else parse_schema_name(schema)
@@ -108,7 +108,7 @@ async def create_command(
     except TenantExistsError as error:
         if error.slug == parsed:
             raise
-        # Such as one that was called so before: its schema keeps its name.
+        # For example, a renamed tenant may still have the schema of its old slug.
         raise click.ClickException(f"{error}; give this one another schema with --schema NAME") from error
     click.echo(f"created {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
 
@@ -127,12 +127,12 @@ async def create_command(
 async def adopt_command(database: Database, settings: Settings, schemas: tuple[str, ...], at_version: int) -> None:
     """Register schemas that exist already, as they are.
 
-    No table is touched; with TENANTS_ROLE_PER_TENANT owners and grants are. The subdomain is the schema's
-    name, or SLUG where that is not fit for one: acme-corp=AcmeCorp. All are registered, or none.
+    Tables do not change; with TENANTS_ROLE_PER_TENANT owners and grants do. The subdomain is the name of the
+    schema, or SLUG if that name cannot be a subdomain: acme-corp=AcmeCorp. All are registered, or none.
     """
     parsed: dict[Slug, SchemaName] = {}
     for text in schemas:
-        # At the first =, because a schema may have one in its name and a slug cannot.
+        # Split at the first =, because a schema may have one in its name and a slug cannot.
         before, separator, after = text.partition("=")
         try:
             slug = parse_slug(before)
@@ -148,65 +148,40 @@ async def adopt_command(database: Database, settings: Settings, schemas: tuple[s
 
 
 @click.command("list")
-@click.option("--trash", is_flag=True, help="What was dropped and not purged yet, the oldest first.")
+@click.option("--trash", is_flag=True, help="List the tenants in the trash, the oldest drop first.")
 @changes_nothing
 @with_database
 async def list_command(database: Database, settings: Settings, trash: bool) -> None:
     """List all tenants.
 
-    A table on a terminal; otherwise one line each with tabs between slug, schema, name, version and state,
-    which is active or suspended. With --trash: slug, schema, name, the time of the drop and state, which is
-    dropped or half-purged.
+    It prints a table on a terminal. Otherwise it prints one line each with tabs between slug, schema, name,
+    version and state, which is active or suspended. With --trash it prints slug, schema, name, the time of
+    the drop and state, which is dropped or half-purged.
     """
     if trash:
-        _show(
-            ("tenant", "schema", "name", "dropped", "state"),
-            [
-                (
-                    tenant.slug,
-                    str(tenant.schema),
-                    tenant.name,
-                    f"{tenant.dropped_at:%Y-%m-%dT%H:%M:%SZ}",
-                    "half-purged" if tenant.half_purged else "dropped",
-                )
-                for tenant in await list_trash(database)
-            ],
-            "the trash is empty",
-        )
+        columns = ("tenant", "schema", "name", "dropped", "state")
+        rows = [
+            (
+                tenant.slug,
+                str(tenant.schema),
+                tenant.name,
+                f"{tenant.dropped_at:%Y-%m-%dT%H:%M:%SZ}",
+                "half-purged" if tenant.half_purged else "dropped",
+            )
+            for tenant in await list_trash(database)
+        ]
     else:
-        _show(
-            ("tenant", "schema", "name", "version", "state"),
-            [
-                (
-                    tenant.slug,
-                    str(tenant.schema),
-                    tenant.name,
-                    f"{tenant.version:04}",
-                    "suspended" if tenant.suspended else "active",
-                )
-                for tenant in await list_tenants(database)
-            ],
-            "no tenants yet; the command create makes one",
-        )
-
-
-def _show(columns: Sequence[str], rows: Sequence[Sequence[str]], none: str) -> None:
+        columns = ("tenant", "schema", "name", "version", "state")
+        rows = [
+            (
+                tenant.slug,
+                str(tenant.schema),
+                tenant.name,
+                f"{tenant.version:04}",
+                "suspended" if tenant.suspended else "active",
+            )
+            for tenant in await list_tenants(database)
+        ]
+    print_rows(columns, rows)
     if not rows:
-        click.echo(none, err=True)
-    elif sys.stdout.isatty():
-        _print_table(columns, rows)
-    else:
-        for row in rows:
-            click.echo("\t".join(row))
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        # As Text: rich reads [red] and :smile: in a plain str as its own markup.
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+        click.echo("the trash is empty" if trash else "no tenants yet; the command create makes one", err=True)

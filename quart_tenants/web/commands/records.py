@@ -1,4 +1,4 @@
-"""Write down which command an operator ran: who, what, and how it ended."""
+"""Write an audit line for each command: who ran it, its arguments, and how it ended."""
 
 import asyncio
 import contextlib
@@ -28,19 +28,19 @@ _DATABASE_URL = re.compile(r"postgres(?:ql)?://\S*", re.IGNORECASE)
 
 
 def changes_nothing(command: F) -> F:
-    """Leave *command* out of the record: it only reads, or tells itself what it does."""
+    """Write no audit line for *command*, because it only reads, or writes audit lines itself."""
     setattr(command, _HARMLESS, True)
     return command
 
 
 def record_runs(command: click.Command, find_settings: Callable[[], Settings]) -> None:
-    """Let *command*, or all commands of a group, write a line when it ends."""
+    """Let *command*, or all commands of a group, write an audit line at the end."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             record_runs(inner, find_settings)
         return
     run = command.callback
-    # A command object belongs to several groups: quart-tenants, and each app's own.
+    # A command object may be in several groups: quart-tenants, and the group of each app.
     if run is None or hasattr(run, _HARMLESS) or hasattr(run, _RECORDED):
         return
 
@@ -65,7 +65,7 @@ def _record(context: click.Context, outcome: str, find_settings: Callable[[], Se
     try:
         settings = find_settings()
     except (TenantError, click.ClickException):
-        # With a wrong setting it has done nothing.
+        # With a wrong setting the command has done nothing.
         return
     if not settings.audit:
         return
@@ -83,7 +83,7 @@ def _record(context: click.Context, outcome: str, find_settings: Callable[[], Se
 
 @contextlib.contextmanager
 def _open_log(settings: Settings) -> Iterator[None]:
-    """Let audit lines go to stderr, unless a person reads that, or the app has set up logging itself."""
+    """Send audit lines to stderr, unless that is a terminal or the app has set up logging itself."""
     if audit_logger.hasHandlers() or (sys.stderr.isatty() and settings.log_format != "json"):
         yield
         return
@@ -115,7 +115,7 @@ def _name_outcome(error: BaseException) -> str:
 
 
 def _describe_arguments(context: click.Context) -> str:
-    """Return what was typed. No password can be in it: those come by standard input."""
+    """Return the arguments as typed. They have no password, which comes by standard input."""
     told = []
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -132,12 +132,12 @@ def _find_user() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        # A container's user often has no name.
+        # The user of a container often has no name.
         return str(os.getuid())
 
 
 def _find_role(settings: Settings) -> str | None:
-    """Return who the database takes us for, or None for whom it takes the system's user."""
+    """Return the role that logs in, or None if it is named like the system's user."""
     parts = urlsplit(settings.database_url or "")
     named = parts.username or dict(parse_qsl(parts.query)).get("user")
     return unquote(named) if named else os.environ.get("PGUSER")

@@ -1,4 +1,4 @@
-"""Run a command on the database that the settings name, and report its errors in one line."""
+"""Run a command with the database that the settings name, and report an error in one line."""
 
 import asyncio
 import errno
@@ -28,7 +28,7 @@ T = TypeVar("T")
 class TenantGroup(click.Group):
     """A group whose commands report a `TenantError` in one line on stderr and end with status 1.
 
-    Each of them, unless it is marked by `changes_nothing`, leaves an audit line.
+    Each command writes an audit line, unless `changes_nothing` marks it.
     """
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
@@ -40,7 +40,7 @@ class TenantGroup(click.Group):
         """Run the command."""
         try:
             result = super().invoke(ctx)
-            # What does not fit on a full disk shows here, and not in a traceback after the end.
+            # On a full disk this raises an error here, and not later in a traceback.
             sys.stdout.flush()
         except TenantError as error:
             raise click.ClickException(str(error)) from error
@@ -52,30 +52,30 @@ class TenantGroup(click.Group):
 
 
 class Failures:
-    """What went wrong in a command over several tenants, which goes on with the others."""
+    """Failures in a command over several tenants, which goes on after a failure."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._failed = 0
 
     def add(self, slug: Slug, error: TenantError) -> None:
-        """Tell one on stderr. Where there is only one tenant, that is the end."""
+        """Print a failure on stderr. If there is only one tenant, raise the error."""
         if self._total == 1:
             raise error
         self._failed += 1
         click.echo(f"{slug}: {error}", err=True)
 
     def end(self) -> None:
-        """Let the command end with status 1 if there were any."""
+        """End the command with status 1 if there were failures."""
         if self._failed:
             raise click.ClickException(f"{self._failed} of {self._total} tenants failed")
 
 
 async def do_for_each(slugs: Collection[Slug], act: Callable[[Slug], Awaitable[None]]) -> None:
-    """Call *act* for each tenant once, also after one has failed; those are listed on stderr.
+    """Call *act* once for each tenant, and print failures on stderr.
 
     Raises:
-        DatabaseUnavailableError: The database is lost, so that no other would succeed either.
+        DatabaseUnavailableError: The database is lost, so that every other tenant would fail, too.
     """
     slugs = dict.fromkeys(slugs)
     failures = Failures(len(slugs))
@@ -96,7 +96,7 @@ def count_tenants(number: int) -> str:
 
 
 def name_program() -> str:
-    """Return how the operator has called us: `quart-tenants`, or `quart --app app tenants`."""
+    """Return the program as the operator typed it: `quart-tenants`, or `quart --app app tenants`."""
     context = click.get_current_context()
     script = context.find_object(ScriptInfo)
     path = "quart-tenants" if context.parent is None else context.parent.command_path
@@ -105,7 +105,7 @@ def name_program() -> str:
 
 
 def tell_if_behind(tenant: Tenant, settings: Settings) -> None:
-    """Say on stderr that *tenant* has to be migrated before it is served, if it has."""
+    """Say on stderr if *tenant* must be migrated before it is served."""
     newest = get_tenant_migrations(settings)[-1]
     if tenant.version < newest.version:
         click.echo(
@@ -116,10 +116,10 @@ def tell_if_behind(tenant: Tenant, settings: Settings) -> None:
 
 
 def find_settings() -> Settings:
-    """Return the settings of the app that `quart --app` names, or else those of the environment.
+    """Return the settings of the app that `quart --app` names, or those in the environment.
 
     Raises:
-        SettingError: One is wrong.
+        SettingError: A setting is wrong, or the app has no tenants.
     """
     script = click.get_current_context().find_object(ScriptInfo)
     if script is None:
@@ -137,11 +137,10 @@ def with_database(
 
     The database has one connection, or as many as the command's option `--jobs` says.
 
-    *command* must not ask the operator anything: inside the event loop a Ctrl-C does not end the
-    waiting for an answer.
+    *command* must not ask the operator anything, because a Ctrl-C does not end a prompt inside the event loop.
 
     Raises:
-        DatabaseRefusedError: PostgreSQL refused a statement, such as for a lack of rights.
+        DatabaseRefusedError: PostgreSQL refused a statement, for example for a lack of rights.
     """
 
     @functools.wraps(command)
@@ -160,7 +159,7 @@ def with_database(
 
 
 def _get_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes the fastest event loop there is: commands over thousands of tenants wait for messages."""
+    """Return the factory of the fastest event loop, for commands over thousands of tenants."""
     try:
         import uvloop
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""The command that tells where the fleet stands."""
+"""The command that reports the state of all tenants."""
 
 import json
 import sys
@@ -15,6 +15,7 @@ from quart_tenants.postgres.fleet.status import FleetStatus, VersionCount, get_f
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import count_tenants, with_database
+from quart_tenants.web.commands.tables import print_rows
 
 _MOST_LISTED = 20
 
@@ -25,10 +26,10 @@ _MOST_LISTED = 20
 @changes_nothing
 @with_database
 async def status_command(database: Database, settings: Settings, as_json: bool, no_drift: bool) -> None:
-    """Tell where all tenants stand: versions, failures and drift.
+    """Report the state of all tenants: versions, failures and drift.
 
-    Drift is a tenant whose tables, columns, indexes or constraints are not those of the majority
-    at the same version. Lists of more than 20 tenants are cut short, but not with --json.
+    A tenant has drifted if its tables, columns, indexes or constraints differ from those of most tenants at the
+    same version. Lists of more than 20 tenants are cut short, except with --json.
     """
     if not no_drift and sys.stderr.isatty():
         click.echo("comparing the tables of all tenants ...", err=True)
@@ -42,11 +43,7 @@ async def status_command(database: Database, settings: Settings, as_json: bool, 
 def _print_report(status: FleetStatus) -> None:
     click.echo(f"{count_tenants(status.tenants)}, {status.suspended} suspended; {status.trash} more in the trash")
     click.echo(f"newest file: {status.newest_file}")
-    if sys.stdout.isatty():
-        _print_table(status.versions)
-    else:
-        for row in status.versions:
-            click.echo("\t".join(_make_cells(row)))
+    print_rows(("version", "file", "tenants"), [_make_cells(row) for row in status.versions])
     for title, standing in (("behind", status.behind), ("ahead of the files", status.ahead)):
         _print_list(title, len(standing), (f"{tenant.slug} at {tenant.version:04}" for tenant in standing))
     _print_list(
@@ -84,7 +81,7 @@ def _print_drift(drift: Sequence[Drift], majorities: Sequence[Majority]) -> None
 
 
 def _print_list(title: str, count: int, lines: Iterable[str]) -> None:
-    """Print the first of *lines*, one a tenant, and how many more there are; nothing where there are none."""
+    """Print the first of *lines*, one for each tenant, and how many more there are. Print nothing for none."""
     if count:
         click.echo(f"{title}: {count_tenants(count)}")
         for line in islice(lines, _MOST_LISTED):
@@ -96,14 +93,3 @@ def _print_list(title: str, count: int, lines: Iterable[str]) -> None:
 def _make_cells(row: VersionCount) -> tuple[str, str, str]:
     unknown = "a newer program's" if row.version else "no migration"
     return f"{row.version:04}", row.file or unknown, str(row.count)
-
-
-def _print_table(versions: Iterable[VersionCount]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("version", "file", "tenants", box=None, pad_edge=False)
-    for row in versions:
-        table.add_row(*map(Text, _make_cells(row)))
-    Console().print(table)

@@ -1,4 +1,4 @@
-"""Read a list of tenants from CSV, and find every mistake in it. Pure: no I/O."""
+"""Read a list of tenants from CSV, and find all mistakes in it. Pure: no I/O."""
 
 import csv
 import io
@@ -13,12 +13,12 @@ _COLUMNS = ("slug", "name")
 
 @dataclass(slots=True)
 class TenantList:
-    """What a file says.
+    """The content of a file.
 
     Attributes:
-        names: What people call each customer, in the order of the file.
-        lines: Where each slug stands, from 1.
-        mistakes: What is wrong, as pairs of line and reason.
+        names: The display names by slug, in the order of the file.
+        lines: The line of each slug, from 1.
+        mistakes: Pairs of a line and what is wrong there.
     """
 
     names: dict[Slug, str] = field(default_factory=dict)
@@ -99,7 +99,7 @@ def _add(tenants: TenantList, line: int, columns: list[str], record: list[str]) 
         slug = parse_slug(fields["slug"])
         name = parse_display_name(fields.get("name") or slug)
     except TenantError as error:
-        # A wrong name is repeated by its error, the slug beside it is not.
+        # The error repeats a wrong name, but not the slug beside it.
         prefix = "" if repr(fields["slug"]) in str(error) else f"{fields['slug']!r}: "
         tenants.mistakes.append((line, f"{prefix}{error}"))
         return

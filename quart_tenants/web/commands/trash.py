@@ -21,13 +21,13 @@ from quart_tenants.web.commands.running import Failures, do_for_each, name_progr
 def drop_command(slugs: tuple[str, ...], yes: bool) -> None:
     """Put tenants into the trash.
 
-    Their data can be read by nobody from then on, and undrop brings it back until purge deletes it. The
-    name stays taken so long. Asks for the tenant's name once more, or for the number of several. Without a
-    terminal to ask on it refuses, unless --yes is given.
+    From then on nobody can read their data. undrop brings it back until purge deletes it, and the name stays
+    taken meanwhile. The command asks for the tenant's name, or for the number of several tenants. Without a
+    terminal it refuses, unless --yes is given.
     """
     parsed = list(dict.fromkeys(parse_slug(slug) for slug in slugs))
     if not yes:
-        ask_for_name(parsed, "drop", "This takes {what} off the net.")
+        ask_for_name(parsed, "drop", "This stops serving {what}.")
 
     @with_database
     async def drop(database: Database, settings: Settings) -> None:
@@ -55,10 +55,10 @@ def drop_command(slugs: tuple[str, ...], yes: bool) -> None:
 @click.argument("slug")
 @with_database
 async def undrop_command(database: Database, settings: Settings, slug: str) -> None:
-    """Bring tenant SLUG back from the trash, as it was.
+    """Bring tenant SLUG back from the trash as it was.
 
-    Its rows, sessions and domains are those of the moment when it was dropped. Migrations that ran
-    meanwhile passed it by: the command migrate brings it forward.
+    Its rows, sessions and domains are those at the moment of the drop. Tenants in the trash are not migrated:
+    run migrate if migrations ran meanwhile.
     """
     tenant = await undrop_tenant(database, parse_slug(slug), settings=settings)
     click.echo(f"brought back {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
@@ -73,15 +73,15 @@ async def undrop_command(database: Database, settings: Settings, slug: str) -> N
     "--older-than",
     type=DAYS,
     metavar="DAYS",
-    help="What was dropped longer ago.  [default: TENANTS_TRASH_DAYS]",
+    help="Only tenants dropped longer ago.  [default: TENANTS_TRASH_DAYS]",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be deleted and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> None:
-    """Delete for good what has lain in the trash for long, or at once the tenants SLUG that lie there.
+    """Delete tenants for good that have been in the trash for long, or the tenants SLUG at once.
 
-    Nothing brings them back. Asks for the tenant's name, or for the number of several. Without a terminal
-    to ask on it refuses, unless --yes is given. Interrupted, the next purge goes on with it.
+    Nothing brings them back. The command asks for the tenant's name, or for the number of several tenants.
+    Without a terminal it refuses, unless --yes is given. After an interruption the next purge continues.
     """
     if slugs and older_than is not None:
         raise click.UsageError("give tenants or --older-than, not both")
@@ -114,7 +114,7 @@ def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: boo
         def fail(tenant: TrashedTenant, error: TenantError) -> None:
             failures.add(tenant.slug, error)
 
-        # Also where there is nothing to delete: it tidies the registry up.
+        # This also cleans up the registry, so it runs if there is nothing to delete, too.
         await purge_tenants(database, tenants, on_purged=tell, on_failed=fail)
         failures.end()
 
@@ -127,11 +127,11 @@ def _describe(tenant: TrashedTenant) -> str:
 
 
 def ask_for_name(slugs: Sequence[Slug], command: str, warning: str) -> None:
-    """Go on only if the operator types the one tenant's name, or the number of several."""
+    """Return only if the operator types the tenant's name, or the number of several tenants."""
     several = len(slugs) > 1
     what, answer = (f"{len(slugs)} tenants", str(len(slugs))) if several else (slugs[0], str(slugs[0]))
     if not sys.stdin.isatty():
-        raise click.ClickException(f"{command} asks first, and there is no terminal to ask on; give --yes")
+        raise click.ClickException(f"{command} asks first, and there is no terminal; give --yes")
     question = f"{warning.format(what=what)} Type {'their number' if several else 'its name'} to go on"
     if click.prompt(question, err=True) != answer:
         raise click.ClickException(f"that is not {answer}; nothing was done")

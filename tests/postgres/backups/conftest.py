@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quart_tenants.postgres.backups.backing_up import backup_tenant
+from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant

@@ -15,9 +15,9 @@ from quart_tenants.errors import (
     TenantExistsError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.backups.backing_up import backup_tenant
+from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.backup_files import get_reader_version, open_backup
-from quart_tenants.postgres.backups.restores import copy_tenant, restore_tenant
+from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings

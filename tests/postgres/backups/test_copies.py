@@ -8,8 +8,8 @@ import pytest
 from quart_tenants.errors import (
     BackupFileError,
 )
-from quart_tenants.postgres.backups.backing_up import backup_tenant
-from quart_tenants.postgres.backups.restores import copy_tenant, restore_tenant
+from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.postgres.tenants.provisioning import create_tenant

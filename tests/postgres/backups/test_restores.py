@@ -27,9 +27,9 @@ from quart_tenants.errors import (
     TenantInTrashError,
     UnknownTenantError,
 )
-from quart_tenants.postgres.backups.backing_up import backup_tenant
+from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
-from quart_tenants.postgres.backups.restores import restore_tenant
+from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant

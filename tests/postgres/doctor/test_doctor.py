@@ -11,10 +11,10 @@ import pytest
 
 from quart_tenants.errors import LeakError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.attacks import examine
-from quart_tenants.postgres.doctor.leaks import Finding, State, refuse_leaks
-from quart_tenants.postgres.doctor.probes import attack, make_probes, read_probe
-from quart_tenants.postgres.roles.tenant_roles import get_owner
+from quart_tenants.postgres.doctor.catalogue_checks import Finding, State, refuse_leaks
+from quart_tenants.postgres.doctor.examination import examine
+from quart_tenants.postgres.doctor.probe_tenants import attack, make_probes, read_probe
+from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant
 from tests.postgres.conftest import Role

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.fleet_migration import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
 from quart_tenants.postgres.registry import tenant_locks
 from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
 from quart_tenants.postgres.tenants.provisioning import create_tenant
@@ -75,7 +75,7 @@ async def test_tenant_that_went_back_gets_every_file(
 async def test_tenant_that_is_dropped_meanwhile_is_no_failure(
     database: Database, settings: Settings, add: Add, acme: Tenant
 ) -> None:
-    """It is gone, and has nothing to be migrated; what lies in the trash is not touched."""
+    """It is gone, and has nothing to be migrated; what is in the trash is not touched."""
     add("0002_nickname.sql", ADD_NICKNAME)
     plan = await plan_fleet(database, settings=settings, canary=1)
     await drop_tenant(database, acme.slug)

@@ -14,9 +14,9 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.fleet_migration import Outcome, plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import Outcome, plan_fleet
+from quart_tenants.postgres.fleet.migrate_tenant import migrate_tenant
 from quart_tenants.postgres.fleet.status import get_fleet_status
-from quart_tenants.postgres.fleet.tenant_migration import migrate_tenant
 from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.registry.registry_tables import get_tenant, list_tenants

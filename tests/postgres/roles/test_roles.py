@@ -15,15 +15,15 @@ import asyncpg
 import pytest
 
 from quart_tenants.errors import LeakError, RolesNotReadyError, UnknownTenantError
-from quart_tenants.postgres.backups.backing_up import backup_tenant
+from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
-from quart_tenants.postgres.backups.restores import copy_tenant, restore_tenant
+from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.leaks import refuse_leaks
-from quart_tenants.postgres.fleet.fleet_migration import migrate_fleet, plan_fleet
-from quart_tenants.postgres.fleet.role_setup import build_walls, make_owner, shut_doors
+from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.role_setup import give_roles, make_owner, revoke_public_rights
 from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry
-from quart_tenants.postgres.roles.tenant_roles import get_owner
+from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant, create_tenants
 from quart_tenants.postgres.tenants.purge import purge_trash
@@ -94,9 +94,9 @@ async def login_settings(
             await init_registry(database)
             owner, _ = await make_owner(database)
             # What only a superuser may do.
-            for statement in await shut_doors(database, owner):
+            for statement in await revoke_public_rights(database, owner):
                 await execute(url, statement)
-            assert await shut_doors(database, owner) == []
+            assert await revoke_public_rights(database, owner) == []
             slugs = parse_slug("acme"), parse_slug("globex")
             await create_tenants(database, dict(zip(slugs, slugs, strict=True)), settings=settings, jobs=2)
         yield settings
@@ -275,7 +275,7 @@ async def test_init_repairs_what_lacks(walled_database: Database, walled_setting
 
     owner, without = await make_owner(walled_database)
     # Interrupted after the first.
-    await build_walls(walled_database, owner, without[:1], on_done=lambda *_: None)
+    await give_roles(walled_database, owner, without[:1], on_done=lambda *_: None)
     await set_up_roles(walled_database)
 
     assert owner == elsewhere
@@ -301,7 +301,7 @@ async def test_wall_can_be_switched_off_and_on(login_settings: Settings) -> None
     async with await Database.open(login_settings, max_size=1) as database:
         owner, without = await make_owner(database)
         assert sorted(tenant.slug for tenant in without) == ["acme", "new"]
-        await build_walls(database, owner, without, on_done=lambda *_: None)
+        await give_roles(database, owner, without, on_done=lambda *_: None)
 
         await assert_walled(database, await get_tenant(database, new.slug), acme)
         await assert_walled(database, acme, new)

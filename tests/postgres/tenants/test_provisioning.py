@@ -448,7 +448,7 @@ async def test_schema_of_another_owner_is_adopted(
 
 
 async def test_dropped_tenant_is_out_of_reach(database: Database) -> None:
-    """Its schema, its row and its record of migrations lie in the trash; every other tenant's stay as they were."""
+    """Its schema, its row and its record of migrations are in the trash; every other tenant's stay as they were."""
     before = await list_everything(database)
 
     dropped = await drop_tenant(database, ACME)

@@ -134,7 +134,7 @@ async def let_be_dropped(database: Database, days: float) -> None:
 
 
 async def count_relations(database: Database) -> int:
-    """Return how many relations lie in the trash."""
+    """Return how many relations are in the trash."""
     async with database.connection() as connection:
         return int(await connection.fetchval(COUNT_RELATIONS))
 
@@ -174,7 +174,7 @@ async def test_naive_drop_lets_a_stale_worker_read(database: Database, settings:
 
 
 async def test_name_in_the_trash_is_taken(database: Database, settings: Settings) -> None:
-    """Nobody creates, adopts, renames to or drops again what lies in the trash, however long ago."""
+    """Nobody creates, adopts, renames to or drops again what is in the trash, however long ago."""
     await execute(database, "CREATE SCHEMA old")
     await drop_tenant(database, ACME)
     await let_names_rest(database)
@@ -221,7 +221,7 @@ async def test_undrop_brings_everything_back(database: Database, settings: Setti
 async def test_undrop_says_what_is_in_its_way(database: Database, settings: Settings) -> None:
     """A tenant that never was dropped, a schema of its name, and one that somebody deleted are errors that say so."""
     for slug in (ACME, NEWCO):
-        with pytest.raises(TenantNotInTrashError, match=f"no tenant '{slug}' lies in the trash"):
+        with pytest.raises(TenantNotInTrashError, match=f"no tenant '{slug}' is in the trash"):
             await undrop_tenant(database, slug, settings=settings)
     dropped = await drop_tenant(database, ACME)
     await execute(database, "CREATE SCHEMA acme")
@@ -310,7 +310,7 @@ async def test_purge_deletes_the_old_and_keeps_the_young(database: Database, set
 
 
 async def test_named_tenants_are_purged_at_once_and_all_must_be_there(database: Database, settings: Settings) -> None:
-    """A name goes before the age; one that does not lie in the trash keeps the others from being deleted."""
+    """A name goes before the age; one that does not are in the trash keeps the others from being deleted."""
     await drop_tenant(database, ACME)
     await drop_tenant(database, GLOBEX)
     with pytest.raises(TenantNotInTrashError, match="'company1'"):

@@ -24,13 +24,13 @@ def test_backup_comes_back_beside_the_living_and_in_its_place(run: Run, database
     assert (restored.out, restored.err) == ("restored beside (schema beside, at beside.localhost)\n", "")
     assert replaced.out == "restored company1 (schema company1, at company1.localhost)\n"
     slug = replaced.err.split()[-1]
-    assert replaced.err == f"what it was lies in the trash: quart-tenants undrop {slug}\n"
+    assert replaced.err == f"its old tables are in the trash: quart-tenants undrop {slug}\n"
     assert run("undrop", slug).status == 0
     assert set(find_slugs(database_url)) == {"acme", "beside", "company1", "company2", "globex", slug}
 
 
 def test_replacing_asks_first(run: Run, database_url: str, tmp_path: Path) -> None:
-    """`restore --replace` refuses without a terminal, because it takes what people see now off the net."""
+    """`restore --replace` refuses without a terminal, because it takes what visitors see now off the network."""
     file = tmp_path / "company1.tar"
     run("backup", "company1", "-o", str(file))
     execute(database_url, "CREATE TABLE company1.new (id integer)")

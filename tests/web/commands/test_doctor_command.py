@@ -63,7 +63,7 @@ def test_init_builds_the_wall_and_doctor_approves(run: Run, url: str) -> None:
     assert second.err.splitlines()[0] == "registry is up to date"
     assert second.err.splitlines()[1].startswith("roles are up to date; ")
     assert (doctor.status, doctor.err) == (0, "")
-    assert "ok       wall: " in doctor.out
+    assert "ok       role isolation: " in doctor.out
     assert {finding["state"] for finding in json.loads(told.out)["findings"]} == {"ok", "warning"}
 
 
@@ -106,7 +106,7 @@ def test_init_names_what_a_superuser_has_to_run(
     assert refused.status == 1
     assert all(statement.startswith(("GRANT ", "REVOKE ")) and statement.endswith(";") for statement in statements)
     assert "REVOKE UPDATE ON pg_catalog.pg_settings FROM PUBLIC;" in statements
-    assert refused.err.splitlines()[-1].startswith("Error: the wall is not closed yet")
+    assert refused.err.splitlines()[-1].startswith("Error: PUBLIC still has rights that tenants must not have")
     assert (accepted.status, accepted.out) == (0, "")
     assert "taken" not in accepted.err
 
@@ -124,9 +124,7 @@ def test_init_tells_a_common_reason_once(
 
     told = [line for line in refused.err.splitlines() if "must be owner" in line]
     assert len(told) == 1
-    assert told[0].startswith(
-        "acme: schema 'acme' cannot be put behind a role of its own: must be owner of schema acme"
-    )
+    assert told[0].startswith("acme: schema 'acme' cannot be given a role of its own: must be owner of schema acme")
     assert refused.err.splitlines()[-2:] == [
         "the same for globex, company1, company2",
         "Error: 4 of 4 tenants failed",

@@ -77,7 +77,7 @@ def test_migrate_of_what_lies_in_the_trash_says_so(run: Run, add: Add) -> None:
     refused = run("migrate", "--tenant", "acme")
 
     assert refused.status == 1
-    assert "tenant 'acme' lies in the trash; the command `undrop acme` brings it back" in refused.err
+    assert "tenant 'acme' is in the trash; the command `undrop acme` brings it back" in refused.err
 
 
 def test_migrate_speaks_json(run: Run, add: Add) -> None:

@@ -101,8 +101,8 @@ def test_command_needs_a_tenant(run_in_vain: Run, command: str) -> None:
         (["drop", "newco", "--yes"], "no tenant answers at 'newco'"),
         (["drop", "acme"], f"{NO_TERMINAL} to ask on; give --yes"),
         (["drop", "acme", "globex"], f"{NO_TERMINAL} to ask on; give --yes"),
-        (["undrop", "acme"], "no tenant 'acme' lies in the trash"),
-        (["purge", "acme", "--yes"], "no tenant 'acme' lies in the trash"),
+        (["undrop", "acme"], "no tenant 'acme' is in the trash"),
+        (["purge", "acme", "--yes"], "no tenant 'acme' is in the trash"),
         (["create", "newco", "--schema", "public"], "'public' cannot be a tenant's schema"),
         (["create", "newco", "--schema", "acme"], "tenant 'acme' exists already (schema acme)"),
     ],
@@ -140,7 +140,7 @@ def test_drop_says_how_to_bring_the_tenant_back(run: Run, database_url: str) -> 
     assert "acme" not in find_slugs(database_url)
     (line,) = run("list", "--trash").out.splitlines()
     assert re.fullmatch(rf"acme\tquart_tenants_trash_\d+\tAcme\t{DAY}T\d\d:\d\d:\d\dZ\tdropped", line)
-    assert_refused(run("create", "acme"), "lies in the trash", "`undrop acme`", "`purge acme`")
+    assert_refused(run("create", "acme"), "is in the trash", "`undrop acme`", "`purge acme`")
     assert run("undrop", "acme") == Outcome(0, "brought back acme (schema acme, at acme.localhost)\n", "")
     assert "acme" in find_slugs(database_url)
 
@@ -223,10 +223,10 @@ def test_interrupted_list_is_continued(run: Run, write_list: Callable[[str], str
     write_list("slug\nnew1\nnew2\nnew3\n")
     assert run("create-many", "new.csv").status == 1
     assert run("create-many", "new.csv", "--skip-existing") == Outcome(
-        0, "created 1 tenant\n", "left out, for they exist already: 2 tenants\n"
+        0, "created 1 tenant\n", "skipped, because they exist already: 2 tenants\n"
     )
     run("drop", "new3", "--yes")
-    assert "new.csv: line 4: tenant 'new3' lies in the trash" in run("create-many", "new.csv", "--skip-existing").err
+    assert "new.csv: line 4: tenant 'new3' is in the trash" in run("create-many", "new.csv", "--skip-existing").err
     run("undrop", "new3")
     execute(database_url, "CREATE SCHEMA new4")
     run("adopt", "other=new4", "--at-version", "0")

@@ -8,7 +8,8 @@ import pytest
 from quart import Quart, Response, ResponseReturnValue, url_for
 from quart.testing import WebsocketResponseError
 
-from quart_tenants import QuartTenants, Slug, get_session, start_session
+from quart_tenants import QuartTenants, get_session, start_session
+from quart_tenants.admin import Slug
 from quart_tenants.domain import parse_domain
 from quart_tenants.errors import DomainNotVerifiedError
 from quart_tenants.postgres.tenants.domains import add_domain, remove_domain

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from quart import Quart, ResponseReturnValue
 
-from quart_tenants import QuartTenants, SchemaBehindError, SettingError, tenant_connection
-from quart_tenants.errors import MigrationFileError
+from quart_tenants import QuartTenants, tenant_connection
+from quart_tenants.errors import MigrationFileError, SchemaBehindError, SettingError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.fleet_migration import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug

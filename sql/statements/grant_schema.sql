@@ -1,32 +1,10 @@
-"""Write the statements that give a tenant's schema to its owner and open it to one role only. Pure: no I/O."""
-
-from quart_tenants.tenant import RoleName, SchemaName
-
-_OWNER_SUFFIX = "_owner"
-
-# $1 the owner's name, $2 the tenant's role. The answer is statements, in their order: for asyncpg to join and for psql
-# to run by gexec.
-LIST_ROLE_STATEMENTS = """
-SELECT statement FROM (
-    SELECT 1 AS step, pg_catalog.format('CREATE ROLE %I NOLOGIN', $2::text) AS statement
-    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $2::text)
-    UNION ALL
-    SELECT 2, pg_catalog.format('GRANT %I TO %I', $2::text, $1::text)
-    WHERE NOT EXISTS (
-        SELECT FROM pg_catalog.pg_auth_members AS m
-        JOIN pg_catalog.pg_roles AS r ON r.oid = m.roleid AND r.rolname = $2::text
-        JOIN pg_catalog.pg_roles AS o ON o.oid = m.member AND o.rolname = $1::text
-    )
-) AS statements ORDER BY step
-"""
-# $1 the schema's name, $2 the owner's, $3 the tenant's role. The answer is statements, too. Doing all of it again does
-# no harm.
-#
-# What is in the schema is found through pg_depend, which has an index for it; pg_class by schema has none. Owners are
-# found in pg_shdepend, for each kind of object alike. What belongs to an extension stays with it. Other roles keep what
-# they were granted on purpose, such as for reports; everybody (PUBLIC) and other tenants' roles do not.
-LIST_SCHEMA_STATEMENTS = r"""
-WITH home AS (
+-- Lists the statements that give a schema to the owner role and open it to one tenant's role only.
+-- $1 the schema's name, $2 the owner role, $3 the tenant's role. Running the statements again does no harm.
+--
+-- The contents of the schema are found through pg_depend, which has an index for that; pg_class has none by schema.
+-- Owners are found in pg_shdepend, which covers every kind of object. Objects of an extension keep their owner. Other
+-- roles keep what an operator granted to them, for example for reports. PUBLIC and other tenants' roles do not.
+WITH target AS (
     SELECT oid, nspname, nspowner, nspacl, pg_catalog.quote_ident(nspname) AS name
     FROM pg_catalog.pg_namespace WHERE nspname = $1::text
 ), names AS (
@@ -41,9 +19,9 @@ WITH home AS (
             ELSE pg_catalog.upper(i.type)
         END AS kind,
         i.identity
-    FROM home
+    FROM target
     JOIN pg_catalog.pg_depend AS d
-        ON d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = home.oid AND d.deptype = 'n'
+        ON d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = target.oid AND d.deptype = 'n'
     CROSS JOIN LATERAL pg_catalog.pg_identify_object(d.classid, d.objid, 0) AS i
     WHERE d.classid IN (
         'pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass,
@@ -58,7 +36,7 @@ WITH home AS (
         WHERE e.classid = d.classid AND e.objid = d.objid AND e.deptype = 'e'
     )
 ), acls AS (
-    SELECT 'SCHEMA' AS kind, name AS identity, nspacl AS acl FROM home
+    SELECT 'SCHEMA' AS kind, name AS identity, nspacl AS acl FROM target
     UNION ALL
     SELECT 'TABLE', o.identity, c.relacl
     FROM contents AS o JOIN pg_catalog.pg_class AS c
@@ -83,8 +61,8 @@ WITH home AS (
     SELECT DISTINCT
         maker.rolname AS maker, d.defaclobjtype,
         CASE WHEN x.grantee = 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(r.rolname) END AS grantee
-    FROM home
-    JOIN pg_catalog.pg_default_acl AS d ON d.defaclnamespace = home.oid
+    FROM target
+    JOIN pg_catalog.pg_default_acl AS d ON d.defaclnamespace = target.oid
     JOIN pg_catalog.pg_roles AS maker ON maker.oid = d.defaclrole
     CROSS JOIN LATERAL pg_catalog.aclexplode(d.defaclacl) AS x
     LEFT JOIN pg_catalog.pg_roles AS r ON r.oid = x.grantee
@@ -92,7 +70,7 @@ WITH home AS (
         OR r.rolname NOT IN ($2::text, $3::text)
             AND pg_catalog.starts_with(r.rolname::text, pg_catalog.left($2::text, -5))
 ), statements (step, number, statement) AS (
-    SELECT 3, 0::oid, pg_catalog.format('ALTER SCHEMA %s OWNER TO %s', home.name, owner) FROM home CROSS JOIN names
+    SELECT 3, 0::oid, pg_catalog.format('ALTER SCHEMA %s OWNER TO %s', target.name, owner) FROM target CROSS JOIN names
     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = nspowner AND rolname = $2::text)
     UNION ALL
     SELECT 4, o.objid, pg_catalog.format('ALTER %s %s OWNER TO %s', o.kind, o.identity, owner)
@@ -113,13 +91,13 @@ WITH home AS (
     SELECT 5, 0, pg_catalog.format('REVOKE ALL ON %s %s FROM %s', kind, identity, grantee) FROM strangers
     UNION ALL
     SELECT 5, 1, pg_catalog.format(
-        'ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %s REVOKE ALL ON %s FROM %s', s.maker, home.name,
+        'ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %s REVOKE ALL ON %s FROM %s', s.maker, target.name,
         CASE s.defaclobjtype WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' WHEN 'f' THEN 'ROUTINES' ELSE 'TYPES' END,
         s.grantee
     )
-    FROM later_strangers AS s CROSS JOIN home
+    FROM later_strangers AS s CROSS JOIN target
     UNION ALL
-    SELECT 6, 0, pg_catalog.format('GRANT USAGE ON SCHEMA %s TO %s', home.name, role) FROM home CROSS JOIN names
+    SELECT 6, 0, pg_catalog.format('GRANT USAGE ON SCHEMA %s TO %s', target.name, role) FROM target CROSS JOIN names
     UNION ALL
     SELECT 7, 0, pg_catalog.format(
         'GRANT %s ON %s %s TO %s',
@@ -135,35 +113,10 @@ WITH home AS (
     UNION ALL
     -- For what the owner makes later.
     SELECT 8, 0, pg_catalog.format(
-        'ALTER DEFAULT PRIVILEGES FOR ROLE %s IN SCHEMA %s GRANT %s TO %s', owner, home.name, granted, role
+        'ALTER DEFAULT PRIVILEGES FOR ROLE %s IN SCHEMA %s GRANT %s TO %s', owner, target.name, granted, role
     )
-    FROM home CROSS JOIN names CROSS JOIN (
+    FROM target CROSS JOIN names CROSS JOIN (
         VALUES ('SELECT, INSERT, UPDATE, DELETE ON TABLES'), ('USAGE, SELECT ON SEQUENCES'), ('EXECUTE ON ROUTINES')
     ) AS later (granted)
 )
 SELECT statement FROM statements ORDER BY step, number, statement
-"""
-
-
-WRITE_ROLE = "UPDATE quart_tenants.tenants SET role_name = $2 WHERE id = $1"
-"""To be run with them. $1 the tenant's number, $2 its role's name."""
-
-
-def write_new_wall(schema: SchemaName, owner: RoleName, role: RoleName) -> str:
-    """Return what there is to do for a schema that we have just made: the same, without a look at what is in it."""
-    later = f"ALTER DEFAULT PRIVILEGES FOR ROLE {owner.quoted} IN SCHEMA {schema.quoted} GRANT"
-    return (
-        f"ALTER SCHEMA {schema.quoted} OWNER TO {owner.quoted}; GRANT USAGE ON SCHEMA {schema.quoted} TO {role.quoted};"
-        f" {later} SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role.quoted};"
-        f" {later} USAGE, SELECT ON SEQUENCES TO {role.quoted}; {later} EXECUTE ON ROUTINES TO {role.quoted}"
-    )
-
-
-def name_owner(random_part: str) -> RoleName:
-    """Return what the owner of all tenants' schemas in one database is called."""
-    return RoleName(f"quart_tenants_{random_part}{_OWNER_SUFFIX}")
-
-
-def name_role(owner: RoleName, tenant_id: int) -> RoleName:
-    """Return what the role of a tenant in the database of *owner* is called."""
-    return RoleName(f"{owner.name.removesuffix(_OWNER_SUFFIX)}_t{tenant_id}")

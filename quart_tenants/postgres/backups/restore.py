@@ -1,8 +1,8 @@
-"""Restore a tenant from its backup: beside those that live, in one's place, or as a copy of one.
+"""Restore a tenant from its backup: as a new tenant, in place of a living one, or as a copy of one.
 
-A dump holds the name of its schema in every line, and the tenant is to have another one, or one that is
-taken. So all of it is one transaction, in which schemas are renamed: what has the dump's name steps aside,
-the dump is restored, both get the names that they are to have. Nobody else sees any of it before the commit.
+A dump has the name of its schema in every line, but the new schema may need another name, or that name may be taken.
+So one transaction renames schemas: it moves the schema with the dump's name away, restores the dump, and gives both
+schemas their final names. No other transaction sees this before the commit.
 """
 
 import asyncio
@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     BackupFileError,
     ClientProgramError,
@@ -25,7 +26,7 @@ from quart_tenants.errors import (
     TenantError,
     TenantExistsError,
 )
-from quart_tenants.postgres.backups.backing_up import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant, describe_failure
+from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant, describe_failure
 from quart_tenants.postgres.backups.backup_files import Backup, get_reader_version, open_backup
 from quart_tenants.postgres.backups.client_programs import (
     ClientPrograms,
@@ -39,19 +40,16 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
-from quart_tenants.postgres.roles.role_statements import name_role
-from quart_tenants.postgres.roles.tenant_roles import find_owner, get_owner
+from quart_tenants.postgres.roles.owner_role import find_owner, get_owner
+from quart_tenants.postgres.roles.schema_access import name_role
 from quart_tenants.postgres.tenants.provisioning import check_free, check_not_reserved
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name, parse_slug
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
-
 _NEXT_ID = "SELECT pg_catalog.nextval(pg_catalog.pg_get_serial_sequence('quart_tenants.tenants', 'id'))"
 _SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)"
 _GET_CREATED_AT = "SELECT created_at FROM quart_tenants.tenants WHERE id = $1"
-# $1 a schema's name. Two restores of a schema that is no living tenant's would both make it.
+# $1 the name of a schema. Without this lock, two restores could make the same schema if it is no living tenant's.
 _TRY_LOCK_SCHEMA = (
     "SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('quart_tenants schema ' || $1::text, 0))"
 )
@@ -76,27 +74,27 @@ async def restore_tenant(
     replace: bool = False,
     on_replaced: Callable[[Slug], object] | None = None,
 ) -> Tenant:
-    """Restore the backup *file* as the tenant *slug*. All of it, or nothing.
+    """Restore the backup *file* as the tenant *slug*, in one transaction.
 
-    The tables belong to the role that restores, and grants are kept; with `TENANTS_ROLE_PER_TENANT` they belong to
-    the owner of all tenants' schemas, and only the tenant's role reaches them. Where it is off and was on, grants are
-    lost. A backup runs SQL of its own: restore only what you trust.
+    The tables belong to the role that restores, and grants are kept. With `TENANTS_ROLE_PER_TENANT` they belong to the
+    owner role, and only the tenant's role may use them. If that setting was on and is off now, grants are lost. A
+    backup runs SQL of its own, so restore only a backup that you trust.
 
     Args:
-        database: Where.
+        database: The database for the tenant.
         file: From `backup_tenant`.
-        slug: A new tenant's, unless *replace* is given.
-        settings: The database's address, reserved slugs, and where the migrations lie.
-        replace: Put the backup in the place of the living tenant *slug*, which keeps its number, its name and
-            its domains, and so its sessions; so the backup must be of this very tenant. Its tables until now lie
-            in the trash then, as a tenant of their own. A transaction that is open in the moment of the change
-            may see the old tables first and the new ones after; what it writes may be in the trash.
-        on_replaced: Called with the slug of that tenant.
+        slug: The slug of a new tenant, unless *replace* is true.
+        settings: They have the address of the database, the reserved slugs, and the folder of the migrations.
+        replace: Whether the backup replaces the living tenant *slug*. That tenant keeps its number, name, domains and
+            sessions, so the backup must be of this very tenant. Its old tables go into the trash as a tenant of their
+            own. A transaction that is open at that moment may see the old tables first and then the new ones, and
+            what it writes may end in the trash.
+        on_replaced: Called with the slug of the tenant in the trash.
 
     Raises:
         BackupFileError: *file* is no backup, is damaged, is newer than this database or this app, is of
-            another tenant than the one to replace, names its schema where no renaming reaches, or needs what
-            the database lacks.
+            another tenant than the one to replace, names its schema in a text, or needs something that the
+            database lacks.
         UnknownTenantError: There is no tenant to replace.
         InvalidSlugError, TenantExistsError, TenantInTrashError, FormerSlugError, RecentlyDroppedError,
             SchemaExistsError: *slug* is not free.
@@ -122,22 +120,22 @@ async def copy_tenant(
     settings: Settings,
     schema: SchemaName | None = None,
 ) -> Tenant:
-    """Make a tenant with everything that *template* has in its schema. All of it, or nothing.
+    """Make a tenant with everything that *template* has in its schema, in one transaction.
 
-    The template is served all the time; nobody can migrate, rename or drop it meanwhile.
+    The template is served meanwhile, but nobody can migrate, rename or drop it.
 
     Args:
-        database: Where.
-        template: A living tenant.
-        slug: The new one's.
-        name: What people call the new customer.
-        settings: The database's address, reserved slugs, and where the migrations lie.
-        schema: Default: called like the slug.
+        database: The database of the template.
+        template: The slug of a living tenant.
+        slug: The slug of the new tenant.
+        name: The display name of the new tenant.
+        settings: They have the address of the database, the reserved slugs, and the folder of the migrations.
+        schema: The name of the new schema; default: the slug.
 
     Raises what `create_tenant`, `backup_tenant` and `restore_tenant` raise.
     """
     name = parse_display_name(name)
-    # Before the work begins.
+    # All of this is checked before the work begins.
     async with database.connection() as connection:
         await check_registry(connection)
         schema = await _check_new(connection, slug, schema, settings)
@@ -160,21 +158,21 @@ async def _restore_file(
     schema: SchemaName | None = None,
     replace: bool = False,
 ) -> Restoration:
-    """Restore *file*, which errors call *source*."""
+    """Restore *file*; errors call it *source*."""
     with contextlib.ExitStack() as stack:
-        # Elsewhere, because reading it to the end takes its time.
+        # In a thread, because reading the file to its end takes time.
         backup, opened = await asyncio.to_thread(stack.enter_context, open_backup(file))
         async with database.connection() as connection:
             await check_registry(connection)
             await connection.execute(WAIT_FOR_EVER)
             server_version = await connection.fetchval(GET_SERVER_VERSION)
             _check_age(backup, source, slug, server_version, settings)
-            # Those that wrote the file may have been newer than the server.
+            # The programs that wrote the file may have been newer than the server.
             programs = await find_client_programs(max(server_version // 10000, get_reader_version(opened)))
             if replace:
                 restoration = await _plan_replacing(connection, backup, source, slug)
             else:
-                # First the lock: whoever copies the same template to the same name has had it until now.
+                # The lock comes first: another copy to the same slug may have held it until now.
                 aside = await _lock_namesake(connection, backup.schema, slug)
                 schema = await _check_new(connection, slug, schema, settings)
                 tenant_id = await connection.fetchval(_NEXT_ID)
@@ -187,13 +185,13 @@ async def _restore_file(
                     restoration, owner=owner, tenant=replace_fields(restoration.tenant, role=role)
                 )
             environment = build_environment(settings.required_database_url, os.environ)
-            # psql works on a connection of its own. This one holds the locks until that has committed.
+            # psql uses another connection. This one holds the locks until psql has committed.
             await _run(connection, restoration, programs, environment, opened, source, server_version)
     return restoration
 
 
 def _check_age(backup: Backup, source: str, slug: Slug, server_version: int, settings: Settings) -> None:
-    """Refuse what was made by a newer PostgreSQL, or has migrations that this app has not."""
+    """Refuse a backup from a newer PostgreSQL, or with migrations that this app does not have."""
     if backup.server_version // 10000 > server_version // 10000:
         raise BackupFileError(
             source,
@@ -217,18 +215,18 @@ def _check_age(backup: Backup, source: str, slug: Slug, server_version: int, set
             )
 
 
-async def _check_new(connection: "Connection", slug: Slug, schema: SchemaName | None, settings: Settings) -> SchemaName:
+async def _check_new(connection: Connection, slug: Slug, schema: SchemaName | None, settings: Settings) -> SchemaName:
     check_not_reserved(slug, settings)
     schema = schema or parse_schema_name(slug)
     await check_free(connection, {slug: schema}, settings)
     return schema
 
 
-async def _plan_replacing(connection: "Connection", backup: Backup, source: str, slug: Slug) -> Restoration:
+async def _plan_replacing(connection: Connection, backup: Backup, source: str, slug: Slug) -> Restoration:
     tenant = await lock_tenant(connection, slug)
     await _check_same(connection, backup, source, tenant)
     replaced = None
-    # Somebody may have dropped the schema by hand: that is what backups are for.
+    # Somebody may have dropped the schema by hand.
     if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
         replaced_id = await connection.fetchval(_NEXT_ID)
         replaced = Replaced(replaced_id, parse_slug(f"{slug[:40]}-replaced-{replaced_id}"))
@@ -243,10 +241,10 @@ async def _plan_replacing(connection: "Connection", backup: Backup, source: str,
     )
 
 
-async def _check_same(connection: "Connection", backup: Backup, source: str, tenant: Tenant) -> None:
-    """Refuse another tenant's backup: sessions and tokens that name this one's number would open it."""
+async def _check_same(connection: Connection, backup: Backup, source: str, tenant: Tenant) -> None:
+    """Refuse another tenant's backup: sessions and tokens with this tenant's number would read its rows."""
     created_at = await connection.fetchval(_GET_CREATED_AT, tenant.id)
-    # Both: schemas adopted together have one time, and another database has the same numbers.
+    # Both are compared: schemas adopted together have the same time, and another database has the same numbers.
     if (backup.id, backup.created_at) != (tenant.id, created_at):
         raise BackupFileError(
             source,
@@ -256,8 +254,8 @@ async def _check_same(connection: "Connection", backup: Backup, source: str, ten
         )
 
 
-async def _lock_namesake(connection: "Connection", schema: SchemaName, restored: Slug) -> bool:
-    """Return whether *schema* exists; keep everybody else from renaming or restoring it until *restored* is done."""
+async def _lock_namesake(connection: Connection, schema: SchemaName, restored: Slug) -> bool:
+    """Lock *schema* against renames and other restores until *restored* is done; return whether it exists."""
     slug = await connection.fetchval(_FIND_SLUG, schema.name)
     if slug is not None:
         await lock_tenant(connection, slug)
@@ -268,7 +266,7 @@ async def _lock_namesake(connection: "Connection", schema: SchemaName, restored:
 
 
 async def _run(
-    connection: "Connection",
+    connection: Connection,
     restoration: Restoration,
     programs: ClientPrograms,
     environment: dict[str, str],
@@ -276,14 +274,14 @@ async def _run(
     source: str,
     server_version: int,
 ) -> None:
-    """Let psql do it. It commits only when told to, at the very end: an early end of its input is a rollback."""
-    # With the wall off, too: what a dump grants would open the new tables to the role of the tenant that it is of.
-    walls = await find_owner(connection) is not None
+    """Let psql run the script. It commits at the very end; if its input ends earlier, it rolls back."""
+    # Also if roles are switched off: grants in a dump would open the new tables to the role of the dumped tenant.
+    roles = await find_owner(connection) is not None
     async with start_program(programs.run_sql(), environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as psql:
         listening = await psql.write(restoration.before.encode())
         if listening:
             async with start_program(
-                programs.write_sql(privileges=not walls),
+                programs.write_sql(privileges=not roles),
                 environment,
                 stdin=opened.fileno(),
                 stdout=subprocess.PIPE,
@@ -294,7 +292,7 @@ async def _run(
                     if status != 0:
                         raise ClientProgramError(f"{source} cannot be read: {describe_failure('pg_restore', words)}")
         if listening:
-            # Our locks end with this connection.
+            # This fails if the connection is lost, and with it our locks.
             await connection.execute(_ASK_FOR_LIFE)
             listening = await psql.write(restoration.after.encode())
         status, words = await psql.wait()
@@ -303,12 +301,12 @@ async def _run(
 
 
 async def _pour(pg_restore: Program, psql: Program, server_version: int) -> bool:
-    """Pass SQL on to its end, and return whether psql listened so long."""
+    """Pass all SQL on, and return whether psql read it to the end."""
     head = b""
     while len(head) < _MAX_HEAD and b"\nSET client_encoding" not in head and (chunk := await pg_restore.read()):
         head += chunk
     if server_version < 170000:
-        # pg_restore knows nothing about the server, and an older one does not know this setting.
+        # pg_restore does not know the version of the server, and an older server does not know this setting.
         head = head.replace(b"\nSET transaction_timeout = 0;", b"", 1)
     chunk = head
     while chunk:
@@ -337,7 +335,7 @@ def _explain(restoration: Restoration, source: str, status: int, words: str) -> 
         if sqlstate == _UNIQUE_VIOLATION and "tenants_slug_key" in message:
             return TenantExistsError(tenant.slug, tenant.schema.name)
         if sqlstate == _UNIQUE_VIOLATION and "pg_namespace_nspname_index" in message:
-            # Somebody else made a schema of that name meanwhile, which is no restore.
+            # Another program, which is no restore, made a schema of that name meanwhile.
             return TenantBusyError(tenant.slug)
         return DatabaseRefusedError(f"{failed}: {message}")
     if status == _CONNECTION_LOST:

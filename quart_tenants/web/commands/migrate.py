@@ -11,7 +11,7 @@ import click
 
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.fleet_migration import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.progress import Progress
@@ -29,13 +29,11 @@ def _parse_canary(ctx: click.Context, parameter: click.Parameter, value: str | N
 
 
 @click.command("migrate")
-@click.option("--tenant", "slugs", metavar="SLUG", multiple=True, help="Only this tenant; may be given again.")
+@click.option("--tenant", "slugs", metavar="SLUG", multiple=True, help="Only this tenant; may be repeated.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Tenants at the same time.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@click.option(
-    "--canary", metavar="SLUG|N", callback=_parse_canary, help="Who goes first; if one fails, nobody follows."
-)
-@click.option("--max-failures", type=click.IntRange(min=1), help="Stop when so many have failed.  [default: never]")
+@click.option("--dry-run", is_flag=True, help="Say what would be done and do nothing.")
+@click.option("--canary", metavar="SLUG|N", callback=_parse_canary, help="Migrate these first; if one fails, stop.")
+@click.option("--max-failures", type=click.IntRange(min=1), help="Stop after so many failures.  [default: never]")
 @click.option("--to", type=click.IntRange(min=1), metavar="NNNN", help="The version to reach.  [default: the newest]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @with_database
@@ -50,10 +48,10 @@ async def migrate_command(
     to: int | None,
     as_json: bool,
 ) -> None:
-    """Bring all tenants to the newest version, the suspended ones included.
+    """Migrate all tenants to the newest version, also the suspended ones.
 
-    A tenant that fails is named and stays as it was; the others go on. Run it again to take up where it
-    stopped. Two at once share the work.
+    A tenant that fails is named and stays as it was, and the others go on. Run it again to continue after an
+    interruption. Two runs at once share the work.
     """
     named = [parse_slug(slug) for slug in slugs]
     if named and isinstance(canary, str) and canary not in named:
@@ -106,7 +104,7 @@ def _print_report(report: FleetReport) -> None:
         click.echo(f"{outcome.tenant.slug} stays at {outcome.version:04}: {outcome.error}", err=True)
     if report.left:
         click.echo(f"stopped: {_explain_stop(report)}; mend it, and run migrate again", err=True)
-    # Of a few tenants it says nothing.
+    # A rate over a few tenants means nothing.
     rate = f", {len(report.migrated) / report.seconds:.0f} a second" if len(report.migrated) >= _ENOUGH else ""
     gone = f", {len(report.gone)} gone meanwhile" if report.gone else ""
     click.echo(
@@ -133,7 +131,7 @@ def _describe_nothing(plan: FleetPlan) -> str:
 
 
 def _group(standing: Iterable[tuple[int, str]]) -> list[str]:
-    """Return a line for each version with the tenants that stand there."""
+    """Return one line for each version, with its tenants."""
     by_version: dict[int, list[str]] = defaultdict(list)
     for version, slug in standing:
         by_version[version].append(slug)

@@ -1,4 +1,4 @@
-"""Run PostgreSQL's programs without root's rights: they refuse to work for root."""
+"""Run PostgreSQL's programs under an account that is not root, because they refuse to run as root."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whose rights the programs run with: this process's own, unless a field says otherwise."""
+    """The account of the programs: that of this process, unless a field names another."""
 
     name: str
     uid: int | None = None
@@ -33,12 +33,12 @@ class Account:
     def start(self, command: Sequence[str | Path], folder: Path, output: int) -> subprocess.Popen[bytes]:
         """Start *command* in *folder* as a child that a Ctrl-C in the terminal does not reach.
 
-        On Linux it gets SIGINT when the thread that called this ends, even by kill -9.
+        On Linux it gets SIGINT when the calling thread ends, also by a kill.
 
         Args:
-            command: The program by its full path, and its arguments.
-            folder: Where it works. Entered with the account's rights, so it must be reachable.
-            output: The file descriptor that gets all it says.
+            command: The full path of the program, and its arguments.
+            folder: The working folder. The account must be able to enter it.
+            output: The file descriptor for stdout and stderr.
         """
         return subprocess.Popen(
             [*self.prefix, *command],
@@ -68,10 +68,10 @@ class Account:
         return None if process.wait() == 0 else said or f"{postgres} does not run"
 
     def create_folder(self, path: Path) -> None:
-        """Create *path* for the account alone, or take over an empty-handed earlier try.
+        """Create the private folder *path* for the account, or use the one from an earlier try.
 
         Raises:
-            EmbeddedPostgresError: Something else is in the way, perhaps put there by another user.
+            EmbeddedPostgresError: Something else is there, for example from another user.
         """
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
@@ -82,7 +82,7 @@ class Account:
         self.own(path)
 
     def own(self, path: Path) -> None:
-        """Give *path* to the account. Does nothing for this process's own."""
+        """Give *path* to the account. Nothing happens for the account of this process."""
         if self.uid is not None and self.gid is not None:
             os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
@@ -90,19 +90,19 @@ class Account:
 def choose_account(postgres: Path, data_dir: Path, cluster: Path, own_names: frozenset[str]) -> Account:
     """Return an account that can run *postgres* on *cluster*, which need not exist yet.
 
-    For root that is the owner of what exists already. A new cluster goes to `nobody`; where nobody
-    cannot reach the files, the programs run as root inside a user namespace that calls root nobody.
-    *data_dir* is given away only when it is root's, private and holds *own_names* alone: somebody's
-    home folder must never change its owner here.
+    For root this is the owner of an existing cluster. A new cluster goes to `nobody`. If that user cannot reach the
+    files, the programs run as root inside a user namespace in which root has the number of nobody. *data_dir* gets
+    another owner only if it is root's, private, and has no other content than *own_names*: a user's own folder must
+    never change its owner here.
 
     Raises:
-        EmbeddedPostgresError: No account can, with the reasons and the remedy.
+        EmbeddedPostgresError: No account can. The error says why and what to do.
     """
     accounts, giving = _list_accounts(data_dir, cluster, own_names)
     problems = []
     for account in accounts:
         given = giving and account.uid is not None
-        # A folder about to be given to the account need not let it in yet.
+        # A folder that the account is going to get need not let it in yet.
         problem = account.find_problem(postgres, data_dir.parent if given else data_dir)
         if problem is None:
             if given:
@@ -138,7 +138,7 @@ def _list_accounts(data_dir: Path, cluster: Path, own_names: frozenset[str]) -> 
 def _before_program(folder: Path) -> Callable[[], None]:
     """Return what the child does after it has changed its user and before it becomes the program.
 
-    Another thread may hold any lock at the fork, so all that can be prepared is prepared here.
+    At the fork another thread may hold any lock, so everything that can be prepared is prepared here.
     """
     parent = os.getpid()
     # A change of the user clears the death signal, so it cannot be set any earlier.

@@ -4,8 +4,8 @@ import asyncio
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRefusedError, DatabaseUnavailableError
 from quart_tenants.postgres.backups.backup_files import AppliedMigration, Backup, refuse_existing, write_backup
 from quart_tenants.postgres.backups.client_programs import (
@@ -16,24 +16,21 @@ from quart_tenants.postgres.backups.client_programs import (
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
-from quart_tenants.postgres.roles.tenant_roles import find_owner
+from quart_tenants.postgres.roles.owner_role import find_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
-
-# While a program works for us, this connection has nothing to do.
+# This connection is idle while pg_dump or psql works.
 WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"
 GET_SERVER_VERSION = "SELECT pg_catalog.current_setting('server_version_num')::integer"
-# pg_dump --schema leaves extensions out, and the columns of their types cannot be restored then.
+# pg_dump --schema leaves extensions out, and then columns of their types cannot be restored.
 _FIND_EXTENSION = """
 SELECT pg_catalog.quote_ident(e.extname) FROM pg_catalog.pg_extension AS e
 JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
 WHERE n.nspname = $1 ORDER BY e.extname LIMIT 1
 """
 
-# One statement has one snapshot, and pg_dump gets the same: whatever commits meanwhile is in both or in neither.
+# This statement and pg_dump use the same snapshot. So a transaction that commits meanwhile is in both or in neither.
 _TAKE_SNAPSHOT = """
 SELECT
     t.id, t.slug, t.schema_name, t.display_name, t.created_at, clock_timestamp() AS made_at,
@@ -54,25 +51,25 @@ WHERE t.id = $1
 async def backup_tenant(
     database: Database, slug: Slug, file: Path, *, settings: Settings, force: bool = False
 ) -> Backup:
-    """Write a tenant's schema, and what the registry knows of it, into *file* with mode 0600.
+    """Write a tenant's schema, and its rows in the registry, into *file* with mode 0600.
 
-    All of it is of one moment. Nobody can migrate, rename or drop the tenant meanwhile; requests go on.
-    A failure or a cancellation leaves nothing, and an older *file* as it was.
+    The backup shows one moment. Nobody can migrate, rename or drop the tenant meanwhile, and requests go on. After a
+    failure or a cancellation there is no new file, and an older *file* is unchanged.
 
     Args:
-        database: Where the tenant is.
-        slug: Which.
-        file: A tar, that `restore_tenant` reads. It holds password hashes like the tables do.
-        settings: The database's address.
-        force: Whether *file* may exist; it is replaced at the end.
+        database: The database of the tenant.
+        slug: The slug of the tenant.
+        file: A tar for `restore_tenant`. It holds password hashes, as the tables do.
+        settings: They have the address of the database.
+        force: Whether *file* may exist already; it is replaced at the end.
 
     Raises:
-        UnknownTenantError: There is none.
-        TenantInTrashError: It lies in the trash.
-        TenantBusyError: It is being migrated or changed.
+        UnknownTenantError: There is no such tenant.
+        TenantInTrashError: The tenant is in the trash.
+        TenantBusyError: The tenant is being migrated or changed.
         BackupFileError: *file* exists or cannot be written, or the schema holds an extension.
         ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
-        DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
+        DatabaseRefusedError: PostgreSQL refused it, for example for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
     """
     refuse_existing(file, force=force)
@@ -81,7 +78,7 @@ async def backup_tenant(
         await connection.execute(WAIT_FOR_EVER)
         version = await connection.fetchval(GET_SERVER_VERSION)
         programs = await find_client_programs(version // 10000)
-        # First the lock: the snapshot must not show what a migration was still changing.
+        # The lock comes first: the snapshot must not show a migration that is half done.
         tenant = await lock_tenant(connection, slug)
         extension = await connection.fetchval(_FIND_EXTENSION, tenant.schema.name)
         if extension is not None:
@@ -91,12 +88,12 @@ async def backup_tenant(
                 f"the whole database; move it to another: ALTER EXTENSION {extension} SET SCHEMA public",
             )
         backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
-        # Where tenants have, or had, roles of their own, their grants lead to this tenant: nothing else may hold them,
-        # and a restore makes its own.
-        walls = await find_owner(connection) is not None
+        # If tenants have or had roles of their own, the dump has no grants: they name this tenant's role, and a restore
+        # makes its own grants.
+        roles = await find_owner(connection) is not None
         with write_backup(file, backup, force=force) as writer:
             async with start_program(
-                programs.dump(tenant.schema, snapshot, privileges=not walls),
+                programs.dump(tenant.schema, snapshot, privileges=not roles),
                 build_environment(settings.required_database_url, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -105,21 +102,21 @@ async def backup_tenant(
                     await asyncio.to_thread(writer.write, chunk)
                 status, words = await pg_dump.wait()
             if status != 0:
-                # Below 0 it was killed; otherwise it repeats what the server said.
+                # A status below 0 means that it was killed. Otherwise it repeats the error of the server.
                 refused = ClientProgramError if status < 0 else DatabaseRefusedError
                 raise refused(f"tenant {slug!r} was not backed up: {describe_failure('pg_dump', words)}")
             return await asyncio.to_thread(writer.finish)
 
 
 def describe_failure(name: str, words: str) -> str:
-    """Return the first line that a program said about what went wrong, without what may hold a row."""
+    """Return the first line of a program's error. Later lines may hold rows of a table."""
     lines = words.splitlines() or ["it ended without a word"]
     line = next((line for line in lines if "error:" in line), lines[0])
     return f"{name}: {line.removeprefix(f'{name}: ').removeprefix('error: ')}"
 
 
 async def _take_snapshot(
-    connection: "Connection", tenant_id: int, schema: SchemaName, server_version: int
+    connection: Connection, tenant_id: int, schema: SchemaName, server_version: int
 ) -> tuple[Backup, str]:
     row = await connection.fetchrow(_TAKE_SNAPSHOT, tenant_id, schema.name)
     if row is None:

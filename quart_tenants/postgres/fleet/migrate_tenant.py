@@ -1,12 +1,12 @@
-"""Bring one tenant to a version, whoever else tries the same."""
+"""Migrate one tenant to a version, also if another process tries the same."""
 
 import itertools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
@@ -18,7 +18,7 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.blocks.block import find_reported_path, list_path
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver.connection_types import describe
+from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import (
     LEAVES_PATH,
@@ -30,17 +30,14 @@ from quart_tenants.postgres.migrations.migration_files import (
 )
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
-from quart_tenants.postgres.roles.tenant_roles import as_owner
+from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
-
-# Longer than the server's own limit, which says more.
+# The client waits longer than the server's own limit, whose error says more.
 _GRACE = 10.0  # seconds
-# In milliseconds. The last, because otherwise what a killed command has begun goes on in the server, which looks at
-# its client only between statements; Windows cannot.
+# Times are in milliseconds. The last setting lets the server notice that a command was killed: without it the server
+# looks at its client only between statements. A server on Windows cannot do that.
 _LIMITS = """
 SELECT
     pg_catalog.set_config('lock_timeout', '{lock:d}', {local}),
@@ -51,18 +48,18 @@ SELECT
         {local}
     )
 """
-# Whether the schema is there and for us, too.
+# Also says whether the schema exists and whether this role may use it.
 _FIND_STANDING = """
 SELECT t.version, n.oid IS NOT NULL AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS usable
 FROM quart_tenants.living_tenants AS t LEFT JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
 WHERE t.id = $1 AND t.schema_name = $2
 """
-# Sent as it is, all statements in one message: with parameters it would be eight messages a tenant more, which is
-# as long as a small migration takes. What is put in are numbers, names that match the pattern of a migration's
-# file, and digests in hex.
+# All statements go in one message, without parameters. Parameters would cost eight more messages for each tenant, which
+# is as long as a small migration takes. Only numbers, names that match the pattern of a migration file, and digests in
+# hex are put in.
 #
-# No rows come where somebody else has the lock, or where the tenant was dropped. Where it stands at another version
-# by now, the table refuses them: they are there already, or one before is missing.
+# No row is inserted if another process has the lock, or if the tenant was dropped. If the tenant is at another version
+# by now, the table refuses the rows: they are there already, or an earlier one is missing.
 _CLAIM = """
 {limits};
 INSERT INTO quart_tenants.changes (tenant_id) VALUES ({id:d});
@@ -90,29 +87,30 @@ _PASSING_ERRORS = (
 
 
 class _StandsElsewhereError(Exception):
-    """The tenant is at another version than we thought: somebody else was faster."""
+    """The tenant is at another version than expected, because another process was faster."""
 
 
 async def migrate_tenant(
     database: Database, tenant: Tenant, migrations: Sequence[Migration], *, settings: Settings
 ) -> int:
-    """Run what is missing of *migrations* in the tenant's schema; return the version it is at then.
+    """Run the missing ones of *migrations* in the tenant's schema, and return its new version.
 
-    Files that follow one another run in one transaction, with the rows that record them. A file that says
-    `-- quart-tenants: no transaction` runs statement by statement on a connection of its own: what succeeded
-    before a statement failed stays, and the next try runs the file from its start.
+    Files that follow one another run in one transaction, together with the rows that record them. A file that says
+    `-- quart-tenants: no transaction` runs statement by statement on its own connection. If a statement of it fails,
+    the ones before it stay, and the next try runs the file from its start.
 
-    The caller has made sure that no file was changed after it ran (`refuse_edited`).
+    The caller must make sure that no file was changed after it ran (`refuse_edited`).
 
-    Cancelled, it rolls back what has begun. Two at once for one tenant: the second waits, and finds nothing to do.
+    A cancellation rolls back what has begun. If two processes migrate one tenant, the second one waits and then finds
+    nothing to do.
 
     Raises:
         MigrationFileError: A file is no SQL.
         MigrationFailedError: A statement failed.
-        TenantBusyError: Somebody else migrates or changes the tenant.
-        UnknownTenantError: It was dropped meanwhile.
-        DatabaseUnavailableError: The connection was lost. What was recorded is done, all else is not.
-        RolesNotReadyError: The files are to run as the owner of all schemas, which `init` has not made.
+        TenantBusyError: Another process migrates or changes the tenant.
+        UnknownTenantError: The tenant was dropped meanwhile.
+        DatabaseUnavailableError: The connection was lost. What was recorded is done, and all else is not.
+        RolesNotReadyError: The files must run as the owner role, which `init` has not made yet.
     """
     version = tenant.version
     while missing := migrations[version:]:
@@ -131,7 +129,7 @@ async def migrate_tenant(
 
 
 def may_succeed_later(error: TenantError) -> bool:
-    """Return whether *error* was about the moment: a lock, a deadlock, a lost connection."""
+    """Return whether *error* may pass: a lock, a deadlock, or a lost connection."""
     if isinstance(error, DatabaseUnavailableError | PoolExhaustedError | TenantBusyError):
         return True
     return isinstance(error, MigrationFailedError) and isinstance(error.__cause__, _PASSING_ERRORS)
@@ -163,14 +161,14 @@ async def _run_together(
             async with as_owner(connection, wanted=settings.role_per_tenant):
                 await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
             if told in (tenant.schema.name, tenant.schema.quoted):
-                # The server tells of every change, as it has told of this path.
+                # This server reports every change of the path, because it has reported this path.
                 same = find_reported_path(connection) == told
             else:
                 same = await list_path(connection) == [tenant.schema.name]
             if not same:
                 raise explain_path(tenant.schema.name, migrations)
     except asyncpg.PostgresError as error:
-        # Such as a constraint that is checked at the commit.
+        # For example, a constraint that is checked at the commit.
         names = ", ".join(migration.name for migration in migrations)
         raise MigrationFailedError(tenant.schema.name, names, describe_refusal(error)) from error
 
@@ -183,8 +181,8 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
             await lock_session(connection, tenant.id, tenant.slug, settings.migration_lock_timeout)
             if await _check_usable(connection, tenant) != migration.version - 1:
                 raise _StandsElsewhereError
-            # What is built concurrently waits for transactions to end and holds nobody up meanwhile. Given up
-            # half-way it leaves an invalid index.
+            # An index that is built concurrently waits for transactions to end, and blocks nobody. So it has no limit
+            # for locks: if it were stopped half-way, it would leave an invalid index.
             await connection.execute(_format_limits(settings, 0, local=False))
             async with as_owner(connection, wanted=settings.role_per_tenant, local=False):
                 await _run_statements(connection, tenant, migration, settings)
@@ -197,14 +195,14 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
 
 
 async def _run_statements(
-    connection: "DriverConnection", tenant: Tenant, migration: Migration, settings: Settings
+    connection: DriverConnection, tenant: Tenant, migration: Migration, settings: Settings
 ) -> None:
     for statement in migration.script.statements:
         try:
             await connection.execute(statement.sql, timeout=settings.migration_statement_timeout + _GRACE)
         except asyncpg.PostgresError as error:
             raise _explain_half(tenant, migration, locate_refusal(statement, error)) from error
-        # Before the next one runs in another tenant's schema.
+        # Otherwise the next statement could run in another tenant's schema.
         if await list_path(connection) != [tenant.schema.name]:
             raise _explain_half(tenant, migration, f"line {statement.line}: {LEAVES_PATH}")
     index = await connection.fetchval(_FIND_INVALID_INDEX, tenant.schema.name)
@@ -222,11 +220,11 @@ def _explain_half(tenant: Tenant, migration: Migration, reason: str) -> Migratio
     return MigrationFailedError(tenant.schema.name, migration.name, reason, kept=kept)
 
 
-async def _check_usable(connection: "Connection | DriverConnection", tenant: Tenant) -> int:
-    """Make sure that the tenant lives and its schema is ours to use; return the version that it stands at."""
+async def _check_usable(connection: Connection | DriverConnection, tenant: Tenant) -> int:
+    """Make sure that the tenant exists and that this role may use its schema; return its version."""
     standing = await connection.fetchrow(_FIND_STANDING, tenant.id, tenant.schema.name)
     if standing is None:
-        # Its schema has another name now: it lies in the trash, or a backup has taken its place.
+        # Its schema has another name now: it is in the trash, or a backup has replaced it.
         raise UnknownTenantError(tenant.slug)
     if not standing["usable"]:
         raise DatabaseRefusedError(f"schema {tenant.schema.name!r} is missing, or this role may not use it")

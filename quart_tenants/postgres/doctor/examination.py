@@ -1,4 +1,4 @@
-"""Attack the database the way a leak would happen, and tell what came of it."""
+"""Run all checks of `doctor`: those of the catalogue, and attacks from one probe tenant on another."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,14 +7,21 @@ from contextlib import AsyncExitStack
 import asyncpg
 
 from quart_tenants.errors import RolesNotReadyError, TenantError
-from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.leaks import OLDEST_SERVER, TENANTS_ROLES, Finding, State, find_leaks
-from quart_tenants.postgres.doctor.probes import alternate, attack, find_session_leaks, make_probes
+from quart_tenants.postgres.doctor.catalogue_checks import (
+    OLDEST_SERVER,
+    TENANTS_ROLES,
+    Finding,
+    State,
+    find_leaks,
+    judge,
+    list_problem,
+)
+from quart_tenants.postgres.doctor.probe_tenants import alternate, attack, find_session_leaks, make_probes
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.settings import Settings
 
-_LONGEST_RUN = 100.0  # seconds; what a run has left behind is removed by the next one a little later
+_LONGEST_RUN = 100.0  # seconds; the next run removes what a killed run has left, a little later than this
 
 _GET_VERSION = """
 SELECT
@@ -31,7 +38,7 @@ WHERE (d.setdatabase = 0 OR b.datname = pg_catalog.current_database())
     AND (d.setrole = 0 OR r.rolname = session_user)
     AND pg_catalog.starts_with(s.setting, 'search_path=') AND s.setting NOT IN ('search_path=', 'search_path=""')
 """
-# What lets SQL leave the database or its role: from a tenant's block, too.
+# Ways for SQL to leave the database or its role, also from a tenant's block.
 _LIST_WAYS_OUT = """
 SELECT 'extension ' || extname::text AS way FROM pg_catalog.pg_extension
 WHERE extname IN ('dblink', 'postgres_fdw', 'file_fdw', 'adminpack', 'plpython3u', 'plperlu', 'pltclu')
@@ -47,22 +54,22 @@ JOIN pg_catalog.pg_proc AS p ON p.oid = d.objid AND p.prosecdef
 
 
 async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Finding]:
-    """Yield what each check has found, as it comes.
+    """Yield the finding of each check as soon as it is known.
 
-    Two schemas named quart_tenants_probe_… come and go. Through whatever pooler the URL leads, two clients take turns
-    there; a *database* of one connection is one of them.
+    It makes two schemas named quart_tenants_probe_… and removes them. Two clients take turns in them, through the same
+    pooler as the app; the *database* of one connection is one of the clients.
 
     Args:
-        database: With one connection.
-        settings: Of the app.
+        database: It has one connection.
+        settings: The settings of the app.
 
     Raises:
         DatabaseUnavailableError: The database cannot be reached.
     """
     async with database.connection() as connection:
-        version = await connection.fetchrow(_GET_VERSION)
-    if version is not None:
-        yield _judge_version(version["server"], version["number"])
+        (version,) = await connection.fetch(_GET_VERSION)
+    too_old = f"PostgreSQL {version['server']} is too old" if version["number"] < OLDEST_SERVER else ""
+    yield judge("server", too_old, f"PostgreSQL {version['server']}", "use PostgreSQL 15 or newer", State.FAILED)
     try:
         findings = await find_leaks(database, settings=settings)
     except TenantError as error:
@@ -75,24 +82,15 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
         paths = [row["setting"] for row in await connection.fetch(_LIST_PATH_SETTINGS)]
         ways = [row["way"] for row in await connection.fetch(_LIST_WAYS_OUT)] if settings.role_per_tenant else []
     if paths:
-        yield Finding(
-            "path settings",
-            State.WARNING,
-            f"a connection that does not ask for a path gets one: {name_some(paths)}",
-            "ALTER ROLE or ALTER DATABASE … SET search_path = ''",
-        )
+        seen = list_problem("a connection that does not ask for a path gets one", paths)
+        remedy = "ALTER ROLE or ALTER DATABASE … SET search_path = ''"
+        yield Finding("path settings", State.WARNING, seen, remedy)
     if ways:
         remedy = "drop what you do not need, or REVOKE it from PUBLIC"
-        yield Finding("ways out", State.WARNING, f"these run with other rights: {name_some(ways)}", remedy)
+        yield Finding("ways out", State.WARNING, list_problem("these run with other rights", ways), remedy)
     no_roles = any(finding.check == TENANTS_ROLES and finding.state is State.LEAK for finding in findings)
     for finding in await _probe(database, settings, no_roles=no_roles):
         yield finding
-
-
-def _judge_version(server: str, number: int) -> Finding:
-    if number >= OLDEST_SERVER:
-        return Finding("server", State.OK, f"PostgreSQL {server}")
-    return Finding("server", State.FAILED, f"PostgreSQL {server} is too old", "use PostgreSQL 15 or newer")
 
 
 async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> list[Finding]:
@@ -102,12 +100,42 @@ async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> l
             probes = await stack.enter_async_context(make_probes(database, settings=settings))
             second = await stack.enter_async_context(await Database.open(settings, max_size=1))
             seen, (ours, theirs) = await alternate((database, second), probes)
-            shared = bool(ours & theirs)
-            findings.append(_judge_blocks(seen, shared=shared))
+            how = "on shared server processes" if ours & theirs else "each client on a server process of its own"
+            findings.append(
+                judge(
+                    "blocks",
+                    list_problem(f"a block saw another tenant's row ({how})", seen),
+                    f"no block saw another tenant's row, after errors and cancellations, too ({how})",
+                    "do not serve through this URL; say so to the authors of quart-tenants and of the pooler",
+                )
+            )
             if settings.role_per_tenant:
-                findings.append(_judge_attack(await attack(database, *probes)))
+                findings.append(
+                    judge(
+                        "role isolation",
+                        list_problem("a tenant's role gets through", await attack(database, *probes)),
+                        "a tenant's role reaches neither another tenant nor the registry, and creates nothing",
+                        "quart-tenants init",
+                    )
+                )
             # Before the pooler's other clients are asked: a pool of one has no second connection to give.
-            findings += _judge_sessions(*await find_session_leaks(database))
+            setting, prepared = await find_session_leaks(database)
+            findings += [
+                judge(
+                    "session settings",
+                    "a pooler shares sessions here: what one client SETs reaches another one" if setting else "",
+                    "what one client SETs does not reach another one",
+                    "our blocks do not use session settings; do not use any in yours: SET LOCAL",
+                    State.WARNING,
+                ),
+                judge(
+                    "prepared statements",
+                    "one client's prepared statements reach another one, and may run in its place" if prepared else "",
+                    "one client's do not reach another one",
+                    "none needed: behind a pooler our connections keep no prepared statements",
+                    State.WARNING,
+                ),
+            ]
     except (asyncpg.InsufficientPrivilegeError, RolesNotReadyError) as error:
         reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else str(error)
         remedy = "run doctor with the URL that makes tenants, through the same pooler"
@@ -118,49 +146,6 @@ async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> l
         remedy = "see the server's log; if a pooler is in between, try a URL that leads straight to the server"
         findings.append(Finding("probes", State.FAILED, f"a block failed: {describe_refusal(error)}", remedy))
     except TimeoutError:
-        findings.append(
-            Finding("probes", State.FAILED, "the probes took too long", "try again when there is less to do")
-        )
-    return findings
-
-
-def _judge_blocks(seen: list[str], *, shared: bool) -> Finding:
-    how = "on shared server processes" if shared else "each client on a server process of its own"
-    if seen:
-        remedy = "do not serve through this URL; say so to the authors of quart-tenants and of the pooler"
-        return Finding("blocks", State.LEAK, f"a block saw another tenant's row ({how}): {name_some(seen)}", remedy)
-    return Finding(
-        "blocks", State.OK, f"no block saw another tenant's row, after errors and cancellations, too ({how})"
-    )
-
-
-def _judge_attack(succeeded: list[str]) -> Finding:
-    if succeeded:
-        return Finding(
-            "wall", State.LEAK, f"a tenant's role gets through: {'; '.join(succeeded)}", "quart-tenants init"
-        )
-    return Finding(
-        "wall", State.OK, "a tenant's role reaches neither another tenant nor the registry, and creates nothing"
-    )
-
-
-def _judge_sessions(setting: bool, prepared: bool) -> list[Finding]:
-    findings = []
-    if setting:
-        findings.append(
-            Finding(
-                "session settings",
-                State.WARNING,
-                "a pooler shares sessions here: what one client SETs reaches another one",
-                "our blocks do not use session settings; do not use any in yours: SET LOCAL",
-            )
-        )
-    else:
-        findings.append(Finding("session settings", State.OK, "what one client SETs does not reach another one"))
-    if prepared:
-        remedy = "none needed: behind a pooler our connections keep no prepared statements"
-        seen = "one client's prepared statements reach another one, and may run in its place"
-        findings.append(Finding("prepared statements", State.WARNING, seen, remedy))
-    else:
-        findings.append(Finding("prepared statements", State.OK, "one client's do not reach another one"))
+        remedy = "try again when there is less to do"
+        findings.append(Finding("probes", State.FAILED, "the probes took too long", remedy))
     return findings

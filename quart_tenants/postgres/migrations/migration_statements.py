@@ -1,15 +1,14 @@
-"""Split SQL text into single statements, by PostgreSQL's own parser. Pure: no I/O."""
+"""Split the text of a migration into single statements, and refuse those that a migration must not have. Pure."""
 
 import re
 from dataclasses import dataclass
 
-import postgast
-
 from quart_tenants.errors import MigrationFileError
+from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, parse_sql
 
 _DIRECTIVE = re.compile(r"--[ \t]*quart[-_]tenants[ \t]*:(.*)", re.IGNORECASE)
 _NO_TRANSACTION = "no transaction"
-# What CONCURRENTLY keeps out of a transaction. (REFRESH MATERIALIZED VIEW CONCURRENTLY may run in one.)
+# With CONCURRENTLY these cannot run in a transaction. (REFRESH MATERIALIZED VIEW CONCURRENTLY can.)
 _CONCURRENT_STATEMENTS = frozenset({"index_stmt", "drop_stmt", "reindex_stmt", "alter_table_stmt"})
 
 
@@ -18,8 +17,8 @@ class Statement:
     """One statement, without the semicolon.
 
     Attributes:
-        sql: As written.
-        line: Where it begins in its text, from 1.
+        sql: The text as written.
+        line: The line of its text on which it begins, from 1.
         needs_no_transaction: Whether PostgreSQL refuses it in a transaction.
     """
 
@@ -29,9 +28,9 @@ class Statement:
 
     @property
     def sql_for_new_tables(self) -> str | None:
-        """The same without CONCURRENTLY, which has no purpose where nobody reads and writes yet.
+        """The statement without CONCURRENTLY, for new tables that nobody uses yet.
 
-        None for VACUUM and REINDEX, which have none there at all.
+        None for VACUUM and REINDEX, which new tables do not need.
         """
         if not self.needs_no_transaction:
             return self.sql
@@ -43,17 +42,17 @@ class Statement:
         return encoded.decode()
 
     def locate(self, position: str | None) -> int:
-        """Return the line of the whole text at *position*, which counts characters of this statement from 1."""
+        """Return the line in the whole text of the character number *position*, from 1, of this statement."""
         return self.line + (self.sql.count("\n", 0, int(position) - 1) if position else 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What a file of SQL says.
+    """The content of a file.
 
     Attributes:
-        statements: In order; at least one.
-        in_transaction: False where the file says `-- quart-tenants: no transaction`.
+        statements: The statements in their order; at least one.
+        in_transaction: False if the file says `-- quart-tenants: no transaction`.
     """
 
     statements: tuple[Statement, ...]
@@ -64,12 +63,12 @@ def parse_script(name: str, text: str) -> Script:
     """Return the statements of *text*.
 
     Args:
-        name: Of the file, for errors.
-        text: SQL, with comments as you like.
+        name: The name of the file, for errors.
+        text: SQL; it may have comments.
 
     Raises:
         MigrationFileError: The text is no SQL, ends inside a quote, holds no statement, ends the
-            transaction that it would run in, leaves its schema, or has a directive that nobody knows.
+            transaction that it would run in, changes search_path, or has an unknown directive.
     """
     if "\0" in text:
         raise MigrationFileError(f"{name}: has a NUL in it, where PostgreSQL would stop reading")
@@ -79,12 +78,12 @@ def parse_script(name: str, text: str) -> Script:
         return MigrationFileError(f"{name}: line {_count_line(encoded, position)}: {reason}")
 
     try:
-        parsed = postgast.parse(text)
-    except postgast.PgQueryError as error:
-        # Counts characters from 1. In one line: it may quote the rest of the file.
-        position = len(text[: max(error.cursorpos - 1, 0)].encode())
-        raise refuse(position, " ".join(error.message.split())) from error
-    # What stands before the first statement are comments.
+        parsed = parse_sql(text)
+    except SqlSyntaxError as error:
+        # The message may quote the rest of the file, so it is put into one line.
+        position = len(text[: max(error.position - 1, 0)].encode())
+        raise refuse(position, " ".join(str(error).split())) from error
+    # The text before the first statement is comments.
     head = encoded[: parsed.stmts[0].stmt_location].decode() if parsed.stmts else text
     in_transaction = _read_directives(name, head)
     statements = []
@@ -130,11 +129,11 @@ def _read_directives(name: str, text: str) -> bool:
 
 
 def _find_concurrently(sql: str) -> list[tuple[int, int]]:
-    """Return where the keyword stands, in bytes; not where it is a quoted name, a text or a comment."""
+    """Return the positions of the keyword in bytes, not counting quoted names, texts and comments."""
     encoded = sql.encode()
     return [
         (token.start, token.end)
-        for token in postgast.scan(sql).tokens
+        for token in list_tokens(sql)
         if token.keyword_kind and encoded[token.start : token.end].upper() == b"CONCURRENTLY"
     ]
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from quart_tenants.connection import Connection, Row
 from quart_tenants.postgres.blocks.database import Database, enter_schema
-from quart_tenants.postgres.roles.tenant_roles import drop_role, find_owner, raise_wall
+from quart_tenants.postgres.roles.owner_role import find_owner
+from quart_tenants.postgres.roles.schema_access import drop_role, open_schema_to
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
@@ -87,7 +89,7 @@ async def alternate(databases: Sequence[Database], probes: Sequence[Probe]) -> t
     return seen, backends
 
 
-async def read_probe(database: Database, probe: Probe) -> asyncpg.Record:
+async def read_probe(database: Database, probe: Probe) -> Row:
     """Return the server process and the stamps that a block of *probe* sees."""
     async with database.tenant_connection(probe.tenant) as connection:
         return await _read(connection)
@@ -140,7 +142,7 @@ async def _make(database: Database, schema: SchemaName, settings: Settings) -> P
         owner = await find_owner(connection) if settings.role_per_tenant else None
         if owner is not None:
             role = _name_role(owner, schema)
-            await raise_wall(connection, schema, owner, role)
+            await open_schema_to(connection, schema, owner, role)
         await enter_schema(connection, schema)
         await connection.execute("INSERT INTO probe (stamp) VALUES ($1)", stamp)
     return Probe(Tenant(0, Slug(schema.name), schema, schema.name, role=role), stamp)
@@ -158,14 +160,14 @@ def _name_role(owner: RoleName, schema: SchemaName) -> RoleName:
     return RoleName(owner.name.removesuffix("owner") + schema.name.removeprefix(f"{REGISTRY_SCHEMA}_"))
 
 
-async def _fail(database: Database, probe: Probe) -> asyncpg.Record:
+async def _fail(database: Database, probe: Probe) -> Row:
     with contextlib.suppress(asyncpg.DivisionByZeroError):
         async with database.tenant_connection(probe.tenant) as connection:
             await connection.execute("SELECT 1 / 0")
     return await read_probe(database, probe)
 
 
-async def _roll_back(database: Database, probe: Probe) -> asyncpg.Record:
+async def _roll_back(database: Database, probe: Probe) -> Row:
     with contextlib.suppress(_LeaveBlockError):
         async with database.tenant_connection(probe.tenant) as connection:
             row = await _read(connection)
@@ -173,8 +175,8 @@ async def _roll_back(database: Database, probe: Probe) -> asyncpg.Record:
     return row
 
 
-async def _be_cancelled(database: Database, probe: Probe) -> asyncpg.Record:
-    rows: list[asyncpg.Record] = []
+async def _be_cancelled(database: Database, probe: Probe) -> Row:
+    rows: list[Row] = []
     inside = asyncio.Event()
 
     async def sleep_inside() -> None:
@@ -198,7 +200,7 @@ async def _be_cancelled(database: Database, probe: Probe) -> asyncpg.Record:
     return rows[0]
 
 
-async def _read(connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> asyncpg.Record:
+async def _read(connection: Connection) -> Row:
     row = await connection.fetchrow(_READ)
     if row is None:
         raise LookupError("an aggregate has one row")

@@ -1,4 +1,4 @@
-"""Bring many tenants to a version: who is behind, who goes first, and what became of each."""
+"""Migrate many tenants to a version: plan which ones, run them, and report what happened to each."""
 
 import asyncio
 import random
@@ -18,17 +18,17 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.tenant_migration import may_succeed_later, migrate_tenant
+from quart_tenants.postgres.fleet.migrate_tenant import may_succeed_later, migrate_tenant
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations, refuse_edited
 from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 
-_FIRST_PAUSE = 0.5  # seconds; twice as long after each further try
+_FIRST_PAUSE = 0.5  # seconds; it doubles after each further try
 _LONGEST_PAUSE = 30.0
 
-# One look at all tenants. $1 the version to reach, $2 their slugs or null for all. Those that failed before
-# come last: they are the likeliest to fail again, and no canaries.
+# One query for all tenants. $1 the version to reach, $2 the slugs, or null for all tenants. Tenants that failed before
+# come last, because they are likely to fail again and make bad canaries.
 _LIST_BEHIND = """
 SELECT
     t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name,
@@ -63,10 +63,10 @@ class FleetPlan:
     """What a migration of the fleet would do.
 
     Attributes:
-        migrations: The files up to the one to reach, as they were read and checked.
-        behind: The tenants that are not there yet, in the order in which they are taken.
-        canaries: How many of those go first; if one fails, nobody follows.
-        up_to_date: How many are there already.
+        migrations: The files up to the one to reach, read and checked.
+        behind: The tenants to migrate, in this order.
+        canaries: How many of them are migrated first. If one fails, no other tenant is migrated.
+        up_to_date: How many tenants are at the target already.
     """
 
     migrations: tuple[Migration, ...]
@@ -82,14 +82,14 @@ class FleetPlan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one tenant.
+    """What happened to one tenant.
 
     Attributes:
-        tenant: As it was when the plan was made.
-        version: Where it stands now.
+        tenant: The tenant as it was when the plan was made.
+        version: Its version now.
         migration: The file that failed, or None.
-        error: Why it is not at the target, in one line; None where it is.
-        gone: Whether it was dropped meanwhile, which is no failure.
+        error: Why it is not at the target, in one line; None if it is.
+        gone: Whether it was dropped meanwhile. That is no failure.
     """
 
     tenant: Tenant
@@ -104,13 +104,13 @@ class FleetReport:
     """What a migration of the fleet did.
 
     Attributes:
-        plan: What was to be done.
+        plan: The plan.
         migrated: Tenants that are at the target now.
         failed: Tenants that are not, each with its error.
         gone: Tenants that were dropped meanwhile.
-        left: Tenants that were not taken to an end, after a canary or too many had failed, or the database was lost.
-        lost_database: Whether the database was out of reach at the end.
-        seconds: How long it took.
+        left: Tenants that were not migrated because a canary failed, too many failed, or the database was lost.
+        lost_database: Whether the database could not be reached at the end.
+        seconds: The duration.
     """
 
     plan: FleetPlan
@@ -130,19 +130,19 @@ async def plan_fleet(
     to: int | None = None,
     canary: Slug | int = 0,
 ) -> FleetPlan:
-    """Find out which tenants are behind, by one look at all of them. Changes nothing.
+    """Find out which tenants are behind, by one query for all of them. This changes nothing.
 
     Args:
-        database: Where.
-        settings: Where the migrations lie.
-        slugs: Only these tenants; none named means all, the suspended ones included.
+        database: The database of the tenants.
+        settings: They name the folder of the migrations.
+        slugs: Only these tenants; an empty collection means all tenants, also the suspended ones.
         to: The version to reach; default: the newest file.
-        canary: Who goes first: a tenant, or how many.
+        canary: The tenant to migrate first, or how many tenants to migrate first.
 
     Raises:
-        MigrationFileError: A file is no SQL, was changed after it ran somewhere, or there is none of number *to*.
-        UnknownTenantError: There is no tenant of that slug.
-        TenantInTrashError: It lies in the trash.
+        MigrationFileError: A file is no SQL or was changed after it ran for a tenant, or there is no file number *to*.
+        UnknownTenantError: There is no tenant with that slug.
+        TenantInTrashError: The tenant is in the trash.
         RegistryNotReadyError: There is no registry yet.
     """
     migrations = get_tenant_migrations(settings)
@@ -157,7 +157,7 @@ async def plan_fleet(
         if unknown is not None:
             raise (TenantInTrashError if unknown["in_trash"] else UnknownTenantError)(unknown["slug"])
         try:
-            # Before anybody is migrated, even to a file before the one that cannot run.
+            # All files are checked before any tenant is migrated.
             for migration in migrations:
                 migration.check()
             await refuse_edited(connection, migrations)
@@ -187,19 +187,19 @@ async def migrate_fleet(
     max_failures: int | None = None,
     on_outcome: Callable[[Outcome], object] | None = None,
 ) -> FleetReport:
-    """Migrate the tenants of *plan*: the canaries, then the rest, each as `migrate_tenant` does it.
+    """Migrate the tenants of *plan*: first the canaries, then the others.
 
-    A tenant that fails is written down with its error, for `status`, and the others go on. Running it again
-    takes up where it stopped; two at once share the work. On a cancellation what is done stays, and what has
-    begun is rolled back.
+    If a tenant fails, its error is noted for `status`, and the others go on. Run it again to continue after an
+    interruption. Two processes that run it share the work. After a cancellation finished tenants stay migrated, and
+    what has begun is rolled back.
 
     Args:
-        database: With at least as many connections as *jobs*.
-        plan: By `plan_fleet`.
+        database: It needs at least *jobs* connections.
+        plan: From `plan_fleet`.
         settings: How long a migration may take, and how often it is tried.
-        jobs: How many tenants at the same time.
-        max_failures: Stop when so many have failed; default: never.
-        on_outcome: Called for each tenant, in order of their ends.
+        jobs: How many tenants are migrated at the same time.
+        max_failures: Stop after this many failures; default: never.
+        on_outcome: Called for each tenant when it is finished.
     """
     began = time.monotonic()
     report = FleetReport(plan)
@@ -214,7 +214,7 @@ async def migrate_fleet(
 
 
 class _Run:
-    """Some jobs that share a queue of tenants. One that is to be tried again later comes back into it."""
+    """Jobs that share a queue of tenants. A tenant that must be tried again goes back into the queue."""
 
     def __init__(
         self,
@@ -231,8 +231,8 @@ class _Run:
         self._on_outcome = on_outcome
 
     async def take(self, tenants: Sequence[Tenant], jobs: int) -> None:
-        """Return when each of *tenants* has come to an end."""
-        # With the number of the try.
+        """Return when each of *tenants* is finished."""
+        # Each tenant has the number of its try with it.
         queue: asyncio.Queue[tuple[Tenant, int] | None] = asyncio.Queue()
         unfinished = {tenant.id: tenant for tenant in tenants}
         for tenant in tenants:
@@ -246,14 +246,14 @@ class _Run:
                 tenant, attempt = taken
                 outcome = await self._try(tenant, attempt)
                 if outcome is None:
-                    # Others go on meanwhile.
+                    # The jobs go on with other tenants meanwhile.
                     asyncio.get_running_loop().call_later(_pause(attempt), queue.put_nowait, (tenant, attempt + 1))
                     continue
                 del unfinished[tenant.id]
                 self._count(outcome)
                 if self._on_outcome is not None:
                     self._on_outcome(outcome)
-            # Wake those that wait for a tenant which will not come.
+            # Wake the jobs that wait for a tenant, because none will come.
             for _ in range(jobs):
                 queue.put_nowait(None)
 
@@ -262,7 +262,7 @@ class _Run:
                 for _ in range(min(jobs, len(tenants))):
                     group.create_task(work())
         except BaseExceptionGroup as failures:
-            # Of the caller's on_outcome. One is enough to say; the group has cancelled the others.
+            # The error comes from the caller's on_outcome. The group has cancelled the other jobs.
             raise failures.exceptions[0] from None
         self._report.left += unfinished.values()
 
@@ -279,7 +279,7 @@ class _Run:
         return too_many or self._report.lost_database
 
     async def _try(self, tenant: Tenant, attempt: int) -> Outcome | None:
-        """Migrate *tenant*; return None if it is to be tried again."""
+        """Migrate *tenant*; return None if it must be tried again."""
         try:
             version = await migrate_tenant(
                 self._database, tenant, self._report.plan.migrations, settings=self._settings
@@ -287,11 +287,12 @@ class _Run:
         except TenantError as error:
             if may_succeed_later(error) and attempt < self._settings.migration_attempts:
                 if isinstance(error, DatabaseUnavailableError):
-                    # The others would fare no better: this job waits, or a restart would use up everybody's tries.
+                    # Other tenants would fail, too. If this job did not wait, a restart of the server would use up
+                    # the tries of all tenants.
                     await asyncio.sleep(_pause(attempt))
                     return await self._try(tenant, attempt + 1)
                 return None
-            # Whoever comes next would wait as long, and for nothing.
+            # The next tenant would wait as long, without success.
             self._report.lost_database |= isinstance(error, DatabaseUnavailableError)
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
             outcome = Outcome(
@@ -307,7 +308,7 @@ class _Run:
         return Outcome(tenant, version)
 
     async def _find_version(self, tenant: Tenant) -> int:
-        # Files outside a transaction may have succeeded before the one that failed.
+        # Earlier files outside a transaction may have succeeded.
         with suppress(TenantError, asyncpg.PostgresError):
             async with self._database.connection() as connection:
                 version = await connection.fetchval(
@@ -317,7 +318,7 @@ class _Run:
         return tenant.version
 
     async def _write_failure(self, outcome: Outcome) -> None:
-        # Where the database is the trouble, or this role has no right to write there, the report alone has it.
+        # If the database is lost, or this role may not write there, only the report has the failure.
         with suppress(TenantError, asyncpg.PostgresError):
             async with self._database.connection() as connection:
                 await connection.execute(
@@ -326,5 +327,5 @@ class _Run:
 
 
 def _pause(attempt: int) -> float:
-    """Return how many seconds to wait after try number *attempt*: not all at the same moment again."""
+    """Return how many seconds to wait after try number *attempt*, partly random."""
     return min(_FIRST_PAUSE * 2.0 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311  (no secret)

@@ -3,7 +3,7 @@
 import pytest
 
 from quart_tenants.errors import MigrationFileError
-from quart_tenants.postgres.migrations.sql_parser import parse_script
+from quart_tenants.postgres.migrations.migration_statements import parse_script
 
 NO_TRANSACTION = "-- quart-tenants: no transaction\n"
 

@@ -1,0 +1,57 @@
+"""Operate a fleet of tenants: create, migrate, move, back up and drop them. For scripts, jobs and consoles."""
+
+from quart_tenants.domain import Domain, parse_domain
+from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.backup_files import Backup
+from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.status import FleetStatus, get_fleet_status
+from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry, list_tenants
+from quart_tenants.postgres.tenants.domains import CustomDomain, add_domain, list_domains, remove_domain
+from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant, create_tenants
+from quart_tenants.postgres.tenants.purge import purge_trash
+from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, list_trash, undrop_tenant
+from quart_tenants.settings import Settings, read_settings
+from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
+
+__all__ = [
+    "Backup",
+    "CustomDomain",
+    "Database",
+    "Domain",
+    "FleetPlan",
+    "FleetReport",
+    "FleetStatus",
+    "SchemaName",
+    "Settings",
+    "Slug",
+    "TrashedTenant",
+    "add_domain",
+    "adopt_schemas",
+    "backup_tenant",
+    "copy_tenant",
+    "create_tenant",
+    "create_tenants",
+    "drop_tenant",
+    "get_fleet_status",
+    "get_tenant",
+    "init_registry",
+    "list_domains",
+    "list_tenants",
+    "list_trash",
+    "migrate_fleet",
+    "parse_domain",
+    "parse_schema_name",
+    "parse_slug",
+    "plan_fleet",
+    "purge_trash",
+    "read_settings",
+    "remove_domain",
+    "rename_tenant",
+    "restore_tenant",
+    "resume_tenant",
+    "suspend_tenant",
+    "undrop_tenant",
+]

@@ -1,0 +1,45 @@
+"""Parse SQL with PostgreSQL's own parser. The only module that loads postgast.
+
+The type stub of postgast's messages is not valid Python, and mypy stops at it, also in the project of whoever uses
+this package. So postgast is loaded by name, and type checkers do not see it.
+"""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+_postgast: Any = importlib.import_module("postgast")
+
+messages: Any = _postgast.pg_query_pb2
+"""The classes and constants of the syntax tree, as protocol buffers."""
+
+
+class SqlSyntaxError(Exception):
+    """The parser refuses a text. *position* counts characters from 1; 0 means that it is unknown."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+def parse_sql(text: str) -> Any:
+    """Return the syntax tree of *text*.
+
+    Raises:
+        SqlSyntaxError: PostgreSQL's parser refuses it.
+        ValueError: It holds a NUL, or half of a surrogate pair.
+    """
+    try:
+        return _postgast.parse(text)
+    except _postgast.PgQueryError as error:
+        raise SqlSyntaxError(error.message, error.cursorpos) from error
+
+
+def walk(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every node of a syntax tree with the name of its field."""
+    yield from _postgast.walk(tree)
+
+
+def list_tokens(text: str) -> Any:
+    """Return the tokens of *text*; `start` and `end` count bytes."""
+    return _postgast.scan(text).tokens
