@@ -273,7 +273,7 @@ class FormerSlugError(TenantError):
     code = "former_slug"
 
     def __init__(self, slug: str, now: str, until: str) -> None:
-        super().__init__(f"{slug!r} was the name of tenant {now!r}, and leads there until {until}")
+        super().__init__(f"{slug!r} leads to tenant {now!r}, which had this name, until {until}")
         self.slug = slug
         self.now = now
 
