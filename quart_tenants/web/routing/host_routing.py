@@ -42,10 +42,7 @@ APEX_HOST: Final = f"<apex_host:{_APEX_ARGUMENT}>"
 ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
 """For `host=` of a route: every host, an address or none included."""
 
-PROBE_HOST: Final = f"<probe_host:{_ANY_ARGUMENT}>"
-"""For `host=` of our own probes: every host, but after all routes of the app."""
-
-_OUR_HOSTS = (TENANT_HOST, APEX_HOST, ANY_HOST, PROBE_HOST)
+_OUR_HOSTS = (TENANT_HOST, APEX_HOST, ANY_HOST, ANY_HOST.replace("any", "probe"))
 _AS_QUART_ASKS = {"return_rule": True}
 
 
@@ -138,11 +135,7 @@ def add_host_routing(app: Quart, state: TenantState) -> None:
     class AnyHost(BaseConverter):
         regex = ".*"
 
-    class ProbeHost(AnyHost):
-        # Werkzeug tries the hosts of a greater weight later. The others have 100.
-        weight = 1000
-
-    app.url_map.converters.update(tenant_host=TenantHost, apex_host=ApexHost, any_host=AnyHost, probe_host=ProbeHost)
+    app.url_map.converters.update(tenant_host=TenantHost, apex_host=ApexHost, any_host=AnyHost)
 
     def add_host(endpoint: str, values: dict[str, Any]) -> None:
         here = _get_host_and_port()

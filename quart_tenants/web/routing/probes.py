@@ -1,8 +1,9 @@
 """Answer the probes of a proxy or an orchestrator, on every host."""
 
 from quart import Quart
+from werkzeug.routing import BaseConverter
 
-from quart_tenants.web.routing.host_routing import PROBE_HOST
+from quart_tenants.web.routing.host_routing import ANY_HOST
 from quart_tenants.web.state import TenantState, get_state
 
 ALIVE_PATH = "/healthz"
@@ -11,12 +12,22 @@ ALIVE_PATH = "/healthz"
 READY_PATH = "/readyz"
 """200 while the database answers and holds the registry at the right version, and 503 otherwise."""
 
+_PROBE_HOST = ANY_HOST.replace("any", "probe")
+"""Every host, as `ANY_HOST`, but after all routes of the app."""
+
 
 def add_probes(app: Quart, state: TenantState) -> None:
     """Let *app* answer both paths on every host, unless `TENANTS_PROBES` says no. The app's own routes go first."""
     if state.settings.probes:
-        app.add_url_rule(ALIVE_PATH, "quart_tenants_healthz", _say_alive, host=PROBE_HOST)
-        app.add_url_rule(READY_PATH, "quart_tenants_readyz", _say_ready, host=PROBE_HOST)
+        app.url_map.converters["probe_host"] = _ProbeHost
+        app.add_url_rule(ALIVE_PATH, "quart_tenants_healthz", _say_alive, host=_PROBE_HOST)
+        app.add_url_rule(READY_PATH, "quart_tenants_readyz", _say_ready, host=_PROBE_HOST)
+
+
+class _ProbeHost(BaseConverter):
+    regex = ".*"
+    # Werkzeug tries the hosts with a greater weight later. All others have 100.
+    weight = 1000
 
 
 async def _say_alive() -> dict[str, str]:
