@@ -87,15 +87,19 @@ def find_current_tenant() -> Tenant | None:
         RegistryStaleError: The worker cannot know whether there is one.
     """
     asked = find_request()
-    return None if asked is None else find_tenant(asked)
+    return None if asked is None else find_tenant(asked, get_state())
 
 
-def find_tenant(asked: BaseRequestWebsocket) -> Tenant | None:
-    """Return the tenant whose host *asked* names. Raises what `find_current_tenant` raises."""
-    # Kept on the request and not in g, which an app context inside this one has anew.
+def find_tenant(asked: BaseRequestWebsocket, state: TenantState) -> Tenant | None:
+    """Return the tenant whose host *asked* names, or None for every other host.
+
+    Raises:
+        UnknownTenantError: The host has the form of a tenant's, but there is none.
+        RegistryStaleError: The worker cannot know whether there is one.
+    """
+    # Kept on the request and not in g, because an app context inside this one has a g of its own.
     known = vars(asked)
     if _TENANT not in known:
-        state = get_state()
         slug = find_requested_slug(asked, state)
         known[_TENANT] = None if slug is None else state.registry.get_tenant(slug)
     return cast("Tenant | None", known[_TENANT])

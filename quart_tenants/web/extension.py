@@ -19,11 +19,11 @@ from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
-from quart_tenants.web.answers.problems import answer_tenant_errors
+from quart_tenants.web.answers.problems import answer_tenant_error, answer_tenant_errors
 from quart_tenants.web.answers.row_streams import StreamEnds
 from quart_tenants.web.commands.group import tenant_commands
 from quart_tenants.web.environment import read_environment
-from quart_tenants.web.guards.deadlines import limit_requests
+from quart_tenants.web.guards.deadlines import RequestDeadlines
 from quart_tenants.web.guards.framing import RequestFraming
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from quart_tenants.web.guards.proxies import TrustedProxies
@@ -82,13 +82,14 @@ class QuartTenants(TenantState):
         _check_quart_settings(app)
         self._app = app
         put_state(app, self)
-        app.session_interface = cast("SecureCookieSessionInterface", TenantSessionInterface(self))
+        sessions = TenantSessionInterface(self, answer_tenant_error)
+        app.session_interface = cast("SecureCookieSessionInterface", sessions)
         add_host_routing(app, self)
         add_ask_route(app)
         answer_tenant_errors(app)
-        limit_requests(app, self.settings.request_timeout)
-        # Inside the proxies, who know the scheme; around all that answers.
-        self.answer_headers = SecurityHeaders(RequestFraming(StreamEnds(app.asgi_app)), self.settings.hsts_seconds)
+        # From the inside out. The headers depend on the scheme, which the proxies know, and belong on every answer.
+        guarded = RequestFraming(RequestDeadlines(StreamEnds(app.asgi_app), self.settings.request_timeout))
+        self.answer_headers = SecurityHeaders(guarded, self.settings.hsts_seconds)
         app.asgi_app = TrustedProxies(self.answer_headers, self.settings)  # type: ignore[method-assign]
         self.commands = tenant_commands()
         app.cli.add_command(self.commands)

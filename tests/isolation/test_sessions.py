@@ -12,8 +12,6 @@ from quart.sessions import SecureCookieSessionInterface, SessionInterface, sessi
 from quart_tenants import QuartTenants, parse_slug
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
-from quart_tenants.web.sessions.session_interface import TenantSessionInterface
-from quart_tenants.web.state import TenantState
 from tests.databases import drop_for_good
 from tests.processes import SECRET_KEY
 
@@ -21,18 +19,19 @@ TENANTS = ("acme", "globex", "company1", "company2")
 
 
 @pytest.fixture
-def interface() -> SessionInterface:
-    """Our sessions; the negative control replaces them."""
-    return TenantSessionInterface(TenantState())
+def interface() -> SessionInterface | None:
+    """None for our own sessions; the negative controls replace them."""
+    return None
 
 
 @pytest.fixture
-async def app(database_url: str, interface: SessionInterface) -> AsyncIterator[Quart]:
+async def app(database_url: str, interface: SessionInterface | None) -> AsyncIterator[Quart]:
     """An app that keeps a user in its session."""
     app = Quart(__name__, host_matching=True, static_folder=None)
     app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=database_url)
     tenants = QuartTenants(app)
-    app.session_interface = interface  # type: ignore[assignment]
+    if interface is not None:
+        app.session_interface = interface  # type: ignore[assignment]
 
     @app.post("/enter", host=tenants.host)
     async def enter() -> str:

@@ -21,8 +21,6 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
-from quart_tenants.web.sessions.session_interface import TenantSessionInterface
-from quart_tenants.web.state import TenantState
 from tests.feeds import DEAF, stop_feeds
 from tests.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
 from tests.raw_requests import Wire, call, close_all
@@ -46,9 +44,9 @@ SELECT name, name, name FROM unnest($1::text[]) AS name
 
 
 @pytest.fixture
-def interface() -> SessionInterface:
-    """Our sessions; the negative control replaces them."""
-    return TenantSessionInterface(TenantState())
+def interface() -> SessionInterface | None:
+    """None for our own sessions; the negative control replaces them."""
+    return None
 
 
 @pytest.fixture
@@ -62,7 +60,7 @@ async def database_proxy(database_url: str) -> AsyncIterator[TcpProxy]:
 
 
 @pytest.fixture
-async def app(database_proxy: TcpProxy, interface: SessionInterface) -> AsyncIterator[Quart]:
+async def app(database_proxy: TcpProxy, interface: SessionInterface | None) -> AsyncIterator[Quart]:
     """An app that keeps a user in its session, in one worker.
 
     Its feed reads the registry at the start, and then not within the time of a test: every message to the
@@ -77,7 +75,8 @@ async def app(database_proxy: TcpProxy, interface: SessionInterface) -> AsyncIte
         **DEAF,
     )
     tenants = QuartTenants(app)
-    app.session_interface = interface  # type: ignore[assignment]
+    if interface is not None:
+        app.session_interface = interface  # type: ignore[assignment]
 
     @app.post("/enter", host=tenants.host)
     async def enter() -> str:

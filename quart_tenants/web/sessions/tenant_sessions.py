@@ -14,7 +14,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from quart_tenants.audit import audit
 from quart_tenants.errors import SessionUncheckedError, TenantError, WrongTenantError
 from quart_tenants.postgres.sessions.session_ends import check_username, end_session_in, get_generation, is_ended
-from quart_tenants.web.context import find_address, find_tenant, see_through
+from quart_tenants.web.context import find_tenant, see_through
 from quart_tenants.web.sessions.secret_keys import explain_missing_key
 from quart_tenants.web.sessions.session_cookies import SessionCookies, SignedSession, issue_session
 from quart_tenants.web.state import TenantState, get_state
@@ -147,7 +147,7 @@ class TenantSession(SessionMixin):
                     await end_session_in(connection, signed.issued, max(signed.ends_at - time.time(), 0))
                 state.registry.ended_sessions.add(signed.issued)
                 if signed.issued.username and not replaced:
-                    audit("logout", user=signed.issued.username, address=find_address())
+                    audit("logout", user=signed.issued.username, address=self._asked.remote_addr)
         except BaseException:
             # Not over, so the visitor keeps the cookie, and may try again.
             self.modified = False
@@ -235,7 +235,7 @@ class TenantSession(SessionMixin):
         if now >= min(signed.ends_at, signed.issued.began_at + settings.session_lifetime, self._idle_until):
             return True
         self._idle_until = now + settings.session_idle_lifetime
-        tenant = find_tenant(self._asked)
+        tenant = find_tenant(self._asked, self._state)
         if tenant is not None:
             # A websocket is older than what has happened to its tenant since.
             state.registry.get_present(tenant)
@@ -253,7 +253,7 @@ class TenantSession(SessionMixin):
 
     def _find_owner(self) -> int:
         """Return the number of the tenant that sessions belong to here; 0 on other hosts."""
-        tenant = find_tenant(self._asked)
+        tenant = find_tenant(self._asked, self._state)
         return _NO_TENANT if tenant is None else tenant.id
 
     def _leave(self) -> None:
