@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
@@ -21,8 +21,9 @@ T = TypeVar("T")
 class RequestDeadlines:
     """ASGI middleware: a request whose answer has not begun after *seconds* is ended, and answered 503.
 
-    Its handler is cancelled as if the client had gone away, so its blocks roll back. Neither an answer that has begun
-    nor a websocket is cut off.
+    The app is told that the client has gone away. Every version of Quart then cancels the handler and waits for its
+    end, so its blocks roll back. (Before version 0.23 a handler runs on where the server's own task is cancelled.)
+    Neither an answer that has begun nor a websocket is cut off.
     """
 
     def __init__(self, app: Any, seconds: float) -> None:
@@ -36,8 +37,11 @@ class RequestDeadlines:
             return
         request = _LimitedRequest(receive, send, self._seconds)
         try:
-            if _is_handled_in_this_task(scope, receive):
+            if _is_handled_in_this_task(scope):
                 await request.cancel_when_late(self._app(scope, receive, request.send))
+            elif request.disconnect is not None:
+                # The server's own object is passed on, by which the server may know that it needs no task to receive.
+                await self._app(scope, receive, request.send)
             else:
                 await self._app(scope, request.receive, request.send)
         finally:
@@ -56,6 +60,8 @@ class _LimitedRequest:
     """One request with its deadline.
 
     Attributes:
+        disconnect: A method that the *receive* of our own server has: it lets the app believe that its client has gone.
+            None for other servers.
         has_begun: Whether the answer has begun.
         is_late: Whether the request was ended because it took too long.
     """
@@ -63,6 +69,7 @@ class _LimitedRequest:
     def __init__(self, receive: ASGIReceiveCallable, send: ASGISendCallable, seconds: float) -> None:
         self._receive = receive
         self._send = send
+        self.disconnect: Callable[[], None] | None = getattr(receive, "disconnect", None)
         self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
         # The task to be cancelled when the time is over.
         self._waiting: asyncio.Task[Any] | None = None
@@ -116,23 +123,17 @@ class _LimitedRequest:
         self.is_late = True
         if self._waiting is not None:
             self._waiting.cancel()
+        elif self.disconnect is not None:
+            self.disconnect()
 
 
 class _LateError(Exception):
     """The time is over."""
 
 
-def _is_handled_in_this_task(scope: Any, receive: Any) -> bool:
-    """Return whether the app's handler runs in the task that runs the middlewares.
-
-    Our own server does that for a request without a body, and says so by its *receive*. Then cancelling this task ends
-    the handler, and *receive* is passed on as it is, because nobody calls it. Elsewhere Quart before 0.23 leaves its
-    handler running when this task is cancelled; what ends a handler with every version is the event of a client that
-    has gone away.
-    """
-    if "quart_tenants.watch_client" in (scope.get("extensions") or {}):
-        return True
-    return hasattr(receive, "watch_client") and not receive.has_body
+def _is_handled_in_this_task(scope: Any) -> bool:
+    # For the server's present way, in which nobody receives.
+    return "quart_tenants.watch_client" in (scope.get("extensions") or {})
 
 
 class DeadlineError(Exception):

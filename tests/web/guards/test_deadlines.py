@@ -147,26 +147,24 @@ async def test_body_that_nobody_reads_does_not_keep_a_request(app: Quart) -> Non
 SCOPE: Any = {"type": "http", "method": "GET", "path": "/", "headers": []}
 
 
-class WatchingReceive:
-    """What our own server gives an app to receive by, in a request without a body."""
+class OwnReceive:
+    """What our own server gives an app to receive by."""
 
-    has_body = False
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
 
     async def __call__(self) -> Any:
-        """Wait for a client that never goes away."""
-        await asyncio.Event().wait()
+        """Wait until the client goes away."""
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
 
-    def watch_client(self, callback: object) -> None:
-        """Nobody goes away here."""
+    def disconnect(self) -> None:
+        """Let the app believe that the client has gone away."""
+        self.gone.set()
 
 
 async def receive_nothing() -> Any:
     """Wait for ever, as any other server lets an app do."""
-    await asyncio.Event().wait()
-
-
-async def wait_for_ever(_scope: Any, _receive: Any, _send: Any) -> None:
-    """Never answer."""
     await asyncio.Event().wait()
 
 
@@ -175,17 +173,15 @@ async def wait_for_the_client(_scope: Any, receive: Any, _send: Any) -> None:
     assert await receive() == {"type": "http.disconnect"}
 
 
-@pytest.mark.parametrize(
-    ("handler", "receive"), [(wait_for_ever, WatchingReceive()), (wait_for_the_client, receive_nothing)]
-)
-async def test_late_handler_is_cancelled_or_told_that_its_client_has_gone(handler: Any, receive: Any) -> None:
-    """Under our own server its task is cancelled, under others it is told what every ASGI app understands."""
+@pytest.mark.parametrize("own", [False, True])
+async def test_late_handler_is_told_that_its_client_has_gone(own: bool) -> None:
+    """That is what every ASGI app understands, under our own server and under others."""
     sent: list[Any] = []
 
     async def send(event: Any) -> None:
         sent.append(event)
 
-    await RequestDeadlines(handler, 0.05)(SCOPE | {}, receive, send)
+    await RequestDeadlines(wait_for_the_client, 0.05)(SCOPE | {}, OwnReceive() if own else receive_nothing, send)
 
     start, body = sent
     assert (start["status"], json.loads(body["body"])["code"]) == (503, "request_timeout")
@@ -193,7 +189,7 @@ async def test_late_handler_is_cancelled_or_told_that_its_client_has_gone(handle
 
 async def test_receive_of_our_own_server_is_passed_on_as_it_is() -> None:
     """The server knows its own object again, and then needs no task that receives."""
-    receive, seen = WatchingReceive(), []
+    receive, seen = OwnReceive(), []
 
     async def look(_scope: Any, receive: Any, _send: Any) -> None:
         seen.append(receive)
@@ -203,7 +199,7 @@ async def test_receive_of_our_own_server_is_passed_on_as_it_is() -> None:
     assert seen == [receive]
 
 
-@pytest.mark.parametrize("receive_class", [WatchingReceive, object])
+@pytest.mark.parametrize("receive_class", [OwnReceive, object])
 async def test_time_out_of_somebody_else_is_not_taken_for_ours(receive_class: type) -> None:
     """What a middleware or a handler raises goes its way, a TimeoutError of its own included."""
 
