@@ -1,4 +1,4 @@
-"""Answer errors as problem documents (RFC 9457). Holds the one table: error class → status."""
+"""Answer errors as problem documents (RFC 9457). This module holds the one table from error class to status."""
 
 import logging
 import uuid

@@ -15,7 +15,7 @@ from quart_tenants.web.sessions.session_cookies import SessionCookies
 from quart_tenants.web.sessions.tenant_sessions import TenantSession
 from quart_tenants.web.state import TenantState
 
-# A header of one cookie, as ours looks: as it is, and without quotation marks.
+# A Cookie header with one cookie that looks like ours: without quotation marks and escapes.
 _ONLY_COOKIE = re.compile(r"([A-Za-z0-9_-]+)=([A-Za-z0-9_.-]+)")
 
 
@@ -102,7 +102,7 @@ class TenantSessionInterface(SessionInterface):
 def _find_cookies(request: BaseRequestWebsocket, name: str) -> list[str]:
     headers = request.headers.getlist("Cookie")
     only = _ONLY_COOKIE.fullmatch(headers[0]) if len(headers) == 1 else None
-    # Parsing takes longer than all else that a session needs.
+    # Parsing takes longer than everything else that a session needs.
     return [only[2]] if only is not None and only[1] == name else request.cookies.getlist(name)
 
 
