@@ -1,4 +1,4 @@
-"""Know the current tenant, and lend its connection."""
+"""Find the tenant of the current request, and lend a connection to its tables."""
 
 import contextlib
 from collections.abc import Iterator
@@ -28,12 +28,12 @@ reads_only: ContextVar[bool] = ContextVar("quart_tenants_reads_only", default=Fa
 
 
 def see_through(proxy: Any) -> object:
-    """Return what one of Quart's proxies stands for at the moment."""
-    return proxy._get_current_object()  # noqa: SLF001  (the public way to what a proxy stands for)
+    """Return the object that one of Quart's proxies stands for at the moment."""
+    return proxy._get_current_object()  # noqa: SLF001  (Werkzeug documents this name for its proxies.)
 
 
 def find_request() -> Request | Websocket | None:
-    """Return the request or websocket that is served here, or None."""
+    """Return the request or websocket that is being served here, or None."""
     if has_request_context():
         return cast("Request", see_through(request))
     if has_websocket_context():
@@ -48,9 +48,9 @@ def find_address() -> str | None:
 
 
 def remember_request() -> None:
-    """Let the rest of this task, and the tasks that it starts, belong to the request that is served here.
+    """Let the rest of this task, and the tasks that it starts, find the request that is being served here.
 
-    From Quart 0.23 on an app context that is opened inside a request hides it.
+    From Quart 0.23 on an app context that is opened inside a request hides the request.
     """
     _served.set(find_request())
 
@@ -66,13 +66,16 @@ def forgetting_request() -> Iterator[None]:
 
 
 def find_slug_of_host(host: str, state: TenantState) -> Slug | None:
-    """Return whose address *host* is, which says not that there is such a tenant; None for every other host."""
+    """Return the slug whose address *host* is, or None. There may be no tenant with this slug."""
     named = read_host(host, state.settings.domain)
     return named.slug if named.domain is None else state.find_slug_by_domain(named.domain)
 
 
 def find_requested_slug(asked: BaseRequestWebsocket, state: TenantState) -> Slug | None:
-    """Return whose address the host of *asked* is. The same during the whole request, whatever happens to a domain."""
+    """Return the slug whose address the host of *asked* is, or None.
+
+    The answer stays the same during the whole request, even if a domain changes its tenant meanwhile.
+    """
     known = vars(asked)
     if _SLUG not in known:
         known[_SLUG] = find_slug_of_host(asked.host, state)
@@ -87,15 +90,19 @@ def find_current_tenant() -> Tenant | None:
         RegistryStaleError: The worker cannot know whether there is one.
     """
     asked = find_request()
-    return None if asked is None else find_tenant(asked)
+    return None if asked is None else find_tenant(asked, get_state())
 
 
-def find_tenant(asked: BaseRequestWebsocket) -> Tenant | None:
-    """Return the tenant whose host *asked* names. Raises what `find_current_tenant` raises."""
-    # Kept on the request and not in g, which an app context inside this one has anew.
+def find_tenant(asked: BaseRequestWebsocket, state: TenantState) -> Tenant | None:
+    """Return the tenant whose host *asked* names, or None for every other host.
+
+    Raises:
+        UnknownTenantError: The host has the form of a tenant's, but there is none.
+        RegistryStaleError: The worker cannot know whether there is one.
+    """
+    # Kept on the request and not in g, because an app context inside this one has a g of its own.
     known = vars(asked)
     if _TENANT not in known:
-        state = get_state()
         slug = find_requested_slug(asked, state)
         known[_TENANT] = None if slug is None else state.registry.get_tenant(slug)
     return cast("Tenant | None", known[_TENANT])

@@ -11,7 +11,7 @@ _SECRETS = ("SECRET_KEY", "SECRET_KEY_FALLBACKS")
 
 
 def read_environment() -> dict[str, Any]:
-    """Return `TENANTS_*` and the secret keys by their names in `app.config`. JSON is read as what it stands for."""
+    """Return the `TENANTS_*` keys and the secret keys by their names in `app.config`. Values are read as JSON."""
     config = Config("")
     config.from_prefixed_env()
     return {name: value for name, value in config.items() if name.startswith(PREFIX) or name in _SECRETS}

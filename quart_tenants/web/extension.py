@@ -1,4 +1,4 @@
-"""Give a Quart app tenants: routes by host, the registry, connections, sessions."""
+"""Give a Quart app tenants: the extension, which puts the parts of `web/` together."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
-from quart_tenants.web.answers.problems import answer_tenant_errors
+from quart_tenants.web.answers.problems import answer_tenant_error, answer_tenant_errors
 from quart_tenants.web.answers.row_streams import StreamEnds
 from quart_tenants.web.commands.group import tenant_commands
 from quart_tenants.web.environment import read_environment
-from quart_tenants.web.guards.deadlines import limit_requests
+from quart_tenants.web.guards.deadlines import RequestDeadlines
 from quart_tenants.web.guards.framing import RequestFraming
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from quart_tenants.web.guards.proxies import TrustedProxies
@@ -40,17 +40,18 @@ if TYPE_CHECKING:
 
 
 class QuartTenants(TenantState):
-    """The extension: `QuartTenants(app)`, or `init_app(app)` later; one object for one app.
+    """The extension: `QuartTenants(app)`, or `init_app(app)` later. Each app needs an object of its own.
 
-    Settings are the `TENANTS_*` keys of `app.config`; `QUART_TENANTS_*` in the environment go first.
+    The settings are the `TENANTS_*` keys of `app.config`. Variables `QUART_TENANTS_*` of the environment replace them.
+    The extension uses only what Quart documents, so it works under every ASGI server.
 
     Attributes:
         host: For `host=` of a route that serves every tenant.
         apex_host: For `host=` of a route on the domain itself.
-        any_host: For `host=` of a route that answers whatever the Host header says.
+        any_host: For `host=` of a route that serves every host.
         settings: The checked settings.
-        commands: The click group `quart tenants`, open for the app's own commands.
-        answer_headers: What every answer says; `answer_headers.add({…})` for headers of the app's own.
+        commands: The click group `quart tenants`, to which an app may add commands.
+        answer_headers: The headers of every answer. `answer_headers.add({…})` adds headers of the app.
     """
 
     host = TENANT_HOST
@@ -67,7 +68,7 @@ class QuartTenants(TenantState):
             self.init_app(app)
 
     def init_app(self, app: Quart) -> None:
-        """Add tenants to *app*: converters, hooks, sessions, commands. Connects to nothing yet.
+        """Add tenants to *app*: converters, hooks, sessions, commands. This connects to nothing yet.
 
         Raises:
             SettingError: A setting is wrong, or *app* does not match routes by host.
@@ -83,19 +84,20 @@ class QuartTenants(TenantState):
         _check_quart_settings(app)
         self._app = app
         put_state(app, self)
-        app.session_interface = cast("SecureCookieSessionInterface", TenantSessionInterface(self))
+        sessions = TenantSessionInterface(self, answer_tenant_error)
+        app.session_interface = cast("SecureCookieSessionInterface", sessions)
         add_host_routing(app, self)
         add_ask_route(app)
         add_probes(app, self)
         answer_tenant_errors(app)
-        limit_requests(app, self.settings.request_timeout)
-        # Inside the proxies, who know the scheme; around all that answers.
-        self.answer_headers = SecurityHeaders(RequestFraming(StreamEnds(app.asgi_app)), self.settings.hsts_seconds)
+        # From the inside out. The headers depend on the scheme, which the proxies know, and belong on every answer.
+        guarded = RequestFraming(RequestDeadlines(StreamEnds(app.asgi_app), self.settings.request_timeout))
+        self.answer_headers = SecurityHeaders(guarded, self.settings.hsts_seconds)
         app.asgi_app = TrustedProxies(self.answer_headers, self.settings)  # type: ignore[method-assign]
         self.commands = tenant_commands()
         app.cli.add_command(self.commands)
 
-        # Not by url_value_preprocessor: Quart 0.22 calls those with the missing request of a websocket.
+        # These are no url_value_preprocessors, because Quart 0.22 calls those with the missing request of a websocket.
         app.before_request(enter_tenant)
         app.before_websocket(enter_tenant)
         app.before_request(refuse_from_elsewhere)
@@ -114,20 +116,20 @@ class QuartTenants(TenantState):
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Hold the connections and the registry open. Serving does this by itself; a script needs it.
+        """Hold the connections and the registry open. Serving does this by itself. A script needs to do it.
 
         `async with app.app_context(), tenants.running(): …`
 
         Raises:
             SettingError: The database's address is missing or malformed.
-            DatabaseUnavailableError: Nobody answers there.
-            RegistryNotReadyError: `quart-tenants init` has not run there.
+            DatabaseUnavailableError: The database does not answer.
+            RegistryNotReadyError: `quart-tenants init` has not run on this database.
             MigrationFileError: `TENANTS_MINIMUM_VERSION` is not set, and the newest file cannot be found.
         """
         async with AsyncExitStack() as stack:
             database = await stack.enter_async_context(await Database.open(self.settings, set_up=self._set_up))
-            # Of its own: a pool that the tenants have exhausted must not starve the feed of changes.
-            # And in less time than the registry takes to become stale: a hanging read is tried again before that.
+            # The feed of changes has a connection of its own, because tenants may exhaust the pool. Its time limit is
+            # shorter than the registry's, so that a read that hangs is tried again before the registry is stale.
             patience = min(self.settings.command_timeout, self.settings.registry_max_age / 2)
             feed_settings = replace(self.settings, command_timeout=patience, acquire_timeout=patience)
             feed = await stack.enter_async_context(await Database.open(feed_settings, max_size=1))
@@ -143,23 +145,27 @@ class QuartTenants(TenantState):
                 self._database = self._registry = None
 
     def on_connect(self, set_up: SetUp) -> SetUp:
-        """Call *set_up* with each new connection of the pool, before any tenant has it. A decorator.
+        """Call *set_up* with each new connection of the pool, before any tenant uses it. A decorator.
 
-        For what all tenants are to have alike, such as type codecs: what a block sets of these costs its connection.
+        Use it for what all tenants share, such as type codecs. A block that sets a codec loses its connection.
         """
         self._set_up = set_up
         return set_up
 
     async def create(self, slug: str, *, name: str | None = None, schema: str | None = None) -> Tenant:
-        """Create a tenant, such as at a sign-up. This worker knows it at once, the others within two seconds.
+        """Create a tenant, such as at a sign-up. This worker serves it at once, the others within two seconds.
 
         Args:
-            slug: Its subdomain.
-            name: What people call it; default: the slug.
-            schema: What its schema is called; default: like the slug. For a slug that a renamed tenant had,
-                whose schema has kept that name.
+            slug: The subdomain of the tenant.
+            name: The name that people read. Default: the slug.
+            schema: The name of its schema. Default: the slug. Name another one if the schema of a renamed tenant has
+                kept the name.
 
-        Raises what `create_tenant` raises.
+        Raises:
+            InvalidSlugError: *slug* is no slug.
+            InvalidSchemaNameError: *schema* is no name of a schema.
+
+        This also raises the errors of `create_tenant`.
         """
         schema_name = None if schema is None else parse_schema_name(schema)
         tenant = await create_tenant(
@@ -180,7 +186,7 @@ def _check_quart_settings(app: Quart) -> None:
 
 
 def _get_minimum_version(settings: Settings) -> int:
-    """Return what the tables must be at least: what this code was written for is the newest file beside it."""
+    """Return the version that the tables of a tenant must have at least. Default: that of the newest file."""
     if settings.minimum_version is not None:
         return settings.minimum_version
     return get_tenant_migrations(settings)[-1].version

@@ -11,28 +11,37 @@ from quart_tenants.tenant import SLUG_PATTERN, Slug
 _PORT = ":[0-9]{1,5}"
 # At most one trailing dot, and any port.
 _END = rf"\.?(?:{_PORT})?"
-# Of hosts that were read before. Anybody can make up others, which costs the next ones their reading and no more.
-_MOST_REMEMBERED = 8192
+# Size of the parse cache. A stranger can fill it with junk; real hosts are then merely parsed again.
+_CACHE_SIZE = 8192
 LONGEST_HOST = 270
-"""Characters. No name of DNS with a port is longer; others are not remembered."""
+"""Characters. No DNS name with a port is longer. Longer hosts are not cached."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostPatterns:
-    """What hosts look like below one domain, as regular expressions without groups, for lower case."""
+    """Regular expressions for hosts in lower case, without groups.
+
+    Attributes:
+        tenant: Subdomains that can be a tenant's.
+        apex: The domain itself.
+        elsewhere: Names outside the domain, of which some may be tenants' own domains.
+    """
 
     tenant: str
     apex: str
+    elsewhere: str
 
     @classmethod
     def of(cls, domain: str) -> "HostPatterns":
         """Return the patterns for *domain*, given in lower case and without port."""
         apex = re.escape(domain) + _END
-        return cls(tenant=rf"{SLUG_PATTERN}\.{apex}", apex=apex)
+        # No top-level domain begins with a digit, so this leaves out IP addresses.
+        elsewhere = rf"(?!(?:.*\.)?{apex}\Z)(?:[a-z0-9-]+\.)+[a-z][a-z0-9-]*{_END}"
+        return cls(tenant=rf"{SLUG_PATTERN}\.{apex}", apex=apex, elsewhere=elsewhere)
 
 
 def parse_host(host: str, domain: str) -> Slug | None:
-    """Return the tenant address named by *host*, or None for the domain itself.
+    """Return the slug that *host* names, or None for the domain itself.
 
     Args:
         host: The Host header as sent: any case, may end in a port or a dot.
@@ -52,10 +61,10 @@ def parse_host(host: str, domain: str) -> Slug | None:
 
 @dataclass(frozen=True, slots=True)
 class NamedHost:
-    """What a host says, whether or not there is such a tenant. At most one of the two.
+    """What a host names, whether or not there is such a tenant. At most one of the two is set.
 
     Attributes:
-        slug: The tenant's, below our domain.
+        slug: The slug of a subdomain of our domain.
         domain: A domain that may be a tenant's own.
     """
 
@@ -64,8 +73,13 @@ class NamedHost:
 
 
 def read_host(host: str, domain: str) -> NamedHost:
-    """Return what *host* names, as `parse_host` and `find_domain` read it; neither for the domain itself."""
-    return _read_host_again(host, domain) if len(host) <= LONGEST_HOST else _read_host(host, domain)
+    """Return what *host* names. Neither attribute is set for the domain itself and for malformed hosts.
+
+    Args:
+        host: The Host header as sent.
+        domain: Lower case, without port.
+    """
+    return _read_host_cached(host, domain) if len(host) <= LONGEST_HOST else _read_host(host, domain)
 
 
 def _read_host(host: str, domain: str) -> NamedHost:
@@ -75,12 +89,12 @@ def _read_host(host: str, domain: str) -> NamedHost:
         return NamedHost(domain=find_domain(host))
 
 
-# What is remembered is how a text reads, which never changes. Who has that name is asked each time.
-_read_host_again = functools.lru_cache(maxsize=_MOST_REMEMBERED)(_read_host)
+# The cache holds how a text is read, which never changes. Which tenant has the name is looked up each time.
+_read_host_cached = functools.lru_cache(maxsize=_CACHE_SIZE)(_read_host)
 
 
 def find_domain(host: str) -> Domain | None:
-    """Return the domain that *host* names without its port, or None for an address, one label or what is malformed."""
+    """Return the domain that *host* names without its port; None for an IP address, one label or a malformed host."""
     try:
         return parse_domain(host.removesuffix(get_port(host)))
     except InvalidDomainError:
@@ -88,6 +102,6 @@ def find_domain(host: str) -> Domain | None:
 
 
 def get_port(host: str) -> str:
-    """Return the port of *host* with its colon, or nothing."""
+    """Return the port of *host* with its colon, or an empty text."""
     port = re.search(rf"{_PORT}\Z", host)
     return port[0] if port else ""

@@ -9,26 +9,30 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _CONNECTIONS = 2
-"""Of a worker's pool, that logins may have at a time for counting."""
+"""How many connections of a worker's pool logins may use at a time for counting."""
 
 
 class LoginGates:
-    """In one worker, lets a few tries for one account run at a time, so that a burst is counted, too.
+    """Lets a few login attempts for one account run at a time in this worker.
 
-    What fails is counted when it has failed. Without a gate a thousand tries at once would all look before that.
+    An attempt is counted when it has failed. Without this limit, a thousand attempts at once would all look at the
+    count before any of them is counted.
+
+    Attributes:
+        connections: To be held while a connection is used for counting.
     """
 
     def __init__(self, width: int) -> None:
         self._width = width
         self._gates: dict[tuple[int, str], tuple[asyncio.Semaphore, int]] = {}
         self._counting: set[asyncio.Task[None]] = set()
-        # Logins come in storms, such as at nine in the morning, and are slow anyway: they must not stand in front of
-        # everybody else in the queue for a connection.
+        # Many logins come at once, such as at nine in the morning, and they are slow anyway. They must not fill the
+        # queue for connections in which all other requests wait.
         self.connections = asyncio.Semaphore(_CONNECTIONS)
 
     @asynccontextmanager
     async def pass_through(self, tenant_id: int, account: str) -> AsyncIterator[None]:
-        """Wait until a try for this account may run, and let it."""
+        """Hold one of the slots of this account, after waiting for one."""
         key = tenant_id, account
         gate, inside = self._gates.get(key) or (asyncio.Semaphore(self._width), 0)
         self._gates[key] = gate, inside + 1
@@ -41,7 +45,7 @@ class LoginGates:
                 self._gates[key] = gate, inside - 1
 
     def keep(self, count: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        """Run *count*, whether or not anybody waits for it."""
+        """Run *count* in a task that goes on when nobody waits for it."""
         task = asyncio.create_task(count)
         # The event loop itself keeps no task alive.
         self._counting.add(task)

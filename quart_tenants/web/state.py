@@ -1,4 +1,4 @@
-"""What the extension keeps for one app: its settings, and while the app is serving its database and its registry."""
+"""Hold what the extension keeps for one app: settings always, database and registry while the app is serving."""
 
 from quart import Quart, current_app, has_app_context
 
@@ -15,11 +15,11 @@ _EXTENSION_NAME = "quart_tenants"
 
 
 class TenantState:
-    """The extension as the other modules of `web/` see it.
+    """The extension as the other modules of `web/` see it. They must not import the extension, which imports them.
 
     Attributes:
         settings: The checked settings.
-        login_gates: What `login_attempt` passes. Exists while the app is serving.
+        login_gates: Limits how many login attempts for one account run at a time. Exists while the app is serving.
     """
 
     settings: Settings
@@ -31,7 +31,7 @@ class TenantState:
 
     @property
     def database(self) -> Database:
-        """The pool of this worker.
+        """The connection pool of this worker.
 
         Raises:
             RuntimeError: The app is not serving.
@@ -42,7 +42,7 @@ class TenantState:
 
     @property
     def registry(self) -> Registry:
-        """The tenants, as this worker knows them.
+        """The tenants that this worker knows.
 
         Raises:
             RuntimeError: The app is not serving.
@@ -52,7 +52,7 @@ class TenantState:
         return self._registry
 
     def find_slug_by_domain(self, domain: Domain) -> Slug | None:
-        """Return the slug of the tenant whose own domain this is, or None; also None while the app is not serving."""
+        """Return the slug of the tenant whose own domain this is, or None. Return None while the app is not serving."""
         return None if self._registry is None else self._registry.find_slug_by_domain(domain)
 
 
@@ -75,7 +75,7 @@ def get_state() -> TenantState:
     """
     if not has_app_context():
         raise NoTenantError("there is no current app: use `async with app.app_context()` around this")
-    state: TenantState | None = current_app.extensions.get(_EXTENSION_NAME)
+    state = find_state(current_app)
     if state is None:
         raise NoTenantError("this app has no tenants: call QuartTenants(app)")
     return state

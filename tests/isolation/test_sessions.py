@@ -21,7 +21,7 @@ TENANTS = ("acme", "globex", "company1", "company2")
 
 @pytest.fixture
 def interface() -> SessionInterface | None:
-    """What replaces the sessions of the extension: nothing, but in the negative control."""
+    """None for our own sessions; the negative controls replace them."""
     return None
 
 

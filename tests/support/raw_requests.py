@@ -37,13 +37,19 @@ async def call(
     }
     unread = [{"type": "http.request", "body": body, "more_body": False}]
     status, answer = 0, b""
+    answered = asyncio.Event()
 
     async def receive() -> Any:
-        # Then the visitor waits, for ever.
-        return unread.pop() if unread else await asyncio.get_running_loop().create_future()
+        if unread:
+            return unread.pop()
+        # The visitor waits for the answer. Servers tell its end so, and Quart 0.23 waits to be told.
+        await answered.wait()
+        return {"type": "http.disconnect"}
 
     async def send(event: Any) -> None:
         nonlocal status, answer
+        if event["type"] == "http.response.body" and not event.get("more_body"):
+            answered.set()
         status = event.get("status", status)
         answer += event.get("body", b"")
 

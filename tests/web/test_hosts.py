@@ -219,15 +219,15 @@ def test_host_reads_the_same_again(host: str) -> None:
 
 
 def test_strangers_fill_no_memory() -> None:
-    """Whatever hosts somebody makes up, a worker remembers a bounded number of short ones."""
-    remembered = hosts._read_host_again
-    remembered.cache_clear()
+    """Whatever hosts somebody makes up, a worker caches a bounded number of short ones."""
+    cached = hosts._read_host_cached
+    cached.cache_clear()
 
-    for number in range(hosts._MOST_REMEMBERED + 10):
+    for number in range(hosts._CACHE_SIZE + 10):
         read_host(f"x{number}.{DOMAIN}", DOMAIN)
-    full = remembered.cache_info().currsize
-    remembered.cache_clear()
+    full = cached.cache_info().currsize
+    cached.cache_clear()
     read_host("x" * 10_000, DOMAIN)
 
-    assert full == hosts._MOST_REMEMBERED
-    assert remembered.cache_info().currsize == 0
+    assert full == hosts._CACHE_SIZE
+    assert cached.cache_info().currsize == 0

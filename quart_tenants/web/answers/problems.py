@@ -1,4 +1,4 @@
-"""Answer errors as problem documents (RFC 9457). Holds the one table: error class → status."""
+"""Answer errors as problem documents (RFC 9457). This module holds the one table from error class to status."""
 
 import logging
 import uuid
@@ -75,13 +75,13 @@ STATUS: dict[type[TenantError], HTTPStatus] = {
 
 def answer_tenant_errors(app: Quart) -> None:
     """Let *app* answer every `TenantError` as a problem document."""
-    app.register_error_handler(TenantError, _answer_tenant_error)
+    app.register_error_handler(TenantError, answer_tenant_error)
 
 
 def answer_all_errors(app: Quart) -> None:
-    """Let *app* answer every error as a problem document; a bug's details go to the log only.
+    """Let *app* answer every error as a problem document, in which no details of a bug are shown.
 
-    For an app that serves machines. Replaces Quart's debug page, too.
+    This is for an app that serves machines. It replaces Quart's debug page, too.
     """
     answer_tenant_errors(app)
     app.register_error_handler(HTTPException, _answer_http_exception)
@@ -89,7 +89,7 @@ def answer_all_errors(app: Quart) -> None:
 
 
 def make_problem(status: HTTPStatus, detail: str, code: str, **more: str) -> Response:
-    """Return a problem document. Its `type` is `about:blank`: the status and our `code` say it all."""
+    """Return a problem document. Its `type` is `about:blank`, because the status and our `code` say it all."""
     facts = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, "code": code}
     body = facts | more
     response = Response(json.dumps(body), status, content_type="application/problem+json")
@@ -98,26 +98,38 @@ def make_problem(status: HTTPStatus, detail: str, code: str, **more: str) -> Res
     return response
 
 
-async def _answer_tenant_error(error: TenantError) -> Response:
-    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
-    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        problem = make_problem(status, str(error), error.code)
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
-            problem.headers["Retry-After"] = str(getattr(error, "retry_after", RETRY_AFTER))
-        return problem
+def make_tenant_problem(error: TenantError) -> Response:
+    """Return the problem document of *error*."""
+    status = _get_status(error)
+    # From 500 on the message may name hosts, roles and limits of ours. The visitor gets the sentence of the class.
+    is_for_visitors = status < HTTPStatus.INTERNAL_SERVER_ERROR
+    detail = str(error) if is_for_visitors else (type(error).__doc__ or "").partition("\n")[0]
+    problem = make_problem(status, detail, error.code)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        problem.headers["Retry-After"] = str(getattr(error, "retry_after", RETRY_AFTER))
+    return problem
+
+
+async def answer_tenant_error(error: TenantError) -> Response:
+    """Return the answer to *error*, and write down in the log what the visitor is not told."""
+    status = _get_status(error)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _answer_bug(error)
-    # The message may name hosts, roles and limits of ours: the visitor gets the class's own sentence.
-    logger.warning("%s: %s: %s", _describe_request(), error.code, error)
-    return make_problem(status, (type(error).__doc__ or "").partition("\n")[0], error.code)
+    if status > HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("%s: %s: %s", _describe_request(), error.code, error)
+    return make_tenant_problem(error)
+
+
+def _get_status(error: TenantError) -> HTTPStatus:
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 async def _answer_http_exception(error: HTTPException) -> Response:
     # Redirects are exceptions, too, and have an answer of their own.
     if error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return Response(status=error.code, headers=Headers(error.get_headers()))
-    # The class's words, not this exception's, so that each status has one body: a host outside the domain
-    # must not be told apart from an unknown path. And not Python's, which renamed 413 in version 3.13.
+    # The words of the class, not of this exception, so that each status has one body: nobody can tell a host outside
+    # the domain from an unknown path. The title is not Python's, which renamed 413 in version 3.13.
     detail = type(error).description or error.name
     problem = make_problem(HTTPStatus(error.code), detail, error.name.lower().replace(" ", "_"), title=error.name)
     for name, value in error.get_headers():

@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 def retry_reads(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Let *view* begin anew, once, when a connection breaks under it, such as in a restart of the database.
+    """Run *view* once more when it loses its connection, such as in a restart of the database.
 
-    `tenant_connection()` lends read-only blocks in it and in every task that it starts, so a view that does write
-    fails with PostgreSQL's own error rather than write twice. What else it does, such as a call to another service,
-    happens twice. Not retried: an exhausted pool, a timeout, a database that nobody can reach, and a stream that
-    breaks after the view has returned it.
+    In the view, and in every task that it starts, `tenant_connection()` lends read-only blocks. So a view that writes
+    fails with PostgreSQL's own error, and does not write twice. Everything else that the view does, such as a call to
+    another service, happens twice. The view does not run again for an exhausted pool, a time-out, a database that
+    cannot be reached, or a stream that breaks after the view has returned it.
     """
 
     @functools.wraps(view)

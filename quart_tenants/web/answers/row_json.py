@@ -1,4 +1,4 @@
-"""Write what the database gives as JSON: rows as they come, and each type in one way."""
+"""Write rows of the database as JSON, and each type of PostgreSQL in one way."""
 
 import functools
 import itertools
@@ -17,9 +17,9 @@ _JSON_TYPES = ("json", "jsonb")
 
 
 class RowJSONProvider(DefaultJSONProvider):
-    """For `app.json = RowJSONProvider(app)`: a view may return `{"orders": await connection.fetch(…)}`.
+    """Lets a view return rows: `app.json = RowJSONProvider(app)`, and `{"orders": await connection.fetch(…)}`.
 
-    A row is an object of its columns, in their order. What JSON has no word for:
+    A row becomes an object with its columns in their order. Types that JSON does not have are written like this:
 
     - numeric: a text of all its digits, `"12.50"`. As a number most readers would round it.
     - timestamptz, date, time: RFC 3339, `"2026-11-23T04:50:00Z"`; timestamp without time zone has no offset.
@@ -31,13 +31,13 @@ class RowJSONProvider(DefaultJSONProvider):
     """
 
     def dumps(self, obj: Any, **options: Any) -> str:
-        """Return *obj* as JSON. With *options* of `json.dumps`, as templates use them, more slowly."""
+        """Return *obj* as JSON. Templates pass *options* of `json.dumps`, which makes this slower."""
         text = encode_json(obj).decode()
-        # Options are for another encoder, which gets what it knows.
+        # The options are for the encoder of the standard library, which knows no rows. So it gets the parsed JSON.
         return json.dumps(json.loads(text), **options) if options else text
 
     def response(self, *args: Any, **fields: Any) -> Response:
-        """Return an answer of *args* or *fields*, as `jsonify` has them."""
+        """Return an answer with the arguments of `jsonify` as its body."""
         body = encode_json(self._prepare_response_obj(args, fields)) + b"\n"
         app: Any = self._app
         answer: Response = app.response_class(body, mimetype=self.mimetype)
@@ -48,22 +48,22 @@ def encode_json(value: object) -> bytes:
     """Return *value* as `RowJSONProvider` writes it.
 
     Raises:
-        TypeError: There is something in it that JSON cannot say.
+        TypeError: *value* contains something that cannot be written as JSON.
     """
     return _encode(value)
 
 
 def encode_rows(rows: Sequence[Any]) -> bytes:
-    """Return *rows* of one statement as an array, in a third of the time that they take as dicts."""
+    """Return *rows* of one statement as an array. This takes a third of the time that dicts would take."""
     make_row = _find_row_class(tuple(rows[0].keys())) if rows else None
     return _encode(rows if make_row is None else list(itertools.starmap(make_row, rows)))
 
 
 async def embed_json(connection: "DriverConnection") -> None:
-    """Let json and jsonb columns of *connection* come as `msgspec.Raw`, which becomes a part of the answer unread.
+    """Let the json and jsonb columns of *connection* be `msgspec.Raw` values, which go into the answer unread.
 
-    For `tenants.on_connect(embed_json)`. What a view reads itself it decodes by `msgspec.json.decode(value)`.
-    Parameters are JSON texts, or such values.
+    Use it as `tenants.on_connect(embed_json)`. A view that needs the content says `msgspec.json.decode(value)`.
+    Parameters are JSON texts or `msgspec.Raw` values.
     """
     for name in _JSON_TYPES:
         await connection.set_type_codec(
@@ -73,14 +73,14 @@ async def embed_json(connection: "DriverConnection") -> None:
 
 @functools.lru_cache(maxsize=256)
 def _find_row_class(columns: tuple[str, ...]) -> type[msgspec.Struct] | None:
-    """Return a class whose objects are written as an object of *columns*; None for names that cannot be of one."""
+    """Return a class whose objects are written with the names *columns*, or None if no class can have these names."""
     fields = [(f"column_{number}", object) for number in range(len(columns))]
     names = {field: column for (field, _), column in zip(fields, columns, strict=True)}
     try:
-        # They live for a moment and hold no cycles: nothing for the garbage collector to look at.
+        # These objects live shortly and contain no cycles, so the garbage collector need not look at them.
         return msgspec.defstruct("Row", fields, rename=names, gc=False)
     except ValueError:
-        # Two columns of one name, or one with a quotation mark in it.
+        # Two columns have the same name, or a name contains a quotation mark.
         return None
 
 
@@ -93,12 +93,12 @@ def _write_parameter(value: str | msgspec.Raw) -> str:
 
 
 def _describe(value: Any) -> object:
-    """Return something that the encoder knows for what it does not."""
-    # A row of asyncpg's, which is no Mapping to Python, and everything that is one.
+    """Return a value that the encoder knows in place of *value*, which it does not know."""
+    # A row of asyncpg, which Python does not take for a Mapping, and every Mapping.
     if hasattr(value, "items"):
         return dict(value.items())
     if isinstance(value, str):
-        # Of a class of its own, such as Markup.
+        # A subclass of str, such as Markup.
         return str.__str__(value)
     if hasattr(value, "lower_inc"):
         return _describe_range(value)

@@ -15,9 +15,10 @@ from quart_tenants.web.context import find_request, tenant_connection
 if TYPE_CHECKING:
     from quart_tenants.postgres.blocks.block import Block
 
-# A piece costs a round trip to the database and a write to the client: few pieces are fast, small ones need no memory.
+# Each piece costs a round trip to the database and a write to the client. Few pieces are fast; small pieces save
+# memory.
 _PIECE = 64 * 1024  # bytes
-_FIRST_ROWS = 100  # before anybody knows how long they are
+_FIRST_ROWS = 100  # while the length of a row is unknown
 _MOST_ROWS = 2000
 _STREAMS = "quart_tenants.streams"
 
@@ -31,20 +32,24 @@ async def stream_rows(statement: str, *arguments: object, key: str = "data") -> 
         return await stream_rows("SELECT id, total FROM orders WHERE placed_at > $1 ORDER BY id", since)
     ```
 
-    They come from one read-only block by a cursor, some at a time, each time when the client has taken the last ones.
-    Its connection goes back to the pool with the last rows, and when the client goes away.
+    A cursor in one read-only block reads some rows at a time, each time after the client has taken the rows before. The
+    connection goes back to the pool after the last rows, or when the client goes away.
 
-    What fails before the first rows is raised here, and answered like any other error. Later the connection to the
-    client breaks: an answer that ends early never looks complete. `TENANTS_REQUEST_TIMEOUT` is for the first rows;
-    Quart's `RESPONSE_TIMEOUT` (or `timeout` of the answer) for all of them, so that a slow client does not keep the
-    connection, which counts for its tenant's share.
+    An error before the first rows is raised here, and answered like any other error. After that an error breaks the
+    connection to the client, so an answer that ends early never looks complete. `TENANTS_REQUEST_TIMEOUT` limits the
+    time until the first rows. Quart's `RESPONSE_TIMEOUT` (or `timeout` of the answer) limits the time for all rows, so
+    that a slow client does not keep the connection, which counts for the share of its tenant.
 
     Args:
-        statement: One that PostgreSQL has a cursor for: SELECT, VALUES, TABLE.
-        arguments: For $1, $2, …
-        key: Under which the rows are.
+        statement: A statement that can have a cursor: SELECT, VALUES or TABLE.
+        arguments: The values of $1, $2, …
+        key: The name of the array in the answer.
 
-    Raises what the block raises, and what PostgreSQL says against *statement*.
+    Raises:
+        RuntimeError: There is no request here.
+        asyncpg.PostgresError: PostgreSQL refuses *statement*.
+
+    Entering the block raises the errors that `tenant_connection` names.
     """
     asked = find_request()
     if not isinstance(asked, Request):
@@ -60,7 +65,7 @@ async def stream_rows(statement: str, *arguments: object, key: str = "data") -> 
 
 
 class StreamEnds:
-    """ASGI middleware: with a request end its streams, those that were never sent included."""
+    """ASGI middleware: closes the streams of a request at its end, even if they were never sent."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -75,18 +80,18 @@ class StreamEnds:
 
 
 class _RowsBody(ResponseBody):
-    """The body of an answer. To be closed, for it has a connection."""
+    """The body of an answer. It must be closed, because it holds a connection."""
 
     def __init__(self, block: "Block", statement: str, arguments: tuple[object, ...], key: str) -> None:
         self._pieces = _write_pieces(block, statement, arguments, key)
         self._first = b""
 
     async def begin(self) -> None:
-        """Read the first rows. Raises what that raises."""
+        """Read the first rows."""
         self._first = await anext(self._pieces)
 
     async def close(self) -> None:
-        """Give the connection back, if that was not done before."""
+        """Give the connection back, if it was not given back before."""
         await self._pieces.aclose()
 
     async def __aenter__(self) -> Self:
@@ -119,5 +124,5 @@ async def _write_pieces(
             rows = await cursor.fetch(wanted)
             text = encode_rows(rows)[1:-1]
             piece = b"," + text if rows else b""
-    # After the block: for the last rows nobody waits for the client with a connection in hand.
+    # This stands after the block, so that no connection waits until the client has taken the last rows.
     yield piece + b"]}\n"

@@ -1,52 +1,139 @@
 """End every request in time, whatever it waits for."""
 
 import asyncio
-import inspect
-from collections.abc import Awaitable
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
-from quart import Quart
-from quart.typing import ResponseTypes
+from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
 
-from quart_tenants.errors import RequestTimeoutError, TenantError
+from quart_tenants.errors import RequestTimeoutError
+from quart_tenants.web.answers.problems import make_tenant_problem
+from quart_tenants.web.guards.direct_answers import send_answer
+from quart_tenants.web.logs.log_fields import get_request_id
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-def limit_requests(app: Quart, seconds: float) -> None:
-    """Let each request of *app* be cancelled after *seconds*, and be answered as a `RequestTimeoutError`.
+class RequestDeadlines:
+    """ASGI middleware: a request whose answer has not begun after *seconds* is ended, and answered 503.
 
-    Blocks roll back, within half a second. A body that is being sent, and a websocket, are not cut off.
+    The app is told that the client has gone away. Every version of Quart then cancels the handler and waits for its
+    end, so its blocks roll back. (Before version 0.23 a handler runs on where the server's own task is cancelled.)
+    Neither an answer that has begun nor a websocket is cut off.
     """
-    dispatch: Any = app.full_dispatch_request
-    deadlines = Deadlines(seconds)
-    # From Quart 0.23 on.
-    context_first = "ctx" in inspect.signature(app.finalize_request).parameters
 
-    # Around everything that the app does itself, its hooks included. Quart has no hook there, and a middleware
-    # stands outside of the request, where the app's error handlers cannot answer.
-    async def dispatch_in_time(context: Any = None) -> ResponseTypes:
+    def __init__(self, app: Any, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Pass the request on, and answer it if it takes too long."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = _LimitedRequest(receive, send, self._seconds)
         try:
-            answer: ResponseTypes = await deadlines.keep(dispatch(context))
-        except DeadlineError:
-            error: Exception = RequestTimeoutError(
-                f"the request took longer than TENANTS_REQUEST_TIMEOUT, {seconds:g} s"
+            if _is_handled_in_this_task(scope):
+                await request.cancel_when_late(self._app(scope, receive, request.send))
+            elif request.disconnect is not None:
+                # The server's own object is passed on, by which the server may know that it needs no task to receive.
+                await self._app(scope, receive, request.send)
+            else:
+                await self._app(scope, request.receive, request.send)
+        finally:
+            request.end_limit()
+        if request.is_late and not request.has_begun:
+            error = RequestTimeoutError(f"the request took longer than TENANTS_REQUEST_TIMEOUT, {self._seconds:g} s")
+            # The middleware stands outside of Quart's request, where no filter can add these facts to the line.
+            about: Any = scope
+            logger.warning(
+                "request %s, %s %s: %s: %s", get_request_id(about), about["method"], about["path"], error.code, error
             )
-        except (TimeoutError, TenantError) as raised:
-            # A TenantError of what comes after the view and its error handlers, such as a session that could not be
-            # ended, is answered like any other.
-            error = raised
-        else:
-            return answer
-        finalize: Any = app.finalize_request
-        if context_first:
-            found: Any = app.handle_user_exception
-            answer = await finalize(context, await found(context, error))
-        else:
-            answer = await finalize(await app.handle_user_exception(error), context)
-        return answer
+            await send_answer(make_tenant_problem(error), receive, send)
 
-    app.full_dispatch_request = dispatch_in_time  # type: ignore[method-assign, assignment]
+
+class _LimitedRequest:
+    """One request with its deadline.
+
+    Attributes:
+        disconnect: A method that the *receive* of our own server has: it lets the app believe that its client has gone.
+            None for other servers.
+        has_begun: Whether the answer has begun.
+        is_late: Whether the request was ended because it took too long.
+    """
+
+    def __init__(self, receive: ASGIReceiveCallable, send: ASGISendCallable, seconds: float) -> None:
+        self._receive = receive
+        self._send = send
+        self.disconnect: Callable[[], None] | None = getattr(receive, "disconnect", None)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
+        # The task to be cancelled when the time is over.
+        self._waiting: asyncio.Task[Any] | None = None
+        self.has_begun = False
+        self.is_late = False
+
+    async def cancel_when_late(self, handling: Awaitable[None]) -> None:
+        """Wait for *handling*, which is cancelled when the time is over."""
+        with contextlib.suppress(_LateError):
+            await self._limit(handling)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Return the next event. When the time is over the app is told that the client has gone away."""
+        if self.has_begun:
+            return await self._receive()
+        try:
+            if not self.is_late:
+                return await self._limit(self._receive())
+        except _LateError:
+            pass
+        return {"type": "http.disconnect"}
+
+    async def send(self, event: ASGISendEvent) -> None:
+        """Pass *event* on. The time limit ends with the beginning of the answer."""
+        if event["type"] == "http.response.start":
+            self.has_begun = True
+            self.end_limit()
+        await self._send(event)
+
+    def end_limit(self) -> None:
+        """Let the request take as long as it likes from now on."""
+        self._timer.cancel()
+
+    async def _limit(self, work: Awaitable[T]) -> T:
+        """Return what *work* returns. This is `asyncio.timeout`, which took a twentieth of a small request."""
+        task = self._waiting = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancelled_before = task.cancelling()
+        try:
+            return await work
+        except asyncio.CancelledError as error:
+            # Whoever else cancelled this task goes first.
+            if self.is_late and task.cancelling() <= cancelled_before + 1:
+                raise _LateError from error
+            raise
+        finally:
+            self._waiting = None
+            if self.is_late:
+                task.uncancel()
+
+    def _end(self) -> None:
+        self.is_late = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        elif self.disconnect is not None:
+            self.disconnect()
+
+
+class _LateError(Exception):
+    """The time is over."""
+
+
+def _is_handled_in_this_task(scope: Any) -> bool:
+    # For the server's present way, in which nobody receives.
+    return "quart_tenants.watch_client" in (scope.get("extensions") or {})
 
 
 class DeadlineError(Exception):

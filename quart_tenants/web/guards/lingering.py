@@ -1,7 +1,7 @@
 """Let a client that is still sending read the answer.
 
-A server that answers early, such as 413, and closes while bytes of the request are still on their
-way makes the system reset the connection, and many clients then never see the answer.
+A server may answer before the whole request has arrived, such as with 413. If it then closes the connection while bytes
+of the request are still on their way, the system resets the connection, and many clients never see the answer.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCall
 from quart_tenants.web.guards.framing import has_body
 
 _LINGER = 2.0
-"""Seconds. How long an answer that is sent waits for the rest of its request, which is thrown away."""
+"""Seconds. How long the end of the answer waits for the rest of its request, which is thrown away."""
 
 
 class LingeringClose:
-    """ASGI middleware: the answer goes out at once, its end only after the request's, or two seconds later.
+    """ASGI middleware: the answer goes out at once, but its end waits for the end of the request, at most two seconds.
 
-    A body of more than *max_body_bytes* ends for the app where it is too large; None for no limit.
+    For the app, a body of more than *max_body_bytes* ends where it becomes too large. None means no limit.
     """
 
     def __init__(self, app: Any, max_body_bytes: int | None) -> None:
@@ -48,8 +48,8 @@ class LingeringClose:
                 if self._max_body_bytes is None or received <= self._max_body_bytes:
                     return event
                 if before <= self._max_body_bytes:
-                    # Already too large, so the app answers at once. Quart 0.23 looks at the size of a whole body
-                    # only, and keeps in memory what comes until then. The rest is thrown away.
+                    # The body is too large, so the app shall answer now. Quart 0.23 checks only the size of a whole
+                    # body, and keeps it in memory until then. The rest is thrown away here.
                     return {**event, "more_body": False}
 
         async def send_and_linger(event: ASGISendEvent) -> None:
@@ -58,7 +58,7 @@ class LingeringClose:
                 try:
                     await asyncio.wait_for(ended.wait(), _LINGER)
                 except TimeoutError:
-                    # The client had its time.
+                    # The client has had its time.
                     ended.set()
                 event = {**event, "body": b""}
             await send(event)

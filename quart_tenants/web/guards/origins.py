@@ -1,7 +1,7 @@
-"""Refuse what another site's page sends in a visitor's name.
+"""Refuse requests that a page of another site sends with a visitor's cookies.
 
-Sibling subdomains are the same site to a browser: `SameSite` cookies go along with what another
-tenant's page posts here. So a tenant's neighbours count as elsewhere, like everybody else.
+To a browser sibling subdomains are the same site: it sends `SameSite` cookies along when a page of another tenant posts
+here. So other tenants' pages are refused like the pages of all other sites.
 """
 
 import logging
@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 
 _HARMLESS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-# "none": the visitor typed the address or took a bookmark.
+# "none" means that the visitor typed the address or followed a bookmark.
 _OWN_SITES = frozenset({"same-origin", "none"})
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 # A page's origin is http or https, also where it opens a websocket.
@@ -31,27 +31,27 @@ _EXEMPT = "_quart_tenants_from_elsewhere"
 
 
 def allow_from_elsewhere(view: F) -> F:
-    """Let other sites' pages post to *view*, or open this websocket.
+    """Let pages of other sites post to *view*, or open this websocket.
 
-    For what a visitor's browser brings from elsewhere on purpose, such as the answer of a SAML
-    identity provider. Such a view must not trust the session: it checks what it is sent. Callers
-    that are no browsers (webhooks from a server) need none of this.
+    This is for requests that come from another site on purpose, such as the answer of a SAML identity provider. Such a
+    view must not trust the session; it has to check what it is sent. Callers that are no browsers, such as webhooks,
+    do not need this.
     """
     setattr(view, _EXEMPT, True)
     return view
 
 
 async def refuse_from_elsewhere() -> None:
-    """Make sure that a request which may change something comes from a page of this very origin, or no page.
+    """Make sure that a request which may change something comes from a page of this very origin, or from no page.
 
-    A hook that runs before every view. A websocket's handshake counts as such a request: it carries
-    cookies, and no browser lets the page's own site have a say.
+    This hook runs before every view. The handshake of a websocket counts as such a request: it carries cookies, and
+    browsers let every page open a websocket to every site.
 
     Raises:
-        RequestFromElsewhereError: It comes from elsewhere, or nobody can tell.
+        RequestFromElsewhereError: The request comes from another origin, or its origin is unclear.
     """
     asked = find_request()
-    # Without a rule it ends as 404 or 405.
+    # A request without a rule gets 404 or 405.
     if asked is None or asked.url_rule is None or asked.routing_exception is not None:
         return
     if isinstance(asked, Request) and asked.method in _HARMLESS:
@@ -69,9 +69,9 @@ async def refuse_from_elsewhere() -> None:
 
 
 def is_from_elsewhere(asked: BaseRequestWebsocket) -> bool:
-    """Return whether *asked* comes from another origin's page, by what the browser says about it.
+    """Return whether *asked* comes from a page of another origin, according to the browser.
 
-    Of the two headers the first that is there decides. Pages can set neither. Scripts and curl send none.
+    `Sec-Fetch-Site` decides, or else `Origin`. Pages can set neither of them. Scripts and curl send neither.
     """
     sites = asked.headers.getlist("Sec-Fetch-Site")
     if sites:
@@ -84,12 +84,12 @@ def is_from_elsewhere(asked: BaseRequestWebsocket) -> bool:
 
 
 def is_same_origin(origin: str, scheme: str, host: str) -> bool:
-    """Return whether the header *origin* names scheme, host and port of a request, as its visitor sees them.
+    """Return whether the header *origin* names the scheme, host and port that the visitor sees.
 
     Args:
-        origin: Such as `https://acme.example.com`; anything else, `null` included, is no origin.
-        scheme: Of the request: http, https, ws or wss.
-        host: Its Host header, perhaps with a port.
+        origin: Such as `https://acme.example.com`. Everything else, `null` included, is no origin.
+        scheme: The scheme of the request: http, https, ws or wss.
+        host: The Host header of the request, perhaps with a port.
     """
     origin_scheme, separator, origin_host = origin.partition("://")
     own_scheme = _ORIGIN_SCHEMES.get(scheme)
@@ -100,13 +100,13 @@ def is_same_origin(origin: str, scheme: str, host: str) -> bool:
 
 
 def _split_host(scheme: str, host: str) -> tuple[str, str] | None:
-    """Return the host in lower case and the port, or None for what is neither a host nor a host with a port."""
+    """Return the host in lower case and the port, or None if *host* is not a host with or without a port."""
     try:
         parts = urlsplit(f"//{host}")
         port = parts.port
     except ValueError:
         return None
-    # As a whole: no user, path or query beside it, and nothing that was stripped on the way.
+    # The text must be the host alone: no user, path or query, and no characters that urlsplit has removed.
     if not parts.hostname or parts.netloc != host or "@" in host:
         return None
     name = parts.hostname if host.isascii() else host

@@ -1,4 +1,4 @@
-"""Believe forwarded headers from our own proxies only."""
+"""Believe forwarded headers only if they come from our own proxies."""
 
 import functools
 import ipaddress
@@ -29,8 +29,8 @@ _Headers = Iterable[tuple[bytes, bytes]]
 class TrustedProxies:
     """ASGI middleware: proxies in `TENANTS_TRUSTED_PROXIES` may say the visitor's address, scheme and host.
 
-    Each proxy adds to the right end of X-Forwarded-For whom it was asked by. So the list is read from the
-    right, one entry for each proxy of ours, and what stands further left is only what a visitor claims.
+    Each proxy appends the address of its client to the right end of X-Forwarded-For. So the list is read from the
+    right, one entry for each of our proxies. The entries further left are only claims of a visitor.
     """
 
     def __init__(self, app: Any, settings: Settings) -> None:
@@ -40,7 +40,7 @@ class TrustedProxies:
         self._warned = False
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Pass the request on, with the forwarded values if its peer may forward any."""
+        """Pass the request on, with the forwarded values if its peer is one of our proxies."""
         if scope["type"] == "http" or scope["type"] == "websocket":
             headers = scope["headers"]
             peer = _get_peer(scope)
@@ -83,7 +83,7 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
     def _warn(self, peer: _Address | None) -> None:
-        # Once: a stranger may send the header, too, and must not fill the log.
+        # This is logged once, because a stranger who sends the header must not fill the log.
         self._warned = True
         _log.warning(
             "X-Forwarded-For from %s is ignored. If that is your proxy, list it in TENANTS_TRUSTED_PROXIES: "
@@ -94,12 +94,13 @@ class TrustedProxies:
 
 
 def _get_peer(scope: Any) -> _Address | None:
-    # A unix socket has no peer address: nobody is believed there.
+    # A unix socket has no peer address, so no forwarded header is believed there.
     client = scope.get("client")
     return _find_peer_address(client[0]) if client else None
 
 
-# The same few proxies, or visitors whose connections stay open: the server says it, nobody can make it long.
+# The cache serves the same few proxies, and visitors whose connections stay open. The server makes the text, so it is
+# always short.
 @functools.lru_cache(maxsize=1024)
 def _find_peer_address(text: str) -> _Address | None:
     return _find_address(text)
@@ -118,7 +119,7 @@ def _find_address(text: str) -> _Address | None:
 
 
 def _read_list(headers: _Headers, name: bytes) -> list[str]:
-    """Return the entries of all headers *name* in their order: several headers are one list."""
+    """Return the entries of all headers *name* in their order. Several headers of one name are one list."""
     values = [value for found, value in headers if found == name]
     return [entry.strip() for value in values for entry in value.decode("latin1").split(",")]
 

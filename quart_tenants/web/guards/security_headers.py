@@ -1,4 +1,4 @@
-"""Put the headers that every answer must have on every answer: errors, redirects and static files included."""
+"""Add the security headers to every answer, also to errors, redirects and static files."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -15,28 +15,28 @@ EVERYWHERE = {"x-content-type-options": "nosniff", "referrer-policy": "same-orig
 
 
 class SecurityHeaders:
-    """ASGI middleware: adds what an answer lacks, and replaces nothing that a view has set.
+    """ASGI middleware: adds the headers that an answer lacks, and replaces no header that a view has set.
 
-    Answers from 400 on say their `X-Request-Id`, too, under which the log has them.
+    Answers from 400 on also have an `X-Request-Id`, by which their lines in the log can be found.
     """
 
     def __init__(self, app: Any, hsts_seconds: int) -> None:
         self._app = app
         self._plain: list[tuple[bytes, bytes]] = []
-        # What a browser hears by http could come from anybody: it must ignore HSTS there (RFC 6797, section 8.1).
+        # Over http anybody could have sent the header, so browsers must ignore HSTS there (RFC 6797, section 8.1).
         self._secure: list[tuple[bytes, bytes]] = []
         if hsts_seconds:
             self._secure.append((b"strict-transport-security", f"max-age={hsts_seconds}".encode()))
         self.add(EVERYWHERE)
 
     def add(self, headers: Mapping[str, str]) -> None:
-        """Put *headers* on every answer, too. Called before the app serves."""
+        """Add *headers* to every answer as well. Call this before the app serves."""
         more = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         self._plain += more
         self._secure += more
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Pass the request on, and complete its answer."""
+        """Pass the request on, and add the headers to its answer."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

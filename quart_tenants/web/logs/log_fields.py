@@ -1,4 +1,4 @@
-"""Say on every log line to which request and tenant it belongs."""
+"""Add the id of the request and the tenant to every log line."""
 
 import logging
 import re
@@ -10,18 +10,18 @@ from quart_tenants.web.context import find_request, find_requested_slug
 from quart_tenants.web.state import get_state
 
 BEHIND_PROXY = "quart_tenants.behind_proxy"
-"""In the scope of a request whose headers a trusted proxy has looked at."""
+"""A key in the scope of a request that came by a trusted proxy."""
 
 _REQUEST_ID = "quart_tenants.request_id"
 _REQUEST_ID_HEADER = b"x-request-id"
-# What proxies make: UUIDs, hex, ULIDs. Nothing that could end a line or a quotation.
+# Proxies make UUIDs, hexadecimal numbers and ULIDs. No character here could end a line or a quotation.
 _SANE = re.compile(r"[A-Za-z0-9._-]{8,64}")
 
 
 def get_request_id(scope: MutableMapping[str, Any]) -> str:
-    """Return the id of the request of *scope*, made at the first use: a request that nobody logs has none.
+    """Return the id of the request of *scope*. It is made at the first use, so most requests need none.
 
-    A trusted proxy may have given it one in `X-Request-Id`.
+    If a trusted proxy has sent an id in `X-Request-Id`, that one is used.
     """
     known = scope.get(_REQUEST_ID)
     if known is None:
@@ -30,28 +30,29 @@ def get_request_id(scope: MutableMapping[str, Any]) -> str:
 
 
 def find_log_fields() -> dict[str, str | None]:
-    """Return `request_id` and `tenant`, which is None at hosts of nobody's; nothing outside a request."""
+    """Return `request_id` and `tenant`, or an empty dict outside a request. `tenant` is None at other hosts."""
     asked = find_request()
     if asked is None:
         return {}
     try:
         slug = find_requested_slug(asked, get_state())
-    except Exception:  # noqa: BLE001  (whatever is wrong here, the line must be written)
+    except Exception:  # noqa: BLE001  (Whatever is wrong here, the line must be written.)
         slug = None
     return {"request_id": get_request_id(cast("dict[str, Any]", asked.scope)), "tenant": slug}
 
 
 def add_log_fields(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add them to *event*, which what it says itself outranks. A processor for structlog."""
+    """Add the request id and the tenant to *event*, unless it has them already. A processor for structlog."""
     for name, value in find_log_fields().items():
         event.setdefault(name, value)
     return event
 
 
 class LogFields(logging.Filter):
-    """Adds them to each record, for `%(request_id)s` and `%(tenant)s` in a format of your own; a dash where none is.
+    """Adds the request id and the tenant to each record, for `%(request_id)s` and `%(tenant)s` in your own format.
 
-    Belongs on a handler. Where a queue stands between, on its QueueHandler: the thread behind it serves no request.
+    A dash stands for a missing value. Add this filter to a handler. If you use a queue, add it to the QueueHandler,
+    because the thread behind the queue serves no request.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

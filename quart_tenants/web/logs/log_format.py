@@ -1,4 +1,4 @@
-"""Format log lines, of everybody's loggers: for programs as JSON, or for people."""
+"""Format the log lines of all loggers, as JSON for programs or as text for people."""
 
 import logging
 import re
@@ -14,30 +14,30 @@ from quart_tenants.web.logs.tracebacks import format_error
 
 _Event = MutableMapping[str, Any]
 
-# Where asyncio and uvloop begin to show arguments of a callback, or what a task has returned or raised.
+# From here on lines of asyncio and uvloop show the arguments of a callback, or the result or exception of a task.
 _SHOWN_BY_ASYNCIO = re.compile(r"\((?!\)).*|\b(?:exception|result)=.*")
 
 
 class LogHandler(logging.StreamHandler[TextIO]):
-    """Writes lines as `TENANTS_LOG_FORMAT` says."""
+    """Writes lines in the format of `TENANTS_LOG_FORMAT`."""
 
     def __init__(self, stream: TextIO, log_format: str) -> None:
         super().__init__(stream)
         self.setFormatter(_Formatter(log_format, colors=stream.isatty()))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
-        """Say which line is lost. What logging itself would print has the line's arguments in it."""
+        """Log where the lost line came from. What logging itself would print contains the line's arguments."""
         try:
             told = f"a line could not be written: {record.pathname}:{record.lineno}"
             lost = logging.LogRecord(record.name, logging.ERROR, record.pathname, record.lineno, told, (), None)
             self.stream.write(self.format(lost) + self.terminator)
         except (OSError, ValueError):
-            # Such as of a closed stream: there is nobody to tell.
+            # The stream is closed, for example. There is no other way to report this.
             return
 
 
 class _Formatter(ProcessorFormatter):
-    """Every line has timestamp, level, logger and event; inside a request request_id and tenant as well."""
+    """Every line has timestamp, level, logger and event. Inside a request it has request_id and tenant as well."""
 
     def __init__(self, log_format: str, *, colors: bool) -> None:
         as_json = log_format == "json"
@@ -59,10 +59,10 @@ class _Formatter(ProcessorFormatter):
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line for *record*, in which exceptions among the arguments show no rows."""
+        """Return the line for *record*. Exceptions among its arguments show no rows of a table."""
         args = record.args
         if record.name == "asyncio":
-            # In further lines it shows the tasks, handles and contexts: with the exception as its own repr tells it.
+            # Its further lines show tasks, handles and contexts, and with them the exception by its own repr.
             told, _, _ = record.getMessage().partition("\n")
             record = logging.makeLogRecord(vars(record))
             record.msg, record.args = _SHOWN_BY_ASYNCIO.sub("…", told), ()
@@ -80,7 +80,7 @@ def _cut(value: object) -> object:
 
 
 def _add_facts(_logger: object, _method: str, event: _Event) -> _Event:
-    # Of ours only: what others attach to their records may hold anything.
+    # Only facts of our own are added. Records of other libraries may carry anything.
     record = event["_record"]
     facts = getattr(record, "facts", None)
     if isinstance(facts, dict):
@@ -91,7 +91,7 @@ def _add_facts(_logger: object, _method: str, event: _Event) -> _Event:
 
 
 def _add_traceback(_logger: object, _method: str, event: _Event) -> _Event:
-    # The renderers' own would show local variables: passwords, cookies.
+    # The traceback of the renderers would show local variables, such as passwords and cookies.
     given = event.pop("exc_info", None)
     error = given[1] if isinstance(given, tuple) else given
     if isinstance(error, BaseException):
@@ -110,7 +110,7 @@ def _put_in_order(_logger: object, _method: str, event: _Event) -> _Event:
 
 
 def _escape_controls(_logger: object, _method: str, event: _Event) -> _Event:
-    """Let nothing that a visitor sent begin a line of its own, or command the terminal."""
+    """Escape control characters, so that no text of a visitor begins a new line or controls the terminal."""
     for name, value in event.items():
         if isinstance(value, str):
             kept = "\n" if name in ("exception", "stack") else ""

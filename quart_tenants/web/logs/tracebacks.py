@@ -1,4 +1,4 @@
-"""Write a traceback for the log: without local variables, rows and parameters."""
+"""Format a traceback for the log, without local variables, rows and parameters."""
 
 import traceback
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ _MEANWHILE = "\nDuring handling of the above exception, another exception occurr
 
 
 def format_error(error: BaseException) -> str:
-    """Return the traceback of *error* and of what led to it, as Python shows it.
+    """Return the traceback of *error*, and of the exceptions before it, as Python shows it.
 
-    Python's own calls `str` of each exception, which for PostgreSQL's has the DETAIL of the row in question.
+    Python's own function calls `str` on each exception. For an exception of PostgreSQL that includes the DETAIL, which
+    quotes the row.
     """
     return "\n".join(_format_chain(error, seen=set(), hidden=False))
 
@@ -41,5 +42,5 @@ def _format_chain(error: BaseException, seen: set[int], *, hidden: bool) -> Iter
 def _describe(error: BaseException) -> str:
     try:
         return describe_without_values(error)
-    except Exception as broken:  # noqa: BLE001  (an exception's own __str__ may fail, and the line must be written)
+    except Exception as broken:  # noqa: BLE001  (The exception's own __str__ may fail, and the line must be written.)
         return f"<{type(broken).__name__} in its __str__>"

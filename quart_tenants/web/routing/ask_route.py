@@ -9,7 +9,7 @@ from quart_tenants.web.routing.host_routing import APEX_HOST
 from quart_tenants.web.state import get_state
 
 ASK_PATH = "/.well-known/tenants/ask"
-"""On the domain itself: 200 for a host that is served, for Caddy's `on_demand_tls`."""
+"""The path on the domain itself that Caddy's `on_demand_tls` asks."""
 
 
 def add_ask_route(app: Quart) -> None:
@@ -18,12 +18,12 @@ def add_ask_route(app: Quart) -> None:
 
 
 async def _ask() -> Response:
-    """Answer 200 if the host in `?domain=` is served, in the memory of this worker, and 404 otherwise.
+    """Answer 200 if the host in `?domain=` is served, as far as this worker knows, and 404 otherwise.
 
     Raises:
-        InvalidRequestError: There is no domain, or it is none.
-        UnknownHostError: Nothing is served there.
-        RegistryStaleError: The worker cannot know. The proxy takes it for a no, and asks again.
+        InvalidRequestError: `?domain=` is missing, or its value is not a domain.
+        UnknownHostError: Nothing is served at this host.
+        RegistryStaleError: The worker cannot know. The proxy takes this for a no, and asks again.
     """
     asked_for = request.args.get("domain", "")
     name = find_host_name(asked_for)
@@ -45,6 +45,6 @@ def _is_served(name: str) -> bool:
     except UnknownTenantError:
         return state.registry.find_new_slug(slug) is not None
     except SchemaBehindError:
-        # It is there, and will be served again in a moment.
+        # The tenant exists, and will be served again when it is migrated.
         return True
     return True

@@ -1,19 +1,19 @@
-"""Teach Quart's host matching which hosts are tenants, the domain itself, or any.
+"""Let the routes of an app say whether they belong to tenants, to the domain itself, or to every host.
 
-A route names the whole host by one converter: Werkzeug matches hosts with their port, and a rule
-made of text and a label would fix the port.
+A route names the whole host by one converter. Werkzeug matches hosts together with their port, so a rule made of text
+and a label would fix the port.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 from urllib.parse import quote
 
 from quart import Quart
 from quart.wrappers import Request, Response
 from quart.wrappers.base import BaseRequestWebsocket
-from werkzeug.exceptions import BadHost
-from werkzeug.routing import BaseConverter, MapAdapter, Rule, RuleFactory
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import BaseConverter
 
 from quart_tenants.errors import UnknownHostError, UnknownTenantError
 from quart_tenants.tenant import Tenant
@@ -22,11 +22,8 @@ from quart_tenants.web.hosts import HostPatterns, get_port, parse_host
 from quart_tenants.web.sessions.tenant_sessions import ask_about_session
 from quart_tenants.web.state import TenantState, get_state
 
-if TYPE_CHECKING:
-    from quart.routing import QuartMap
-
-
-# What a path may have in it beside letters and digits, the escapes included (RFC 3986, section 3.3).
+# The characters that a path may contain beside letters and digits, the percent sign of escapes included
+# (RFC 3986, section 3.3).
 _AS_SENT = "%!$&'()*+,/:;=@-._~"
 
 _TENANT_ARGUMENT = "tenant"
@@ -40,94 +37,17 @@ APEX_HOST: Final = f"<apex_host:{_APEX_ARGUMENT}>"
 """For `host=` of a route: the domain itself, on any port."""
 
 ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
-"""For `host=` of a route: every host, an address or none included."""
-
-_OUR_HOSTS = (TENANT_HOST, APEX_HOST, ANY_HOST, ANY_HOST.replace("any", "probe"))
-_AS_QUART_ASKS = {"return_rule": True}
-
-
-class _KnownRoutes:
-    """Which route a request has, for paths that have the same one at every tenant and from which it takes nothing.
-
-    They are known by having been matched once. Where an app has hosts of its own making in its routes nothing is known,
-    for such a route could be for one tenant only.
-    """
-
-    def __init__(self, url_map: "QuartMap") -> None:
-        self._url_map = url_map
-        self._alike: bool | None = None
-        # By path, method and whether it is a websocket; with the name of the argument that is the host.
-        self._known: dict[tuple[str, str, bool], tuple[Rule, str]] = {}
-
-    def find(self, adapter: MapAdapter) -> tuple[Rule, str] | None:
-        """Return the route of the request of *adapter*, and its argument for the host, or None for nothing known."""
-        return self._known.get((adapter.path_info, adapter.default_method, adapter.websocket))
-
-    def remember(self, adapter: MapAdapter, rule: Rule, arguments: Mapping[str, Any], host: str) -> None:
-        """Know from now on that the request of *adapter*, at *host*, has *rule* with *arguments*."""
-        if self._alike is None:
-            hosts = {rule.host or "" for rule in self._url_map.iter_rules()}
-            self._alike = all(host in _OUR_HOSTS for host in hosts if "<" in host)
-        # A rule without methods has all that somebody may make up.
-        if self._alike and rule.methods is not None and list(arguments.values()) == [host]:
-            self._known[adapter.path_info, adapter.default_method, adapter.websocket] = rule, next(iter(arguments))
-
-    def forget(self) -> None:
-        """Know nothing any more, when there are other routes."""
-        self._alike = None
-        self._known.clear()
-
-
-class _TenantAdapter(MapAdapter):
-    """Matches the routes of a tenant as its subdomain, and builds addresses at the host that was asked for."""
-
-    def __init__(
-        self, url_map: "QuartMap", request: BaseRequestWebsocket, subdomain_host: str, routes: _KnownRoutes
-    ) -> None:
-        # As QuartMap binds a request, but for the host's way through IDNA: a tenant's host is ASCII.
-        super().__init__(
-            url_map,
-            _drop_default_port(request.scheme, request.host.lower()),
-            request.root_path,
-            None,
-            request.scheme,
-            request.path,
-            request.method,
-            request.query_string.decode(),
-        )
-        self._asked_host = self.server_name
-        self._subdomain_host = subdomain_host
-        self._routes = routes
-
-    def match(self, *args: Any, **options: Any) -> Any:
-        """Match as the subdomain."""
-        as_quart_asks = not args and options == _AS_QUART_ASKS
-        known = self._routes.find(self) if as_quart_asks else None
-        if known is not None:
-            rule, argument = known
-            return rule, {argument: self._subdomain_host}
-        self.server_name = self._subdomain_host
-        try:
-            matched: Any = super().match(*args, **options)
-        finally:
-            self.server_name = self._asked_host
-        if as_quart_asks:
-            rule, arguments = matched
-            self._routes.remember(self, rule, arguments, self._subdomain_host)
-        return matched
-
-    def get_host(self, domain_part: str | None) -> str:
-        """Return the host of an address: of a redirect found by matching, too."""
-        return self._asked_host if domain_part in (None, self._subdomain_host) else super().get_host(domain_part)
+"""For `host=` of a route: every host. An IP address counts, and so does no host at all. For probes."""
 
 
 def add_host_routing(app: Quart, state: TenantState) -> None:
-    """Let the routes of *app* use `TENANT_HOST`, `APEX_HOST` and `ANY_HOST`, and `url_for` build them."""
+    """Let the routes of *app* use `TENANT_HOST`, `APEX_HOST` and `ANY_HOST`, and let `url_for` build them."""
     domain = state.settings.domain
     patterns = HostPatterns.of(domain)
 
     class TenantHost(BaseConverter):
-        regex = patterns.tenant
+        # A converter sees the text of the host only. Whether a tenant has that domain is checked by `enter_tenant`.
+        regex = f"{patterns.tenant}|{patterns.elsewhere}"
 
     class ApexHost(BaseConverter):
         regex = patterns.apex
@@ -136,56 +56,30 @@ def add_host_routing(app: Quart, state: TenantState) -> None:
         regex = ".*"
 
     app.url_map.converters.update(tenant_host=TenantHost, apex_host=ApexHost, any_host=AnyHost)
-
-    def add_host(endpoint: str, values: dict[str, Any]) -> None:
-        here = _get_host_and_port()
-        if app.url_map.is_endpoint_expecting(endpoint, _TENANT_ARGUMENT):
-            values[_TENANT_ARGUMENT] = _get_tenant_host(here, domain, values.get(_TENANT_ARGUMENT))
-        if app.url_map.is_endpoint_expecting(endpoint, _APEX_ARGUMENT):
-            values[_APEX_ARGUMENT] = _get_apex(here, domain)
-        if app.url_map.is_endpoint_expecting(endpoint, _ANY_ARGUMENT):
-            values[_ANY_ARGUMENT] = here
-
-    app.url_defaults(add_host)
-
-    url_map = cast("QuartMap", app.url_map)
-    bind, add = url_map.bind_to_request, url_map.add
-    routes = _KnownRoutes(url_map)
-
-    def add_and_forget(rulefactory: RuleFactory) -> None:
-        routes.forget()
-        add(rulefactory)
-
-    def bind_to_any(request: BaseRequestWebsocket, subdomain: str | None, server_name: str | None) -> MapAdapter:
-        slug = find_requested_slug(request, state)
-        if slug is not None:
-            # On port 0, which no request has: told apart from the subdomain's address that somebody builds.
-            return _TenantAdapter(url_map, request, f"{slug}.{domain}:0", routes)
-        try:
-            return bind(request, subdomain, server_name)
-        except BadHost:
-            # Such as "a..b". Raised before Quart can answer an error, so it would be a 500: no host instead.
-            return bind(request, subdomain, "")
-
-    url_map.add = add_and_forget  # type: ignore[method-assign]
-    url_map.bind_to_request = bind_to_any  # type: ignore[method-assign]
+    app.url_defaults(_make_host_default(app, domain))
 
 
 async def enter_tenant() -> Response | None:
-    """Make sure that the route's tenant exists, and take what only routing needs out of the view's arguments.
+    """Make sure that the request's host is one of ours, and that the tenant of the route exists.
 
-    A hook that runs before every view. Answers a request at the old address of a renamed tenant itself.
+    This hook runs before every view. It removes the arguments that only routing needs, so that no view sees them. It
+    redirects a request at the old address of a renamed tenant.
 
     Raises:
-        UnknownTenantError: No tenant answers at this host.
-        RegistryStaleError: The worker cannot know whether one does.
+        NotFound: The host belongs to nobody here, and the route is not one for every host.
+        UnknownTenantError: No tenant has this subdomain.
+        RegistryStaleError: The worker cannot know whether a tenant has this subdomain.
     """
     remember_request()
     asked = find_request()
-    await ask_about_session()
-    if asked is None or not asked.view_args:
+    if asked is None:
         return None
-    if _TENANT_ARGUMENT in asked.view_args:
+    arguments = asked.view_args or {}
+    if (asked.routing_exception is not None or _TENANT_ARGUMENT in arguments) and not _is_our_host(asked):
+        # Always the same answer. A wrong method (405) or a missing slash (308) would tell which paths there are.
+        raise NotFound
+    await ask_about_session()
+    if _TENANT_ARGUMENT in arguments:
         try:
             get_current_tenant()
         except UnknownTenantError:
@@ -195,51 +89,71 @@ async def enter_tenant() -> Response | None:
                 raise
             return redirect
     for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT):
-        asked.view_args.pop(argument, None)
+        arguments.pop(argument, None)
     return None
 
 
+def _is_our_host(asked: BaseRequestWebsocket) -> bool:
+    """Return whether the host of *asked* is a tenant's address, used or not, or the domain itself."""
+    state = get_state()
+    if find_requested_slug(asked, state) is not None:
+        return True
+    try:
+        parse_host(asked.host, state.settings.domain)
+    except UnknownHostError:
+        return False
+    return True
+
+
 def _find_redirect(asked: Request) -> Response | None:
-    """Return the way to the tenant that had this address before it was renamed, or None."""
+    """Return the redirect to the tenant that had this address before it was renamed, or None."""
     state = get_state()
     slug = find_requested_slug(asked, state)
     new_slug = None if slug is None else state.registry.find_new_slug(slug)
     if new_slug is None:
         return None
-    # Of what the visitor sent only the port, the path and the query; the whole host goes before them.
-    # As sent: asked.path is decoded, and a %2F in it would lead elsewhere.
+    # The visitor chooses only the port, the path and the query; the whole host stands before them.
+    # The path is taken as it was sent: asked.path is decoded, and a %2F in it would lead elsewhere.
     path = bytes(asked.scope.get("raw_path") or b"")
     if not path.startswith(b"/"):
-        # Such as of "GET http://host/path".
+        # The request line was such as "GET http://host/path".
         path = quote(asked.root_path + asked.path).encode()
     target = quote(path, safe=_AS_SENT)
     if asked.query_string:
         target += "?" + quote(asked.query_string, safe=_AS_SENT + "?")
     host = f"{new_slug}.{state.settings.domain}{get_port(asked.host)}"
-    # 308 keeps the method and the body. Not to be remembered: the name may be somebody else's one day.
+    # 308 keeps the method and the body. No browser may store it: the old name may belong to another tenant one day.
     headers = {"Location": f"{asked.scheme}://{host}{target}", "Cache-Control": "no-store"}
     return Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
 
 
-def _drop_default_port(scheme: str, host: str) -> str:
-    port = ":80" if scheme in ("http", "ws") else ":443"
-    return host.removesuffix(port)
+def _make_host_default(app: Quart, domain: str) -> Callable[[str, dict[str, Any]], None]:
+    """Return the function by which `url_for` completes the host of an address."""
 
+    def add_host(endpoint: str, values: dict[str, Any]) -> None:
+        asked = find_request()
+        if asked is None:
+            raise RuntimeError("an address can be built in a request only: elsewhere the host and the port are unknown")
+        here = asked.host.lower()
+        if app.url_map.is_endpoint_expecting(endpoint, _TENANT_ARGUMENT):
+            values[_TENANT_ARGUMENT] = _get_tenant_host(here, domain, values.get(_TENANT_ARGUMENT))
+        if app.url_map.is_endpoint_expecting(endpoint, _APEX_ARGUMENT):
+            values[_APEX_ARGUMENT] = _get_apex(here, domain)
+        if app.url_map.is_endpoint_expecting(endpoint, _ANY_ARGUMENT):
+            values[_ANY_ARGUMENT] = here
 
-def _get_host_and_port() -> str:
-    asked = find_request()
-    if asked is None:
-        raise RuntimeError("an address can be built in a request only: elsewhere the host and the port are unknown")
-    return asked.host.lower()
+    return add_host
 
 
 def _get_tenant_host(here: str, domain: str, tenant: Tenant | str | None) -> str:
+    """Return the host of *tenant* as a visitor of the host *here* reaches it; None stands for *here* itself."""
     if tenant is None:
         return here
     return f"{tenant.slug if isinstance(tenant, Tenant) else tenant}.{_get_apex(here, domain)}"
 
 
 def _get_apex(here: str, domain: str) -> str:
+    """Return the domain itself as a visitor of the host *here* reaches it, with the same port."""
     try:
         at_tenant = parse_host(here, domain) is not None
     except UnknownHostError:

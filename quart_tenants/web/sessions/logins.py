@@ -15,11 +15,11 @@ from quart_tenants.web.state import get_state
 
 
 class LoginAttempt:
-    """One try to log in. Made by `login_attempt`.
+    """One attempt to log in. `login_attempt` makes it.
 
     Attributes:
-        user: Who is named in the log if it fails. Set it when there is such a user; until then it is None, because
-            a name that is no user's may be a password in the wrong field.
+        user: The user whom the log names if the attempt fails. Set it when there is such a user. Until then it is
+            None, because a name that belongs to no user may be a password in the wrong field.
         succeeded: Whether the password was right.
     """
 
@@ -30,10 +30,10 @@ class LoginAttempt:
         self.succeeded = False
 
     async def succeed(self, user: str) -> TenantSession:
-        """Forgive what failed before, and begin a new session for *user*; return it, empty.
+        """Forget the failures before this, and begin a new session for *user*; return it, empty.
 
         Args:
-            user: Whom `end_user_sessions` will name: text that stays the same while the user exists.
+            user: The text by which `end_user_sessions` finds the user. It must not change while the user exists.
 
         Raises:
             TypeError: *user* is no text, such as a number.
@@ -46,14 +46,14 @@ class LoginAttempt:
         return session
 
     async def forgive(self) -> None:
-        """Forgive what failed before, for who has shown the right password for something else than a session."""
+        """Forget the failures before this. For a visitor who has given the right password, and needs no new session."""
         state = get_state()
         async with state.login_gates.connections, state.database.connection() as connection:
             await count_success(connection, self._count)
         self.succeeded = True
 
     def fail(self) -> "asyncio.Task[None]":
-        """Begin to count the failure. That goes on when the visitor goes away, who must not be spared by that."""
+        """Begin to count the failure. The counting goes on when the visitor goes away."""
         state = get_state()
         audit(f"{self._event}_failed", user=self.user, address=find_address())
 
@@ -66,7 +66,7 @@ class LoginAttempt:
 
 @asynccontextmanager
 async def login_attempt(account: str, *, event: str = "login") -> AsyncIterator[LoginAttempt]:
-    """Let somebody try to log in as *account* at the current tenant, and write down what came of it.
+    """Let a visitor try to log in as *account* at the current tenant, and write down how it ended.
 
     ```python
     async with login_attempt(name) as attempt:
@@ -79,16 +79,16 @@ async def login_attempt(account: str, *, event: str = "login") -> AsyncIterator[
     The audit has `login_succeeded`, `login_failed` and `login_throttled`.
 
     Leaving the block without `succeed` is a failure, and counts for the account and for the visitor's address:
-    from the fifth on (`TENANTS_LOGIN_ATTEMPTS`) the next try has to wait, each time twice as long. So is a
-    cancellation: who goes away before the answer has had the work done. Errors of this library other than
-    `InvalidCredentialsError` are no failures: then nobody was told whether the password is right.
+    from the fifth on (`TENANTS_LOGIN_ATTEMPTS`) the next attempt has to wait, each time twice as long. A cancellation
+    is a failure, too: a visitor who leaves before the answer has already had the password checked. Errors of this
+    library other than `InvalidCredentialsError` are no failures: they do not say whether the password is right.
 
     Args:
         account: The name that the visitor gave, whether or not such a user exists.
         event: What else the password is asked for, as the audit calls it.
 
     Raises:
-        TooManyLoginsError: It is too early for another try.
+        TooManyLoginsError: It is too early for another attempt.
         NoTenantError: This is no request at a tenant's host.
         DatabaseUnavailableError: The database cannot be asked.
     """

@@ -1,4 +1,4 @@
-"""Make sure that an app can sign its sessions."""
+"""Check the secret key of an app, by which it signs its sessions."""
 
 from quart import Quart
 

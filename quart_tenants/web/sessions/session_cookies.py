@@ -15,7 +15,7 @@ from quart.sessions import session_json_serializer
 
 from quart_tenants.postgres.sessions.session_ends import IssuedSession
 
-# Apart from Quart's own, so that a cookie of a plain Quart app with the same key is none of ours.
+# This differs from Quart's salt, so that a cookie of a plain Quart app with the same key is not accepted here.
 _SALT = "quart-tenants-session"
 _ISSUED = "_session"
 _ID_BYTES = 16
@@ -23,7 +23,7 @@ _ID_BYTES = 16
 _MAX_COOKIES = 4
 _MAX_COOKIE_LENGTH = 4096  # characters; browsers keep no longer ones
 _COOKIE = re.compile(r"[A-Za-z0-9_.-]+")
-# Of cookies that were verified, and so by whom we have let in: nobody else can fill it.
+# Size of the cache of verified cookies. Only visitors with a session can fill it.
 _MAX_REMEMBERED = 4096
 _LONGEST_REMEMBERED = 1024  # characters
 _UNCHANGEABLE = frozenset({str, int, float, bool, type(None)})
@@ -31,13 +31,13 @@ _UNCHANGEABLE = frozenset({str, int, float, bool, type(None)})
 
 @dataclass(frozen=True, slots=True)
 class SignedSession:
-    """What a cookie of ours says.
+    """What one of our cookies says. Times are in seconds since 1970.
 
     Attributes:
-        issued: What names the session.
-        ends_at: When it is over, however much it is used.
-        signed_at: When the cookie was signed, which is done anew while the session is used.
-        content: What the app has put into it.
+        issued: The facts by which the session is known.
+        ends_at: When the session is over, however much it is used.
+        signed_at: When the cookie was signed. It is signed again while the session is used.
+        content: What the app has put into the session.
     """
 
     issued: IssuedSession
@@ -47,7 +47,7 @@ class SignedSession:
 
 
 class SessionCookies:
-    """Signs with the first key, and accepts cookies of the others, too."""
+    """Signs cookies with the secret key, and also reads cookies that were signed with an older key."""
 
     def __init__(self, secret_key: str | bytes, fallbacks: Sequence[str | bytes] = ()) -> None:
         # itsdangerous wants the key that signs last.
@@ -62,11 +62,11 @@ class SessionCookies:
         self._verified: OrderedDict[str, _Verified] = OrderedDict()
 
     def sign(self, session: SignedSession) -> str:
-        """Return the cookie that says *session*, signed now."""
+        """Return a cookie for *session*, signed now."""
         return str(self._serializer.dumps({**session.content, _ISSUED: [*session.issued, session.ends_at]}))
 
     def list_signed(self, cookies: Sequence[str]) -> list[SignedSession]:
-        """Return what those of *cookies* say that we have signed. There is no need to say why others are none."""
+        """Return what our own cookies among *cookies* say. All other cookies are ignored."""
         if len(cookies) > _MAX_COOKIES:
             return []
         return [session for cookie in cookies if (session := self._find_signed(cookie)) is not None]
@@ -78,14 +78,14 @@ class SessionCookies:
                 return verified.session
             return replace(verified.session, content=self._parse(verified.changeable)[1])
         except (BadData, ValueError, KeyError, TypeError, AttributeError):
-            # ValueError: also half a surrogate pair, as made of bytes that are no UTF-8. The last two: something
-            # that is no session was signed by the same key.
+            # A ValueError can also be half a surrogate pair, from bytes that are not UTF-8. The last two errors mean
+            # that something else than a session was signed with the same key.
             return None
 
     def _verify(self, cookie: str) -> "_Verified":
-        # base64 is read without what is none of it: "x&" would be as good as "x".
+        # Reading base64 skips characters that do not belong to it: "x&" would be read like "x".
         if len(cookie) > _MAX_COOKIE_LENGTH or not _COOKIE.fullmatch(cookie):
-            raise BadData("no cookie of ours")
+            raise BadData("not one of our cookies")
         payload, signed_at = self._signer.unsign(cookie, return_timestamp=True)
         (*issued, ends_at), content = self._parse(payload)
         session = SignedSession(IssuedSession(*issued), ends_at, signed_at.timestamp(), MappingProxyType(content))
@@ -107,9 +107,9 @@ class _Verified:
     """A cookie whose signature is right.
 
     Attributes:
-        session: What it says.
-        changeable: What was signed, to be parsed anew each time because an app may change what is in it, such as a
-            list; None where there is no such thing.
+        session: What the cookie says.
+        changeable: The signed text, if the session holds a value that an app may change, such as a list. The text is
+            then parsed again at each request. None if there is no such value.
     """
 
     session: SignedSession
@@ -120,9 +120,9 @@ def issue_session(tenant_id: int, username: str, generation: int, lifetime: floa
     """Return a new session that begins now.
 
     Args:
-        tenant_id: Whose; 0 for the domain itself.
-        username: Who has logged in; empty for nobody.
-        generation: From `get_generation`.
+        tenant_id: The number of the tenant; 0 for the domain itself.
+        username: The user who has logged in; empty for nobody.
+        generation: The session counter, from `get_generation`.
         lifetime: Seconds.
     """
     now = int(time.time())

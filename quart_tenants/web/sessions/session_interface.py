@@ -1,6 +1,7 @@
 """Let Quart open each request's session from its cookie, and save it into one."""
 
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from quart import Quart
@@ -9,11 +10,12 @@ from quart.wrappers import Request, Response
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.wrappers import Response as WerkzeugResponse
 
+from quart_tenants.errors import TenantError
 from quart_tenants.web.sessions.session_cookies import SessionCookies
 from quart_tenants.web.sessions.tenant_sessions import TenantSession
 from quart_tenants.web.state import TenantState
 
-# A header of one cookie, as ours looks: as it is, and without quotation marks.
+# A Cookie header with one cookie that looks like ours: without quotation marks and escapes.
 _ONLY_COOKIE = re.compile(r"([A-Za-z0-9_-]+)=([A-Za-z0-9_.-]+)")
 
 
@@ -24,8 +26,9 @@ class TenantSessionInterface(SessionInterface):
     host only: a sibling subdomain cannot plant one (draft-ietf-httpbis-rfc6265bis, section 4.1.3.2).
     """
 
-    def __init__(self, state: TenantState) -> None:
+    def __init__(self, state: TenantState, answer_error: Callable[[TenantError], Awaitable[Response]]) -> None:
         self._state = state
+        self._answer_error = answer_error
         self._cookies: SessionCookies | None = None
         self._keys: tuple[object, ...] = ()
 
@@ -44,17 +47,31 @@ class TenantSessionInterface(SessionInterface):
     async def save_session(
         self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
     ) -> None:
-        """Set or delete the cookie if that is needed, and end what the request has left.
+        """Set or delete the cookie if that is needed, and end the sessions that the request has left.
+
+        If they cannot be ended, *response* becomes the answer to that error: no error handler runs any more at this
+        point, and Quart would answer 500.
 
         Raises:
-            DatabaseUnavailableError: What the request has left could not be ended.
+            TenantError: They cannot be ended, and *response* is None, as at the end of a websocket.
         """
         if not isinstance(session, TenantSession) or not session.loaded:
             return
-        await session.write_ends()
-        session.answered = True
-        if response is None:
-            return
+        try:
+            await session.write_ends()
+            if response is not None:
+                self._set_cookie(app, session, response)
+        except TenantError as error:
+            if response is None:
+                raise
+            problem = await self._answer_error(error)
+            response.status_code = problem.status_code
+            response.headers = problem.headers
+            response.set_data(await problem.get_data(as_text=False))
+        finally:
+            session.answered = True
+
+    def _set_cookie(self, app: Quart, session: TenantSession, response: Response | WerkzeugResponse) -> None:
         headers = response.headers
         present = {header.lower() for header, _ in headers}
         if "vary" in present:
@@ -66,7 +83,7 @@ class TenantSessionInterface(SessionInterface):
         if not session.needs_cookie():
             return
         name = _get_name(app, session.secure)
-        # Host-only and for the whole site: no Domain, Path=/. The prefix __Host- demands both.
+        # The cookie is for this host only (no Domain) and for the whole site (Path=/). The prefix __Host- demands both.
         options: dict[str, Any] = {"path": "/", "secure": session.secure, "httponly": True, "samesite": "Lax"}
         cookie = session.find_cookie()
         if cookie is None:
@@ -85,7 +102,7 @@ class TenantSessionInterface(SessionInterface):
 def _find_cookies(request: BaseRequestWebsocket, name: str) -> list[str]:
     headers = request.headers.getlist("Cookie")
     only = _ONLY_COOKIE.fullmatch(headers[0]) if len(headers) == 1 else None
-    # Parsing takes longer than all else that a session needs.
+    # Parsing takes longer than everything else that a session needs.
     return [only[2]] if only is not None and only[1] == name else request.cookies.getlist(name)
 
 

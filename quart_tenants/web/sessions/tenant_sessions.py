@@ -14,37 +14,39 @@ from quart.wrappers.base import BaseRequestWebsocket
 from quart_tenants.audit import audit
 from quart_tenants.errors import SessionUncheckedError, TenantError, WrongTenantError
 from quart_tenants.postgres.sessions.session_ends import check_username, end_session_in, get_generation, is_ended
-from quart_tenants.web.context import find_address, find_tenant, see_through
+from quart_tenants.web.context import find_tenant, see_through
 from quart_tenants.web.sessions.secret_keys import explain_missing_key
 from quart_tenants.web.sessions.session_cookies import SessionCookies, SignedSession, issue_session
 from quart_tenants.web.state import TenantState, get_state
 
 _NO_TENANT = 0
 _NOBODY = ""
-# Of the idle lifetime. After so much of it the cookie is signed anew: not at each request, and often enough.
+# A part of the idle lifetime. After it the cookie is signed again; doing so at each request would be a waste.
 _RENEWAL = 0.1
-# Of the time without news. The view uses the session a bit later, when it would be too late to ask.
+# A part of the longest time without news. The view uses the session somewhat later, and cannot ask any more then.
 _ASK_EARLY = 0.75
 
 
 class TenantSession(SessionMixin):
-    """What a visitor's cookie says, readable at the host of the tenant that issued it and nowhere else.
+    """The session in a visitor's cookie. It can be read only at the tenant that issued it.
 
-    The cookie is read at the first use, so a page without a session costs nothing. The domain itself
-    has sessions too: they belong to no tenant and are refused on every tenant.
+    The cookie is read at the first use, so a page that uses no session costs nothing. The domain itself has sessions,
+    too. They belong to no tenant, and every tenant refuses them.
 
-    Each use asks the memory of this worker anew whether the session was ended, has lived too long, or its tenant is
-    not served any more: so a websocket that uses it after each message ends with it, too.
+    Each use checks in the memory of this worker whether the session was ended, has lived too long, or belongs to a
+    tenant that is not served any more. A websocket that uses the session after each message notices all that.
 
-    Any use raises `WrongTenantError` when the cookie is another tenant's, and `SessionUncheckedError` when this
-    worker cannot know whether the session was ended. `start_session` raises neither: a visitor with a foreign
-    cookie must be able to log in.
+    Any use raises `WrongTenantError` when the cookie belongs to another tenant, and `SessionUncheckedError` when this
+    worker cannot know whether the session was ended. `start_session` raises neither of them: a visitor with another
+    tenant's cookie must be able to log in.
+
+    No method needs Quart's current app, because Quart's test client uses sessions outside of it.
 
     Attributes:
-        secure: The request came by https.
-        answered: No answer is to come any more that could set a cookie, as in a websocket.
-        loaded: Somebody used the session, so the answer depends on the cookie.
-        modified: The cookie has to be set anew.
+        secure: Whether the request came by https.
+        answered: Whether it is too late to set a cookie, because the answer has been made, or in a websocket.
+        loaded: Whether the session was used, so that the answer depends on the cookie.
+        modified: Whether the cookie has to be set again.
     """
 
     def __init__(
@@ -64,13 +66,13 @@ class TenantSession(SessionMixin):
         self._read = False
         self._signed: SignedSession | None = None
         self._content: dict[str, Any] = {}
-        # All of this host that were sent, also where none of them counts.
+        # All sessions of this host that the visitor sent, even if none of them is accepted.
         self._ours: list[SignedSession] = []
-        # When the session is over, unless it is used meanwhile; in seconds since 1970.
+        # When the session ends unless it is used before, in seconds since 1970.
         self._idle_until = 0.0
-        # Sessions that were left in this request, and are to be ended everywhere.
+        # Sessions that were left in this request. They have to be ended on every worker.
         self._left: list[SignedSession] = []
-        # When the database was asked whether the session was ended, by the clock of the event loop.
+        # When the database was asked whether the session was ended, in the time of the event loop.
         self._asked_at = float("-inf")
         self.secure = secure
         self.answered = answered
@@ -79,15 +81,15 @@ class TenantSession(SessionMixin):
 
     @property
     def user(self) -> str | None:
-        """Who has logged in, as given to `start_session`; None for nobody."""
+        """The user who has logged in, as given to `start_session`; None for nobody."""
         self._load()
         return None if self._signed is None else self._signed.issued.username or None
 
     def clear(self) -> None:
-        """Forget everything: the visitor's cookie is deleted, and with the answer the session ends everywhere.
+        """Forget everything. The answer deletes the cookie, and the session ends on every worker when it is sent.
 
         Raises:
-            RuntimeError: There is no answer to come, in a websocket or a stream: `end_session` ends it there.
+            RuntimeError: It is too late, in a websocket or a stream. There `end_session` ends the session.
         """
         if self.answered:
             raise RuntimeError("session.clear() acts with the answer, which is over; say await end_session()")
@@ -95,18 +97,23 @@ class TenantSession(SessionMixin):
         self._leave()
 
     async def end(self) -> None:
-        """End the session everywhere, now. Raises what `end_session` raises."""
+        """End the session on every worker, now.
+
+        Raises:
+            WrongTenantError: It belongs to another tenant.
+            DatabaseUnavailableError: The database cannot be told. The session goes on.
+        """
         self._load()
         self._leave()
         await self.write_ends()
 
     async def start(self, user: str, generation: int) -> None:
-        """Begin a new session for *user*, whatever the cookie said, and end what it said."""
+        """Begin a new session for *user*, and end the session of the cookie, whichever it is."""
         if not self._read:
             try:
                 self._read_cookies()
             except WrongTenantError:
-                # Not ours to end.
+                # Another tenant's session is not ended here.
                 self._read = True
         self._leave()
         await self.write_ends(replaced=True)
@@ -115,12 +122,13 @@ class TenantSession(SessionMixin):
     async def ask_if_needed(self) -> None:
         """Ask the database whether the session was ended, if this worker has had no news for too long.
 
-        Where it does not answer nothing is raised: who uses the session is told, a page without one is served.
+        If the database does not answer, this raises nothing. A view that uses the session gets the error, and a page
+        that uses none is served.
         """
         state = self._state
         if state.registry.get_age() <= _ASK_EARLY * state.settings.session_ask_after:
             return
-        # The answer is as old as the question.
+        # The state that the database tells may be as old as the question.
         asked_at = _get_time()
         try:
             signed = self._find_ours()
@@ -134,10 +142,10 @@ class TenantSession(SessionMixin):
         """Write down for every worker that the sessions which this request has left are over.
 
         Args:
-            replaced: Whether that is no logout, but a new login.
+            replaced: Whether a new login replaces them, which is no logout.
 
         Raises:
-            DatabaseUnavailableError: They are not over.
+            DatabaseUnavailableError: The database cannot be told. The sessions go on.
         """
         state = self._state
         left, self._left = self._left, []
@@ -147,16 +155,17 @@ class TenantSession(SessionMixin):
                     await end_session_in(connection, signed.issued, max(signed.ends_at - time.time(), 0))
                 state.registry.ended_sessions.add(signed.issued)
                 if signed.issued.username and not replaced:
-                    audit("logout", user=signed.issued.username, address=find_address())
+                    audit("logout", user=signed.issued.username, address=self._asked.remote_addr)
         except BaseException:
-            # Not over, so the visitor keeps the cookie, and may try again.
+            # The sessions are not over, so the visitor keeps the cookie and may try again.
             self.modified = False
             raise
 
     def find_cookie(self) -> tuple[str, datetime | None] | None:
-        """Return the cookie to be set and when the browser may forget it, None for its end; None for no cookie.
+        """Return the cookie to be set, with the time when the browser may delete it; None to delete the cookie.
 
-        Asks nobody whether the session was ended: that was asked when it was used.
+        The time is None for a cookie that ends with the browser. This does not check again whether the session was
+        ended, because each use has checked it.
         """
         if self._signed is None and self._content:
             self._issue(_NOBODY, 0)
@@ -171,7 +180,7 @@ class TenantSession(SessionMixin):
             return self.modified
         state = self._state
         if self._signed.issued in state.registry.ended_sessions:
-            # By another request meanwhile, whose answer may have set a new one.
+            # Another request has ended it meanwhile, and its answer may have set a new cookie.
             return False
         idle = time.time() - self._signed.signed_at
         return self.modified or idle > _RENEWAL * state.settings.session_idle_lifetime
@@ -198,7 +207,7 @@ class TenantSession(SessionMixin):
         if not self._read:
             self._read_cookies()
         if self._signed is not None and self._is_over(self._signed):
-            # The cookie stays where it is: dead, and perhaps another one by now.
+            # The cookie is not deleted: it is worthless, and the browser may have a new one by now.
             self._signed = None
             self._content = {}
         return self._content
@@ -209,7 +218,7 @@ class TenantSession(SessionMixin):
         self._read = True
 
     def _find_ours(self) -> SignedSession | None:
-        """Return the one session of this host among the cookies, however old; remember all of this host."""
+        """Return the one session of this host among the cookies, however old. Keep all sessions of this host."""
         sent = self._find_sent()
         self._ours = []
         if not sent:
@@ -221,7 +230,7 @@ class TenantSession(SessionMixin):
             raise WrongTenantError("this session belongs to another tenant; log in here")
         self._ours = list(ours.values())
         if len(self._ours) != 1:
-            # Of two, one was planted, and nobody can tell which.
+            # If there are two, one of them was planted, and nobody can tell which.
             return None
         (found,) = self._ours
         self._idle_until = found.signed_at + self._state.settings.session_idle_lifetime
@@ -235,9 +244,9 @@ class TenantSession(SessionMixin):
         if now >= min(signed.ends_at, signed.issued.began_at + settings.session_lifetime, self._idle_until):
             return True
         self._idle_until = now + settings.session_idle_lifetime
-        tenant = find_tenant(self._asked)
+        tenant = find_tenant(self._asked, self._state)
         if tenant is not None:
-            # A websocket is older than what has happened to its tenant since.
+            # In a websocket the tenant may have been suspended or dropped since the handshake.
             state.registry.get_present(tenant)
         age = min(state.registry.get_age(), _get_time() - self._asked_at)
         if age > state.settings.session_ask_after:
@@ -248,12 +257,12 @@ class TenantSession(SessionMixin):
         lifetime = self._state.settings.session_lifetime
         self._signed = issue_session(self._find_owner(), user, generation, lifetime)
         self._idle_until = time.time() + lifetime
-        # Nobody can have ended it before this.
+        # It cannot have been ended before it began.
         self._asked_at = _get_time()
 
     def _find_owner(self) -> int:
         """Return the number of the tenant that sessions belong to here; 0 on other hosts."""
-        tenant = find_tenant(self._asked)
+        tenant = find_tenant(self._asked, self._state)
         return _NO_TENANT if tenant is None else tenant.id
 
     def _leave(self) -> None:
@@ -268,11 +277,13 @@ class TenantSession(SessionMixin):
 async def start_session(user: str, *, generation: int | None = None) -> TenantSession:
     """Begin a new session for *user* in the current request, and end the one before; return it, empty.
 
-    For a login. Nothing from before it survives, and the session has a new name, so that nobody can have planted it.
+    For a login. Nothing of the earlier session is kept, and the new one has a new random name, so nobody can have
+    planted it.
 
     Args:
-        user: Whom `end_user_sessions` will name: text that stays the same while the user exists.
-        generation: From before the password was read, as `login_attempt` knows it. Default: that of this moment.
+        user: The text by which `end_user_sessions` finds the user. It must not change while the user exists.
+        generation: The session counter from before the password was read, as `login_attempt` knows it. Default: the
+            present one.
 
     Raises:
         TypeError: *user* is no text, such as a number.
@@ -290,12 +301,13 @@ async def start_session(user: str, *, generation: int | None = None) -> TenantSe
 
 
 async def end_session() -> None:
-    """End the current request's session on every worker within two seconds, if there is one. For a logout.
+    """End the session of the current request, if there is one. All workers know it within two seconds. For a logout.
 
-    `session.clear()` does the same with the answer; this says at once if it cannot be done.
+    `session.clear()` ends the session when the answer is sent. This function does it now, and raises an error if it
+    cannot.
 
     Raises:
-        WrongTenantError: It is another tenant's.
+        WrongTenantError: The session belongs to another tenant.
         SettingError: The app has no secret key.
         DatabaseUnavailableError: The database cannot be told. The session goes on.
     """
@@ -303,7 +315,7 @@ async def end_session() -> None:
 
 
 def get_session() -> TenantSession:
-    """Return `quart.session` as what it is here.
+    """Return `quart.session` with the type that it has here.
 
     Raises:
         SettingError: The app has no secret key.
@@ -315,7 +327,7 @@ def get_session() -> TenantSession:
 
 
 async def ask_about_session() -> None:
-    """Let the current request's session be asked about in the database, if this worker has had no news lately."""
+    """Ask the database whether the current session was ended, if this worker has had no news for too long."""
     current = see_through(session)
     if isinstance(current, TenantSession):
         await current.ask_if_needed()

@@ -1,8 +1,9 @@
 """A request ends in time, and a view that only reads begins anew when its connection was lost."""
 
 import asyncio
-import functools
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -10,6 +11,7 @@ from quart import Quart, Response, ResponseReturnValue
 
 from quart_tenants import QuartTenants, retry_reads, tenant_connection
 from quart_tenants.web.answers.problems import answer_all_errors
+from quart_tenants.web.guards.deadlines import RequestDeadlines
 
 ADD = "INSERT INTO company_data (description) VALUES ('a row')"
 COUNT = "SELECT count(*) FROM company_data"
@@ -67,7 +69,7 @@ async def app(database_url: str) -> AsyncIterator[Quart]:
                 await connection.execute("SELECT pg_sleep(60)")
         return {}
 
-    @app.get("/wait", host=tenants.host)
+    @app.route("/wait", methods=["GET", "POST"], host=tenants.host)
     async def wait_for_release() -> ResponseReturnValue:
         app.extensions["waiting"].set()
         await app.extensions["released"].wait()
@@ -106,10 +108,15 @@ async def test_request_ends_in_time_and_its_block_rolls_back(app: Quart, databas
     await connection.close()
 
 
+async def pass_on(limit: RequestDeadlines, *event_ways: Any) -> None:
+    """Serve a request without any limit."""
+    await limit._app(*event_ways)
+
+
 async def test_request_without_the_limit_goes_on(app: Quart, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control: dispatched by Quart itself, a request still waits when the limit ends a later one."""
+    """Negative control: without the middleware a request still waits when the limit ends a later one."""
     with monkeypatch.context() as patch:
-        patch.setattr(app, "full_dispatch_request", functools.partial(Quart.full_dispatch_request, app))
+        patch.setattr(RequestDeadlines, "__call__", pass_on)
         endless = asyncio.create_task(ask(app, "/wait"))
         await app.extensions["waiting"].wait()
     limited = await ask(app, "/wait")
@@ -118,6 +125,90 @@ async def test_request_without_the_limit_goes_on(app: Quart, monkeypatch: pytest
     assert not endless.done()
     app.extensions["released"].set()
     assert await endless == (200, None)
+
+
+async def test_late_answer_and_its_line_in_the_log_have_one_id(app: Quart, caplog: pytest.LogCaptureFixture) -> None:
+    """The answer has the headers of every answer, and its id leads to the line that says what took too long."""
+    answer = await app.test_client().get("/wait", headers={"Host": "acme.localhost"})
+
+    assert answer.headers["Retry-After"] == "2"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert f"request {answer.headers['X-Request-Id']}, GET /wait: request_timeout" in caplog.text
+
+
+async def test_body_that_nobody_reads_does_not_keep_a_request(app: Quart) -> None:
+    """A handler ends in time as well when its client is still sending."""
+    async with app.test_client().request("/wait", method="POST", headers={"Host": "acme.localhost"}) as connection:
+        await connection.send(b"more and more")
+    answer = await connection.as_response()
+
+    assert (answer.status_code, (await answer.get_json())["code"]) == (503, "request_timeout")
+
+
+SCOPE: Any = {"type": "http", "method": "GET", "path": "/", "headers": []}
+
+
+class OwnReceive:
+    """What our own server gives an app to receive by."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    async def __call__(self) -> Any:
+        """Wait until the client goes away."""
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    def disconnect(self) -> None:
+        """Let the app believe that the client has gone away."""
+        self.gone.set()
+
+
+async def receive_nothing() -> Any:
+    """Wait for ever, as any other server lets an app do."""
+    await asyncio.Event().wait()
+
+
+async def wait_for_the_client(_scope: Any, receive: Any, _send: Any) -> None:
+    """End when the client goes away."""
+    assert await receive() == {"type": "http.disconnect"}
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_late_handler_is_told_that_its_client_has_gone(own: bool) -> None:
+    """That is what every ASGI app understands, under our own server and under others."""
+    sent: list[Any] = []
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    await RequestDeadlines(wait_for_the_client, 0.05)(SCOPE | {}, OwnReceive() if own else receive_nothing, send)
+
+    start, body = sent
+    assert (start["status"], json.loads(body["body"])["code"]) == (503, "request_timeout")
+
+
+async def test_receive_of_our_own_server_is_passed_on_as_it_is() -> None:
+    """The server knows its own object again, and then needs no task that receives."""
+    receive, seen = OwnReceive(), []
+
+    async def look(_scope: Any, receive: Any, _send: Any) -> None:
+        seen.append(receive)
+
+    await RequestDeadlines(look, 5)(SCOPE | {}, receive, receive_nothing)  # type: ignore[arg-type]
+
+    assert seen == [receive]
+
+
+@pytest.mark.parametrize("receive_class", [OwnReceive, object])
+async def test_time_out_of_somebody_else_is_not_taken_for_ours(receive_class: type) -> None:
+    """What a middleware or a handler raises goes its way, a TimeoutError of its own included."""
+
+    async def fail(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match="of its own"):
+        await RequestDeadlines(fail, 5)(SCOPE | {}, receive_class(), receive_nothing)  # type: ignore[arg-type]
 
 
 async def test_answer_that_has_begun_is_not_cut_off(app: Quart) -> None:

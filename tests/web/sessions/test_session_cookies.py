@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from itsdangerous.signer import HMACAlgorithm
 from quart import Quart
 
+from quart_tenants.web.answers.problems import answer_tenant_error
 from quart_tenants.web.sessions.session_cookies import SessionCookies, SignedSession, issue_session
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.state import TenantState
@@ -68,7 +69,7 @@ def test_cookie_of_a_removed_key_is_no_session() -> None:
     """Once the old key is no fallback any more, what it signed is worthless: also in a worker that has read it."""
     app = Quart(__name__)
     app.config.update(SECRET_KEY=NEW_KEY, SECRET_KEY_FALLBACKS=[OLD_KEY])
-    interface = TenantSessionInterface(TenantState())
+    interface = TenantSessionInterface(TenantState(), answer_tenant_error)
     cookie = SessionCookies(OLD_KEY).sign(ADA)
     assert read(interface._get_cookies(app), cookie) == ["ada"]
 
