@@ -1,22 +1,24 @@
-"""What the driver's connections are called here, and what its errors look like."""
+"""The types of the driver's connections, and its errors."""
 
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
+import asyncpg.pool
 
 if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
-    Connection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
-    """What a block lends: an asyncpg connection inside a transaction."""
+    Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
     DriverConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
 else:
+    # asyncpg's classes take no type arguments when the program runs.
+    Connection = asyncpg.pool.PoolConnectionProxy
+    """What a block lends: an asyncpg connection inside a transaction. For annotating helpers."""
     DriverConnection = asyncpg.Connection
+    """A connection of asyncpg's that no block has."""
 
 # What a lost server looks like depends on the moment it was lost.
 DRIVER_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
 
 
 def describe(error: BaseException) -> str:
-    """Return what a driver's error says, which is nothing at times."""
+    """Return what a driver's error says, or its type where it says nothing."""
     return str(error) or type(error).__name__
