@@ -1,7 +1,6 @@
 """Promise: types of a tenant's own schema, in results and parameters, show the right rows or a clear error."""
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,8 @@ from quart_tenants.tenant import Tenant
 from tests.timings import WARM
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from quart_tenants.postgres.driver.connection_types import Connection
 
 # The types of a schema, older and newer.

@@ -205,6 +205,10 @@ class FastConnection(_AsyncpgConnection):
             and server["age"] <= time.monotonic() - opened_at
         )
 
+    def keep_as_it_is(self) -> None:
+        """Take what was set so far for what every block is to have."""
+        self.altered = False
+
     def set_up(
         self, timings: Timings, effects: StatementEffects, cache_size: int, ask_whether_alive: AskWhetherAlive
     ) -> None:

@@ -126,8 +126,7 @@ class Opener:
         except BaseException:
             connection.terminate()
             raise
-        # What was set so far is for every block.
-        connection.altered = False
+        connection.keep_as_it_is()
 
     def _fall_back(self, reason: str) -> None:
         self._plain = True

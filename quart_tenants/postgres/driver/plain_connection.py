@@ -44,7 +44,17 @@ class PlainConnection(_AsyncpgConnection):
         proxy: The handle by which asyncpg's pool knows this connection.
     """
 
-    __slots__ = ("_one_statement", "_outermost", "_replacement", "_seconds", "_status", "_timings", "altered", "proxy")
+    __slots__ = (
+        "_loggers",
+        "_one_statement",
+        "_outermost",
+        "_replacement",
+        "_seconds",
+        "_status",
+        "_timings",
+        "altered",
+        "proxy",
+    )
     is_fast = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -52,6 +62,7 @@ class PlainConnection(_AsyncpgConnection):
         self.altered = False
         self.proxy: Any = None
         self._timings = Timings()
+        self._loggers: list[Any] = []
         self._outermost: Any = None
         self._one_statement = False
         # What is sent in place of the next BEGIN, COMMIT or ROLLBACK of asyncpg's transaction().
@@ -63,6 +74,11 @@ class PlainConnection(_AsyncpgConnection):
     def itself(self) -> Self:
         """This connection, also when it is asked of asyncpg's handle, which forgets whom it stands for."""
         return self
+
+    def keep_as_it_is(self) -> None:
+        """Take what was set so far for what every block is to have."""
+        self.altered = False
+        self._loggers.clear()
 
     def set_timings(self, timings: Timings) -> None:
         """Wait as long as *timings* say."""
@@ -106,6 +122,9 @@ class PlainConnection(_AsyncpgConnection):
             within: Seconds that it may take; None for the command timeout.
         """
         self._one_statement = False
+        while self._loggers:
+            # They hear of the handler's statements only.
+            self.remove_query_logger(self._loggers.pop())
         outermost, self._outermost = self._outermost, None
         text = "; ".join((*(CHECKED_COMMIT if commit else (ROLLBACK,)), *RESET, FORGET_STATEMENTS))
         if outermost is None:
@@ -170,10 +189,11 @@ class PlainConnection(_AsyncpgConnection):
         self.altered = True
         super().add_log_listener(*args)
 
-    def add_query_logger(self, *args: Any) -> None:
+    def add_query_logger(self, callback: Any) -> None:
         """Add it, as asyncpg does it: for this block, after which the connection is closed."""
         self.altered = True
-        super().add_query_logger(*args)
+        self._loggers.append(callback)
+        super().add_query_logger(callback)
 
     def add_termination_listener(self, *args: Any) -> None:
         """Add it, as asyncpg does it: for this block, after which the connection is closed."""
