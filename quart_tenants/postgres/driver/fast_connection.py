@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import asyncpg
@@ -127,6 +127,7 @@ class FastConnection(_AsyncpgConnection):
         "_state",
         "_timings",
         "_unreset",
+        "_watch",
         "altered",
         "proxy",
     )
@@ -162,6 +163,7 @@ class FastConnection(_AsyncpgConnection):
         self._names: list[str] = []
         # The tenant whose blocks have only read since the last reset; None after a reset.
         self._unreset: int | None = None
+        self._watch = _Watch(self)
         # Of the present block.
         self._state = BlockStateMachine()
         self._beginning = Beginning(())
@@ -418,8 +420,12 @@ class FastConnection(_AsyncpgConnection):
         undo = (ROLLBACK,) if self._state.current is BlockState.INTERRUPTED else ()
         self._state.move(BlockState.BEGINNING)
         statements = (*undo, *self._list_first_statements(), *((first,) if first else ()))
-        with self._watching(ask=not first):
+        if not first:
+            self._watch.start()
+        try:
             status = await self._run("; ".join(statements), self._begin_within)
+        finally:
+            self._watch.stop()
         self._state.move(BlockState.OPEN)
         return status
 
@@ -455,16 +461,6 @@ class FastConnection(_AsyncpgConnection):
             savepoint._connection = driver  # noqa: SLF001
             savepoint._con_release_ctr = driver._pool_release_ctr  # noqa: SLF001
         return driver
-
-    @contextlib.contextmanager
-    def _watching(self, *, ask: bool = True) -> Iterator[None]:
-        """Ask whether the connection is alive, if what is done meanwhile takes long."""
-        watch = _Watch(self, self._timings.silence) if ask else None
-        try:
-            yield
-        finally:
-            if watch is not None:
-                watch.stop()
 
     # How a statement is run.
 
@@ -555,7 +551,7 @@ class FastConnection(_AsyncpgConnection):
         statement = self._find_kept(call)
         packets.put_ahead(self._take_closes() + write_statements(*self._list_first_statements()))
         self._state.move(BlockState.READING)
-        watch = _Watch(self, self._timings.silence)
+        self._watch.start()
         try:
             if statement is None:
                 statement = await self._get_statement(
@@ -578,7 +574,7 @@ class FastConnection(_AsyncpgConnection):
                 self._state.move(BlockState.PLANNED if unsent else failed)
             raise
         finally:
-            watch.stop()
+            self._watch.stop()
         if self._protocol.is_in_transaction():
             raise asyncpg.InternalClientError("COMMIT was not sent with the statement")
         self._check_path()
@@ -637,7 +633,8 @@ class FastConnection(_AsyncpgConnection):
 
     def _take_closes(self) -> bytes:
         """Return the messages that close what this block has prepared, and what is not kept any longer."""
-        names = self._names + self._cache.take_dropped()
+        names = self._names
+        names += self._cache.take_dropped()
         if not names:
             return b""
         self._names = []
@@ -720,23 +717,42 @@ class FastConnection(_AsyncpgConnection):
 
 
 class _Watch:
-    """Asks whether a connection is alive when it has been silent for long, once."""
+    """Asks whether a connection is alive when an answer takes long.
 
-    __slots__ = ("_connection", "_task", "_timer")
+    The timer is armed anew only after it went off: a timer for each statement would be a tenth of a block's cost.
+    """
 
-    def __init__(self, connection: FastConnection, seconds: float) -> None:
+    __slots__ = ("_connection", "_since", "_task", "_timer")
+
+    def __init__(self, connection: FastConnection) -> None:
         self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+        # Since when an answer is waited for; None while none is.
+        self._since: float | None = None
         self._task: asyncio.Task[None] | None = None
-        self._timer = connection._loop.call_later(seconds, self._ask)  # noqa: SLF001  (a part of it)
+
+    def start(self) -> None:
+        loop = self._connection._loop  # noqa: SLF001  (a part of it)
+        self._since = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(self._connection._timings.silence, self._look)  # noqa: SLF001
 
     def stop(self) -> None:
-        self._timer.cancel()
+        self._since = None
         if self._task is not None:
             self._task.cancel()
+            self._task = None
 
-    def _ask(self) -> None:
-        connection = self._connection
-        self._task = asyncio.get_running_loop().create_task(_ask(connection))
+    def _look(self) -> None:
+        self._timer = None
+        if self._since is None or self._connection.is_closed():
+            return
+        connection, loop = self._connection, asyncio.get_running_loop()
+        rest = self._since + connection._timings.silence - loop.time()  # noqa: SLF001
+        if rest > 0:
+            self._timer = loop.call_later(rest, self._look)
+        elif self._task is None:
+            self._task = loop.create_task(_ask(connection))
 
 
 async def _ask(connection: FastConnection) -> None:
