@@ -62,7 +62,7 @@ def make_tenants(count: int, roles: bool) -> list[Tenant]:
 
 
 @asynccontextmanager
-async def lending(url: str, naive: str | None, roles: bool, pooled: bool) -> AsyncIterator[Lender]:
+async def lending(url: str, naive: str | None, roles: bool, pooled: bool, plain: bool) -> AsyncIterator[Lender]:
     """Yield how connections are lent: as we do it, or naively."""
     if naive is None:
         settings = Settings(
@@ -71,6 +71,7 @@ async def lending(url: str, naive: str | None, roles: bool, pooled: bool) -> Asy
             acquire_timeout=0.1,
             tenant_pool_queue=4,
             role_per_tenant=roles,
+            driver_mode="plain" if plain else "auto",
         )
         async with AsyncExitStack() as stack:
             if pooled:
@@ -121,17 +122,19 @@ async def pgbouncer(url: str) -> AsyncIterator[str]:
 
 
 async def work(
-    url: str, tenants: Sequence[Tenant], blocks: int, seed: int, naive: str | None, pooled: bool
+    url: str, tenants: Sequence[Tenant], blocks: int, seed: int, naive: str | None, pooled: bool, plain: bool
 ) -> Findings:
     """Run one process's part."""
-    async with lending(url, naive, tenants[0].role is not None, pooled) as lend:
+    async with lending(url, naive, tenants[0].role is not None, pooled, plain) as lend:
         # Without careless handlers: what this one does to rows is what it is known for.
         mix = Mix(probe=0, careless=0) if naive == "remembered-path" else Mix()
         soak = Soak(lend, tenants, url=url, size=POOL_SIZE, seed=seed, mix=mix, naive=naive is not None)
         return await soak.run(blocks, concurrency=CONCURRENCY)
 
 
-async def main(tenant_count: int, blocks: int, processes: int, naive: str | None, roles: bool, pooled: bool) -> int:
+async def main(
+    tenant_count: int, blocks: int, processes: int, naive: str | None, roles: bool, pooled: bool, plain: bool
+) -> int:
     """Start a database and the processes; print the sum of what they saw; return the exit status."""
     print(
         f"{blocks} blocks, {tenant_count} tenants, {processes} processes, {os.cpu_count()} cores, "
@@ -147,7 +150,9 @@ async def main(tenant_count: int, blocks: int, processes: int, naive: str | None
             began = time.monotonic()
             command = [sys.executable, "-m", "benchmarks.soak", "--worker", server.url, "--tenants", str(tenant_count)]
             command += ["--blocks", str(blocks // processes)] + (["--naive", naive] if naive else [])
-            command += (["--roles"] if roles else []) + (["--pooled"] if pooled else [])
+            command += (
+                (["--roles"] if roles else []) + (["--pooled"] if pooled else []) + (["--plain"] if plain else [])
+            )
             workers = [
                 await asyncio.create_subprocess_exec(*command, "--seed", str(seed), stdout=subprocess.PIPE)
                 for seed in range(1, processes + 1)
@@ -199,6 +204,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--pooled", action="store_true", help="through a pooler that shares one connection, and resets nothing"
     )
+    parser.add_argument("--plain", action="store_true", help="with nothing of asyncpg's inside")
     parser.add_argument("--worker", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -211,10 +217,13 @@ if __name__ == "__main__":
                 given.seed,
                 given.naive,
                 given.pooled,
+                given.plain,
             )
         )
         print(json.dumps(findings.report()))
     else:
         sys.exit(
-            asyncio.run(main(given.tenants, given.blocks, given.processes, given.naive, given.roles, given.pooled))
+            asyncio.run(
+                main(given.tenants, given.blocks, given.processes, given.naive, given.roles, given.pooled, given.plain)
+            )
         )

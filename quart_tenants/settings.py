@@ -186,7 +186,14 @@ class Settings:
         1000,
         between(0, 10000, int),
         "statements",
-        "How many prepared statements each connection keeps. Behind a pooler it keeps none.",
+        "Prepared statements kept by each connection, each for one tenant. Behind a pooler none are kept.",
+    )
+    driver_mode: str = _setting(
+        "auto",
+        one_of("auto", "plain"),
+        "auto or plain",
+        "`plain` uses nothing of asyncpg's inside: a few messages more for each block, and as safe. "
+        "`auto` tries out at start what asyncpg can do, and is plain behind a pooler.",
     )
     connection_max_memory: int = _setting(
         48,

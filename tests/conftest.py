@@ -11,6 +11,8 @@ import hypothesis
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver import driver_check
+from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
@@ -54,6 +56,34 @@ def find_fast_folder() -> Path | None:
     if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < 2 * 1024**3:
         return None
     return memory
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option by which the suite runs with an asyncpg whose inside is another."""
+    parser.addoption(
+        "--plain-driver", action="store_true", help="run as with an asyncpg whose inside is unknown: plain connections"
+    )
+
+
+@pytest.fixture
+def plain_driver(request: pytest.FixtureRequest) -> bool:
+    """Whether all connections are plain ones, because asyncpg's inside is another."""
+    return bool(request.config.getoption("--plain-driver"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _strange_asyncpg(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the driver miss something in asyncpg, where the option says so."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--plain-driver"):
+            patch.setitem(driver_check._CONNECTION_METHODS, "_renamed_by_another_version", ())
+        yield
+
+
+@pytest.fixture
+def timings() -> Timings:
+    """How long pools wait for what."""
+    return Timings()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -136,9 +166,9 @@ def settings(database_url: str) -> Settings:
 
 
 @pytest.fixture
-async def database(settings: Settings) -> AsyncIterator[Database]:
+async def database(settings: Settings, timings: Timings) -> AsyncIterator[Database]:
     """A pool on `database_url`."""
-    async with await Database.open(settings) as database:
+    async with await Database.open(settings, timings=timings) as database:
         yield database
 
 
@@ -153,16 +183,16 @@ async def walled_settings(server_url: str, database_url: str) -> AsyncIterator[S
 
 
 @pytest.fixture
-async def walled_database(walled_settings: Settings) -> AsyncIterator[Database]:
+async def walled_database(walled_settings: Settings, timings: Timings) -> AsyncIterator[Database]:
     """A pool of one connection on `walled_settings`."""
-    async with await Database.open(walled_settings, max_size=1) as database:
+    async with await Database.open(walled_settings, max_size=1, timings=timings) as database:
         yield database
 
 
 @pytest.fixture
-async def one_connection_database(settings: Settings) -> AsyncIterator[Database]:
+async def one_connection_database(settings: Settings, timings: Timings) -> AsyncIterator[Database]:
     """A pool of one connection, which so serves one tenant after the other."""
-    async with await Database.open(settings, max_size=1) as database:
+    async with await Database.open(settings, max_size=1, timings=timings) as database:
         yield database
 
 

@@ -9,6 +9,10 @@ from dataclasses import Field, fields
 from pathlib import Path
 from types import ModuleType
 
+import asyncpg
+import asyncpg.pool
+import asyncpg.prepared_stmt
+import asyncpg.transaction
 import click
 import pytest
 
@@ -267,3 +271,77 @@ def test_promises_are_held_by_tests_that_exist() -> None:
 
     assert len(named) > 1
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
+
+
+# Only driver/ touches asyncpg's inside.
+
+DRIVER = PACKAGE / "postgres" / "driver"
+# Names that begin with an underscore and are asyncpg's: of its classes, and of the objects that it makes.
+INSIDE = frozenset(
+    name
+    for kind in (
+        asyncpg.Connection,
+        asyncpg.Pool,
+        asyncpg.pool.PoolConnectionHolder,
+        asyncpg.pool.PoolConnectionProxy,
+        asyncpg.prepared_stmt.PreparedStatement,
+        asyncpg.transaction.Transaction,
+    )
+    for name in (*vars(kind), *getattr(kind, "__slots__", ()))
+    if name.startswith("_") and not name.startswith("__")
+)
+
+
+def find_inside_of_asyncpg(source: str) -> list[str]:
+    """Return the names of asyncpg's inside that *source* imports, uses on another object than self, or overrides."""
+    tree = ast.parse(source)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [each.name for each in node.names if re.match(r"asyncpg\.(.*\.)?(_|protocol)", each.name)]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "asyncpg":
+            inside = re.match(r"asyncpg\.(.*\.)?(_|protocol)", node.module or "") is not None
+            found += [each.name for each in node.names if inside or each.name.startswith("_")]
+        elif isinstance(node, ast.Attribute) and node.attr in INSIDE:
+            # What a class of ours keeps on itself may be called as it likes.
+            if not isinstance(node.value, ast.Name) or node.value.id not in ("self", "cls"):
+                found.append(node.attr)
+        elif isinstance(node, ast.ClassDef) and any("asyncpg" in ast.unparse(base).lower() for base in node.bases):
+            members = [each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)]
+            found += [each.name for each in members if each.name in INSIDE]
+            found += [
+                each.attr
+                for each in ast.walk(node)
+                if isinstance(each, ast.Attribute) and each.attr in INSIDE and ast.unparse(each.value) == "self"
+            ]
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if DRIVER not in path.parents], ids=name_file)
+def test_only_the_driver_touches_the_inside_of_asyncpg(path: Path) -> None:
+    """Names of asyncpg's that begin with an underscore are used and overridden in one room."""
+    assert find_inside_of_asyncpg(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import asyncpg.protocol.protocol",
+        "from asyncpg.protocol import Protocol",
+        "from asyncpg.connection import _ConnectionProxy",
+        "connection._con.fetch('SELECT 1')",
+        "pool._holders[0]._con",
+        "class Mine(asyncpg.Connection):\n    async def _execute(self): ...",
+        "class Mine(asyncpg.Connection):\n    def go(self): return self._protocol",
+    ],
+)
+def test_inside_of_asyncpg_is_found(source: str) -> None:
+    """Negative control: the check sees an import, a use and an override."""
+    assert find_inside_of_asyncpg(source)
+
+
+def test_plain_connection_needs_nothing_of_the_inside() -> None:
+    """What serves with any asyncpg uses no name of its inside."""
+    source = (DRIVER / "plain_connection.py").read_text(encoding="utf-8")
+
+    assert find_inside_of_asyncpg(source) == []

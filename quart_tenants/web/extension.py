@@ -13,8 +13,8 @@ from quart import Quart
 from quart_tenants.audit import audit
 from quart_tenants.errors import SettingError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.opening import SetUp
 from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
-from quart_tenants.postgres.pool.connection_pool import SetUp
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import PREFIX, Settings, read_settings

@@ -14,10 +14,10 @@ import asyncpg
 import pytest
 
 from quart_tenants.errors import TenantError
-from quart_tenants.postgres.blocks import block
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver.plain_reads import PlainReads
-from quart_tenants.postgres.pool import connection_pool as pool
+from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
+from quart_tenants.postgres.driver.timings import Timings
+from quart_tenants.postgres.pool.pooled_connection import PooledConnection
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
@@ -34,6 +34,7 @@ from tests.isolation.test_protocol_messages import (
     run_block,
 )
 from tests.support.roles import new_login
+from tests.support.timings import WARM
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -51,6 +52,12 @@ SELECT current_user::text, current_schemas(false)::text[], current_setting('stat
     (SELECT string_agg(relname, ',') FROM pg_class WHERE relnamespace = pg_my_temp_schema())
 """
 COUNT_NAMES = "SELECT count(*) FROM pg_prepared_statements WHERE from_sql"
+
+
+@pytest.fixture
+def timings() -> Timings:
+    """Let connections stay warm however slow the machine is, and let nobody tidy meanwhile."""
+    return WARM
 
 
 def run(statement: str) -> Act:
@@ -158,10 +165,8 @@ ACTS: dict[str, Act] = {
 
 
 @pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let connections stay warm however slow the machine is, and let nobody tidy meanwhile."""
-    monkeypatch.setattr(block, "_FRESH", 60.0)
-    monkeypatch.setattr(pool, "_TIDY_AFTER", 60.0)
+def _no_records() -> None:
+    """Forget what loggers of earlier tests were told."""
     _shown.clear()
 
 
@@ -244,11 +249,23 @@ async def test_block_after_a_failed_one_is_clean(
 
 @pytest.mark.parametrize("act", ["setting in a SELECT", "advisory lock"])
 async def test_same_look_finds_what_counts_as_a_read(
-    one_connection_database: Database, acme: Tenant, globex: Tenant, act: str, monkeypatch: pytest.MonkeyPatch
+    one_connection_database: Database,
+    acme: Tenant,
+    globex: Tenant,
+    act: str,
+    monkeypatch: pytest.MonkeyPatch,
+    plain_driver: bool,
 ) -> None:
     """Negative control: where every SELECT counts as a plain read, the next block finds what the last did."""
+    if plain_driver:
+        pytest.skip("a plain connection is reset after every block")
     await fill(one_connection_database, acme, globex)
-    monkeypatch.setattr(PlainReads, "__contains__", lambda _, text: text.startswith("SELECT"))
+    find = StatementEffects.find
+    monkeypatch.setattr(
+        StatementEffects,
+        "find",
+        lambda effects, text: Effect.READS if text.startswith("SELECT") else find(effects, text),
+    )
 
     async with one_connection_database.tenant_connection(acme) as connection:
         await ACTS[act](connection)
@@ -379,9 +396,13 @@ async def test_connection_that_was_weighed_is_clean(
 ) -> None:
     """Between two blocks the server process is weighed now and then; that lets nothing through, either."""
     await fill(one_connection_database, acme, globex)
-    async with one_connection_database.tenant_connection(acme) as connection:
-        connection._con.weigh_at = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(pool, "_WEIGH_EVERY", 0)
+    weighed = []
+
+    def is_time(connection: PooledConnection) -> int:
+        weighed.append(connection)
+        return 0
+
+    monkeypatch.setattr(PooledConnection, "weigh_at", property(is_time, lambda *_: None))
 
     for heir in (acme, globex):
         with contextlib.suppress(TenantError):
@@ -407,7 +428,7 @@ async def test_name_prepared_unseen_is_forgotten_where_nobody_may_look(
                 "REVOKE EXECUTE ON FUNCTION pg_prepared_statement() FROM PUBLIC"
             )
         url = urlsplit(settings.required_database_url)._replace(netloc=login.netloc).geturl()
-        async with await Database.open(replace(settings, database_url=url), max_size=1) as own:
+        async with await Database.open(replace(settings, database_url=url), max_size=1, timings=WARM) as own:
             for tenant in (acme, globex):
                 for _ in range(2):
                     async with own.tenant_connection(tenant) as connection:

@@ -67,6 +67,7 @@ class TcpProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._counting = False
         self._hole = False
+        self._connection_delay = self._message_delay = 0.0
         self._plan: tuple[Direction, int, Callable[[_Link], object]] | None = None
         self.counts: Counter[Direction] = Counter()
         self.url = ""
@@ -109,6 +110,14 @@ class TcpProxy:
         """Pass on nothing more on that connection, from message *number* on."""
         self._plan = direction, number, _Link.swallow
 
+    def delay_connections(self, seconds: float) -> None:
+        """Let each new connection take so long until it reaches the server."""
+        self._connection_delay = seconds
+
+    def hold_back(self, seconds: float) -> None:
+        """Let the next message of a client take so long until it reaches the server."""
+        self._message_delay = seconds
+
     def open_black_hole(self) -> None:
         """Swallow everything, on the connections of now for ever and on new ones until `close_black_hole`."""
         self._hole = True
@@ -129,6 +138,7 @@ class TcpProxy:
         if task is not None:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        await asyncio.sleep(self._connection_delay)
         try:
             server_reader, server_writer = await connect_to(self._target)
         except OSError:
@@ -165,6 +175,9 @@ class TcpProxy:
                 head = await reader.readexactly(5)
                 body = await reader.readexactly(int.from_bytes(head[1:], "big") - 4)
                 await self._meet(link, direction)
+                if direction == "client" and self._message_delay:
+                    delay, self._message_delay = self._message_delay, 0.0
+                    await asyncio.sleep(delay)
                 if not link.swallowed:
                     writer.write(head + body)
                     await writer.drain()

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import asyncpg
 
@@ -15,19 +15,14 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.shares import Shares
-from quart_tenants.postgres.driver.block_connection import BlockConnection
 from quart_tenants.postgres.driver.block_statements import BEGIN_READ_ONLY, Beginning
-from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, Connection, DriverConnection, describe
+from quart_tenants.postgres.driver.fast_connection import FastConnection
 from quart_tenants.postgres.driver.lent_connection import LentConnection
-from quart_tenants.postgres.driver.pooled_connection import CLEANUP_TIMEOUT
+from quart_tenants.postgres.driver.opening import BlockConnection
 from quart_tenants.postgres.pool.connection_pool import ConnectionPool
+from quart_tenants.postgres.pool.pooled_connection import PooledConnection
 from quart_tenants.tenant import Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
-
-# Seconds. A connection that has answered so lately is trusted to be alive: its block begins with the first statement.
-_FRESH = 0.5
 
 _LIST_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
@@ -47,18 +42,18 @@ class Block:
 
     __slots__ = (
         "_beginning",
-        "_driver",
         "_entered",
         "_first",
         "_lent",
         "_lost",
         "_pool",
+        "_pooled",
         "_shares",
         "_tenant",
         "_timeout",
         "status",
     )
-    _driver: BlockConnection
+    _pooled: PooledConnection
 
     def __init__(
         self,
@@ -78,11 +73,11 @@ class Block:
         # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
         self.status = ""
         self._entered = False
-        self._lent: LentConnection | None = None
+        self._lent: LentConnection | Connection | None = None
         # Whether there is no connection any more, and nothing to end.
         self._lost = False
 
-    async def __aenter__(self) -> "Connection":
+    async def __aenter__(self) -> Connection:
         if self._entered:
             raise RuntimeError("this block was entered before: ask for a new one")
         self._entered = True
@@ -91,16 +86,21 @@ class Block:
         if self._shares is not None and self._tenant is not None:
             await self._shares.take(self._tenant, deadline)
         try:
-            driver = await self._pool.acquire(self._home, deadline)
-            if self._may_wait(driver, now):
-                self._driver = driver
-                driver.plan_block(self._beginning, self._replace_connection)
+            self._pooled = pooled = await self._pool.acquire(self._beginning.tenant.tenant, deadline)
+            driver = pooled.driver
+            if (
+                isinstance(driver, FastConnection)
+                and not self._first
+                and now - pooled.used_at < self._pool.timings.fresh
+            ):
+                # It has answered a moment ago. The block begins with the first statement.
+                driver.plan_block(self._beginning, self._timeout, self._replace_connection)
             else:
-                await self._begin_on_live_connection(deadline, driver)
+                await self._begin(deadline)
         except BaseException:
             self._leave_share()
             raise
-        self._lent = lent = LentConnection(self._driver)
+        self._lent = lent = self._pooled.driver.lend()
         return cast("Connection", lent)
 
     async def __aexit__(
@@ -110,14 +110,15 @@ class Block:
         if lent is None:
             raise RuntimeError("this block was never entered, or was left before")
         try:
-            lent.take_back()
+            if isinstance(lent, LentConnection):
+                lent.take_back()
             if self._lost:
                 # An error has said so, which the handler may have caught.
                 if exc is None:
                     raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
             elif exc is not None:
                 await self._fail(exc)
-            elif self._driver.leave_block():
+            elif self._pooled.driver.leave_block():
                 self._give_back()
             else:
                 await self._commit()
@@ -127,7 +128,7 @@ class Block:
     async def _fail(self, exc: BaseException) -> None:
         """End the block after *exc*; raise what explains it better."""
         # Asked before the rollback, which may close the connection for reasons of its own.
-        translated = _translate(exc, self._driver)
+        translated = _translate(exc, self._pooled.driver)
         await self._roll_back()
         if translated is not None:
             task = asyncio.current_task()
@@ -137,84 +138,75 @@ class Block:
             raise translated from exc
         if isinstance(exc, asyncpg.UndefinedTableError) and self._tenant is not None and await self._is_gone():
             raise UnknownTenantError(self._tenant.slug) from exc
-        if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.one_statement:
+        if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.with_role:
             await self._check_role()
 
-    @property
-    def _home(self) -> int:
-        return self._beginning.tenant[0]
-
-    def _may_wait(self, driver: BlockConnection, now: float) -> bool:
-        """Return whether the block may begin with its first statement."""
-        return driver.direct and not self._first and now - driver.used_at < _FRESH
-
     def _give_back(self) -> None:
-        self._pool.give_back(self._driver, asyncio.get_running_loop().time())
+        self._pool.give_back(self._pooled, self._beginning.tenant.tenant, asyncio.get_running_loop().time())
 
     def _leave_share(self) -> None:
         if self._shares is not None and self._tenant is not None:
             self._shares.give_back(self._tenant)
 
-    async def _replace_connection(self) -> BlockConnection:
-        """Begin the block anew on another connection: nothing was done on the one that it has."""
+    async def _replace_connection(self) -> FastConnection:
+        """Begin the block on another connection in the same slot: this one is dead, and nothing was done on it.
+
+        Raises:
+            DatabaseUnavailableError: There is none, or the block was left meanwhile.
+        """
         lent = self._lent
         if lent is None or self._lost:
             raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
-        lent.take_back()
         self._lost = True
-        await self._roll_back()
-        await self._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout)
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        self._pooled = await self._pool.replace(self._pooled, deadline)
+        await self._begin(deadline)
+        driver = self._pooled.driver
+        if self._lent is not lent or not isinstance(lent, LentConnection) or type(driver) is not FastConnection:
+            await self._roll_back()
+            raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
         self._lost = False
-        lent.change_to(self._driver)
-        return self._driver
+        lent.change_to(driver)
+        return driver
 
-    async def _begin_on_live_connection(self, deadline: float, driver: BlockConnection | None = None) -> None:
-        """Begin the block now, on *driver* or on another connection if that is dead."""
+    async def _begin(self, deadline: float) -> None:
+        """Begin the block now, on another connection if its own is dead. After an error the block has none."""
         loop = asyncio.get_running_loop()
         # After a restart of the server every pooled connection is dead, and nothing was done on any
         # of them yet: it is safe to go on to the next, until one is fresh.
         attempts = self._pool.max_size + 1
-        quick = not self._first
         while True:
             attempts -= 1
-            self._driver = driver = driver or await self._pool.acquire(self._home, deadline)
-            proven = driver.proven
+            driver = self._pooled.driver
             try:
-                seconds = max(deadline - loop.time(), 0.001)
-                self.status = await driver.begin_block(self._beginning, self._first, seconds, quick=quick)
+                self.status = await driver.begin_block(self._beginning, self._first, max(deadline - loop.time(), 0.001))
             except BaseException as error:
                 if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, driver):
                     # The server is well, and refuses what the caller sends with BEGIN.
                     await self._roll_back()
                     raise
-                if self._is_refused_role(error):
+                if self._beginning.with_role and isinstance(error, _NO_ROLE_ERRORS) and not _is_gone(error, driver):
                     await self._roll_back()
                     raise await self._explain_role(error) from error
+                if isinstance(error, DRIVER_ERRORS) and not isinstance(error, TimeoutError) and attempts:
+                    self._pooled = await self._pool.replace(self._pooled, deadline)
+                    continue
                 # Also on cancellation: nobody knows how far BEGIN came.
-                failed, driver = driver, None
-                self._pool.discard(failed)
+                self._pool.discard(self._pooled)
                 if isinstance(error, TimeoutError):
-                    if proven and quick and loop.time() < deadline:
-                        # Once: if that was no dead connection but a slow server, it needs patience.
-                        quick = False
-                        await self._pool.renew(failed, deadline)
-                        continue
                     raise DatabaseUnavailableError("the database did not answer BEGIN in time") from error
-                if not isinstance(error, DRIVER_ERRORS):
-                    raise
-                if attempts == 0:
+                if isinstance(error, DRIVER_ERRORS):
                     raise DatabaseUnavailableError(f"no transaction could begin: {describe(error)}") from error
+                raise
             else:
                 return
 
-    def _is_refused_role(self, error: BaseException) -> bool:
-        walled = self._beginning.one_statement
-        return walled and isinstance(error, _NO_ROLE_ERRORS) and not _is_gone(error, self._driver)
-
     async def _check_role(self) -> None:
         """Raise if it was the tenant's role that could not be entered, where that went ahead of a statement."""
+        deadline = asyncio.get_running_loop().time() + self._timeout
         block = Block(self._pool, self._beginning, self._timeout, self._tenant)
-        await block._begin_on_live_connection(asyncio.get_running_loop().time() + self._timeout)
+        block._pooled = await self._pool.acquire(self._beginning.tenant.tenant, deadline)
+        await block._begin(deadline)
         await block._roll_back()
 
     async def _explain_role(self, error: BaseException) -> TenantError:
@@ -237,9 +229,9 @@ class Block:
         return not exists
 
     async def _commit(self) -> None:
-        driver = self._driver
+        driver = self._pooled.driver
         if driver.is_closed():
-            self._pool.discard(driver)
+            self._pool.discard(self._pooled)
             raise DatabaseUnavailableError("the connection to the database was lost before the block ended", lost=True)
         if not driver.is_in_transaction():
             await self._roll_back()
@@ -259,7 +251,7 @@ class Block:
                 await self._roll_back()
                 raise
             # Also on cancellation: nobody knows how far COMMIT came, and the reset did not.
-            self._pool.discard(driver)
+            self._pool.discard(self._pooled)
             if translated is not None:
                 raise translated from error
             raise
@@ -267,16 +259,16 @@ class Block:
 
     async def _roll_back(self) -> None:
         """Give the connection back clean, or close it, within half a second. Raises nothing but a cancellation."""
-        driver = self._driver
+        driver = self._pooled.driver
         if driver.is_closed():
-            self._pool.discard(driver)
+            self._pool.discard(self._pooled)
             return
         try:
             if not driver.leave_block():
                 # asyncpg first waits until the statement that was interrupted is cancelled.
-                await driver.end_block(commit=False, seconds=CLEANUP_TIMEOUT)
+                await driver.end_block(commit=False, within=self._pool.timings.cleanup)
         except BaseException as error:
-            self._pool.discard(driver)
+            self._pool.discard(self._pooled)
             if not isinstance(error, DRIVER_ERRORS):
                 raise
         else:
@@ -300,13 +292,13 @@ def _is_gone(error: BaseException, driver: BlockConnection) -> bool:
     return isinstance(error, _SERVER_GONE_ERRORS) or driver.is_closed()
 
 
-async def list_path(connection: "Connection | DriverConnection") -> list[str]:
-    """Return the schemas that *connection* sees, those that exist only."""
+async def list_path(connection: Connection | DriverConnection) -> list[str]:
+    """Return the schemas that *connection* sees. A schema that does not exist is not among them."""
     schemas: list[str] = await connection.fetchval(_LIST_PATH)
     return schemas
 
 
-def find_reported_path(connection: "Connection") -> str | None:
+def find_reported_path(connection: Connection) -> str | None:
     """Return search_path as the server last told it without being asked, which it does from PostgreSQL 18 on."""
     path: str | None = getattr(connection.get_settings(), "search_path", None)
     return path

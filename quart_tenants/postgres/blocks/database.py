@@ -1,7 +1,7 @@
 """Lend connections that see one tenant. The only place that sets search_path.
 
-Each block is a transaction, `BEGIN; SET LOCAL search_path TO "acme"` … `COMMIT`, and what only reads
-before it is one of its own. `SET LOCAL` ends with its transaction whatever happens, which is why this
+Each block is a transaction, `BEGIN; SET LOCAL search_path TO "acme"` … `COMMIT`, and each statement that only reads
+before it is a transaction of its own. `SET LOCAL` ends with its transaction whatever happens, which is why this
 is safe under cancellation and behind a pooler where a session-level `SET` is not. The connection's own
 default path is empty: outside a transaction of ours there are no tables.
 """
@@ -11,21 +11,20 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
 from quart_tenants.postgres.blocks.block import Block, list_path
 from quart_tenants.postgres.blocks.shares import Shares
-from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, Beginning
-from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, DriverConnection, describe
-from quart_tenants.postgres.pool.connection_pool import ConnectionPool, SetUp
+from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, Beginning, TenantKey
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, Connection, DriverConnection, describe
+from quart_tenants.postgres.driver.opening import SetUp
+from quart_tenants.postgres.driver.timings import Timings
+from quart_tenants.postgres.pool.connection_pool import ConnectionPool
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import Connection
 
 # Of every connection. Outside a block it sees no tables.
 _DEFAULTS = {"search_path": "", "application_name": "quart_tenants"}
@@ -50,6 +49,7 @@ class Database:
         max_size: int | None = None,
         for_many_tenants: bool = False,
         set_up: SetUp | None = None,
+        timings: Timings | None = None,
     ) -> Self:
         """Connect to the database that *settings* name.
 
@@ -60,6 +60,7 @@ class Database:
             for_many_tenants: Whether each connection will see thousands of them. It is then replaced
                 now and then: a server process remembers the tables that it has touched until it ends.
             set_up: Called with each new connection, such as for type codecs. There are no tables on its path.
+            timings: How long to wait for what, for tests.
 
         Raises:
             SettingError: The address is missing or malformed.
@@ -74,6 +75,7 @@ class Database:
                 max_size=size,
                 max_queries=_QUERIES_FOR_MANY_TENANTS if for_many_tenants else _QUERIES,
                 defaults=_DEFAULTS,
+                timings=timings or Timings(),
                 set_up=set_up,
             )
             await pool.open(settings.connect_timeout)
@@ -107,7 +109,7 @@ class Database:
 
     def tenant_connection(
         self, tenant: Tenant, *, first: str = "", read_only: bool = False, without_role: bool = False
-    ) -> "Block":
+    ) -> Block:
         """Return a block that lends a connection which sees *tenant*'s tables and no others.
 
         `async with` lends it; a transaction begins with the first statement that does more than read. Leaving the
@@ -115,11 +117,11 @@ class Database:
         is a transaction of its own on a connection of its own.
 
         Args:
-            tenant: Whose.
+            tenant: Whose tables the block sees.
             first: SQL that goes to the server together with BEGIN, for what must save a message. The block's
                 `status` is that of its last statement, and entering the block raises what PostgreSQL refuses.
             read_only: Whether the server refuses every write in this block.
-            without_role: For migrations: whether to leave out the tenant's role, where it has one.
+            without_role: Whether the block acts as the login even where tenants have roles. For migrations.
 
         Raises:
             PoolExhaustedError: No connection came free within `TENANTS_ACQUIRE_TIMEOUT`, or none of the tenant's share.
@@ -130,14 +132,14 @@ class Database:
             UnknownTenantError: A table is missing because the tenant was dropped a moment ago.
             RolesNotReadyError: Tenants have roles of their own, and this one has none, or it cannot be entered.
         """
-        walled = self._settings.role_per_tenant and not without_role
-        if walled and tenant.role is None:
-            # Never a block without the wall.
+        with_role = self._settings.role_per_tenant and not without_role
+        if with_role and tenant.role is None:
+            # A block never acts as the login instead.
             raise RolesNotReadyError(f"tenant {tenant.slug!r} has no role of its own yet: run quart-tenants init")
-        beginning = _begin(tenant, read_only, walled)
+        beginning = _begin(tenant, read_only, with_role)
         return Block(self._pool, beginning, self._settings.acquire_timeout, tenant, first, self._shares)
 
-    def connection(self) -> "Block":
+    def connection(self) -> Block:
         """Return a block with an empty path, for statements that write every name in full.
 
         Raises the same errors as `tenant_connection`.
@@ -202,7 +204,7 @@ class Database:
                 await connection.close(timeout=self._settings.connect_timeout)
 
 
-async def enter_schema(connection: "Connection", schema: SchemaName) -> None:
+async def enter_schema(connection: Connection, schema: SchemaName) -> None:
     """Let the rest of the transaction on *connection* see *schema* alone. For making a tenant's tables."""
     await connection.execute(_set_path(schema))
 
@@ -212,13 +214,13 @@ _BEGIN_WITHOUT_TENANT = Beginning((BEGIN, "SET LOCAL search_path TO ''"))
 
 
 @lru_cache(maxsize=4096)
-def _begin(tenant: Tenant, read_only: bool, walled: bool) -> Beginning:
+def _begin(tenant: Tenant, read_only: bool, with_role: bool) -> Beginning:
     begin = BEGIN_READ_ONLY if read_only else BEGIN
-    role = (f"SET LOCAL ROLE {tenant.role.quoted}",) if walled and tenant.role is not None else ()
+    role = (f"SET LOCAL ROLE {tenant.role.quoted}",) if with_role and tenant.role is not None else ()
     return Beginning(
         (begin, *role, _set_path(tenant.schema)),
-        one_statement=walled,
-        tenant=(tenant.id, tenant.version),
+        with_role=with_role,
+        tenant=TenantKey(tenant.id, tenant.version),
     )
 
 

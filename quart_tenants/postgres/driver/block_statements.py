@@ -1,8 +1,8 @@
-"""What begins, ends and resets every block."""
+"""The statements that begin, end and reset every block."""
 
+import re
 from dataclasses import dataclass
-
-from quart_tenants.postgres.driver.statement_cache import NOBODY, TenantKey
+from typing import NamedTuple
 
 BEGIN = "BEGIN"
 BEGIN_READ_ONLY = "BEGIN READ ONLY"
@@ -25,18 +25,32 @@ RESET = (
     "DISCARD TEMP",
     "DISCARD SEQUENCES",
 )
-"""asyncpg's own reset, and what it leaves behind that reached the next user of a connection.
+"""asyncpg's own reset, and what that leaves behind: the role, temporary tables and the state of sequences.
 
-That was the role, temporary tables and the state of sequences. Never DISCARD ALL: it would also drop the statements
-that we believe to be prepared.
+All three reached the next user of a connection. Never DISCARD ALL: it would also drop the statements that we believe to
+be prepared.
 """
 RESET_AHEAD = (BEGIN, *RESET, COMMIT)
-"""In a transaction of its own: PostgreSQL would count it to the next one, and take it back with that."""
+"""The reset as a transaction of its own: PostgreSQL would undo it together with the transaction that follows."""
 
 FORGET_STATEMENTS = "DEALLOCATE ALL"
 
 REPEATED = (BEGIN, BEGIN_READ_ONLY, COMMIT, ROLLBACK, *RESET)
-"""What is sent so often that each direct connection has it prepared."""
+"""These statements are sent so often that each fast connection has them prepared."""
+
+SAVEPOINT_TEXT = re.compile(r"(?:SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO) \w+;")
+"""What asyncpg's own transaction() sends inside a transaction. Nothing of the caller's is in it."""
+
+
+class TenantKey(NamedTuple):
+    """Whose statements are whose: tenants share none, nor does one tenant before and after a migration."""
+
+    tenant: int
+    version: int
+
+
+NOBODY = TenantKey(0, 0)
+"""For blocks of no tenant, whose statements write every name in full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +59,11 @@ class Beginning:
 
     Attributes:
         statements: BEGIN first.
-        one_statement: Whether a text inside the block may hold one statement only.
-        tenant: Whose; `NOBODY` for none.
+        with_role: Whether the block acts as its tenant's role. Then each text that is run inside it holds one
+            statement only, so that no injected text can leave the role and go on.
+        tenant: Whose block it is; `NOBODY` for no tenant's.
     """
 
     statements: tuple[str, ...]
-    one_statement: bool = False
+    with_role: bool = False
     tenant: TenantKey = NOBODY

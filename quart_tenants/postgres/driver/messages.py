@@ -1,8 +1,8 @@
 """Write statements as messages of PostgreSQL's protocol, to go ahead of what the driver sends. Pure: no I/O.
 
 The extended protocol lets a client send many statements before it waits for an answer ("pipelining", PostgreSQL's
-manual, section 54.2.4). asyncpg waits after each of its own. What is written here is executed by the server when it
-arrives, and answered together with the driver's next statement, which ends with the Sync that these lack.
+manual, section 54.2.4). asyncpg waits after each of its own statements. The server executes the messages of this module
+when they arrive, and answers them together with asyncpg's next statement, which ends with the Sync that these lack.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ _NO_ARGUMENTS = b"\0\0" + _NO_PARAMETERS + b"\0\0"
 _EXECUTE = b"E" + _LENGTH.pack(9) + b"\0\0\0\0\0"
 
 
-# The same names everywhere, as their meaning is the same.
+# All connections use the same names for the same statements.
 _NAMES = {text: b"quart_tenants_" + hashlib.sha256(text.encode()).hexdigest()[:16].encode() for text in REPEATED}
 
 
 def write_preparation() -> bytes:
     """Return the messages that prepare `REPEATED` on a server process that does not have them."""
-    # Preparing begins a transaction, which would stay open, and the next BEGIN be one that is in the past already.
+    # Preparing begins a transaction. Left open, it would make the next block begin in the past.
     return b"".join(_write_parse(name, statement) for statement, name in _NAMES.items()) + write_statements(
         BEGIN, COMMIT
     )

@@ -2,59 +2,48 @@
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from collections.abc import Coroutine
+from typing import Any, cast
 
 import asyncpg
 
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError
-from quart_tenants.postgres.driver.block_connection import BlockConnection
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe
-from quart_tenants.postgres.driver.gathering import GatheringLoop
-from quart_tenants.postgres.driver.plain_reads import PlainReads
-from quart_tenants.postgres.pool.places import Places
+from quart_tenants.postgres.driver.fast_connection import FastConnection
+from quart_tenants.postgres.driver.opening import BlockConnection, Opener, SetUp
+from quart_tenants.postgres.driver.timings import Timings
+from quart_tenants.postgres.pool.pooled_connection import PooledConnection
+from quart_tenants.postgres.pool.slots import Slots
 from quart_tenants.settings import Settings
 
-if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.connection_types import DriverConnection
-
-SetUp: TypeAlias = Callable[["DriverConnection"], Awaitable[object]]
-"""What an app does to each new connection, such as to set type codecs."""
-
-# Seconds. So long after one attempt to connect the next one begins beside it.
-_NEXT_ATTEMPT_AFTER = 1.0
-# Seconds. A connection that nobody has used for the first is told to reset what was left; after the second asyncpg's
-# pool gets it back.
-_TIDY_AFTER = 1.0
-_GIVE_UP_AFTER = 300.0
 # Tenants. After so many new ones a connection is weighed.
 _WEIGH_EVERY = 100
+# Whether the server works for the backend of that number. The probe asks this after a long silence.
+_WORKS = "SELECT count(*) > 0 FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND state <> 'idle'"
 
 
 class ConnectionPool:
     """An asyncpg pool that a dead network, or a server that was restarted, does not keep ill.
 
-    Connections stay with us between two blocks, so that a tenant finds its own again; asyncpg's pool opens them,
-    counts them, and has them back when they were idle for long.
+    Fast connections stay with us between two blocks, so that a tenant finds its own again. asyncpg's pool opens all
+    connections, counts them, and has back the plain ones after each block, and those that were idle for long.
     """
 
     __slots__ = (
         "_closing",
-        "_generation",
+        "_epoch",
         "_max_memory",
         "_max_queries",
         "_max_tenants",
+        "_opener",
         "_options",
-        "_places",
-        "_plain_reads",
+        "_patience",
         "_pool",
-        "_renewing",
-        "_set_up",
-        "_statement_cache_size",
+        "_slots",
         "_tidying",
         "_working",
         "max_size",
+        "timings",
     )
 
     def __init__(
@@ -64,28 +53,44 @@ class ConnectionPool:
         max_size: int,
         max_queries: int,
         defaults: dict[str, str],
+        timings: Timings,
         set_up: SetUp | None = None,
     ) -> None:
-        self._set_up = set_up
-        self._generation = 0
-        self._renewing = asyncio.Lock()
-        self._places: Places[BlockConnection] = Places(max_size)
-        self._plain_reads = PlainReads()
-        self._statement_cache_size = settings.statement_cache_size
+        """Prepare a pool. Connects to nothing yet.
+
+        Args:
+            settings: The address, and times.
+            max_size: Connections at most.
+            max_queries: Statements after which a connection is replaced.
+            defaults: Settings of PostgreSQL for every connection.
+            timings: How long to wait for what.
+            set_up: Called with each new connection.
+        """
+        self._epoch = 0
+        self._slots: Slots[PooledConnection] = Slots(max_size)
         self._max_queries = max_queries
         self._max_tenants = settings.connection_max_tenants
         self._max_memory = settings.connection_max_memory
+        self._patience = settings.acquire_timeout
         self._tidying: asyncio.Task[None] | None = None
         self._working: set[asyncio.Task[object]] = set()
         self._closing = asyncio.Event()
         self.max_size = max_size
+        self.timings = timings
+        self._opener = Opener(
+            plain=settings.driver_mode == "plain",
+            cache_size=settings.statement_cache_size,
+            seconds=settings.connect_timeout,
+            timings=timings,
+            ask_whether_alive=self._ask_whether_alive,
+            set_up=set_up,
+        )
         self._options: dict[str, Any] = {
             "dsn": settings.required_database_url,
             "timeout": settings.connect_timeout,
             "command_timeout": settings.command_timeout,
-            # asyncpg's own, which knows no tenants. Ours is a `StatementCache`.
+            # asyncpg's own cache knows no tenants. A fast connection has a `StatementCache`.
             "statement_cache_size": 0,
-            "connection_class": BlockConnection,
             "server_settings": defaults,
         }
         self._pool: asyncpg.Pool[asyncpg.Record] = asyncpg.create_pool(
@@ -93,7 +98,7 @@ class ConnectionPool:
             max_size=max_size,
             max_queries=max_queries,
             reset=_leave_as_is,
-            connect=self._connect,
+            connect=self._opener.open,
             **self._options,
         )
 
@@ -117,13 +122,12 @@ class ConnectionPool:
         if self._tidying is not None:
             # It has connections that it gives back.
             await self._tidying
-        loop = asyncio.get_running_loop()
         connections = []
         for _ in range(self.max_size):
-            # Each place in turn, for then nobody has a connection.
-            _, connection = self._places.take(0) or await self._places.wait(loop.time() + _GIVE_UP_AFTER)
+            # Each slot in turn, for then nobody has a connection.
+            _, connection = self._slots.take(0) or await self._slots.wait(float("inf"))
             if connection is not None:
-                connections.append(connection)
+                connections.append(connection.driver)
         # asyncpg's pool first, for otherwise it would open others in their place.
         await asyncio.gather(self._pool.close(), *(connection.close() for connection in connections))
 
@@ -133,188 +137,185 @@ class ConnectionPool:
             self._tidying.cancel()
         self._pool.terminate()
 
-    async def acquire(self, home: int, deadline: float) -> BlockConnection:
+    async def acquire(self, preferred: int, deadline: float) -> PooledConnection:
         """Return a connection that no other block has.
 
         Args:
-            home: Who asks; the same number gets the same few connections.
+            preferred: Who asks; the same number gets the same few connections.
             deadline: On the event loop's clock.
 
         Raises:
             PoolExhaustedError: All are lent.
             DatabaseUnavailableError: No connection can be opened.
         """
-        while True:
-            taken = self._places.take(home)
-            if taken is None:
-                try:
-                    taken = await self._places.wait(deadline)
-                except TimeoutError as error:
-                    raise PoolExhaustedError(
-                        f"all {self.max_size} connections stayed in use for TENANTS_ACQUIRE_TIMEOUT"
-                    ) from error
-            place, connection = taken
-            if connection is None:
-                return await self._open_at(place, deadline)
-            if connection.is_closed() or connection.generation != self._generation:
-                self.discard(connection)
-                continue
-            return connection
+        taken = self._slots.take(preferred)
+        if taken is None:
+            try:
+                taken = await self._slots.wait(deadline)
+            except TimeoutError as error:
+                raise PoolExhaustedError(
+                    f"all {self.max_size} connections stayed in use for TENANTS_ACQUIRE_TIMEOUT"
+                ) from error
+        slot, connection = taken
+        if connection is None:
+            return await self._open_in(slot, deadline)
+        if connection.driver.is_closed() or connection.epoch != self._epoch:
+            return await self.replace(connection, deadline)
+        return connection
 
-    def give_back(self, connection: BlockConnection, now: float) -> None:
+    async def replace(self, connection: PooledConnection, deadline: float) -> PooledConnection:
+        """Close *connection*, and return another one in its slot, for which nobody has to queue anew.
+
+        Args:
+            connection: From `acquire`.
+            deadline: On the event loop's clock.
+
+        Raises:
+            DatabaseUnavailableError: No connection can be opened. The slot is free.
+        """
+        _terminate(connection.driver)
+        return await self._open_in(connection.slot, deadline)
+
+    def give_back(self, connection: PooledConnection, tenant: int, now: float) -> None:
         """Take *connection* back, clean as its block has left it. What it cannot be clean of closes it.
 
         Args:
             connection: From `acquire`.
+            tenant: Who had it, by number.
             now: By the event loop's clock.
         """
-        if connection.altered or connection.generation != self._generation or connection.is_closed():
+        driver = connection.driver
+        if driver.altered or connection.epoch != self._epoch or driver.is_closed():
             self.discard(connection)
             return
+        # asyncpg has every connection pass for an instance of every class of connections.
+        if type(driver) is not FastConnection:
+            self._spawn(self._release(driver), connection)
+            return
         connection.used_at = now
-        connection.let_go()
-        if connection.count_queries() > self._max_queries:
-            self._spawn(connection.close(), connection)
+        connection.tenants.add(tenant)
+        driver.let_go()
+        if driver.count_queries() > self._max_queries:
+            self._spawn(driver.close(), connection)
         elif len(connection.tenants) >= connection.weigh_at:
-            self._spawn(self._weigh(connection), connection)
+            self._spawn(self._weigh(connection, driver), connection)
         else:
-            self._places.give_back(connection.place, connection)
+            self._slots.give_back(connection.slot, connection)
 
-    def discard(self, connection: BlockConnection) -> None:
-        """Close *connection*; another one is opened in its place when it is needed. Never waits.
+    def discard(self, connection: PooledConnection) -> None:
+        """Close *connection*; another one is opened in its slot when it is needed. Never waits."""
+        _terminate(connection.driver)
+        self._slots.vacate(connection.slot)
 
-        Also one that is closed already: asyncpg closes it after an error of its own, such as text that is
-        no Unicode, without giving its place in the pool back.
-        """
-        with contextlib.suppress(asyncpg.InterfaceError):
-            connection.terminate()
-        self._places.vacate(connection.place)
-
-    async def renew(self, silent: BlockConnection, deadline: float) -> None:
-        """Replace the connections that are as old as *silent*, which did not answer, if the server does answer.
-
-        A new connection tells. Where that takes long, too, the server has much to do, and would have more to do
-        if everybody came anew.
-
-        Args:
-            silent: It is not in the pool any more.
-            deadline: On the event loop's clock.
-        """
-        with contextlib.suppress(*DRIVER_ERRORS):
-            async with asyncio.timeout_at(deadline), self._renewing:
-                if silent.generation != self._generation:
-                    return
-                connection = await self._connect(**self._options)
-                connection.terminate()
-                if connection.opened_in < _NEXT_ATTEMPT_AFTER:
-                    self._generation += 1
-                    await self._pool.expire_connections()
-
-    async def _connect(self, *args: Any, **options: Any) -> BlockConnection:
-        """Open a connection.
-
-        One attempt has all the time that the settings give. Beside it another one begins anew each second: what
-        began in a network that swallows everything does not hear that the network is well again.
-        """
-        generation, opened_at = self._generation, time.monotonic()
-        patient = asyncio.create_task(_open(*args, **options))
-        attempts = {patient}
-        try:
-            while True:
-                done, waiting = await asyncio.wait(
-                    attempts, timeout=_NEXT_ATTEMPT_AFTER, return_when=asyncio.FIRST_COMPLETED
-                )
-                if done:
-                    connection = done.pop().result()
-                    connection.generation = generation
-                    attempts = done | waiting
-                    break
-                _drop(attempts - {patient})
-                attempts = {patient, asyncio.create_task(_open(*args, **options))}
-        finally:
-            _drop(attempts)
-        try:
-            # asyncpg's pool also connects by itself, where no block's deadline ends it.
-            async with asyncio.timeout(self._options["timeout"]):
-                direct = await connection.is_direct(opened_at)
-                if self._set_up is not None:
-                    await self._set_up(connection)
-            if direct:
-                connection.use_directly(self._plain_reads, self._statement_cache_size)
-        except BaseException:
-            connection.terminate()
-            raise
-        connection.keep_as_it_is()
-        return connection
-
-    async def _open_at(self, place: int, deadline: float) -> BlockConnection:
+    async def _open_in(self, slot: int, deadline: float) -> PooledConnection:
+        epoch = self._epoch
         try:
             seconds = deadline - asyncio.get_running_loop().time()
             proxy = await self._pool.acquire(timeout=max(seconds, 0.001))
         except BaseException as error:
-            self._places.vacate(place)
+            self._slots.vacate(slot)
             if isinstance(error, TimeoutError):
                 raise DatabaseUnavailableError("the database did not accept a connection in time") from error
             if isinstance(error, DRIVER_ERRORS):
                 raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
             raise
-        connection = cast("BlockConnection", proxy).itself
-        connection.place, connection.pool_proxy = place, proxy
-        connection.weigh_at = min(_WEIGH_EVERY, self._max_tenants + 1)
-        return connection
+        driver = cast("BlockConnection", proxy).itself
+        driver.proxy = proxy
+        return PooledConnection(driver, slot, epoch, min(_WEIGH_EVERY, self._max_tenants + 1))
 
-    def _spawn(self, work: Coroutine[Any, Any, object], connection: BlockConnection) -> None:
-        """Do *work* beside, and then let the next have *connection* or its place."""
+    def _spawn(self, work: Coroutine[Any, Any, object], connection: PooledConnection) -> None:
+        """Do *work* beside, and then let the next have *connection* or its slot."""
         task = asyncio.create_task(work)
         self._working.add(task)
 
         def give_back(_: object) -> None:
             self._working.discard(task)
-            if connection.is_closed():
+            if not connection.driver.is_fast and not task.cancelled() and task.exception() is None:
+                # asyncpg's pool has it.
+                self._slots.vacate(connection.slot)
+            elif connection.driver.is_closed() or not connection.driver.is_fast:
                 self.discard(connection)
             else:
-                self._places.give_back(connection.place, connection)
+                self._slots.give_back(connection.slot, connection)
 
         task.add_done_callback(give_back)
 
-    async def _weigh(self, connection: BlockConnection) -> None:
+    async def _release(self, driver: BlockConnection) -> None:
+        await self._pool.release(driver.proxy)
+
+    async def _ask_whether_alive(self, silent: FastConnection) -> None:
+        """Close *silent*, and let all connections be replaced, if the server is well and does not work for it.
+
+        Nothing is concluded about a server that is slow. Where nobody answers, *silent* is closed when the time is over
+        that a block has for connecting: its block then says so.
+        """
+        answers = works = False
+        with contextlib.suppress(*DRIVER_ERRORS):
+            async with asyncio.timeout(self._patience):
+                probe: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(**self._options)
+                try:
+                    works = await probe.fetchval(_WORKS, silent.get_server_pid())
+                    answers = True
+                    if not works:
+                        # Its answer may be on the way. Whoever waits for it ends this task when it is there.
+                        await asyncio.sleep(self.timings.silence)
+                finally:
+                    probe.terminate()
+        if answers and works:
+            return
+        _terminate(silent)
+        if answers:
+            self._epoch += 1
+            await self._pool.expire_connections()
+
+    async def _weigh(self, connection: PooledConnection, driver: FastConnection) -> None:
         """Close *connection* if its server process has become too large."""
         tenants = len(connection.tenants)
         try:
-            weight = await connection.find_memory()
+            weight = await driver.find_memory()
         except (TimeoutError, *DRIVER_ERRORS):
-            connection.terminate()
+            driver.terminate()
             return
         if weight is None:
             too_large, connection.weigh_at = tenants > self._max_tenants, self._max_tenants + 1
         else:
             too_large, connection.weigh_at = weight > self._max_memory, tenants + _WEIGH_EVERY
         if too_large:
-            await connection.close()
+            await driver.close()
 
     async def _tidy(self) -> None:
         """Reset the connections that nobody uses, and give asyncpg's pool those back that nobody has used for long."""
         loop = asyncio.get_running_loop()
-        while not await _is_set_within(self._closing, _TIDY_AFTER):
+        timings = self.timings
+        while not await _is_set_within(self._closing, timings.tidy_every):
             now = loop.time()
 
-            def is_due(connection: BlockConnection, now: float = now) -> bool:
-                return now - connection.used_at > (_GIVE_UP_AFTER if connection.unreset is None else _TIDY_AFTER)
+            def is_due(connection: PooledConnection, now: float = now) -> bool:
+                patience = timings.tidy_every if connection.driver.needs_reset else timings.give_up_after
+                return now - connection.used_at > patience
 
-            await asyncio.gather(*(self._tidy_one(connection, now) for connection in self._places.take_idle(is_due)))
+            await asyncio.gather(*(self._tidy_one(connection, now) for connection in self._slots.take_idle(is_due)))
 
-    async def _tidy_one(self, connection: BlockConnection, now: float) -> None:
+    async def _tidy_one(self, connection: PooledConnection, now: float) -> None:
+        driver = cast("FastConnection", connection.driver)
         try:
-            await connection.settle()
-            if now - connection.used_at <= _GIVE_UP_AFTER:
-                self._places.give_back(connection.place, connection)
+            await driver.reset_between_blocks()
+            if now - connection.used_at <= self.timings.give_up_after:
+                self._slots.give_back(connection.slot, connection)
                 return
-            await self._pool.release(connection.pool_proxy)
-            self._places.vacate(connection.place)
+            await self._pool.release(driver.proxy)
+            self._slots.vacate(connection.slot)
         except BaseException as error:
             self.discard(connection)
             if not isinstance(error, DRIVER_ERRORS):
                 raise
+
+
+def _terminate(connection: BlockConnection) -> None:
+    # Also one that is closed already: asyncpg closes it after an error of its own, such as text that is no Unicode,
+    # without giving its place in asyncpg's pool back.
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
@@ -324,24 +325,5 @@ async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
     return False
 
 
-async def _open(*args: Any, **options: Any) -> BlockConnection:
-    began = time.monotonic()
-    options["loop"] = GatheringLoop(asyncio.get_running_loop())
-    connection = cast("BlockConnection", await asyncpg.connect(*args, **options))
-    connection.opened_in = time.monotonic() - began
-    return connection
-
-
-def _drop(attempts: "set[asyncio.Task[BlockConnection]]") -> None:
-    for attempt in attempts:
-        attempt.cancel()
-        attempt.add_done_callback(_close_unwanted)
-
-
-def _close_unwanted(attempt: "asyncio.Task[BlockConnection]") -> None:
-    if not attempt.cancelled() and attempt.exception() is None:
-        attempt.result().terminate()
-
-
 async def _leave_as_is(connection: object) -> None:
-    """Reset nothing: a connection reaches the pool only after a block has reset it."""
+    """Reset nothing: a connection reaches asyncpg's pool only after its block has reset it."""

@@ -1,4 +1,4 @@
-"""Wait for something that others have, first come, first served."""
+"""A queue for something that others have: first come, first served."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Waiters(Generic[T]):
-    """A queue of those who wait for the same kind of thing."""
+    """A queue of tasks that wait for the same kind of thing."""
 
     __slots__ = ("_futures",)
 
@@ -22,14 +22,14 @@ class Waiters(Generic[T]):
         return len(self._futures)
 
     async def wait(self, deadline: float, take_back: Callable[[T], None]) -> T:
-        """Return what is handed over to us.
+        """Return what is handed over to this task.
 
         Args:
             deadline: On the event loop's clock.
-            take_back: Called with what was handed over in the moment in which we were cancelled.
+            take_back: Called with what was handed over in the moment in which the task was cancelled.
 
         Raises:
-            TimeoutError: Nothing was, until *deadline*.
+            TimeoutError: Nothing was handed over until *deadline*.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -42,7 +42,7 @@ class Waiters(Generic[T]):
             if future.done() and not future.cancelled() and future.exception() is None:
                 take_back(future.result())
             else:
-                # It is not there any more where somebody tried to hand something over.
+                # It is gone already if somebody tried to hand something over.
                 with contextlib.suppress(ValueError):
                     self._futures.remove(future)
             raise
@@ -50,10 +50,10 @@ class Waiters(Generic[T]):
             timer.cancel()
 
     def hand_over(self, thing: T) -> bool:
-        """Give *thing* to who has waited longest; return whether anybody does."""
+        """Give *thing* to whoever has waited longest; return whether anybody waits."""
         while self._futures:
             future = self._futures.popleft()
-            # One that was cancelled waits no more, though its task may not know yet.
+            # A future that was cancelled waits no more, though its task may not know yet.
             if not future.done():
                 future.set_result(thing)
                 return True

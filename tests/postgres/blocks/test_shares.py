@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -71,7 +72,7 @@ async def test_waiting_block_begins_when_one_ends(shared_database: Database, acm
 
 async def test_without_a_share_one_tenant_takes_all(settings: Settings, acme: Tenant, globex: Tenant) -> None:
     """Negative control: where a share is the whole pool, another tenant waits in vain."""
-    unfair = Settings(database_url=settings.database_url, pool_max_size=2, tenant_pool_share=2, acquire_timeout=0.05)
+    unfair = replace(settings, pool_min_size=2, pool_max_size=2, tenant_pool_share=2, acquire_timeout=0.05)
     async with (
         await Database.open(unfair) as database,
         database.tenant_connection(acme),

@@ -11,15 +11,14 @@ import asyncpg
 import pytest
 
 from quart_tenants.errors import DatabaseUnavailableError, TransactionLostError
-from quart_tenants.postgres.blocks import block
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver import block_connection
-from quart_tenants.postgres.driver.plain_reads import PlainReads
-from quart_tenants.postgres.pool import connection_pool as pool
+from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
+from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.support.patience import DEADLINE
 from tests.support.tcp_proxy import Direction, TcpProxy
+from tests.support.timings import WARM
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -31,6 +30,12 @@ SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
 """
 Act = Callable[["Connection"], Awaitable[object]]
+
+
+@pytest.fixture
+def timings() -> Timings:
+    """Let connections stay warm however slow the machine is, and let nobody tidy meanwhile."""
+    return WARM
 
 
 class Wire(TcpProxy):
@@ -51,13 +56,6 @@ class Wire(TcpProxy):
         return count
 
 
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let connections stay warm however slow the machine is, and let nobody tidy meanwhile."""
-    monkeypatch.setattr(block, "_FRESH", 60.0)
-    monkeypatch.setattr(pool, "_TIDY_AFTER", 60.0)
-
-
 @pytest.fixture
 async def wire(database_url: str) -> AsyncIterator[Wire]:
     """A network in front of the test's database."""
@@ -68,7 +66,7 @@ async def wire(database_url: str) -> AsyncIterator[Wire]:
 @pytest.fixture
 async def far(wire: Wire, settings: Settings) -> AsyncIterator[Database]:
     """A pool of one connection behind it."""
-    async with await Database.open(replace(settings, database_url=wire.url), max_size=1) as database:
+    async with await Database.open(replace(settings, database_url=wire.url), max_size=1, timings=WARM) as database:
         yield database
 
 
@@ -244,7 +242,7 @@ async def test_error_of_commit_is_heard_even_of_what_counts_as_read(
     """COMMIT is answered with the statement: nothing depends on knowing for certain what only reads."""
     await make_once(far, acme)
     await warm(far, acme)
-    monkeypatch.setattr(PlainReads, "__contains__", lambda *_: True)
+    monkeypatch.setattr(StatementEffects, "find", lambda *_: Effect.READS)
 
     with pytest.raises(asyncpg.UniqueViolationError):
         async with far.tenant_connection(acme) as connection:
@@ -282,7 +280,7 @@ async def test_serializable_transactions_are_waited_for(
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation TO serializable")
 
-    async with await Database.open(replace(settings, database_url=wire.url), max_size=1) as far:
+    async with await Database.open(replace(settings, database_url=wire.url), max_size=1, timings=WARM) as far:
         await warm(far, acme)
         async with far.tenant_connection(acme) as connection:
             await connection.fetch(READ)
@@ -322,25 +320,77 @@ async def test_refused_argument_of_the_first_statement_harms_nobody(far: Databas
     assert await read(far, acme) == (["x"] if caught else [])
 
 
-async def test_slow_first_read_is_run_again_with_patience(
-    wire: Wire, far: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A first read that takes longer than BEGIN may gets its time, and from then on BEGIN goes apart."""
-    slow = "SELECT count(*) FROM generate_series(1, 400000)"
+SLOW = "SELECT count(*) FROM generate_series(1, 2000000)"
+IMPATIENT = Timings(fresh=60, tidy_every=60, silence=0.001)
+
+
+async def test_slow_first_read_keeps_its_connection(settings: Settings, acme: Tenant) -> None:
+    """A read that takes long is run once, on the connection that its block has, though others wait for one."""
+    eager = replace(settings, acquire_timeout=5)
+    async with await Database.open(eager, max_size=1, timings=IMPATIENT) as database:
+        await warm(database, acme)
+        runs = 0
+
+        async def read_slowly() -> tuple[object, bool]:
+            nonlocal runs
+            async with database.tenant_connection(acme) as connection:
+                pid = connection.get_server_pid()
+                runs += 1
+                return await connection.fetchval(SLOW), connection.get_server_pid() == pid
+
+        outcomes = await asyncio.gather(*(read_slowly() for _ in range(3)))
+
+    assert outcomes == [(2_000_000, True)] * 3
+
+
+async def test_read_cut_off_by_its_time_out_lets_the_block_go_on(far: Database, acme: Tenant) -> None:
+    """After a time-out that was caught, what follows is done in the block's transaction, and saved."""
     await warm(far, acme)
-    monkeypatch.setattr(block_connection, "_BEGIN_TIMEOUT", 0.01)
-    async with far.tenant_connection(acme) as connection:
-        assert await connection.fetchval(slow) == 400_000
-    monkeypatch.undo()
-    monkeypatch.setattr(block, "_FRESH", 60.0)
-    wire.count_answers()
 
     async with far.tenant_connection(acme) as connection:
         pid = connection.get_server_pid()
-        assert await connection.fetchval(slow) == 400_000
+        with pytest.raises(TimeoutError):
+            await connection.fetchval("SELECT count(*) FROM generate_series(1, 100000000)", timeout=0.05)
+        assert await connection.fetchval("SELECT current_schemas(false)::text[]") == ["acme"]
+        await connection.execute(ADD, "x")
         assert connection.get_server_pid() == pid
 
-    assert wire.count_answers() >= 2
+    assert await read(far, acme) == ["x"]
+
+
+async def test_time_out_caught_in_a_slow_network_costs_no_connection(wire: Wire, far: Database, acme: Tenant) -> None:
+    """The server may take a second to hear of a cancellation: the block goes on, on its own connection."""
+    await warm(far, acme)
+
+    async with far.tenant_connection(acme) as connection:
+        pid = connection.get_server_pid()
+        await connection.execute(ADD, "x")
+        wire.delay_connections(0.6)
+        with pytest.raises(TimeoutError):
+            async with connection.transaction():
+                await connection.execute("SELECT pg_sleep(60)", timeout=0.05)
+        await connection.execute(ADD, "y")
+        assert connection.get_server_pid() == pid
+
+    assert await read(far, acme) == ["x", "y"]
+
+
+async def test_cancellation_that_overtakes_its_statement_is_sent_again(wire: Wire, far: Database, acme: Tenant) -> None:
+    """A request to cancel that reaches the server before its statement does nothing; a later one does."""
+    await warm(far, acme)
+
+    async with far.tenant_connection(acme) as connection:
+        pid = connection.get_server_pid()
+        await connection.execute(ADD, "x")
+        with pytest.raises(TimeoutError):
+            async with connection.transaction():
+                await connection.execute("SELECT 1")
+                wire.hold_back(0.4)
+                await connection.execute("SELECT pg_sleep(60)", timeout=0.1)
+        assert connection.get_server_pid() == pid
+        await connection.execute(ADD, "y")
+
+    assert await read(far, acme) == ["x", "y"]
 
 
 async def _add_in_savepoint(connection: "Connection") -> None:
@@ -527,7 +577,7 @@ async def test_idle_connection_holds_no_transaction(
     settings: Settings, database: Database, acme: Tenant, globex: Tenant, before: str
 ) -> None:
     """Between two blocks nothing is open: the next one begins at its own time."""
-    async with await Database.open(settings, max_size=1) as own:
+    async with await Database.open(settings, max_size=1, timings=WARM) as own:
         if before == "read":
             await warm(own, acme)
         elif before == "written":

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quart_tenants.postgres.driver.block_statements import TenantKey
 from quart_tenants.postgres.driver.statement_cache import StatementCache
 
 STEPS = ("turn", "keep", "lossy", "forget", "forget tenant", "forget all", "close")
@@ -16,12 +17,12 @@ STEPS = ("turn", "keep", "lossy", "forget", "forget tenant", "forget all", "clos
 def test_server_has_what_is_known(size: int, steps: list[tuple[str, int]]) -> None:
     """Whatever happens in whatever order: what the server has is what is counted, and what is kept is bounded."""
     cache = StatementCache(size)
-    cache.turn_to((0, 1))
+    cache.turn_to(TenantKey(0, 1))
     server: set[str] = set()
     for count, (step, number) in enumerate(steps):
         query = f"query {number}"
         if step == "turn":
-            cache.turn_to((number, 1))
+            cache.turn_to(TenantKey(number, 1))
         elif step in ("keep", "lossy") and cache.takes(query):
             name = f"statement {count}"
             server.add(name)

@@ -13,12 +13,13 @@ import asyncpg
 import asyncpg.pgproto.pgproto
 import pytest
 
-from quart_tenants.postgres.blocks import block
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.block_statements import TenantKey
 from quart_tenants.postgres.driver.statement_cache import _LOSSLESS, StatementCache
-from quart_tenants.postgres.pool import connection_pool as pool
+from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
+from tests.support.timings import WARM
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -29,17 +30,16 @@ NOON = datetime.datetime(2026, 1, 1, 12)  # noqa: DTZ001  (in nobody's zone)
 NOON_UTC = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 
 
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def timings() -> Timings:
     """Let connections stay warm however slow the machine is, and let nobody tidy meanwhile."""
-    monkeypatch.setattr(block, "_FRESH", 60.0)
-    monkeypatch.setattr(pool, "_TIDY_AFTER", 60.0)
+    return WARM
 
 
 @pytest.fixture
 async def small(settings: Settings) -> AsyncIterator[Database]:
     """A pool of one connection that keeps few statements."""
-    async with await Database.open(replace(settings, statement_cache_size=5), max_size=1) as database:
+    async with await Database.open(replace(settings, statement_cache_size=5), max_size=1, timings=WARM) as database:
         yield database
 
 
@@ -177,7 +177,7 @@ async def test_statement_that_takes_any_argument_cuts_it(
     one_connection_database: Database, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: a kept statement that is used for whatever comes stores 1 where it was given 1.5."""
-    monkeypatch.setattr(StatementCache, "find", lambda cache, query, _: (cache._find_shared(query) or [None])[0])
+    monkeypatch.setattr(StatementCache, "find", lambda cache, query, _: (cache._own.get(query) or [None])[0])
     await run(one_connection_database, acme, "CREATE TABLE drifting (value bigint)")
     for number in (7, 7, Decimal("1.5")):
         async with one_connection_database.tenant_connection(acme) as connection:
@@ -188,62 +188,18 @@ async def test_statement_that_takes_any_argument_cuts_it(
     assert await fetch(one_connection_database, acme, "SELECT value FROM drifting") == [(7,), (7,), (1,)]
 
 
-SHARED = {"bool": True, "smallint": 7, "integer": 7, "bigint": 2**40, "text": "seven", "uuid": uuid.UUID(int=7)}
-OTHERS = (
-    *("bool", "smallint", "integer", "bigint", "numeric", "float8", "real", "money"),
-    *("text", "varchar(3)", "char(9)", "name", "uuid", "bytea", "jsonb", "inet"),
-    *("date", "timestamp", "timestamptz", "interval"),
-)
-
-
-@pytest.mark.parametrize("first", SHARED)
-async def test_shared_statement_stores_a_value_exactly_or_not_at_all(
-    one_connection_database: Database, database_url: str, acme: Tenant, globex: Tenant, first: str
-) -> None:
-    """Where the second tenant's column has another type, it stores what one of its own would, or the value's text."""
-    add, value = "INSERT INTO shared VALUES ($1)", SHARED[first]
-    own = await asyncpg.connect(database_url, statement_cache_size=0)
-    wrong = []
-    for second in OTHERS:
-        for tenant, number in ((acme, first), (globex, second)):
-            make = f"DROP TABLE IF EXISTS shared; CREATE TABLE shared (value {number})"
-            await run(one_connection_database, tenant, make)
-            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError):
-                async with one_connection_database.tenant_connection(tenant) as connection:
-                    await connection.execute(add, value)
-        stored = await fetch(one_connection_database, globex, "SELECT value::text FROM shared")
-        await own.execute("SET search_path TO globex; TRUNCATE shared")
-        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError):
-            await own.execute(add, value)
-        expected = {tuple(row) for row in await own.fetch("SELECT value::text FROM shared")}
-        text = str(value).lower() if first == "bool" else str(value)
-        if not {(str(row[0]).strip("$ ").removesuffix(".00").replace(",", ""),) for row in stored} <= expected | {
-            (text,)
-        }:
-            wrong.append((second, stored))
-    await own.close()
-
-    assert not wrong
-
-
-async def test_tenants_of_one_version_begin_with_a_shared_statement(
-    one_connection_database: Database, acme: Tenant, globex: Tenant
-) -> None:
-    """What one tenant has prepared the next one uses, until it uses it often; at another version it does not."""
+async def test_tenants_share_no_statement(one_connection_database: Database, acme: Tenant, globex: Tenant) -> None:
+    """Each tenant has its own statement of a text, and one tenant has another one at each version."""
     query = "SELECT description FROM company_data WHERE id = $1"
     await fetch(one_connection_database, acme, query, 1)
     before = await list_names(one_connection_database, acme)
 
-    for _ in range(2):
-        await fetch(one_connection_database, globex, query, 1)
-    assert await list_names(one_connection_database, acme) == before
-
-    await fetch(one_connection_database, replace(globex, version=globex.version + 1), query, 1)
-    assert len(await list_names(one_connection_database, acme) - before) == 1
-
-    for _ in range(9):
-        await fetch(one_connection_database, globex, query, 1)
-    assert len(await list_names(one_connection_database, acme) - before) == 2
+    for tenant in (globex, replace(globex, version=globex.version + 1)):
+        for _ in range(2):
+            await fetch(one_connection_database, tenant, query, 1)
+        now = await list_names(one_connection_database, acme)
+        assert len(now - before) == 1
+        before = now
 
 
 CHANGES = {
@@ -451,7 +407,7 @@ async def test_whole_number_given_as_another_is_never_cut_by_a_kept_statement(
 ) -> None:
     """Asyncpg cuts 1.5 to 1 where the server wants a whole number; a kept statement is not used for it."""
     cache = StatementCache(5)
-    cache.turn_to((1, 1))
+    cache.turn_to(TenantKey(1, 1))
     async with one_connection_database.tenant_connection(acme) as connection:
         statement = await connection.prepare("SELECT $1::int8, $2::text, $3::int8[]")
         cache.keep("query", statement._state)  # type: ignore[attr-defined]
@@ -476,7 +432,7 @@ async def test_names_are_unguessable(settings: Settings, acme: Tenant) -> None:
     """Two connections have different names for the same text: behind a pooler one finds nothing of the other's."""
     names = []
     for _ in range(2):
-        async with await Database.open(settings, max_size=1) as database:
+        async with await Database.open(settings, max_size=1, timings=WARM) as database:
             before = await list_names(database, acme)
             await fetch(database, acme, "SELECT description FROM company_data WHERE id = $1", 1)
             names.append(await list_names(database, acme) - before)
@@ -486,7 +442,7 @@ async def test_names_are_unguessable(settings: Settings, acme: Tenant) -> None:
 
 
 async def test_kept_statements_are_bounded(small: Database, acme: Tenant, globex: Tenant) -> None:
-    """The setting bounds them on the server; the oldest go first."""
+    """The setting bounds them on the server; those of the tenant that was served longest ago go first."""
     before = await list_names(small, acme)
 
     for number in range(4):
@@ -498,8 +454,8 @@ async def test_kept_statements_are_bounded(small: Database, acme: Tenant, globex
     left = await list_names(small, globex) - before
 
     assert len(of_acme) == 4
-    assert len(left) == 5
-    assert len(left & of_acme) == 2
+    assert len(left) == 3
+    assert not left & of_acme
 
 
 async def test_texts_made_anew_each_time_leave_nothing(small: Database, acme: Tenant, globex: Tenant) -> None:
@@ -516,7 +472,7 @@ async def test_texts_made_anew_each_time_leave_nothing(small: Database, acme: Te
     assert len(await list_names(small, acme) - before) <= 5 + 1
     async with small.tenant_connection(acme) as connection:
         await connection.fetchval("SELECT 1")
-        cache = connection._con._statements  # type: ignore[attr-defined]
+        cache = connection._con._cache  # type: ignore[attr-defined]
     assert len(cache) <= 5 + 1
     assert len(cache._by_tenant) <= 5
 
@@ -577,7 +533,7 @@ async def test_function_costs_no_kept_statement(
 
 async def test_no_cache_prepares_nothing_for_good(settings: Settings, acme: Tenant) -> None:
     """With a size of 0 the server keeps no statement of a handler's."""
-    async with await Database.open(replace(settings, statement_cache_size=0), max_size=1) as database:
+    async with await Database.open(replace(settings, statement_cache_size=0), max_size=1, timings=WARM) as database:
         before = await list_names(database, acme)
         for _ in range(3):
             await fetch(database, acme, "SELECT description FROM company_data WHERE id = $1", 1)
@@ -587,7 +543,7 @@ async def test_no_cache_prepares_nothing_for_good(settings: Settings, acme: Tena
 async def test_error_of_one_tenant_leaves_anothers_statements(
     one_connection_database: Database, acme: Tenant, globex: Tenant
 ) -> None:
-    """A tenant whose table was changed prepares its own; the others on its connection share what they shared."""
+    """A tenant whose table was changed prepares its statement anew; the others on its connection keep theirs."""
     for tenant in (acme, globex):
         for _ in range(2):
             await fetch(one_connection_database, tenant, "SELECT * FROM company_data")
@@ -599,5 +555,4 @@ async def test_error_of_one_tenant_leaves_anothers_statements(
     await fetch(one_connection_database, globex, "SELECT * FROM company_data")
 
     after = await list_names(one_connection_database, globex)
-    assert before < after
-    assert len(after - before) == 1
+    assert len(after - before) == len(before - after) == 1

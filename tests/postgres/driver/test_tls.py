@@ -10,14 +10,14 @@ import pytest
 import uvloop
 
 from quart_tenants.errors import DatabaseUnavailableError
-from quart_tenants.postgres.blocks import block
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.pool import connection_pool as pool
+from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.support.patience import DEADLINE
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.timings import WARM
 from tests.support.tls_front import TlsFront
 
 READ = "SELECT description FROM company_data"
@@ -25,11 +25,10 @@ ADD = "INSERT INTO company_data (description) VALUES ($1)"
 MODES = ["require", "verify-full"]
 
 
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def timings() -> Timings:
     """Let connections stay warm however slow the machine is, and let nobody tidy meanwhile."""
-    monkeypatch.setattr(block, "_FRESH", 60.0)
-    monkeypatch.setattr(pool, "_TIDY_AFTER", 60.0)
+    return WARM
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ async def encrypted(request: pytest.FixtureRequest, front: TlsFront, settings: S
     url = f"{front.url}?sslmode={request.param}"
     if request.param == "verify-full":
         url += f"&sslrootcert={front.authority}"
-    async with await Database.open(replace(settings, database_url=url), max_size=1) as database:
+    async with await Database.open(replace(settings, database_url=url), max_size=1, timings=WARM) as database:
         yield database
 
 
@@ -148,7 +147,7 @@ def test_each_event_loop_encrypts(
     async def use() -> tuple[int, int]:
         async with TlsFront(database_url, tmp_path) as front:
             settings = Settings(database_url=f"{front.url}?sslmode=verify-full&sslrootcert={front.authority}")
-            async with await Database.open(settings, max_size=1) as database:
+            async with await Database.open(settings, max_size=1, timings=WARM) as database:
                 acme = await get_tenant(database, parse_slug("acme"))
                 for _ in range(2):
                     await read(database, acme)
@@ -172,11 +171,14 @@ async def test_stranger_is_refused(database_url: str, settings: Settings, tmp_pa
         url = f"{front.url}?sslmode=verify-full&sslrootcert={authority}"
 
         with pytest.raises(DatabaseUnavailableError, match="certificate verify failed"):
-            await Database.open(replace(settings, database_url=url), max_size=1)
+            await Database.open(replace(settings, database_url=url), max_size=1, timings=WARM)
 
         # Negative control: without the check it is let in.
         blind = replace(settings, database_url=f"{front.url}?sslmode=require")
-        async with await Database.open(blind, max_size=1) as database, database.connection() as connection:
+        async with (
+            await Database.open(blind, max_size=1, timings=WARM) as database,
+            database.connection() as connection,
+        ):
             assert await connection.fetchval("SELECT 1") == 1
 
 
@@ -186,11 +188,11 @@ async def test_server_without_tls_is_refused_where_it_is_required(database_url: 
         bare = proxy.url.partition("?")[0]
 
         with pytest.raises(DatabaseUnavailableError):
-            await Database.open(replace(settings, database_url=f"{bare}?sslmode=require"), max_size=1)
+            await Database.open(replace(settings, database_url=f"{bare}?sslmode=require"), max_size=1, timings=WARM)
 
         # Negative control.
         async with (
-            await Database.open(replace(settings, database_url=bare), max_size=1) as database,
+            await Database.open(replace(settings, database_url=bare), max_size=1, timings=WARM) as database,
             database.connection() as connection,
         ):
             assert await connection.fetchval("SELECT 1") == 1

@@ -12,21 +12,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
 
 from quart_tenants.errors import RolesNotReadyError, TenantError, UnknownTenantError
-from quart_tenants.postgres.blocks import block
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver.block_connection import BlockConnection
-from quart_tenants.postgres.pool import connection_pool as pool
+from quart_tenants.postgres.driver.fast_connection import FastConnection
+from quart_tenants.postgres.driver.opening import BlockConnection, Opener
+from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant, parse_slug
 from tests.support.patience import DEADLINE
 from tests.support.pooler import naive_pooler
+from tests.support.timings import WARM
 
 BACKEND = "SELECT pg_backend_pid()"
 READ = "SELECT description FROM company_data"
@@ -34,10 +36,10 @@ ADD = "INSERT INTO company_data (description) VALUES ($1)"
 _PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-@pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let connections stay warm however slow the machine is."""
-    monkeypatch.setattr(block, "_FRESH", 60.0)
+@pytest.fixture
+def timings() -> Timings:
+    """Let connections stay warm however slow the machine is, and let nobody tidy meanwhile."""
+    return WARM
 
 
 async def find_backend(database: Database, tenant: Tenant) -> int:
@@ -70,7 +72,7 @@ async def test_tenant_keeps_its_connection(database: Database, acme: Tenant, glo
 
 async def test_busy_tenant_keeps_its_few_connections(settings: Settings, acme: Tenant) -> None:
     """Blocks at the same time use the same few connections each time."""
-    async with await Database.open(replace(settings, tenant_pool_share=5)) as database:
+    async with await Database.open(replace(settings, tenant_pool_share=5), timings=WARM) as database:
         seen = []
         for _ in range(4):
             async with AsyncExitStack() as stack:
@@ -105,7 +107,7 @@ async def test_waiting_blocks_are_served_in_order(one_connection_database: Datab
 
 async def test_close_waits_for_blocks(settings: Settings, acme: Tenant) -> None:
     """Closing the pool lets blocks end, saved, and closes every connection."""
-    database = await Database.open(settings)
+    database = await Database.open(settings, timings=WARM)
     entered, go_on = asyncio.Event(), asyncio.Event()
 
     async def add() -> int:
@@ -125,7 +127,7 @@ async def test_close_waits_for_blocks(settings: Settings, acme: Tenant) -> None:
     await closing
     await database.close()
 
-    async with await Database.open(settings, max_size=1) as other:
+    async with await Database.open(settings, max_size=1, timings=WARM) as other:
         async with other.tenant_connection(acme) as connection:
             assert [row["description"] for row in await connection.fetch(READ)] == ["late"]
         await wait_until(lambda: _is_gone(other, pid))
@@ -134,15 +136,15 @@ async def test_close_waits_for_blocks(settings: Settings, acme: Tenant) -> None:
 async def test_close_opens_no_connection(settings: Settings, acme: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a block keeps the pool from being closed, nothing is opened in place of what others have given back."""
     opened = 0
-    connect = pool.ConnectionPool._connect
+    open_one = Opener.open
 
-    async def count(*args: object, **options: object) -> BlockConnection:
+    async def count(*args: Any, **options: Any) -> BlockConnection:
         nonlocal opened
         opened += 1
-        return await connect(*args, **options)  # type: ignore[arg-type]
+        return await open_one(*args, **options)
 
-    monkeypatch.setattr(pool.ConnectionPool, "_connect", count)
-    database = await Database.open(replace(settings, pool_min_size=3, pool_max_size=3))
+    monkeypatch.setattr(Opener, "open", count)
+    database = await Database.open(replace(settings, pool_min_size=3, pool_max_size=3), timings=WARM)
     together = asyncio.Barrier(3)
     go_on = asyncio.Event()
 
@@ -168,7 +170,7 @@ async def test_close_opens_no_connection(settings: Settings, acme: Tenant, monke
 
 
 async def _is_waiting(database: Database) -> bool:
-    return len(database._pool._places._waiters) == 1
+    return len(database._pool._slots._waiters) == 1
 
 
 async def _is_gone(database: Database, pid: int) -> bool:
@@ -179,12 +181,14 @@ async def test_connection_that_has_served_many_tenants_is_replaced(settings: Set
     """A server process remembers the tables of every tenant until it ends; who may not weigh it counts them."""
     tenants = [replace(acme, id=number) for number in range(1, 10)]
 
-    async def cannot_ask(_: BlockConnection) -> None:
+    async def cannot_ask(_: FastConnection) -> None:
         return None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BlockConnection, "find_memory", cannot_ask, raising=False)
-        async with await Database.open(replace(settings, connection_max_tenants=3), max_size=1) as database:
+        patch.setattr(FastConnection, "find_memory", cannot_ask, raising=False)
+        async with await Database.open(
+            replace(settings, connection_max_tenants=3), max_size=1, timings=WARM
+        ) as database:
             backends = [await find_backend(database, tenant) for tenant in tenants]
             # It has served these before.
             again = [await find_backend(database, tenants[-1]) for _ in range(9)]
@@ -194,12 +198,9 @@ async def test_connection_that_has_served_many_tenants_is_replaced(settings: Set
     assert len(set(again)) <= 2
 
 
-async def test_idle_connection_is_reset_and_heard(
-    settings: Settings, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_idle_connection_is_reset_and_heard(settings: Settings, database: Database, acme: Tenant) -> None:
     """A while after its last block a connection is idle for PostgreSQL, too, which a read leaves as active."""
-    monkeypatch.setattr(pool, "_TIDY_AFTER", 0.1)
-    async with await Database.open(settings, max_size=1) as own:
+    async with await Database.open(settings, max_size=1, timings=Timings(fresh=60, tidy_every=0.1)) as own:
         for _ in range(2):
             pid = await find_backend(own, acme)
 
@@ -210,30 +211,24 @@ async def test_idle_connection_is_reset_and_heard(
         assert await find_backend(own, acme) == pid
 
 
-async def test_connection_that_nobody_uses_is_given_up(
-    settings: Settings, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connection_that_nobody_uses_is_given_up(settings: Settings, database: Database, acme: Tenant) -> None:
     """After long idleness asyncpg's pool has it back, and lends it again when it is wanted."""
-    monkeypatch.setattr(pool, "_TIDY_AFTER", 0.05)
-    monkeypatch.setattr(pool, "_GIVE_UP_AFTER", 0.2)
-    async with await Database.open(settings, max_size=1) as own:
+    often = Timings(fresh=60, tidy_every=0.05, give_up_after=0.2)
+    async with await Database.open(settings, max_size=1, timings=often) as own:
         await find_backend(own, acme)
 
         async def is_given_up() -> bool:
-            return len(own._pool._places) == 0
+            return len(own._pool._slots) == 0
 
         await wait_until(is_given_up)
         for _ in range(3):
             assert await find_backend(own, acme)
 
 
-async def test_tidying_and_blocks_share_connections(
-    settings: Settings, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_tidying_and_blocks_share_connections(settings: Settings, acme: Tenant, globex: Tenant) -> None:
     """What is tidied all the time loses no connection and shows nobody a foreign row."""
-    monkeypatch.setattr(pool, "_TIDY_AFTER", 0.001)
-    monkeypatch.setattr(pool, "_GIVE_UP_AFTER", 0.003)
-    async with await Database.open(settings, max_size=2) as own:
+    often = Timings(fresh=60, tidy_every=0.001, give_up_after=0.003)
+    async with await Database.open(settings, max_size=2, timings=often) as own:
         for tenant in (acme, globex):
             async with own.tenant_connection(tenant) as connection:
                 await connection.execute(ADD, tenant.slug)
@@ -269,7 +264,9 @@ async def use_together(url: str, settings: Settings, *tenants: Tenant) -> tuple[
     # On a busy machine the pooler's one turn is waited for.
     patient = replace(settings, database_url=url, connect_timeout=60)
     async with AsyncExitStack() as stack:
-        pools = [await stack.enter_async_context(await Database.open(patient, max_size=2)) for _ in range(2)]
+        pools = [
+            await stack.enter_async_context(await Database.open(patient, max_size=2, timings=WARM)) for _ in range(2)
+        ]
         jobs = [(tenant, database) for tenant in tenants for database in pools]
         outcomes = await asyncio.gather(*(use_all_ways(database, tenant) for tenant, database in jobs))
         strange = [
@@ -281,7 +278,7 @@ async def use_together(url: str, settings: Settings, *tenants: Tenant) -> tuple[
         direct = False
         for database in pools:
             async with database.tenant_connection(tenants[0]) as connection:
-                direct = direct or connection._con.direct  # type: ignore[attr-defined]
+                direct = direct or connection._con.is_fast  # type: ignore[attr-defined]
                 await connection.fetch(READ)
         return strange, direct
 
@@ -312,7 +309,7 @@ async def test_pooler_that_was_not_found_out_shows_no_foreign_row(
     """Should a pooler pass for the server: blocks may be slow, or fail, but nobody reads another tenant's rows."""
     seen: dict[str, set[str]] = {"acme": set(), "globex": set()}
 
-    async def is_direct(connection: BlockConnection, opened_at: float) -> bool:
+    async def is_direct(connection: FastConnection, opened_at: float) -> bool:
         return True
 
     async def use(database: Database, tenant: Tenant) -> None:
@@ -322,14 +319,16 @@ async def test_pooler_that_was_not_found_out_shows_no_foreign_row(
                     seen[tenant.slug] |= {row["description"] for row in await connection.fetch(READ)}
 
     impatient = replace(settings, command_timeout=1, acquire_timeout=2)
-    async with await Database.open(settings, max_size=1) as straight:
+    async with await Database.open(settings, max_size=1, timings=WARM) as straight:
         for tenant in (acme, globex):
             async with straight.tenant_connection(tenant) as connection:
                 await connection.execute(ADD, tenant.slug)
-    monkeypatch.setattr(BlockConnection, "is_direct", is_direct)
+    monkeypatch.setattr(FastConnection, "is_direct", is_direct)
     async with naive_pooler(settings.required_database_url) as url, AsyncExitStack() as stack:
         pools = [
-            await stack.enter_async_context(await Database.open(replace(impatient, database_url=url), max_size=1))
+            await stack.enter_async_context(
+                await Database.open(replace(impatient, database_url=url), max_size=1, timings=WARM)
+            )
             for _ in range(2)
         ]
         await asyncio.gather(*(use(database, tenant) for database in pools for tenant in (acme, globex)))

@@ -1,16 +1,30 @@
-"""Know what statements can do at most, whatever is in the tables. Pure: no I/O."""
+"""Tell what a statement can do at most, whatever is in the tables. Pure: no I/O."""
 
+import enum
 from collections import OrderedDict
 from typing import Any
 
-from quart_tenants.postgres.driver.statement_cache import LONGEST
 from quart_tenants.sql_parser import SqlSyntaxError, messages, parse_sql, walk
 
-# Texts; each is short, and an app has some hundred. One that is made anew each time is read anew each time.
+LONGEST = 15_000
+"""Characters. As in asyncpg: longer statements are mostly made for one occasion, and not worth being remembered."""
+# Texts. An app has some hundred; a text that is made anew each time is parsed anew each time.
 _REMEMBERED = 2000
 
-# Of PostgreSQL, and what they do is over when they have returned. Not in it: what waits, locks, tells others, sets or
-# reads a setting, numbers something, or has its effect in another session or file.
+
+class Effect(enum.IntEnum):
+    """What a statement can do at most. Each includes what is before it."""
+
+    READS = 0
+    """One SELECT that changes, locks and sets nothing: it may be run twice."""
+    ROWS = 1
+    """One statement that works on rows, or on a savepoint, and runs no SQL but its own."""
+    ANYTHING = 2
+    """All other statements, which may also prepare and drop prepared statements unseen."""
+
+
+# PostgreSQL's own functions that have no effect once they have returned. Left out is whatever waits, locks, notifies
+# others, sets or reads a setting, draws from a sequence, or has an effect in another session or file.
 # fmt: off
 _HARMLESS = frozenset({
     "abs", "age", "array_agg", "array_append", "array_cat", "array_dims", "array_length", "array_lower",
@@ -45,12 +59,12 @@ _HARMLESS = frozenset({
 })
 # fmt: on
 _WRITING_NODES = frozenset(("InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt", "IntoClause", "LockingClause"))
-# Not harmless, but they run no SQL of anybody's.
-_TAME = _HARMLESS | {
+# These have effects of their own, but they run no SQL that somebody else has written.
+_KNOWN = _HARMLESS | {
     "currval", "current_setting", "lastval", "nextval", "pg_advisory_xact_lock", "pg_sleep", "pg_try_advisory_lock",
     "pg_try_advisory_xact_lock", "set_config", "to_regclass", "to_regnamespace",
 }  # fmt: skip
-_TAME_STATEMENTS = frozenset(("select_stmt", "insert_stmt", "update_stmt", "delete_stmt", "merge_stmt"))
+_ROW_STATEMENTS = frozenset(("select_stmt", "insert_stmt", "update_stmt", "delete_stmt", "merge_stmt"))
 _SAVEPOINTS = frozenset(
     (
         messages.TRANS_STMT_SAVEPOINT,
@@ -60,72 +74,56 @@ _SAVEPOINTS = frozenset(
 )
 
 
-class PlainReads:
-    """Tells statements that only read from those that work on rows and from all others, and remembers it.
+class StatementEffects:
+    """Finds the effects of statements, and remembers them by their text."""
 
-    Attributes:
-        slow: Those of which somebody has found that they take long.
-    """
-
-    __slots__ = ("_known", "slow")
+    __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        # Whether it only reads, and whether it is tame.
-        self._known: OrderedDict[str, tuple[bool, bool]] = OrderedDict()
-        self.slow: set[str] = set()
+        self._known: OrderedDict[str, Effect] = OrderedDict()
 
-    def __contains__(self, statement: str) -> bool:
-        """Return whether *statement* is one SELECT that changes, locks and sets nothing.
+    def find(self, statement: str) -> Effect:
+        """Return what *statement* can do at most.
 
-        In doubt it is none: a function that is not one of PostgreSQL's own harmless ones may do anything. Not seen are
-        functions behind operators, casts and views, and those of a tenant's own that are named as PostgreSQL's are,
-        or written as if they were columns.
+        In doubt that is anything: a function that is not one of PostgreSQL's own may do whatever it likes. Not seen are
+        triggers, functions behind operators, casts and views, and functions of a tenant's own that are named as
+        PostgreSQL's are, or written as if they were columns. So a connection is reset before another tenant gets it,
+        also after blocks that only read.
         """
-        return self._judge(statement)[0]
-
-    def is_tame(self, statement: str) -> bool:
-        """Return whether *statement* is one that works on rows, or on a savepoint, and runs no SQL but its own.
-
-        Not seen are the same, and triggers.
-        """
-        return self._judge(statement)[1]
-
-    def _judge(self, statement: str) -> tuple[bool, bool]:
         if len(statement) > LONGEST:
-            return False, False
+            return Effect.ANYTHING
         known = self._known.get(statement)
         if known is None:
             known = self._known[statement] = _judge(statement)
             if len(self._known) > _REMEMBERED:
-                forgotten, _ = self._known.popitem(last=False)
-                self.slow.discard(forgotten)
+                self._known.popitem(last=False)
         return known
 
 
-def _judge(statement: str) -> tuple[bool, bool]:
+def _judge(statement: str) -> Effect:
     try:
         parsed = parse_sql(statement)
     except (SqlSyntaxError, ValueError):
         # The server will say what is wrong with it. ValueError: such as a NUL, or half a surrogate pair.
-        return False, False
+        return Effect.ANYTHING
     if len(parsed.stmts) != 1:
-        return False, False
+        return Effect.ANYTHING
     outermost = parsed.stmts[0].stmt
     kind = outermost.WhichOneof("node")
     if kind == "transaction_stmt":
-        return False, outermost.transaction_stmt.kind in _SAVEPOINTS
-    if kind not in _TAME_STATEMENTS:
-        return False, False
-    plain = kind == "select_stmt"
+        return Effect.ROWS if outermost.transaction_stmt.kind in _SAVEPOINTS else Effect.ANYTHING
+    if kind not in _ROW_STATEMENTS:
+        return Effect.ANYTHING
+    effect = Effect.READS if kind == "select_stmt" else Effect.ROWS
     for _, node in walk(parsed):
         name = type(node).__name__
         if name in _WRITING_NODES:
-            plain = False
-        elif name == "FuncCall":
-            if not _is_one_of(_TAME, node):
-                return False, False
-            plain = plain and _is_one_of(_HARMLESS, node)
-    return plain, True
+            effect = Effect.ROWS
+        elif name == "FuncCall" and not _is_one_of(_HARMLESS, node):
+            if not _is_one_of(_KNOWN, node):
+                return Effect.ANYTHING
+            effect = Effect.ROWS
+    return effect
 
 
 def _is_one_of(functions: frozenset[str], call: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quart_tenants.postgres.driver.plain_reads import PlainReads
+from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
 
 PLAIN = (
     "SELECT 1",
@@ -61,7 +61,7 @@ NOT_PLAIN = (
     "SAVEPOINT a",
     f"SELECT '{'x' * 20_000}'",
 )
-TAME = (
+ON_ROWS = (
     "SELECT nextval('numbers')",
     "INSERT INTO t (a) VALUES ($1) ON CONFLICT (a) DO UPDATE SET b = now() RETURNING id",
     "UPDATE t SET a = lower(b) WHERE id IN (SELECT id FROM u FOR UPDATE SKIP LOCKED)",
@@ -94,32 +94,31 @@ WILD = (
 @pytest.mark.parametrize("statement", PLAIN)
 def test_plain_read_is_known(statement: str) -> None:
     """One SELECT with PostgreSQL's own harmless functions only reads."""
-    assert statement in PlainReads()
+    assert StatementEffects().find(statement) is Effect.READS
 
 
 @pytest.mark.parametrize("statement", NOT_PLAIN)
 def test_everything_else_is_no_plain_read(statement: str) -> None:
     """What writes, locks, sets, waits or calls an unknown function is not taken for a read, however it is written."""
-    assert statement not in PlainReads()
+    assert StatementEffects().find(statement) is not Effect.READS
 
 
-@pytest.mark.parametrize("statement", PLAIN + TAME)
-def test_statement_on_rows_is_tame(statement: str) -> None:
+@pytest.mark.parametrize("statement", PLAIN + ON_ROWS)
+def test_statement_on_rows_runs_no_other(statement: str) -> None:
     """What works on rows and savepoints, with known functions, runs no SQL that nobody sees."""
-    assert PlainReads().is_tame(statement)
+    assert StatementEffects().find(statement) <= Effect.ROWS
 
 
 @pytest.mark.parametrize("statement", WILD)
-def test_statement_that_may_run_anything_is_not_tame(statement: str) -> None:
+def test_statement_that_may_run_anything_is_known(statement: str) -> None:
     """What may run other SQL, or end or change the transaction, is not tame."""
-    assert not PlainReads().is_tame(statement)
+    assert StatementEffects().find(statement) is Effect.ANYTHING
 
 
 def test_texts_made_anew_each_time_are_forgotten() -> None:
-    """What is remembered about texts is bounded, and so is the list of those that are slow."""
-    plain_reads = PlainReads()
+    """What is remembered about texts is bounded."""
+    effects = StatementEffects()
     for number in range(2_100):
-        assert f"SELECT {number}" in plain_reads
-        plain_reads.slow.add(f"SELECT {number}")
+        assert effects.find(f"SELECT {number}") is Effect.READS
 
-    assert len(plain_reads._known) == len(plain_reads.slow) == 2_000
+    assert len(effects._known) == 2_000

@@ -1,6 +1,6 @@
-"""Send messages of ours in one packet with the driver's: some ahead of its own, some behind.
+"""Send messages of ours in one packet with asyncpg's: some ahead of its own, some behind.
 
-Each packet wakes the server's process up, and its answer ours; that is most of what a short statement costs.
+Each packet wakes the server's process, and its answer wakes ours. That is most of what a short statement costs.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from asyncpg.protocol.protocol import BaseProtocol
 
 _Factory: TypeAlias = Callable[[], Any]
 
-# What asyncpg ends each of its statements with.
+# asyncpg ends each of its statements with this message.
 _SYNC = b"S\0\0\0\4"
-# Of the event loop, what asyncpg calls again and again.
+# What asyncpg calls again and again on the event loop.
 _OFTEN = ("call_at", "call_later", "call_soon", "create_future", "create_task", "time")
 
 
-class GatheringTransport:
-    """A transport that puts what it was told around what is written next."""
+class PacketTransport:
+    """A transport that can add messages to the next packet."""
 
     __slots__ = ("_ahead", "_before_sync", "_transport", "_write")
 
@@ -29,21 +29,21 @@ class GatheringTransport:
         self._before_sync = b""
 
     def put_ahead(self, messages: bytes) -> None:
-        """Let *messages* go ahead of what is written next."""
-        self._ahead = messages
+        """Let *messages* begin the next packet."""
+        self._ahead += messages
 
     def put_before_sync(self, messages: bytes) -> None:
-        """Let *messages* go before the Sync that is written next, as the end of what is answered together."""
+        """Let *messages* go before the next Sync, as the end of what is answered together."""
         self._before_sync = messages
 
     def drop(self) -> bool:
-        """Forget what was not written; return whether that was something to go ahead."""
+        """Forget the messages that were not sent; return whether any was to begin a packet."""
         dropped = bool(self._ahead)
         self._ahead = self._before_sync = b""
         return dropped
 
     def write(self, data: "bytes | bytearray | memoryview[int]") -> None:
-        """Write it all."""
+        """Send *data*, with what was to go with it."""
         if self._ahead or self._before_sync:
             data = bytes(data)
             if self._before_sync and data.endswith(_SYNC):
@@ -57,10 +57,10 @@ class GatheringTransport:
         return getattr(self._transport, name)
 
 
-class GatheringLoop:
-    """The event loop, as asyncpg gets it to connect by: its connections have a `GatheringTransport`.
+class PacketLoop:
+    """An event loop whose connections to PostgreSQL have a `PacketTransport`.
 
-    asyncpg has no other place where a transport could be given to it.
+    asyncpg offers no other way to give its connections one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -70,41 +70,41 @@ class GatheringLoop:
 
     async def create_connection(self, factory: _Factory, *args: Any, **options: Any) -> tuple[Any, Any]:
         """Connect by TCP."""
-        transport, protocol = await self._loop.create_connection(_gather(factory), *args, **options)
-        # Where TLS is asked for first, asyncpg's own protocol takes the transport over.
-        return transport if isinstance(protocol, BaseProtocol) else GatheringTransport(transport), protocol
+        transport, protocol = await self._loop.create_connection(_wrap(factory), *args, **options)
+        # Where TLS is asked for first, asyncpg's own protocol takes the transport over later.
+        return transport if isinstance(protocol, BaseProtocol) else PacketTransport(transport), protocol
 
     async def create_unix_connection(self, factory: _Factory, *args: Any, **options: Any) -> tuple[Any, Any]:
         """Connect by a socket of this machine."""
-        return await self._loop.create_unix_connection(_gather(factory), *args, **options)
+        return await self._loop.create_unix_connection(_wrap(factory), *args, **options)
 
     async def start_tls(self, transport: Any, *args: Any, **options: Any) -> Any:
         """Speak TLS from now on."""
         real = getattr(transport, "_transport", transport)
         encrypted = await self._loop.start_tls(real, *args, **options)
-        return None if encrypted is None else GatheringTransport(encrypted)
+        return None if encrypted is None else PacketTransport(encrypted)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
 
-def find_gathering(protocol: Any, transport: Any) -> GatheringTransport | None:
-    """Return what *protocol* writes to, if it was made by a `GatheringLoop`."""
-    if isinstance(transport, GatheringTransport):
+def find_packet_transport(protocol: Any, transport: Any) -> PacketTransport | None:
+    """Return what *protocol* writes to, if it was made by a `PacketLoop`."""
+    if isinstance(transport, PacketTransport):
         return transport
-    found: GatheringTransport | None = getattr(protocol, "gathering", None)
+    found: PacketTransport | None = getattr(protocol, "packet_transport", None)
     return found
 
 
-def _gather(factory: _Factory) -> _Factory:
+def _wrap(factory: _Factory) -> _Factory:
     def make() -> Any:
         protocol: Any = factory()
         if isinstance(protocol, BaseProtocol):
             made: Any = protocol
 
             def connection_made(transport: asyncio.WriteTransport) -> None:
-                made.gathering = GatheringTransport(transport)
-                type(made).connection_made(made, made.gathering)
+                made.packet_transport = PacketTransport(transport)
+                type(made).connection_made(made, made.packet_transport)
 
             made.connection_made = connection_made
         return protocol

@@ -1,0 +1,772 @@
+"""A connection that sends a plain read together with its BEGIN and COMMIT, and keeps prepared statements.
+
+This is the one class that uses and overrides names of asyncpg's which begin with an underscore. `driver_check` tries
+out whether asyncpg still has them. Where it has not, `PlainConnection` serves.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+
+import asyncpg
+
+from quart_tenants.errors import DatabaseUnavailableError
+from quart_tenants.postgres.driver.block_statements import (
+    CHECKED_COMMIT,
+    COMMIT,
+    FORGET_STATEMENTS,
+    REPEATED,
+    RESET,
+    RESET_AHEAD,
+    ROLLBACK,
+    SAVEPOINT_TEXT,
+    Beginning,
+)
+from quart_tenants.postgres.driver.block_states import BlockState, BlockStateMachine
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
+from quart_tenants.postgres.driver.lent_connection import LentConnection
+from quart_tenants.postgres.driver.messages import write_closes, write_preparation, write_statements
+from quart_tenants.postgres.driver.packets import PacketTransport, find_packet_transport
+from quart_tenants.postgres.driver.statement_cache import Statement, StatementCache
+from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
+from quart_tenants.postgres.driver.timings import Timings
+
+if TYPE_CHECKING:
+    _AsyncpgConnection = asyncpg.Connection[asyncpg.Record]
+else:
+    _AsyncpgConnection = asyncpg.Connection
+
+_COMMIT_MESSAGE = write_statements(COMMIT)
+
+# No row unless this is the server's one client, with no pooler in between. A pooler makes up the number of a server
+# process, or lends one that is older than our connection.
+_GET_SERVER_PROCESS = """
+SELECT pid AS number, EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::float8 AS age
+FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()
+    AND pg_catalog.current_setting('default_transaction_isolation') = 'read committed'
+    AND pg_catalog.has_function_privilege('pg_catalog.pg_prepared_statement()', 'EXECUTE')
+"""
+_GET_MEMORY = """
+SELECT pg_catalog.sum(total_bytes)::float8 / 1048576 FROM pg_catalog.pg_backend_memory_contexts
+"""
+# One row if a block has prepared a statement by SQL, or deallocated one. It goes in the same message as the reset.
+_FIND_STRANGE_STATEMENTS = """
+SELECT FROM (
+    SELECT pg_catalog.count(*) AS known, pg_catalog.count(*) FILTER (WHERE from_sql) AS strange
+    FROM pg_catalog.pg_prepared_statement()
+) AS statements WHERE strange > 0 OR known <> {expected}
+"""
+_FOUND = "SELECT 1"
+
+_OUTDATED_ERRORS = (
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.OutdatedSchemaCacheError,
+)
+_CUT_OFF_ERRORS = (TimeoutError, asyncio.CancelledError, *_OUTDATED_ERRORS)
+# A kept statement may raise these where a column has another type now, and a new statement would not.
+_MISFIT_ERRORS = (asyncpg.DataError, asyncpg.SyntaxOrAccessError)
+
+Replace: TypeAlias = Callable[[], Awaitable["FastConnection"]]
+"""Returns another connection, on which the block has begun."""
+AskWhetherAlive: TypeAlias = Callable[["FastConnection"], Awaitable[None]]
+"""Terminates the connection if its server process is gone, or never got our message."""
+
+
+class _Call(NamedTuple):
+    """What fetch(), fetchrow(), fetchval(), and execute() with arguments, pass on inside asyncpg."""
+
+    query: str
+    args: Any
+    limit: int
+    timeout: float | None
+    return_status: bool
+    ignore_custom_codec: bool
+    record_class: Any
+
+    def pass_to(self, execute: Callable[..., Awaitable[Any]]) -> Awaitable[Any]:
+        """Call *execute*, which takes what asyncpg's own `_execute` takes."""
+        return execute(
+            self.query,
+            self.args,
+            self.limit,
+            self.timeout,
+            return_status=self.return_status,
+            ignore_custom_codec=self.ignore_custom_codec,
+            record_class=self.record_class,
+        )
+
+
+class FastConnection(_AsyncpgConnection):
+    """A connection that runs one block after the other. Its verbs are plan, begin, leave, end and reset.
+
+    asyncpg refuses `transaction()` in a transaction that it did not begin itself, and would begin one by a message of
+    its own. Here BEGIN goes together with the path, so asyncpg is told that there is a transaction (`_top_xact`).
+
+    Attributes:
+        altered: Whether a block has set what stays in the client, where no reset reaches it.
+        proxy: The handle by which asyncpg's pool knows this connection.
+    """
+
+    __slots__ = (
+        "_ask_whether_alive",
+        "_begin_within",
+        "_beginning",
+        "_cache",
+        "_effect",
+        "_effects",
+        "_names",
+        "_outermost",
+        "_own_path",
+        "_packets",
+        "_replace",
+        "_savepoints",
+        "_state",
+        "_timings",
+        "_unreset",
+        "_watch",
+        "altered",
+        "proxy",
+    )
+    is_fast = True
+    _cancel: Any
+    _cancellations: set[Any]
+    _drop_global_type_cache: Any
+    _listeners: dict[str, Any]
+    _log_listeners: set[Any]
+    _loop: asyncio.AbstractEventLoop
+    _pool_release_ctr: int
+    _protocol: Any
+    _proxy: Any
+    _query_loggers: set[Any]
+    _server_caps: Any
+    _stmts_to_close: set[Any]
+    _top_xact: asyncpg.transaction.Transaction | None
+    _transport: asyncio.WriteTransport
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.altered = False
+        self.proxy: Any = None
+        # All that asyncpg asks about the outermost transaction is whether there is one.
+        self._outermost = super().transaction()
+        self._packets: PacketTransport | None = find_packet_transport(self._protocol, self._transport)
+        self._own_path: str | None = getattr(self._protocol.get_settings(), "search_path", None)
+        self._timings = Timings()
+        self._effects = StatementEffects()
+        self._cache = StatementCache(0)
+        self._ask_whether_alive: AskWhetherAlive = _wait_on
+        # Names of statements that the server is to forget at the block's end.
+        self._names: list[str] = []
+        # The tenant whose blocks have only read since the last reset; None after a reset.
+        self._unreset: int | None = None
+        self._watch = _Watch(self)
+        # Of the present block.
+        self._state = BlockStateMachine()
+        self._beginning = Beginning(())
+        self._begin_within: float = 0
+        self._replace: Replace = _has_no_other
+        self._effect = Effect.READS
+        # Savepoints that were asked for, and not made, before the first statement.
+        self._savepoints: list[Any] = []
+
+    # What the pool calls.
+
+    @property
+    def itself(self) -> Self:
+        """This connection, also when it is asked of asyncpg's handle, which forgets whom it stands for."""
+        return self
+
+    @property
+    def needs_reset(self) -> bool:
+        """Whether blocks that only read were here since the last reset."""
+        return self._unreset is not None
+
+    async def is_direct(self, opened_at: float) -> bool:
+        """Return whether nothing stands between us and the server, and the server lets us work as this class does.
+
+        It does not where transactions are to see one state of the tables, for statements that only read have a
+        transaction each; nor where the login may not see its own prepared statements.
+
+        Args:
+            opened_at: When it began to be opened, by the monotonic clock.
+        """
+        if self._packets is None:
+            return False
+        await self._run("BEGIN", None)
+        try:
+            server = await self.fetchrow(_GET_SERVER_PROCESS)
+        finally:
+            await self._run("ROLLBACK", None)
+        return (
+            server is not None
+            and server["number"] == self.get_server_pid()
+            and server["age"] <= time.monotonic() - opened_at
+        )
+
+    def keep_as_it_is(self) -> None:
+        """Take what was set so far for what every block is to have."""
+        self.altered = False
+
+    def set_up(
+        self, timings: Timings, effects: StatementEffects, cache_size: int, ask_whether_alive: AskWhetherAlive
+    ) -> None:
+        """Make ready for blocks.
+
+        Args:
+            timings: How long to wait for what.
+            effects: Shared by all connections of a pool.
+            cache_size: Prepared statements to keep at most, besides `REPEATED`.
+            ask_whether_alive: Called when the server has said nothing for long.
+        """
+        self._timings = timings
+        self._effects = effects
+        self._cache = StatementCache(cache_size)
+        self._ask_whether_alive = ask_whether_alive
+        self._transport.write(write_preparation())
+
+    async def find_memory(self) -> float | None:
+        """Return how many megabytes the server process has, or None where the login may not ask. Between two blocks.
+
+        Raises the driver's errors.
+        """
+        await self.reset_between_blocks()
+        self._turn_to(Beginning(()), 0)
+        try:
+            return float(await self.fetchval(_GET_MEMORY))
+        except asyncpg.InsufficientPrivilegeError:
+            return None
+
+    async def reset_between_blocks(self) -> None:
+        """Reset what blocks that only read have left. Raises the driver's errors."""
+        await self._run("; ".join(RESET), self._timings.cleanup)
+        self._unreset = None
+
+    def let_go(self) -> None:
+        """Take away from the last block's handler what it may have kept, and what it has made to be called."""
+        # asyncpg's cursors, statements and transactions compare this with what it was when they were made.
+        self._pool_release_ctr += 1
+        # These statements were closed at the end of the block.
+        self._stmts_to_close.clear()
+        self._listeners.clear()
+        self._log_listeners.clear()
+
+    def count_queries(self) -> int:
+        """Return how many statements were sent."""
+        count: int = self._protocol.queries_count
+        return count
+
+    # What the block calls.
+
+    def lend(self) -> LentConnection:
+        """Return a handle for the present block."""
+        return LentConnection(self)
+
+    def plan_block(self, beginning: Beginning, within: float, replace: Replace) -> None:
+        """Let a block begin when its first statement comes. Sends nothing.
+
+        Args:
+            beginning: How the block begins.
+            within: Seconds that BEGIN may take.
+            replace: Called if this connection turns out to be dead.
+        """
+        self._state.move(BlockState.PLANNED)
+        self._turn_to(beginning, within)
+        self._replace = replace
+        self._top_xact = self._outermost
+
+    async def begin_block(self, beginning: Beginning, first: str, within: float) -> str:
+        """Begin a block now; return the status of the last statement.
+
+        Args:
+            beginning: How the block begins.
+            first: SQL that goes with it; may be empty.
+            within: Seconds that it may take.
+        """
+        self.plan_block(beginning, within, _has_no_other)
+        if first:
+            self._note(first, reads=False)
+        return await self._begin(first)
+
+    def leave_block(self) -> bool:
+        """End the block if the server has nothing open of it; return whether it is ended."""
+        if self._state.current is not BlockState.PLANNED:
+            return False
+        self._state.move(BlockState.IDLE)
+        self._top_xact = None
+        return True
+
+    async def end_block(self, *, commit: bool, within: float | None = None) -> None:
+        """End the block, and reset everything. Raises the driver's errors; the connection is then to be closed.
+
+        Args:
+            commit: Whether to keep what the block did.
+            within: Seconds that it may take; None for the command timeout.
+        """
+        # Where a read was interrupted, the block has done nothing that could be kept.
+        commit = commit and self._state.current is not BlockState.INTERRUPTED
+        self._state.move(BlockState.ENDING)
+        self._top_xact = None
+        statements = (*(CHECKED_COMMIT if commit else (ROLLBACK,)), *RESET)
+        looks = self._effect is Effect.ANYTHING
+        if not self.is_closed():
+            self._send(self._take_closes())
+        if looks:
+            statements += (_FIND_STRANGE_STATEMENTS.format(expected=len(REPEATED) + len(self._cache)),)
+        status = await self._run("; ".join(statements), within)
+        if looks and status == _FOUND:
+            await self._run(FORGET_STATEMENTS, self._timings.cleanup)
+            self._cache.forget_all()
+            self._transport.write(write_preparation())
+        self._unreset = None
+        self._state.move(BlockState.IDLE)
+
+    # What a handler calls.
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109  (asyncpg's)
+        """Execute *query*, as asyncpg does it; in a block with a role it is one statement.
+
+        PostgreSQL's simple protocol runs `SELECT …; RESET ROLE; SELECT …` as three statements, and asyncpg speaks it
+        wherever there are no arguments. The extended protocol takes one statement, or none.
+        """
+        if args or (self._beginning.with_role and not SAVEPOINT_TEXT.fullmatch(query)):
+            # asyncpg would first ask whether this is open, but the block may still begin on another one.
+            _, status, _ = await self._execute(query, args, 0, timeout, return_status=True)
+            return status.decode() if status else ""
+        self._note(query, reads=False)
+        driver = await self._begin_or_replace()
+        if driver is not self:
+            return await driver.execute(query, timeout=timeout)
+        return await super().execute(query, timeout=timeout)
+
+    async def prepare(self, query: str, *, name: str | None = None, **options: Any) -> Any:
+        """Prepare *query*, as asyncpg does it; the server has it under a name until the block's end."""
+        return await super().prepare(query, name=name or _make_name(), **options)
+
+    def transaction(self, **options: Any) -> Any:
+        """Return a savepoint, as asyncpg does it in a transaction."""
+        savepoint: Any = super().transaction(**options)
+        if self._state.current is BlockState.PLANNED:
+            self._savepoints.append(savepoint)
+        return savepoint
+
+    def is_in_transaction(self) -> bool:
+        """Return whether there is a transaction, or the next statement begins one."""
+        return self._state.current in (BlockState.PLANNED, BlockState.INTERRUPTED) or super().is_in_transaction()
+
+    async def copy_records_to_table(self, table_name: str, *, where: str | None = None, **options: Any) -> str:
+        """Copy records, as asyncpg does it, but in a block with a role without *where*: it may hold any statement.
+
+        Raises:
+            asyncpg.InterfaceError: *where* is given.
+        """
+        if where is not None and self._beginning.with_role:
+            raise asyncpg.InterfaceError(
+                "copy_records_to_table(where=…) is not taken where tenants have roles of their own"
+            )
+        status: str = await super().copy_records_to_table(table_name, where=where, **options)
+        return status
+
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().set_type_codec(*args, **options)
+
+    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
+        """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().reset_type_codec(*args, **options)
+
+    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().set_builtin_type_codec(*args, **options)
+
+    def add_query_logger(self, *args: Any) -> None:
+        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        super().add_query_logger(*args)
+
+    def add_termination_listener(self, *args: Any) -> None:
+        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        super().add_termination_listener(*args)
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (overrides asyncpg's)
+        """Close it, politely if that is quick. Raises nothing but a cancellation: it is closed either way."""
+        cleanup = self._timings.cleanup
+        with contextlib.suppress(*DRIVER_ERRORS):
+            await super().close(timeout=cleanup if timeout is None else min(timeout, cleanup))
+
+    # How a block begins.
+
+    def _turn_to(self, beginning: Beginning, within: float) -> None:
+        self._beginning = beginning
+        self._begin_within = within
+        self._effect = Effect.READS
+        self._savepoints.clear()
+        self._cache.turn_to(beginning.tenant)
+
+    def _list_first_statements(self) -> tuple[str, ...]:
+        """Return what begins the block: also a reset, if another tenant was here and its blocks only read."""
+        if self._unreset is None or self._unreset == self._beginning.tenant.tenant:
+            return self._beginning.statements
+        return RESET_AHEAD + self._beginning.statements
+
+    async def _begin(self, first: str = "") -> str:
+        undo = (ROLLBACK,) if self._state.current is BlockState.INTERRUPTED else ()
+        self._state.move(BlockState.BEGINNING)
+        statements = (*undo, *self._list_first_statements(), *((first,) if first else ()))
+        if not first:
+            self._watch.start()
+        try:
+            status = await self._run("; ".join(statements), self._begin_within)
+        finally:
+            self._watch.stop()
+        self._state.move(BlockState.OPEN)
+        return status
+
+    async def _begin_or_replace(self) -> "FastConnection":
+        """Begin the block by a message of its own, if it is not begun; return the connection that has begun it.
+
+        Raises:
+            DatabaseUnavailableError: No connection has.
+        """
+        if self._state.current is BlockState.INTERRUPTED:
+            await self._begin()
+        if self._state.current is not BlockState.PLANNED:
+            return self
+        try:
+            await self._begin()
+        except (TimeoutError, *DRIVER_ERRORS):
+            return await self._begin_elsewhere()
+        return self
+
+    async def _begin_here(self) -> None:
+        """Begin the block by a message of its own, on this connection, if it is not begun.
+
+        Raises:
+            DatabaseUnavailableError: The connection is dead.
+        """
+        if await self._begin_or_replace() is not self:
+            raise DatabaseUnavailableError("the connection to the database was lost before the block began", lost=True)
+
+    async def _begin_elsewhere(self) -> "FastConnection":
+        driver = await self._replace()
+        for savepoint in self._savepoints:
+            # The server has none of these savepoints yet. Each belongs to the connection that will make it.
+            savepoint._connection = driver  # noqa: SLF001
+            savepoint._con_release_ctr = driver._pool_release_ctr  # noqa: SLF001
+        return driver
+
+    # How a statement is run.
+
+    def _run(self, statements: str, seconds: float | None) -> Awaitable[str]:
+        """Run *statements* by the simple protocol, as asyncpg's own execute() does; return the last one's status."""
+        status: Awaitable[str] = self._protocol.query(statements, seconds)
+        return status
+
+    def _send(self, messages: bytes) -> None:
+        """Send *messages* ahead of the next statement."""
+        # To write nothing would send what waits in the transport, as a packet of its own.
+        if messages:
+            self._transport.write(messages)
+
+    def _note(self, query: str, *, reads: bool) -> None:
+        """Take note of what *query* may do. *reads* says whether it is run as one that only reads."""
+        if self._effect is not Effect.ANYTHING:
+            effect = self._effects.find(query)
+            if effect is Effect.READS and not reads:
+                effect = Effect.ROWS
+            if effect > self._effect:
+                self._effect = effect
+
+    async def _execute(
+        self,
+        query: str,
+        args: Any,
+        limit: int,
+        timeout: float | None,  # noqa: ASYNC109  (asyncpg's)
+        *,
+        return_status: bool = False,
+        ignore_custom_codec: bool = False,
+        record_class: Any = None,
+    ) -> Any:
+        """Run *query*, as asyncpg does it: what fetch(), fetchrow(), fetchval() and execute() with arguments call."""
+        self._note(query, reads=not return_status)
+        call = _Call(query, args, limit, timeout, return_status, ignore_custom_codec, record_class)
+        if self._state.current is BlockState.PLANNED and self._effect is Effect.READS and not self._query_loggers:
+            return await self._read(call)
+        driver = await self._begin_or_replace()
+        if driver is not self:
+            return await call.pass_to(driver._execute)  # noqa: SLF001  (of its own class)
+        return await self._run_call(call)
+
+    def _find_kept(self, call: _Call) -> Statement | None:
+        """Return the kept statement by which *call* may be done."""
+        if self._query_loggers or call.ignore_custom_codec or call.record_class is not None:
+            return None
+        return self._cache.find(call.query, call.args)
+
+    async def _run_call(self, call: _Call) -> Any:
+        """Do *call* in the open transaction, by a kept statement or else as asyncpg does it."""
+        kept = self._find_kept(call)
+        try:
+            if kept is None:
+                return await call.pass_to(super()._execute)  # type: ignore[misc]
+            return await self._protocol.bind_execute(kept, call.args, "", call.limit, call.return_status, call.timeout)
+        except BaseException as error:
+            self._note_failure(call.query, error)
+            raise
+
+    async def _read(self, call: _Call) -> Any:
+        """Do *call*, which only reads, in a transaction of its own.
+
+        It may be run twice: should the connection be dead, the block begins on another one.
+        """
+        try:
+            return await self._read_at_once(call)
+        except _OUTDATED_ERRORS:
+            if self._state.current is not BlockState.INTERRUPTED:
+                raise
+            # The kept statement is forgotten. The block keeps its connection.
+            await self._begin()
+            return await self._run_call(call)
+        except DRIVER_ERRORS:
+            known = (BlockState.PLANNED, BlockState.INTERRUPTED)
+            if not self.is_closed() and (self._state.current in known or self._protocol.is_in_transaction()):
+                raise
+            # Not even BEGIN was run: the server is lost.
+        driver = await self._begin_elsewhere()
+        return await call.pass_to(driver._execute)  # noqa: SLF001  (of its own class)
+
+    async def _read_at_once(self, call: _Call) -> Any:
+        """Send BEGIN, the path, *call* and COMMIT together, or in two messages if *call* is not prepared yet."""
+        packets = self._packets
+        if packets is None:
+            raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
+        statement = self._find_kept(call)
+        packets.put_ahead(self._take_closes() + write_statements(*self._list_first_statements()))
+        self._state.move(BlockState.READING)
+        self._watch.start()
+        try:
+            if statement is None:
+                statement = await self._get_statement(
+                    call.query,
+                    call.timeout,
+                    ignore_custom_codec=call.ignore_custom_codec,
+                    record_class=call.record_class,
+                )
+            packets.put_before_sync(_COMMIT_MESSAGE)
+            rows = await self._protocol.bind_execute(
+                statement, call.args, "", call.limit, call.return_status, call.timeout
+            )
+        except BaseException as error:
+            self._note_failure(call.query, error)
+            # Where nothing was sent, an argument was refused here.
+            unsent = packets.drop()
+            if self._state.current is BlockState.READING:
+                cut_off = isinstance(error, _CUT_OFF_ERRORS)
+                failed = BlockState.INTERRUPTED if cut_off else BlockState.OPEN
+                self._state.move(BlockState.PLANNED if unsent else failed)
+            raise
+        finally:
+            self._watch.stop()
+        if self._protocol.is_in_transaction():
+            raise asyncpg.InternalClientError("COMMIT was not sent with the statement")
+        self._check_path()
+        self._unreset = self._beginning.tenant.tenant
+        self._state.move(BlockState.PLANNED)
+        return rows
+
+    def _check_path(self) -> None:
+        """Make sure that the path is the connection's own again. The server says so itself, from PostgreSQL 18 on.
+
+        Raises:
+            DatabaseUnavailableError: It is not. The connection is closed.
+        """
+        if self._own_path is None:
+            return
+        reported = self._protocol.get_settings().search_path
+        if reported != self._own_path:
+            self.terminate()
+            raise DatabaseUnavailableError(f"a block that only read has left search_path at {reported!r}", lost=True)
+
+    # How statements are prepared, kept and forgotten. asyncpg's own cache is off: in it all tenants share a statement.
+
+    async def _get_statement(
+        self,
+        query: str,
+        timeout: float | None,  # noqa: ASYNC109  (asyncpg's)
+        *,
+        named: str | bool = False,
+        use_cache: bool = True,
+        ignore_custom_codec: bool = False,
+        record_class: Any = None,
+    ) -> Any:
+        """Return *query* prepared anew, in the block, and keep it if that is safe. All statements come by here."""
+        options = {"ignore_custom_codec": ignore_custom_codec, "record_class": record_class}
+        if named or not use_cache:
+            # For a cursor, prepare() or copy. What is done with it later does not come by here.
+            self._effect = Effect.ANYTHING
+        await self._begin_here()
+        keeps = use_cache and not named and record_class is None and not ignore_custom_codec
+        if not keeps or not self._cache.takes(query):
+            name = named if isinstance(named, str) else _make_name() if named else ""
+            if name:
+                # Noted before it is there: the server is told to forget it also if its answer is never heard.
+                self._names.append(name)
+            return await super()._get_statement(query, timeout, named=name, use_cache=False, **options)  # type: ignore[misc]
+        # Closed ahead of what is prepared now, for a block may be long.
+        self._send(write_closes(self._cache.take_dropped()))
+        name = _make_name()
+        try:
+            statement = await super()._get_statement(query, timeout, named=name, use_cache=False, **options)  # type: ignore[misc]
+        except BaseException:
+            self._names.append(name)
+            raise
+        self._cache.keep(query, statement)
+        return statement
+
+    def _take_closes(self) -> bytes:
+        """Return the messages that close what this block has prepared, and what is not kept any longer."""
+        names = self._names
+        names += self._cache.take_dropped()
+        if not names:
+            return b""
+        self._names = []
+        return write_closes(names)
+
+    def _note_failure(self, query: str, error: BaseException) -> None:
+        """Drop the statements that *error*, which *query* has raised, shows to be wrong."""
+        if isinstance(error, asyncpg.OutdatedSchemaCacheError):
+            self._drop_global_type_cache()
+            self._cache.forget_tenant()
+        elif isinstance(error, asyncpg.InvalidCachedStatementError):
+            self._cache.forget_tenant()
+        elif isinstance(error, asyncpg.InvalidSQLStatementNameError):
+            # A block has deallocated it, and perhaps others. The block's end counts those that are left.
+            self._cache.forget_all()
+            self._effect = Effect.ANYTHING
+        elif isinstance(error, _MISFIT_ERRORS):
+            self._cache.forget(query)
+
+    def _drop_local_statement_cache(self) -> None:
+        super()._drop_local_statement_cache()  # type: ignore[misc]
+        self._cache.forget_tenant()
+
+    def _drop_global_statement_cache(self) -> None:
+        # Other connections find out for themselves, and nothing is wrong with the statements of other tenants.
+        self._drop_local_statement_cache()
+
+    # What else asyncpg does by itself.
+
+    async def _executemany(self, query: str, *args: Any, **options: Any) -> Any:
+        self._note(query, reads=False)
+        return await super()._executemany(query, *args, **options)  # type: ignore[misc]
+
+    async def _copy_out(self, copy_stmt: str, output: Any, timeout: float | None) -> str:  # noqa: ASYNC109
+        await self._prepare_copy(copy_stmt, timeout)
+        status: str = await super()._copy_out(copy_stmt, output, timeout)  # type: ignore[misc]
+        return status
+
+    async def _copy_in(self, copy_stmt: str, source: Any, timeout: float | None) -> str:  # noqa: ASYNC109
+        await self._prepare_copy(copy_stmt, timeout)
+        status: str = await super()._copy_in(copy_stmt, source, timeout)  # type: ignore[misc]
+        return status
+
+    async def _prepare_copy(self, statement: str, seconds: float | None) -> None:
+        self._note(statement, reads=False)
+        await self._begin_here()
+        if self._beginning.with_role:
+            # The server parses it, and refuses it if it is two statements.
+            await self._get_statement(statement, seconds, use_cache=False)
+
+    async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:  # noqa: ASYNC109
+        # asyncpg switches jit off by set_config(), which a tenant's role may not run.
+        if self._beginning.with_role:
+            if self._server_caps.jit:
+                self._server_caps = self._server_caps._replace(jit=False)
+            await super().execute("SET LOCAL jit TO off")
+        return await super()._introspect_types(typeoids, timeout)  # type: ignore[misc]
+
+    def _cancel_current_command(self, sent: "asyncio.Future[None]", cancelled: "asyncio.Future[None]") -> None:
+        """Cancel the statement, and close the connection if that takes long: asyncpg has more patience."""
+        self._loop.call_later(self._timings.cancel, self._give_up_unless, cancelled)
+        self._cancellations.add(self._loop.create_task(self._cancel_until_heard(sent, cancelled)))
+
+    async def _cancel_until_heard(self, sent: "asyncio.Future[None]", cancelled: "asyncio.Future[None]") -> None:
+        """Ask the server to cancel the statement, and again: a request that overtakes its statement does nothing.
+
+        asyncpg sends nothing else before *sent* is set. So no request meets a later statement.
+        """
+        try:
+            while not cancelled.done():
+                await self._cancel(self._loop.create_future())
+                await asyncio.wait([cancelled], timeout=self._timings.cancel / 4)
+        finally:
+            if not sent.done():
+                sent.set_result(None)
+
+    def _give_up_unless(self, cancelled: "asyncio.Future[None]") -> None:
+        if not cancelled.done():
+            self.terminate()
+
+
+class _Watch:
+    """Asks whether a connection is alive when an answer takes long.
+
+    The timer is armed anew only after it went off: a timer for each statement would be a tenth of a block's cost.
+    """
+
+    __slots__ = ("_connection", "_since", "_task", "_timer")
+
+    def __init__(self, connection: FastConnection) -> None:
+        self._connection = connection
+        self._timer: asyncio.TimerHandle | None = None
+        # Since when an answer is waited for; None while none is.
+        self._since: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        loop = self._connection._loop  # noqa: SLF001  (a part of it)
+        self._since = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(self._connection._timings.silence, self._look)  # noqa: SLF001
+
+    def stop(self) -> None:
+        self._since = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._since is None or self._connection.is_closed():
+            return
+        connection, loop = self._connection, asyncio.get_running_loop()
+        rest = self._since + connection._timings.silence - loop.time()  # noqa: SLF001
+        if rest > 0:
+            self._timer = loop.call_later(rest, self._look)
+        elif self._task is None:
+            self._task = loop.create_task(_ask(connection))
+
+
+async def _ask(connection: FastConnection) -> None:
+    await connection._ask_whether_alive(connection)  # noqa: SLF001  (a part of it)
+
+
+def _make_name() -> str:
+    # No other client has this name: should a pooler swap the server process, this one finds nothing.
+    return f"quart_tenants_{secrets.token_hex(8)}"
+
+
+async def _has_no_other() -> FastConnection:
+    raise DatabaseUnavailableError("the connection to the database was lost before the block began", lost=True)
+
+
+async def _wait_on(_: FastConnection) -> None:
+    """Believe that the server will answer."""

@@ -1,0 +1,140 @@
+"""Open connections: fast ones where asyncpg and the server let them work, plain ones everywhere else."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import asyncpg
+
+from quart_tenants.postgres.driver import driver_check
+from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
+from quart_tenants.postgres.driver.fast_connection import AskWhetherAlive, FastConnection
+from quart_tenants.postgres.driver.packets import PacketLoop
+from quart_tenants.postgres.driver.plain_connection import PlainConnection
+from quart_tenants.postgres.driver.statement_effects import StatementEffects
+from quart_tenants.postgres.driver.timings import Timings
+
+_logger = logging.getLogger(__name__)
+
+BlockConnection: TypeAlias = FastConnection | PlainConnection
+"""A connection on which blocks are run."""
+SetUp: TypeAlias = Callable[[DriverConnection], Awaitable[object]]
+"""What an app does to each new connection, such as to set type codecs."""
+
+# Reasons for the plain mode that were logged in this process.
+_told: set[str] = set()
+
+
+def _is_no_answer(error: Exception) -> bool:
+    """Return whether *error* says that nobody is there, or does not let us in."""
+    refused = (OSError, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+    return isinstance(error, refused) and not isinstance(error, TimeoutError)
+
+
+class Opener:
+    """Opens the connections of one pool. The first one shows in which mode."""
+
+    def __init__(
+        self,
+        *,
+        plain: bool,
+        cache_size: int,
+        seconds: float,
+        timings: Timings,
+        ask_whether_alive: AskWhetherAlive,
+        set_up: SetUp | None,
+    ) -> None:
+        """Remember how to open connections.
+
+        Args:
+            plain: Whether all are to be plain ones.
+            cache_size: Prepared statements to keep by each fast one.
+            seconds: Getting a new connection ready may take so long, after the login.
+            timings: How long to wait for what.
+            ask_whether_alive: Called when the server says nothing on a fast one.
+            set_up: Called with each new connection.
+        """
+        self._plain = plain
+        self._tried = False
+        self._cache_size = cache_size
+        self._seconds = seconds
+        self._timings = timings
+        self._ask_whether_alive = ask_whether_alive
+        self._set_up = set_up
+        self._effects = StatementEffects()
+
+    async def open(self, *args: Any, **options: Any) -> BlockConnection:
+        """Return a new connection. Takes what asyncpg.connect() takes; raises the driver's errors."""
+        if not self._plain and not self._tried and (misfit := driver_check.find_misfit()) is not None:
+            self._fall_back(misfit)
+        if not self._plain:
+            fast = await self._open_fast(*args, **options)
+            if fast is not None:
+                return fast
+        plain: PlainConnection = await asyncpg.connect(*args, **{**options, "connection_class": PlainConnection})
+        plain.set_timings(self._timings)
+        await self._prepare(plain)
+        return plain
+
+    async def _open_fast(self, *args: Any, **options: Any) -> FastConnection | None:
+        """Return a fast connection, or None where only plain ones can be used from now on."""
+        try:
+            return await self._open_fast_once(*args, **options)
+        except Exception as error:
+            # Once it was tried out, this is the network's or the server's doing.
+            if self._tried or (isinstance(error, OSError | ValueError) and not isinstance(error, TimeoutError)):
+                raise
+        try:
+            return await self._open_fast_once(*args, **options)
+        except Exception as error:  # noqa: BLE001  (nobody knows what an unknown asyncpg raises)
+            reason = describe(error)
+        # Where the server is ill, this raises, and nothing is concluded.
+        connection = await asyncpg.connect(*args, **options)
+        connection.terminate()
+        self._fall_back(reason)
+        return None
+
+    async def _open_fast_once(self, *args: Any, **options: Any) -> FastConnection | None:
+        opened_at = time.monotonic()
+        own = {"connection_class": FastConnection, "loop": PacketLoop(asyncio.get_running_loop())}
+        connection: FastConnection = await asyncpg.connect(*args, **{**options, **own})
+        try:
+            async with asyncio.timeout(self._seconds):
+                if not await connection.is_direct(opened_at):
+                    # A pooler stands in between.
+                    connection.terminate()
+                    self._plain = True
+                    return None
+                connection.set_up(self._timings, self._effects, self._cache_size, self._ask_whether_alive)
+                if not self._tried:
+                    await driver_check.try_out(connection)
+                    self._tried = True
+        except BaseException:
+            connection.terminate()
+            raise
+        await self._prepare(connection)
+        return connection
+
+    async def _prepare(self, connection: BlockConnection) -> None:
+        try:
+            if self._set_up is not None:
+                # asyncpg's pool also connects by itself, where no block's deadline ends it.
+                async with asyncio.timeout(self._seconds):
+                    await self._set_up(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        connection.keep_as_it_is()
+
+    def _fall_back(self, reason: str) -> None:
+        self._plain = True
+        if reason not in _told:
+            _told.add(reason)
+            _logger.warning(
+                "asyncpg %s is not as expected (%s): every block takes a few messages more, and all else is as safe; "
+                "TENANTS_DRIVER_MODE=plain says nothing about it",
+                asyncpg.__version__,
+                reason,
+            )

@@ -1,0 +1,247 @@
+"""A connection that uses nothing of asyncpg's but what its documentation promises.
+
+It serves behind poolers, and wherever asyncpg is another one than the fast connection knows. A block costs four
+messages here, where a fast connection needs one for a block that only reads.
+"""
+
+import contextlib
+import secrets
+from typing import TYPE_CHECKING, Any, Self
+
+import asyncpg
+
+from quart_tenants.errors import DatabaseUnavailableError
+from quart_tenants.postgres.driver.block_statements import (
+    CHECKED_COMMIT,
+    FORGET_STATEMENTS,
+    RESET,
+    RESET_AHEAD,
+    ROLLBACK,
+    SAVEPOINT_TEXT,
+    Beginning,
+)
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
+from quart_tenants.postgres.driver.timings import Timings
+
+if TYPE_CHECKING:
+    from quart_tenants.postgres.driver.connection_types import Connection
+
+    _AsyncpgConnection = asyncpg.Connection[asyncpg.Record]
+else:
+    _AsyncpgConnection = asyncpg.Connection
+
+# asyncpg writes these options of COPY as they are.
+_UNQUOTED = ("oids", "freeze", "header")
+
+
+class PlainConnection(_AsyncpgConnection):
+    """A connection that asyncpg's pool gets back after each block.
+
+    asyncpg's pool takes its handle back then, and whatever the block's handler has kept is of no use any more.
+
+    Attributes:
+        altered: Whether a block has set what stays in the client, where no reset reaches it.
+        proxy: The handle by which asyncpg's pool knows this connection.
+    """
+
+    __slots__ = (
+        "_loggers",
+        "_one_statement",
+        "_outermost",
+        "_replacement",
+        "_seconds",
+        "_status",
+        "_timings",
+        "altered",
+        "proxy",
+    )
+    is_fast = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.altered = False
+        self.proxy: Any = None
+        self._timings = Timings()
+        self._loggers: list[Any] = []
+        self._outermost: Any = None
+        self._one_statement = False
+        # What is sent in place of the next BEGIN, COMMIT or ROLLBACK of asyncpg's transaction().
+        self._replacement = ""
+        self._seconds: float | None = None
+        self._status = ""
+
+    @property
+    def itself(self) -> Self:
+        """This connection, also when it is asked of asyncpg's handle, which forgets whom it stands for."""
+        return self
+
+    def keep_as_it_is(self) -> None:
+        """Take what was set so far for what every block is to have."""
+        self.altered = False
+        self._loggers.clear()
+
+    def set_timings(self, timings: Timings) -> None:
+        """Wait as long as *timings* say."""
+        self._timings = timings
+
+    @property
+    def needs_reset(self) -> bool:
+        """Whether the connection is not reset, which it is after every block."""
+        return False
+
+    def lend(self) -> "Connection":
+        """Return the handle for the present block."""
+        proxy: Connection = self.proxy
+        return proxy
+
+    async def begin_block(self, beginning: Beginning, first: str, within: float) -> str:
+        """Begin a block; return the status of the last statement.
+
+        Args:
+            beginning: How the block begins.
+            first: SQL that goes with it; may be empty.
+            within: Seconds that it may take.
+        """
+        self._one_statement = False
+        self._outermost = self.transaction()
+        # The reset once more: whoever kept a handle may have used it until asyncpg's pool took it back.
+        statements = (*RESET_AHEAD, *beginning.statements, *((first,) if first else ()))
+        await self._send_instead("; ".join(statements), within, self._outermost.start)
+        self._one_statement = beginning.with_role
+        return self._status
+
+    def leave_block(self) -> bool:
+        """Return False: a block always has to be ended."""
+        return False
+
+    async def end_block(self, *, commit: bool, within: float | None = None) -> None:
+        """End the block, and reset everything. Raises the driver's errors; the connection is then to be closed.
+
+        Args:
+            commit: Whether to keep what the block did.
+            within: Seconds that it may take; None for the command timeout.
+        """
+        self._one_statement = False
+        while self._loggers:
+            # They hear of the handler's statements only.
+            self.remove_query_logger(self._loggers.pop())
+        outermost, self._outermost = self._outermost, None
+        text = "; ".join((*(CHECKED_COMMIT if commit else (ROLLBACK,)), *RESET, FORGET_STATEMENTS))
+        if outermost is None:
+            # COMMIT was refused before.
+            await super().execute(text, timeout=within)
+        else:
+            await self._send_instead(text, within, outermost.commit if commit else outermost.rollback)
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:  # noqa: ASYNC109  (asyncpg's)
+        """Execute *query*, as asyncpg does it; in a block with a role it is one statement."""
+        if self._replacement:
+            query, self._replacement = self._replacement, ""
+            self._status = await super().execute(query, timeout=self._seconds)
+            return self._status
+        if args or not self._one_statement or SAVEPOINT_TEXT.fullmatch(query):
+            return await super().execute(query, *args, timeout=timeout)
+        statement = await self.prepare(query, timeout=timeout)
+        await statement.fetch(timeout=timeout)
+        return statement.get_statusmsg() or ""
+
+    async def prepare(self, query: str, *, name: str | None = None, **options: Any) -> Any:
+        """Prepare *query*, as asyncpg does it; the server has it under a name until the block's end."""
+        return await super().prepare(query, name=name or f"quart_tenants_{secrets.token_hex(8)}", **options)
+
+    async def copy_from_query(self, query: str, *args: Any, **options: Any) -> str:
+        """Copy the rows of *query*, as asyncpg does it; in a block with a role it is one statement."""
+        # The line's end closes a comment, in which what follows would be lost.
+        query += "\n"
+        await self._check_copy(options, query)
+        return await super().copy_from_query(query, *args, **options)
+
+    async def copy_from_table(self, table_name: str, **options: Any) -> str:
+        """Copy rows from a table, as asyncpg does it."""
+        await self._check_copy(options)
+        return await super().copy_from_table(table_name, **options)
+
+    async def copy_to_table(self, table_name: str, **options: Any) -> str:
+        """Copy rows to a table, as asyncpg does it; in a block with a role without *where*: it may hold any statement.
+
+        Raises:
+            asyncpg.InterfaceError: *where* is given.
+        """
+        await self._check_copy(options)
+        return await super().copy_to_table(table_name, **options)
+
+    async def copy_records_to_table(self, table_name: str, **options: Any) -> str:
+        """Copy records, as asyncpg does it; in a block with a role without *where*: it may hold any statement.
+
+        Raises:
+            asyncpg.InterfaceError: *where* is given.
+        """
+        await self._check_copy(options)
+        return await super().copy_records_to_table(table_name, **options)
+
+    async def add_listener(self, *args: Any) -> None:
+        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().add_listener(*args)
+
+    def add_log_listener(self, *args: Any) -> None:
+        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        super().add_log_listener(*args)
+
+    def add_query_logger(self, callback: Any) -> None:
+        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        self._loggers.append(callback)
+        super().add_query_logger(callback)
+
+    def add_termination_listener(self, *args: Any) -> None:
+        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        super().add_termination_listener(*args)
+
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().set_type_codec(*args, **options)
+
+    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
+        """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().reset_type_codec(*args, **options)
+
+    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().set_builtin_type_codec(*args, **options)
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (overrides asyncpg's)
+        """Close it, politely if that is quick. Raises nothing but a cancellation: it is closed either way."""
+        cleanup = self._timings.cleanup
+        with contextlib.suppress(*DRIVER_ERRORS):
+            await super().close(timeout=cleanup if timeout is None else min(timeout, cleanup))
+
+    async def _send_instead(self, text: str, seconds: float | None, step: Any) -> None:
+        """Let *step* of asyncpg's transaction() send *text* in place of its own statement."""
+        self._replacement, self._seconds = text, seconds
+        try:
+            await step()
+        finally:
+            unsent, self._replacement = self._replacement, ""
+        if unsent:
+            self.terminate()
+            raise DatabaseUnavailableError(
+                "this asyncpg sends the begin and the end of a transaction in an unknown way"
+            )
+
+    async def _check_copy(self, options: dict[str, Any], query: str = "") -> None:
+        if not self._one_statement:
+            return
+        if options.get("where") is not None:
+            raise asyncpg.InterfaceError("where=… of a copy is not taken where tenants have roles of their own")
+        for name in _UNQUOTED:
+            if not isinstance(options.get(name), bool | None):
+                raise asyncpg.InterfaceError(f"{name}=… of a copy is True or False")
+        if query:
+            # The server parses it, and refuses it if it is two statements.
+            await self.prepare(query)

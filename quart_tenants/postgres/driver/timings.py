@@ -1,0 +1,24 @@
+"""How long the connections of one pool wait for what. Tests give other values; nobody else needs to."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Times in seconds.
+
+    Attributes:
+        fresh: A connection that answered so lately is trusted to be alive: its block begins with the first statement.
+        silence: After so long without an answer to BEGIN, the pool asks the server whether the connection is dead.
+        cleanup: A block that is left waits so long for its rollback and reset. Then its connection is closed instead.
+        cancel: A block that goes on after a statement's time-out waits so long for the server to cancel that statement.
+        tidy_every: How often the pool looks after idle connections. One that was idle for so long is reset.
+        give_up_after: A connection that was idle for so long goes back to asyncpg's pool, which may close it.
+    """
+
+    fresh: float = 0.5
+    silence: float = 1.0
+    cleanup: float = 0.4
+    cancel: float = 3.0
+    tidy_every: float = 1.0
+    give_up_after: float = 300.0
