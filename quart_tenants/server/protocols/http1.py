@@ -1,186 +1,219 @@
-"""Speak HTTP/1: a plain request at one go, all else by h11, without what that forgives."""
+"""Speak HTTP/1 with one client: read its requests one after the other, and write the answers of the app."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import h11
-from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.utils import build_and_validate_headers
+from hypercorn.protocol.events import Body, Data, EndBody, Request, Response, StreamClosed
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import H2ProtocolAssumedError
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup, WorkerContext
 
-from quart_tenants.server.protocols.plain_stream import PlainStream
-from quart_tenants.server.protocols.request_heads import PlainRequest, find_plain_request
+from quart_tenants.server.protocols.answers import Answer
+from quart_tenants.server.protocols.receiving import RequestTasks
+from quart_tenants.server.protocols.requests import Head, RequestError, RequestReader
 
-
-class Http1Protocol(H11Protocol):
-    """Hypercorn's, which leaves h11 out where both a request and its answer are plain.
-
-    So h11 knows all of a request or nothing of it.
-    """
-
-    def __init__(self, replaced: H11Protocol) -> None:
-        """Take the place of *replaced*, which has read nothing yet."""
-        super().__init__(
-            replaced.app,
-            replaced.config,
-            replaced.context,
-            replaced.task_group,
-            replaced.connection_state,
-            replaced.ssl,
-            replaced.client,
-            replaced.server,
-            replaced.send,
-        )
-        self._h11 = self.connection = StrictConnection(self.config)
-
-    async def handle(self, event: Event) -> None:
-        """Do with *event* of the connection what Hypercorn does."""
-        if isinstance(event, RawData):
-            if self.stream is None:
-                request = self._find_plain_request(event.data)
-                if request is not None and isinstance(self.app, ASGIWrapper):
-                    await self._begin(PlainStream(self, request), self.app)
-                    return
-            elif isinstance(self.stream, PlainStream) and self._h11.is_fresh:
-                if not event.data:
-                    # The client has gone, which we are told next.
-                    return
-                # What comes before the answer waits, and nothing more is read. So it is with h11, too.
-                await self.can_read.clear()
-                await self.can_read.wait()
-            if self._h11.is_closed:
-                return
-        else:
-            await self.stop_reading()
-        await super().handle(event)
-
-    async def stop_reading(self) -> None:
-        """Let nobody wait any more to read what came before an answer."""
-        self._h11.is_closed = True
-        await self.can_read.set()
-
-    def release_held(self) -> bytes:
-        """Return what is to be sent now of an answer of which the rest does not come in the same moment."""
-        if isinstance(self.stream, PlainStream) and self.stream.holds_start:
-            self.stream.tell_h11()
-        return self._h11.release_head()
-
-    def tell_h11(self, request: bytes, start: Any) -> None:
-        """Let h11 read *request*, and write the answer's beginning if there is one."""
-        self._h11.read_request(request)
-        if start is not None:
-            headers = build_and_validate_headers(start["headers"]) + self.config.response_headers("h11")
-            self._h11.send(h11.Response(headers=headers, status_code=int(start["status"])))
-
-    async def end_plain_request(self) -> None:
-        """Make ready for the next request, as Hypercorn does where h11 has seen both ends."""
-        await self._close_stream()
-        await self.can_read.set()
-        # h11 is not idle where the app has sent something else at the same time.
-        is_last = self.context.terminated.is_set() or self._h11.is_closed or self._h11.our_state is not h11.IDLE
-        await self.send(Closed() if is_last else Updated(idle=True))
-
-    def _find_plain_request(self, data: bytes) -> PlainRequest | None:
-        # The last one's answer says that it is the last.
-        is_last = self.keep_alive_requests + 1 >= self.config.keep_alive_max_requests
-        if is_last or self.config.server_names or self.config.h11_pass_raw_headers or not self._h11.is_fresh:
-            return None
-        return find_plain_request(data)
-
-    async def _begin(self, stream: PlainStream, app: ASGIWrapper) -> None:
-        # As H11Protocol does it.
-        self.stream = stream
-        await self.send(Updated(idle=False))
-        self.task_group.spawn(stream.run, app.app)
-        self.keep_alive_requests += 1
-        await self.context.mark_request()
+_STREAM_ID = 1
+# What a client says first that speaks HTTP/2 without having asked for it (RFC 9113, section 3.4).
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 
 
-class StrictConnection(h11.Connection):
-    """h11, without what it forgives in the lines of a request's head, and without a way to HTTP/2.
+class HeadOfAnswer(RawData):
+    """Bytes that may wait until the end of this turn of the event loop, so that they go out with what comes next."""
+
+
+class Http1Protocol:
+    """HTTP/1 on one connection, in place of Hypercorn's `H11Protocol`.
 
     Attributes:
-        is_closed: Whether nobody waits for the next request any more.
+        stream: The request that is being answered, or None between two requests.
+        keep_alive_requests: How many requests have begun on this connection.
     """
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(h11.SERVER, max_incomplete_event_size=config.h11_max_incomplete_size)
-        self.is_closed = False
-        self._refused = False
-        # Of an answer: it is sent together with what comes next, in one packet.
-        self._held_head = b""
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        task_group: TaskGroup,
+        connection_state: ConnectionState,
+        ssl: bool,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+        send: Callable[[Event], Awaitable[None]],
+    ) -> None:
+        self.stream: HTTPStream | WSStream | None = None
+        self.keep_alive_requests = 0
+        self._arguments = (ssl, client, server, self.stream_send, _STREAM_ID)
+        self._app = app
+        self._config = config
+        self._context = context
+        self._tasks: Any = RequestTasks(task_group)
+        self._state = connection_state
+        self._send = send
+        # Set when the answer is done that the next request waits for.
+        self._can_read = context.event_class()
+        self._reader = RequestReader(config.h11_max_incomplete_size)
+        self._answer = Answer("GET", "1.1", closes=False)
+        self._reads_body = False
+        self._is_last = False
+        self._is_websocket = False
+        # Whether nothing that the client says from now on is read.
+        self._is_over = False
+        # Whether we have answered in place of the app, because the request cannot be read to its end.
+        self._is_refused = False
 
     @property
-    def is_fresh(self) -> bool:
-        """Whether the next request's first byte is still to come."""
-        is_idle = self.their_state is h11.IDLE and self.our_state is h11.IDLE
-        return is_idle and not self.is_closed and not self.trailing_data[0]
+    def has_begun(self) -> bool:
+        """Whether a part of the next request is here."""
+        return bool(self._reader.unread)
 
-    def send(self, event: Any) -> Any:
-        """Return what h11 returns, but the head of an answer only with what comes next."""
-        data = super().send(event)
-        if type(event) is h11.Response:
-            self._held_head = data
-            return b""
-        return data if data is None else self.release_head() + data
+    async def initiate(self) -> None:
+        """Do nothing: the client speaks first."""
 
-    def release_head(self) -> bytes:
-        """Return the head of an answer that was not sent yet, once."""
-        head, self._held_head = self._held_head, b""
-        return head
-
-    def read_request(self, data: bytes) -> None:
-        """Read the request without a body that *data* is, also where nobody waits for another one any more."""
-        self.receive_data(data)
-        # The request and its end.
-        super().next_event()
-        super().next_event()
-
-    def next_event(self) -> Any:
-        """Return what h11 returns.
+    async def handle(self, event: Event) -> None:
+        """Take what the connection tells.
 
         Raises:
-            RemoteProtocolError: The head of the next request can be read in two ways, or breaks the protocol.
+            H2ProtocolAssumedError: The client speaks HTTP/2.
         """
-        if self.is_closed:
-            # h11 would wait for the end of an answer that nobody reads.
-            return h11.ConnectionClosed()
-        if self.their_state is h11.IDLE and not self._refused:
-            head, _, _ = self.trailing_data[0].partition(b"\r\n\r\n")
-            self._refused = _has_ambiguous_line(head)
-        if self._refused:
-            # From now on always: what follows in the buffer must not become a request.
-            raise h11.RemoteProtocolError("ambiguous line in the request's head", error_status_hint=400)
-        event = super().next_event()
-        return _ignore_http2_upgrade(event) if type(event) is h11.Request else event
+        if isinstance(event, RawData):
+            self._reader.unread += event.data
+            if not event.data and not self._is_over and (self._reads_body or (self.has_begun and self.stream is None)):
+                # The client says no more, in the middle of a request.
+                await self._refuse(400)
+            else:
+                await self._read()
+        elif isinstance(event, Closed):
+            await self.stop_reading()
+            await self._close_stream()
 
+    async def stop_reading(self) -> None:
+        """Begin no other request, also where one waits for the answer before it."""
+        self._is_over = True
+        await self._can_read.set()
 
-def _ignore_http2_upgrade(request: h11.Request) -> h11.Request:
-    """Return *request* without `Upgrade: h2c`, which a server may ignore (RFC 9110 section 7.8).
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Write what the app answers.
 
-    A proxy that passes it on becomes a mere tunnel after our 101, through which a visitor speaks to us as the proxy
-    that we trust: with any X-Forwarded-For.
-    """
-    headers = request.headers.raw_items()
-    if not any(name.lower() == b"upgrade" for name, _ in headers):
-        return request
-    kept = [(name, value) for name, value in headers if not _asks_for_http2(name, value)]
-    if len(kept) == len(headers):
-        return request
-    return h11.Request(method=request.method, headers=kept, target=request.target, http_version=request.http_version)
+        Raises:
+            AnswerError: It is no answer.
+        """
+        if isinstance(event, StreamClosed):
+            await self._end_request()
+        elif isinstance(event, Data):
+            # Of a websocket.
+            await self._send(RawData(event.data))
+        elif self._is_refused:
+            pass
+        elif isinstance(event, Response):
+            await self._begin_answer(event)
+        elif isinstance(event, Body):
+            await self._send(RawData(self._answer.write(event.data)))
+        elif isinstance(event, EndBody):
+            await self._send(RawData(self._answer.end()))
 
+    async def _read(self) -> None:
+        unread = self._reader.unread
+        while unread and not self._is_over:
+            if self._is_websocket:
+                data = bytes(unread)
+                unread.clear()
+                if self.stream is not None:
+                    await self.stream.handle(Data(_STREAM_ID, data))
+            elif self._reads_body:
+                await self._read_body()
+            elif self.stream is not None:
+                # The next request waits, and nothing more is read from the socket.
+                await self._can_read.clear()
+                await self._can_read.wait()
+            elif not await self._read_head():
+                return
+        if self._is_over:
+            unread.clear()
 
-def _asks_for_http2(name: bytes, value: bytes) -> bool:
-    # Hypercorn reads them so; latin-1 has more blanks than ASCII.
-    return name.lower() == b"upgrade" and value.decode("latin-1").strip().lower() == "h2c"
-
-
-def _has_ambiguous_line(head: bytes) -> bool:
-    # A line that begins with a blank continues the one before (obs-fold): a proxy that does not know that reads
-    # another header than we do. One that ends without CR is a line to some and none to others.
-    if b"\n " in head or b"\n\t" in head:
+    async def _read_head(self) -> bool:
+        """Begin the next request, and return whether its head is here."""
+        unread = self._reader.unread
+        if self.keep_alive_requests == 0 and unread.startswith(_HTTP2_PREFACE):
+            raise H2ProtocolAssumedError(bytes(unread))
+        try:
+            head = self._reader.read_head()
+        except RequestError as error:
+            await self._refuse(error.status)
+            return False
+        if head is None:
+            return False
+        await self._send(Updated(idle=False))
+        await self._begin_request(head)
         return True
-    # The last byte may be half of a line's end.
-    head = head.removesuffix(b"\r")
-    return not head.count(b"\n") == head.count(b"\r") == head.count(b"\r\n")
+
+    async def _begin_request(self, head: Head) -> None:
+        self._answer = Answer(head.method, head.version, closes=head.is_last)
+        self._is_last, self._is_websocket = head.is_last, head.is_websocket
+        self._reads_body = not head.is_websocket
+        self._tasks.has_body = head.has_body
+        make_stream = WSStream if head.is_websocket else HTTPStream
+        self.stream = stream = make_stream(self._app, self._config, self._context, self._tasks, *self._arguments)
+        headers = head.raw_headers if self._config.h11_pass_raw_headers else head.headers
+        await stream.handle(Request(_STREAM_ID, headers, head.version, head.method, head.target, self._state))
+        self.keep_alive_requests += 1
+        await self._context.mark_request()
+        if head.awaits_continue and not self._answer.has_begun:
+            await self._send(RawData(self._answer.hint(100, self._config.response_headers("h11"))))
+        if self._reads_body:
+            # A body of nothing ends here.
+            await self._read_body()
+
+    async def _read_body(self) -> None:
+        try:
+            data, ends = self._reader.read_body()
+        except RequestError as error:
+            await self._refuse(error.status)
+            return
+        self._reads_body = not ends
+        # Behind its last request a client has nothing to say (RFC 9112, section 9.6).
+        self._is_over = self._is_over or (ends and self._is_last)
+        if data and self.stream is not None:
+            await self.stream.handle(Body(_STREAM_ID, data))
+        if ends and self.stream is not None:
+            await self.stream.handle(EndBody(_STREAM_ID))
+
+    async def _begin_answer(self, event: Response) -> None:
+        headers = [*event.headers, *self._config.response_headers("h11")]
+        if event.status_code < 200:
+            await self._send(RawData(self._answer.hint(event.status_code, headers)))
+            return
+        if self.keep_alive_requests >= self._config.keep_alive_max_requests or self._context.terminated.is_set():
+            headers.append((b"connection", b"close"))
+        await self._send(HeadOfAnswer(self._answer.begin(event.status_code, headers)))
+
+    async def _end_request(self) -> None:
+        await self._close_stream()
+        is_last = self._answer.closes or self._is_websocket or self._is_over or self._context.terminated.is_set()
+        if self._answer.is_done and not self._reads_body and not is_last:
+            await self._can_read.set()
+            await self._send(Updated(idle=True))
+        else:
+            await self.stop_reading()
+            await self._send(Closed())
+
+    async def _refuse(self, status: int) -> None:
+        """Answer *status* if nothing else was answered, and end the connection."""
+        if self.stream is None:
+            self._answer = Answer("GET", "1.1", closes=False)
+        self._is_over = self._is_refused = True
+        self._reads_body = False
+        self._reader.unread.clear()
+        if not self._answer.has_begun:
+            headers = [(b"content-length", b"0"), (b"connection", b"close"), *self._config.response_headers("h11")]
+            await self._send(RawData(self._answer.begin(status, headers)))
+        await self._send(Closed())
+
+    async def _close_stream(self) -> None:
+        if self.stream is not None:
+            await self.stream.handle(StreamClosed(_STREAM_ID))
+            self.stream = None

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import hypercorn.asyncio.run
+import hypercorn.protocol
+import hypercorn.protocol.h2
 import pytest
 from hypercorn.asyncio.run import worker_serve
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.config import Config
+from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.utils import wrap_app
 
-from quart_tenants.server.protocols.connections import LimitedConnection
+from quart_tenants.server.protocols.connections import LimitedConnection, limit_connections
 
 DEADLINE = 120.0  # seconds
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -34,6 +38,14 @@ class Served:
     end: asyncio.Event
 
 
+def patch_hypercorn(patch: pytest.MonkeyPatch) -> None:
+    """Let Hypercorn have its own classes again when *patch* ends, whatever replaces them meanwhile."""
+    patch.setattr(hypercorn.asyncio.run, "TCPServer", TCPServer)
+    patch.setattr(hypercorn.protocol, "H11Protocol", H11Protocol)
+    patch.setattr(hypercorn.protocol, "H2Protocol", H2Protocol)
+    patch.setattr(hypercorn.protocol.h2, "StreamBuffer", StreamBuffer)
+
+
 @contextlib.asynccontextmanager
 async def serving(app: App, connections: type[TCPServer] = LimitedConnection, **settings: Any) -> AsyncIterator[Served]:
     """Serve *app* by *connections*, with *settings* of Hypercorn."""
@@ -45,7 +57,11 @@ async def serving(app: App, connections: type[TCPServer] = LimitedConnection, **
     served = Served(listener.getsockname()[1], asyncio.Event())
     wrapped = wrap_app(_with_lifespan(app), 0, "asgi")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hypercorn.asyncio.run, "TCPServer", connections)
+        if connections is LimitedConnection:
+            patch_hypercorn(patch)
+            limit_connections()
+        else:
+            patch.setattr(hypercorn.asyncio.run, "TCPServer", connections)
         task = asyncio.create_task(worker_serve(wrapped, config, sockets=sockets, shutdown_trigger=served.end.wait))
         try:
             yield served

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypercorn.protocol.http_stream import HTTPStream
 
 from quart_tenants.server.protocols import connections
-from quart_tenants.server.protocols.plain_stream import PlainStream
 from tests.server.protocols.serving import GET, App, answer, end, pause, send, serving, start
 from tests.server.protocols.waiting import (
     HEAD,
@@ -270,7 +270,7 @@ def make_quart() -> App:
 
 def count_streams() -> int:
     """Return how many requests are still in memory."""
-    return sum(type(thing) is PlainStream for thing in gc.get_objects())
+    return sum(type(thing) is HTTPStream for thing in gc.get_objects())
 
 
 @pytest.mark.slow

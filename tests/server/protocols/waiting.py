@@ -7,7 +7,8 @@ from typing import Any
 
 from quart import Quart, ResponseReturnValue
 
-from quart_tenants.server.one_task_requests import WATCH_CLIENT, serve_requests
+from quart_tenants.server.one_task_requests import serve_requests
+from quart_tenants.server.protocols.receiving import RequestReceive
 from tests.server.protocols.serving import DEADLINE, GET, App, answer, end, start
 
 JSON = (b"content-type", b"application/json")
@@ -34,6 +35,11 @@ async def answer_plainly(_scope: Any, _receive: Any, send: Any) -> None:
     await answer(send, b'{"a":1}')
 
 
+def is_watched(receive: Any) -> bool:
+    """Say whether *receive* tells that the client has gone, without a task that waits for that."""
+    return isinstance(receive, RequestReceive) and not receive.has_body
+
+
 class Waiting:
     """A handler that waits, as an app and as a view of Quart.
 
@@ -41,7 +47,7 @@ class Waiting:
         entered: Set when it begins.
         released: What it waits for.
         ended: How it ended.
-        plain: Whether its last request was read without h11.
+        plain: Whether its last request needs no task that receives.
     """
 
     def __init__(self) -> None:
@@ -60,9 +66,9 @@ class Waiting:
             raise
         self.ended.append("answered")
 
-    async def app(self, scope: Any, _receive: Any, send: Any) -> None:
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer after that."""
-        self.plain = WATCH_CLIENT in scope["extensions"]
+        self.plain = is_watched(receive)
         if scope["path"] != "/nothing":
             await self.wait()
         await answer(send)
@@ -78,7 +84,7 @@ class Waiting:
             return {}
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
-            self.plain = WATCH_CLIENT in scope["extensions"]
+            self.plain = is_watched(receive)
             await quart(scope, receive, send)
 
         return app

@@ -1,0 +1,168 @@
+"""Write answers of HTTP/1, and refuse what a client would read otherwise than the app meant it."""
+
+import enum
+import re
+from collections.abc import Iterable
+
+# RFC 9110, sections 5.1 and 5.5. A value with a line's end would be two headers, and a part of one could be a body.
+_HEADERS = re.compile(rb"(?:[-!#$%&'*+.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n)*")
+_LENGTH = re.compile(rb"[0-9]{1,20}")
+_SPECIAL = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host"))
+# These answers never have a body, whatever their headers say (RFC 9110, sections 15.3.5 and 15.4.5).
+_WITHOUT_BODY = (204, 304)
+
+
+class AnswerError(Exception):
+    """An app has sent what cannot be an answer, or not at this moment."""
+
+
+class _State(enum.Enum):
+    """What an answer needs next.
+
+    HEAD becomes one of the three in the middle by `begin`, and each of these becomes DONE by `end`. Whatever is refused
+    after the head makes FAILED, because the client waits for bytes that do not come.
+    """
+
+    HEAD = enum.auto()
+    COUNTED = enum.auto()
+    CHUNKED = enum.auto()
+    UNTIL_CLOSE = enum.auto()
+    DONE = enum.auto()
+    FAILED = enum.auto()
+
+
+class Answer:
+    """The answer to one request, as bytes.
+
+    Attributes:
+        closes: Whether nothing can follow it on its connection.
+    """
+
+    def __init__(self, method: str, version: str, *, closes: bool) -> None:
+        self.closes = closes
+        self._method = method
+        self._version = version
+        self._state = _State.HEAD
+        self._left = 0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its head was written."""
+        return self._state is not _State.HEAD
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is complete."""
+        return self._state is _State.DONE
+
+    def hint(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Return an answer before the answer, such as 100 or 103.
+
+        Raises:
+            AnswerError: It comes too late, or a header is none.
+        """
+        if self.has_begun:
+            self._fail("the head of the answer was sent before")
+        if not 100 <= status < 200:
+            raise AnswerError(f"{status} is no status of an answer")
+        return _write_head(status, [b"%b: %b\r\n" % header for header in headers])
+
+    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Return the head, with headers that say where the body ends and whether the connection does.
+
+        Raises:
+            AnswerError: The status is none, a header is none, or the headers contradict each other.
+        """
+        if self.has_begun:
+            self._fail("an answer has one head")
+        if not 200 <= status < 1000:
+            raise AnswerError(f"{status} is no status of an answer")
+        lines: list[bytes] = []
+        length: bytes | None = None
+        is_chunked = False
+        connection: set[bytes] = set()
+        for name, value in headers:
+            line = b"%b: %b\r\n" % (name, value)
+            lower = name.lower()
+            if lower not in _SPECIAL:
+                lines.append(line)
+            elif lower == b"content-length":
+                if length is None:
+                    length = _parse_length(value)
+                    lines.append(b"%b: %b\r\n" % (name, length))
+                elif length != _parse_length(value):
+                    raise AnswerError("an answer has one Content-Length")
+            elif lower == b"transfer-encoding":
+                if is_chunked or value.lower() != b"chunked":
+                    raise AnswerError("an answer's only Transfer-Encoding is chunked")
+                is_chunked = True
+            elif lower == b"connection":
+                connection.update(token.strip().lower() for token in value.split(b","))
+                if not self.closes:
+                    lines.append(line)
+            else:
+                lines.insert(0, line)
+        has_no_body = status in _WITHOUT_BODY or self._method == "HEAD"
+        is_counted = status in _WITHOUT_BODY or (length is not None and not is_chunked)
+        if not is_counted:
+            lines = [line for line in lines if not line.lower().startswith(b"content-length:")]
+            if self._version == "1.1":
+                lines.append(b"Transfer-Encoding: chunked\r\n")
+        if self.closes:
+            tokens = sorted((connection - {b"keep-alive", b""}) | {b"close"})
+            lines += [b"Connection: %b\r\n" % token for token in tokens]
+        head = _write_head(status, lines)
+        self.closes = self.closes or b"close" in connection
+        self._left = int(length or 0) if is_counted and not has_no_body else 0
+        if has_no_body or is_counted:
+            self._state = _State.COUNTED
+        else:
+            self._state = _State.CHUNKED if self._version == "1.1" else _State.UNTIL_CLOSE
+        return head
+
+    def write(self, data: bytes) -> bytes:
+        """Return a piece of the body.
+
+        Raises:
+            AnswerError: The head says that the body is shorter, or there is no head yet.
+        """
+        if self._state is _State.CHUNKED:
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if self._state is _State.UNTIL_CLOSE:
+            return data
+        if self._state is not _State.COUNTED or len(data) > self._left:
+            self._fail("the body is longer than the head of its answer says")
+        self._left -= len(data)
+        return data
+
+    def end(self) -> bytes:
+        """Return what ends the body.
+
+        Raises:
+            AnswerError: The head says that the body is longer, or there is no head yet.
+        """
+        was, is_short = self._state, self._left > 0
+        if was in (_State.HEAD, _State.DONE, _State.FAILED) or is_short:
+            self._fail("the body is shorter than the head of its answer says")
+        self._state = _State.DONE
+        return b"0\r\n\r\n" if was is _State.CHUNKED else b""
+
+    def _fail(self, reason: str) -> None:
+        self._state = _State.FAILED
+        raise AnswerError(reason)
+
+
+def _parse_length(value: bytes) -> bytes:
+    lengths = {length.strip() for length in value.split(b",")}
+    length = lengths.pop()
+    if lengths or not _LENGTH.fullmatch(length):
+        raise AnswerError(f"Content-Length is {value!r}: give a number of bytes")
+    return length
+
+
+def _write_head(status: int, lines: list[bytes]) -> bytes:
+    text = b"".join(lines)
+    # A value with a line's end in it would look like two good headers.
+    if text.count(b"\n") != len(lines) or not _HEADERS.fullmatch(text):
+        raise AnswerError("a header of the answer has a character that no header may have")
+    return b"HTTP/1.1 %d \r\n%b\r\n" % (status, text)
