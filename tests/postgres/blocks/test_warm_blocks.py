@@ -22,6 +22,8 @@ from tests.timings import WARM
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
+pytestmark = pytest.mark.usefixtures("fast_driver_only")
+
 READ = "SELECT description FROM company_data"
 ADD = "INSERT INTO company_data (description) VALUES ($1)"
 COUNT_OPEN = """
