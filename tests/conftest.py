@@ -71,6 +71,13 @@ def plain_driver(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--plain-driver"))
 
 
+@pytest.fixture
+def fast_driver_only(plain_driver: bool) -> None:
+    """Skip a test about what only fast connections do."""
+    if plain_driver:
+        pytest.skip("only fast connections do this")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _strange_asyncpg(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let the driver miss something in asyncpg, where the option says so."""

@@ -175,11 +175,15 @@ class Block:
         # After a restart of the server every pooled connection is dead, and nothing was done on any
         # of them yet: it is safe to go on to the next, until one is fresh.
         attempts = self._pool.max_size + 1
+        # A fast connection asks by itself whether it is dead. A plain one is replaced early, once.
+        quick = not self._first and not self._pooled.driver.is_fast
         while True:
             attempts -= 1
             driver = self._pooled.driver
+            seconds = max(deadline - loop.time(), 0.001)
             try:
-                self.status = await driver.begin_block(self._beginning, self._first, max(deadline - loop.time(), 0.001))
+                within = min(self._pool.timings.silence, seconds / 2) if quick else seconds
+                self.status = await driver.begin_block(self._beginning, self._first, within)
             except BaseException as error:
                 if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, driver):
                     # The server is well, and refuses what the caller sends with BEGIN.
@@ -188,7 +192,8 @@ class Block:
                 if self._beginning.with_role and isinstance(error, _NO_ROLE_ERRORS) and not _is_gone(error, driver):
                     await self._roll_back()
                     raise await self._explain_role(error) from error
-                if isinstance(error, DRIVER_ERRORS) and not isinstance(error, TimeoutError) and attempts:
+                if isinstance(error, DRIVER_ERRORS) and (quick or not isinstance(error, TimeoutError)) and attempts:
+                    quick = quick and not isinstance(error, TimeoutError)
                     self._pooled = await self._pool.replace(self._pooled, deadline)
                     continue
                 # Also on cancellation: nobody knows how far BEGIN came.

@@ -33,6 +33,17 @@ def _is_no_answer(error: Exception) -> bool:
     return isinstance(error, refused) and not isinstance(error, TimeoutError)
 
 
+def _avoid_set_config(connection: PlainConnection) -> None:
+    """Keep asyncpg from set_config() where it looks up a type: a tenant's role may not call it.
+
+    Where asyncpg has no such switch, a type of the tenant's own is refused in a block with a role, and nothing else.
+    """
+    known: Any = getattr(connection, "_server_caps", None)
+    if getattr(known, "jit", False) and hasattr(known, "_replace"):
+        switched: Any = connection
+        switched._server_caps = known._replace(jit=False)  # noqa: SLF001
+
+
 class Opener:
     """Opens the connections of one pool. The first one shows in which mode."""
 
@@ -40,6 +51,7 @@ class Opener:
         self,
         *,
         plain: bool,
+        with_roles: bool,
         cache_size: int,
         seconds: float,
         timings: Timings,
@@ -50,6 +62,7 @@ class Opener:
 
         Args:
             plain: Whether all are to be plain ones.
+            with_roles: Whether blocks act as their tenants' roles.
             cache_size: Prepared statements to keep by each fast one.
             seconds: Getting a new connection ready may take so long, after the login.
             timings: How long to wait for what.
@@ -57,6 +70,7 @@ class Opener:
             set_up: Called with each new connection.
         """
         self._plain = plain
+        self._with_roles = with_roles
         self._tried = False
         self._cache_size = cache_size
         self._seconds = seconds
@@ -75,6 +89,8 @@ class Opener:
                 return fast
         plain: PlainConnection = await asyncpg.connect(*args, **{**options, "connection_class": PlainConnection})
         plain.set_timings(self._timings)
+        if self._with_roles:
+            _avoid_set_config(plain)
         await self._prepare(plain)
         return plain
 

@@ -79,6 +79,7 @@ class ConnectionPool:
         self.timings = timings
         self._opener = Opener(
             plain=settings.driver_mode == "plain",
+            with_roles=settings.role_per_tenant,
             cache_size=settings.statement_cache_size,
             seconds=settings.connect_timeout,
             timings=timings,

@@ -24,6 +24,8 @@ from tests.support.timings import WARM
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
+pytestmark = pytest.mark.usefixtures("fast_driver_only")
+
 EXACT = 1.0000000001
 """More than a float4 can hold."""
 NOON = datetime.datetime(2026, 1, 1, 12)  # noqa: DTZ001  (in nobody's zone)

@@ -60,6 +60,7 @@ async def add(database: Database, tenant: Tenant, description: str) -> None:
         await connection.execute(ADD, description)
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_encrypted_read_waits_once(front: TlsFront, encrypted: Database, acme: Tenant, globex: Tenant) -> None:
     """BEGIN and path go ahead of a read and COMMIT behind, in what is encrypted, also when the tenant changes."""
     for tenant in (acme, globex, acme, globex):
@@ -138,6 +139,7 @@ async def test_encrypted_block_that_is_cancelled_is_undone(
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_each_event_loop_encrypts(
     database_url: str, tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]

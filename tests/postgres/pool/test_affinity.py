@@ -70,6 +70,7 @@ async def test_tenant_keeps_its_connection(database: Database, acme: Tenant, glo
     assert len(set(backends[0])) == 2
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_busy_tenant_keeps_its_few_connections(settings: Settings, acme: Tenant) -> None:
     """Blocks at the same time use the same few connections each time."""
     async with await Database.open(replace(settings, tenant_pool_share=5), timings=WARM) as database:
@@ -177,6 +178,7 @@ async def _is_gone(database: Database, pid: int) -> bool:
     return await find_state(database, pid) is None
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_connection_that_has_served_many_tenants_is_replaced(settings: Settings, acme: Tenant) -> None:
     """A server process remembers the tables of every tenant until it ends; who may not weigh it counts them."""
     tenants = [replace(acme, id=number) for number in range(1, 10)]
@@ -294,6 +296,7 @@ async def test_behind_a_pooler_nothing_goes_ahead_and_nothing_is_kept(
     assert not direct
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_straight_to_the_server_connections_are_direct(settings: Settings, acme: Tenant, globex: Tenant) -> None:
     """Negative control: without a pooler the same look says direct."""
     strange, direct = await use_together(settings.required_database_url, settings, acme, globex)
@@ -394,6 +397,7 @@ async def test_pgbouncer_is_found_out(settings: Settings, acme: Tenant, globex: 
 # Roles that go ahead of a first statement.
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize("first", ["fetch", "execute", "empty"])
 async def test_missing_role_is_said_by_a_warm_block(walled_database: Database, first: str) -> None:
     """A tenant's role that cannot be entered is RolesNotReadyError also where it went ahead of a read."""
