@@ -164,11 +164,21 @@ async def test_clear_requests_are_answered_one_after_the_other(server: Server) -
     """Clear ones in one packet are each answered, or the tests above would mean nothing."""
     last = NEXT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     chunked = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: Chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"
-    counted = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na"
+    counted = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\na"
 
     answer = await send(server.port, NEXT + chunked + counted + last)
 
     assert answer.count(b"HTTP/1.1 200 ") == 4
+
+
+async def test_length_that_is_said_twice_is_refused(server: Server) -> None:
+    """A repeated Content-Length is refused even where both agree, as RFC 9110, section 8.6, allows."""
+    twice = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\na"
+
+    answer = await send(server.port, twice + NEXT)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 async def test_hypercorn_alone_answers_what_follows() -> None:

@@ -10,13 +10,9 @@ from typing import Any
 import pytest
 from quart import Quart, ResponseReturnValue, request
 from quart.asgi import ASGIHTTPConnection
-from quart.routing import QuartRule
-from quart.wrappers import Request
 from werkzeug.datastructures import Headers
-from werkzeug.exceptions import SecurityError
 
 from quart_tenants import QuartTenants
-from quart_tenants.server.one_task_requests import TenantRequest
 from quart_tenants.web.context import find_request
 from quart_tenants.web.guards.deadlines import DeadlineError, Deadlines
 from tests.support.patience import DEADLINE
@@ -165,17 +161,6 @@ async def test_client_may_go_away_in_the_middle_of_its_body(
     assert connection.sent == []
 
 
-def test_blueprints_are_those_of_quart() -> None:
-    """However deep they are nested, and without a rule."""
-    ours, theirs = (kind.__new__(kind) for kind in (TenantRequest, Request))
-
-    for endpoint in ("view", "shop.view", "shop.admin.orders.view"):
-        ours.url_rule = theirs.url_rule = QuartRule("/", endpoint=endpoint)
-        assert ours.blueprints == theirs.blueprints
-    ours.url_rule = None
-    assert ours.blueprints == []
-
-
 async def test_client_that_takes_no_answer_is_given_up(app: Quart) -> None:
     """What cannot be sent within RESPONSE_TIMEOUT breaks off."""
     connection = Connection("/echo")
@@ -283,45 +268,3 @@ async def test_functions_are_taken_for_what_quart_takes_them(app: Quart, functio
 
 async def never_push(path: str, headers: Headers) -> None:
     """Do nothing: HTTP/1 has no pushes."""
-
-
-def make_requests(headers: list[tuple[str, str]], scheme: str = "http", **scope: Any) -> list[Request]:
-    """Return one request of ours, and the same of Quart's own class."""
-    scope = GET | {"headers": [(name.lower().encode(), value.encode()) for name, value in headers]} | scope
-    asked: Any = scope
-    return [
-        kind(asked["method"], scheme, "/", b"", Headers(headers), "", "1.1", asked, send_push_promise=never_push)
-        for kind in (TenantRequest, Request)
-    ]
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("name", ["acme.localhost", "Acme.LOCALHOST:8000", "a:80", "a:443", "[::1]:5", "x" * 300, None])
-def test_host_is_the_one_of_werkzeug(name: str | None, scheme: str) -> None:
-    """With its port but for the usual one, the first time and later, and among trusted hosts only."""
-    for _ in range(2):
-        ours, theirs = make_requests([] if name is None else [("Host", name)], scheme)
-        assert ours.host == theirs.host
-    ours, theirs = make_requests([("Host", name or "localhost")], scheme)
-    ours.trusted_hosts = ["trusted.example"]
-    with pytest.raises(SecurityError):
-        _ = ours.host
-
-
-@pytest.mark.parametrize(
-    ("headers", "method"),
-    [
-        ([], "GET"),
-        ([], "POST"),
-        ([("Content-Length", "5")], "GET"),
-        ([("Content-Length", "5")], "POST"),
-        ([("Content-Length", "x")], "POST"),
-        ([("Transfer-Encoding", "chunked")], "POST"),
-        ([("Content-Length", "5"), ("Transfer-Encoding", "chunked")], "GET"),
-    ],
-)
-def test_length_of_a_body_is_the_one_of_werkzeug(headers: list[tuple[str, str]], method: str) -> None:
-    """Also where there is none."""
-    ours, theirs = make_requests(headers, method=method)
-
-    assert ours.content_length == theirs.content_length
