@@ -1,7 +1,5 @@
 """Find the tenant of the current request, and lend a connection to its tables."""
 
-import contextlib
-from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,16 +51,6 @@ def remember_request() -> None:
     From Quart 0.23 on an app context that is opened inside a request hides the request.
     """
     _served.set(find_request())
-
-
-@contextlib.contextmanager
-def forgetting_request() -> Iterator[None]:
-    """Let what `remember_request` does inside end with the block."""
-    before = _served.get()
-    try:
-        yield
-    finally:
-        _served.set(before)
 
 
 def find_slug_of_host(host: str, state: TenantState) -> Slug | None:

@@ -13,8 +13,9 @@ from quart.asgi import ASGIHTTPConnection
 from werkzeug.datastructures import Headers
 
 from quart_tenants import QuartTenants
+from quart_tenants.server.one_task_requests import serve_requests
+from quart_tenants.server.protocols.receiving import RequestReceive
 from quart_tenants.web.context import find_request
-from quart_tenants.web.guards.deadlines import DeadlineError, Deadlines
 from tests.support.patience import DEADLINE
 
 GET: dict[str, Any] = {
@@ -60,12 +61,32 @@ class Connection:
         return asyncio.create_task(app(self.scope, self.receive, self.send))  # type: ignore[arg-type]
 
 
+class OwnConnection(Connection):
+    """What our own server gives an app for a request without a body."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.own_receive = RequestReceive(10, has_body=False)
+
+    async def send(self, event: Any) -> None:
+        """Take what the app sends; say after the end that the client has gone, as our server does."""
+        self.served_in.add(asyncio.current_task())
+        self.sent.append(event)
+        if event["type"] == "http.response.body" and not event["more_body"]:
+            await self.own_receive.put({"type": "http.disconnect"})
+
+    def serve(self, app: Quart) -> "asyncio.Task[None]":
+        """Let *app* answer in a task of its own."""
+        return asyncio.create_task(app(self.scope, self.own_receive, self.send))  # type: ignore[arg-type]
+
+
 @pytest.fixture
 async def app(database_url: str) -> AsyncIterator[Quart]:
     """An app that says what becomes of its handlers."""
     app = Quart(__name__, host_matching=True, static_folder=None)
     app.config.update(TENANTS_DATABASE_URL=database_url, RESPONSE_TIMEOUT=0.2)
     tenants = QuartTenants(app)
+    serve_requests(app)
     app.extensions.update(waiting=asyncio.Event(), ended=[])
 
     @app.get("/wait", host=tenants.host)
@@ -86,17 +107,31 @@ async def app(database_url: str) -> AsyncIterator[Quart]:
         yield app
 
 
-async def test_answer_of_one_piece_is_sent_as_one(app: Quart) -> None:
-    """A short answer is two events, in the task of the server, which is not disturbed afterwards."""
-    connection = Connection("/echo")
-    connection.received.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+async def test_answer_is_sent_in_the_servers_task(app: Quart) -> None:
+    """The task of the server answers by itself, and is not disturbed afterwards."""
+    connection = OwnConnection("/echo")
     serving = connection.serve(app)
 
     await serving
 
-    start, body, done = connection.sent
-    assert (start["status"], body["more_body"], done["type"]) == (200, False, "done")
+    start, *bodies = connection.sent
+    assert start["status"] == 200
+    assert [body["more_body"] for body in bodies[-1:]] == [False]
     assert connection.served_in == {serving}
+    assert not serving.cancelling()
+
+
+async def test_handler_ends_when_the_client_of_our_server_goes_away(app: Quart) -> None:
+    """Our server tells it without a task of its own, and its task ends as if the handler had answered."""
+    connection = OwnConnection("/wait")
+    serving = connection.serve(app)
+    await app.extensions["waiting"].wait()
+
+    await connection.own_receive.put({"type": "http.disconnect"})
+    await serving
+
+    assert app.extensions["ended"] == ["cancelled"]
+    assert connection.sent == []
     assert not serving.cancelling()
 
 
@@ -121,7 +156,7 @@ async def test_handler_ends_when_its_client_goes_away(
 
 async def test_server_can_end_a_request(app: Quart) -> None:
     """When the server cancels its task the handler ends, and the server hears of it."""
-    connection = Connection("/wait")
+    connection = OwnConnection("/wait")
     serving = connection.serve(app)
     await app.extensions["waiting"].wait()
 
@@ -192,42 +227,6 @@ async def test_request_is_forgotten_with_its_end(app: Quart) -> None:
 async def wait_for_ever() -> None:
     """Wait."""
     await asyncio.Event().wait()
-
-
-async def test_each_deadline_is_its_own() -> None:
-    """What is late is cancelled, in whatever order it began; what is in time is not touched."""
-    deadlines = Deadlines(0.1)
-    quick = asyncio.create_task(deadlines.keep(asyncio.sleep(0, "done")))
-    late = [asyncio.create_task(deadlines.keep(wait_for_ever())) for _ in range(3)]
-
-    ends = await asyncio.gather(quick, *late, return_exceptions=True)
-    later = await asyncio.gather(deadlines.keep(wait_for_ever()), return_exceptions=True)
-
-    assert ends[0] == "done"
-    assert [type(end) for end in (*ends[1:], *later)] == [DeadlineError] * 4
-    assert not any(task.cancelling() for task in late)
-
-
-async def test_cancellation_by_somebody_else_stays_one() -> None:
-    """Who cancels what has a deadline hears of a cancellation, before the deadline and with it."""
-    deadlines = Deadlines(0.1)
-    cancelled = asyncio.create_task(deadlines.keep(wait_for_ever()))
-    await asyncio.sleep(0)
-    cancelled.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await cancelled
-
-
-def test_deadlines_outlive_an_event_loop() -> None:
-    """An app that serves again in another event loop, as in tests and scripts, has its deadlines there."""
-    deadlines = Deadlines(0.1)
-
-    for _ in range(2):
-        # Ends before the timer of its loop does.
-        asyncio.run(deadlines.keep(asyncio.sleep(0)))
-    with pytest.raises(DeadlineError):
-        asyncio.run(deadlines.keep(wait_for_ever()))
 
 
 class AsyncCallable:

@@ -20,6 +20,8 @@ class RequestReceive:
         self.has_body = has_body
         self._messages: asyncio.Queue[ASGIReceiveEvent] = asyncio.Queue(max_messages)
         self._gone = False
+        # Whether nothing more of the client reaches the app.
+        self._is_cut = False
         self._watcher: Callable[[], None] | None = None
 
     async def __call__(self) -> ASGIReceiveEvent:
@@ -39,13 +41,28 @@ class RequestReceive:
         if self._gone and callback is not None:
             callback()
 
+    def disconnect(self) -> None:
+        """Let the app believe that its client has gone, although an answer can still be sent."""
+        if self._is_cut:
+            return
+        self._is_cut = True
+        while not self._messages.empty():
+            self._messages.get_nowait()
+        self._messages.put_nowait({"type": "http.disconnect"})
+        self._note_end()
+
     async def put(self, message: ASGIReceiveEvent) -> None:
         """Keep *message* for the app. Wait while the app has not taken those before."""
+        if self._is_cut:
+            return
         if message["type"] == "http.disconnect":
-            self._gone = True
-            if self._watcher is not None:
-                self._watcher()
+            self._note_end()
         await self._messages.put(message)
+
+    def _note_end(self) -> None:
+        self._gone = True
+        if self._watcher is not None:
+            self._watcher()
 
 
 class RequestTasks:

@@ -1,7 +1,6 @@
 """End every request in time, whatever it waits for."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
@@ -37,9 +36,7 @@ class RequestDeadlines:
             return
         request = _LimitedRequest(receive, send, self._seconds)
         try:
-            if _is_handled_in_this_task(scope):
-                await request.cancel_when_late(self._app(scope, receive, request.send))
-            elif request.disconnect is not None:
+            if request.disconnect is not None:
                 # The server's own object is passed on, by which the server may know that it needs no task to receive.
                 await self._app(scope, receive, request.send)
             else:
@@ -75,11 +72,6 @@ class _LimitedRequest:
         self._waiting: asyncio.Task[Any] | None = None
         self.has_begun = False
         self.is_late = False
-
-    async def cancel_when_late(self, handling: Awaitable[None]) -> None:
-        """Wait for *handling*, which is cancelled when the time is over."""
-        with contextlib.suppress(_LateError):
-            await self._limit(handling)
 
     async def receive(self) -> ASGIReceiveEvent:
         """Return the next event. When the time is over the app is told that the client has gone away."""
@@ -129,75 +121,3 @@ class _LimitedRequest:
 
 class _LateError(Exception):
     """The time is over."""
-
-
-def _is_handled_in_this_task(scope: Any) -> bool:
-    # For the server's present way, in which nobody receives.
-    return "quart_tenants.watch_client" in (scope.get("extensions") or {})
-
-
-class DeadlineError(Exception):
-    """What ran took too long, and was cancelled."""
-
-
-class _Running:
-    """What runs, and whether it was cancelled for being late."""
-
-    __slots__ = ("due", "late", "task")
-
-    def __init__(self, task: "asyncio.Task[Any]", due: float) -> None:
-        self.task = task
-        self.due = due
-        self.late = False
-
-
-class Deadlines:
-    """Cancels what takes longer than *seconds*, as `asyncio.timeout` does, with one timer for all.
-
-    All have the same time, so that who began first is due first: a request costs an entry at the end of a list.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        # In the order in which they are due; a dict, because each leaves on its own.
-        self._running: dict[_Running, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def keep(self, work: Awaitable[T]) -> T:
-        """Return what *work* returns.
-
-        Raises:
-            DeadlineError: It was cancelled, because it took too long.
-        """
-        loop = asyncio.get_running_loop()
-        task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
-        running = _Running(task, loop.time() + self.seconds)
-        cancelled_before = task.cancelling()
-        self._running[running] = None
-        if self._timer is None or self._loop is not loop:
-            self._loop = loop
-            self._timer = loop.call_at(running.due, self._cancel_late)
-        try:
-            return await work
-        except (asyncio.CancelledError, TimeoutError) as error:
-            # Cancelled by somebody else, too: that goes first, as in asyncio.timeout.
-            if running.late and (isinstance(error, TimeoutError) or task.cancelling() <= cancelled_before + 1):
-                raise DeadlineError from error
-            raise
-        finally:
-            del self._running[running]
-            if running.late:
-                task.uncancel()
-
-    def _cancel_late(self) -> None:
-        loop = cast("asyncio.AbstractEventLoop", self._loop)
-        self._timer = None
-        now = loop.time()
-        for running in self._running:
-            if running.due > now:
-                self._timer = loop.call_at(running.due, self._cancel_late)
-                return
-            if not running.late:
-                running.late = True
-                running.task.cancel()
