@@ -17,12 +17,12 @@ from quart_tenants.web.guards.lingering import LingeringClose
 from quart_tenants.web.logs.log_setup import configure_logging_if_nobody_has
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 
-# A login form is far smaller; 413 beyond it.
+# A login form is far smaller. A larger body is answered 413.
 _MAX_BODY_BYTES = 64 * 1024
 _BODY_TIMEOUT = 6
-"""Seconds. A body that is not here by then gets 408; with what `LingeringClose` adds the client is gone after eight."""
+"""Seconds. A body that takes longer is answered 408. `LingeringClose` cuts its client off two seconds later."""
 
-# The public page needs its style sheet, and browsers look for /favicon.ico by themselves.
+# The public page needs its style sheet, and browsers ask for /favicon.ico by themselves.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -32,10 +32,10 @@ _PAGE_HEADERS = {
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Quart:
-    """Return the app. `QUART_*` in the environment go before *config*.
+    """Return the app. `QUART_*` variables of the environment take precedence over *config*.
 
     Raises:
-        SettingError: A setting is wrong. Missing ones are reported when the app starts to serve.
+        SettingError: A setting is wrong. A missing setting is reported when the app starts to serve.
     """
     app = Quart(__name__, host_matching=True, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=_MAX_BODY_BYTES, BODY_TIMEOUT=_BODY_TIMEOUT)

@@ -39,7 +39,7 @@ _FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Answer 401 unless the visitor is logged in to this very tenant. Runs before any SQL of *view*."""
+    """Answer 401 unless the visitor is logged in to this tenant. The check comes before any SQL of *view*."""
 
     @functools.wraps(view)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -63,7 +63,7 @@ async def login() -> dict[str, str]:
 
 @auth.post("/logout", host=TENANT_HOST)
 async def logout() -> dict[str, str]:
-    """End the session on every worker, if there is one."""
+    """End the visitor's session, if there is one, on every worker."""
     await end_session()
     return {"msg": "logout successful"}
 
@@ -71,7 +71,7 @@ async def logout() -> dict[str, str]:
 @auth.post("/password", host=TENANT_HOST)
 @login_required
 async def change_password() -> dict[str, str]:
-    """Give who is logged in, and knows the old password, a new one. Their other sessions end on every worker."""
+    """Give a visitor who is logged in and knows the old password a new one, and end their other sessions."""
     fields = await _read_fields("passwd", "new_passwd")
     if not fields["new_passwd"]:
         raise InvalidUserError("the new password is empty")
@@ -80,7 +80,7 @@ async def change_password() -> dict[str, str]:
         await attempt.forgive()
     password_hash = await _get_hasher().hash(fields["new_passwd"])
     generation = await change_own_password(get_state().database, get_current_tenant(), user, password_hash)
-    # Of that very end: a suspension that comes in this moment ends this session, too.
+    # With the session counter of this change: a suspension at this moment ends the new session, too.
     await start_session(username, generation=generation)
     audit("password_changed", user=username, address=find_address())
     return {"msg": "password changed"}
@@ -90,17 +90,17 @@ async def change_password() -> dict[str, str]:
 async def _checked_password(
     username: str, password: str, event: str
 ) -> AsyncIterator[tuple[LoginAttempt, User, "PasswordCheck"]]:
-    """Find the user whose password this is.
+    """Check *password*, and yield the login attempt, the user and what the check found.
 
     Raises:
-        InvalidCredentialsError: There is no such user, or it is not theirs.
-        TooManyLoginsError: It is too early for another try.
+        InvalidCredentialsError: There is no such user, or the password is wrong.
+        TooManyLoginsError: It is too early for another attempt.
     """
     async with login_attempt(username, event=event) as attempt:
         async with tenant_connection(read_only=True) as connection:
             user = await find_user(connection, username)
         attempt.user = None if user is None else user.username
-        # No connection is held meanwhile: this takes a thousand times longer than the query.
+        # No connection is held here, because this takes a thousand times longer than the query.
         check = await _get_hasher().check(password, None if user is None else user.password_hash)
         if user is None or not check.matched:
             raise InvalidCredentialsError
@@ -112,7 +112,7 @@ async def _upgrade(user: User, password_hash: str) -> None:
         async with tenant_connection() as connection:
             await replace_password_hash(connection, user, password_hash)
     except (TenantError, asyncpg.PostgresError) as error:
-        # The password was right. Its hash stays old until the next login.
+        # The password was right, so the login succeeds. The old hash stays until the next login.
         logger.warning("a password hash could not be upgraded: %s", error)
 
 
@@ -121,12 +121,12 @@ def _get_hasher() -> "PasswordHasher":
 
 
 async def _read_fields(*names: str) -> dict[str, str]:
-    """Return what the request's form or JSON says under *names*; what is missing is empty."""
+    """Return the fields *names* of the request's form or JSON. A missing field is an empty text."""
     fields: Mapping[str, Any]
     if request.mimetype in _FORM_TYPES:
         fields = await request.form
     else:
-        # First of all its size: 413 goes before 415.
+        # Reading the body checks its size first: a body that is too large is 413, of whatever type it is.
         fields = _parse_json(await request.get_data())
     texts = {name: fields.get(name, "") for name in names}
     if not all(isinstance(text, str) for text in texts.values()):
@@ -140,7 +140,7 @@ def _parse_json(body: str | bytes) -> Mapping[str, Any]:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
     try:
-        # Not request.get_json: it lets bytes that are no UTF-8 pass for a bug.
+        # request.get_json would answer 500 for bytes that are not UTF-8.
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError("the body is no JSON") from error

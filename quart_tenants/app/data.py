@@ -1,4 +1,4 @@
-"""Show the tenant's data, page by page or as a whole."""
+"""Show the tenant's data, page by page or all of it."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ async def list_data() -> Response:
     limit = _read_integer(arguments, "limit", default=_MAX_LIMIT, low=1, high=_MAX_LIMIT)
     after = _read_integer(arguments, "after", default=_SMALLEST_ID, low=_SMALLEST_ID, high=_LARGEST_ID)
     async with tenant_connection() as connection:
-        # One row more than asked for tells whether there is a next page.
+        # One row more than the page has tells whether there is a next page.
         rows = await connection.fetch(_LIST_DATA, after, limit + 1)
     page = rows[:limit]
     response = jsonify(data=page)
@@ -48,12 +48,12 @@ async def list_data() -> Response:
 @login_required
 @retry_reads
 async def export_data() -> Response:
-    """Return all rows in order of id, as they come."""
+    """Return all rows in order of id, each as soon as the database sends it."""
     return await stream_rows(_EXPORT_DATA)
 
 
 def _read_integer(arguments: Mapping[str, str], name: str, *, default: int, low: int, high: int) -> int:
-    # Werkzeug's get() finds by an exception that there is none.
+    # Werkzeug's get() raises and catches an exception for a missing argument, which takes longer.
     if name not in arguments:
         return default
     text = arguments[name]

@@ -22,7 +22,7 @@ COMPANIES = ("company1", "company2")
 
 
 def get_default_data_dir() -> Path:
-    """Return where the demo keeps its data: the user's folder for applications' data.
+    """Return the folder in which the demo keeps its data: the user's folder for the data of applications.
 
     Raises:
         EmbeddedPostgresError: The extra `demo` is not installed.
@@ -35,13 +35,13 @@ def get_default_data_dir() -> Path:
 
 
 async def prepare_demo(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
-    """Start the server, make the companies unless they exist, and point the environment at both.
+    """Start PostgreSQL, make the two companies unless they exist, and put both into the environment for the app.
 
     Returns:
-        The running server; the caller stops it.
+        The running PostgreSQL. The caller stops it.
 
     Raises:
-        EmbeddedPostgresError: It cannot run here.
+        EmbeddedPostgresError: PostgreSQL cannot run here, or the data is another version's.
     """
     _claim(data_dir)
     server = EmbeddedPostgres(data_dir)
@@ -67,7 +67,7 @@ async def prepare_demo(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
 
 
 def _claim(data_dir: Path) -> None:
-    """Keep other demos out of *data_dir* until this process ends, however it ends."""
+    """Lock *data_dir* against other demos. The lock ends with this process, however the process ends."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -85,10 +85,10 @@ def _claim(data_dir: Path) -> None:
 
 
 async def _start(server: EmbeddedPostgres) -> None:
-    """Start *server* as a child of ours."""
+    """Start *server* as a child of this process."""
     await server.start()
-    # That of a demo which was killed a moment ago still answers, and is about to end. (Elsewhere than
-    # on Linux it stays, and serves us as well.)
+    # The server of a demo that was killed a moment ago still answers, and is about to end. (Only on Linux does it end.
+    # Elsewhere it stays, and this demo uses it.)
     while not server.started_here and sys.platform == "linux":
         await asyncio.sleep(0.05)
         await server.start()
@@ -100,37 +100,37 @@ async def _create_company(database: Database, settings: Settings, company: str) 
     try:
         await create_tenant(database, parse_slug(company), name, settings=settings, first_rows=first_rows)
     except TenantExistsError:
-        # From an earlier start: its data is kept.
+        # An earlier start made it. Its data is kept.
         return
 
 
 def _replace_environment(*, database_url: str, secret_key: str) -> None:
-    """Let the app see the demo's settings and no others: a domain of the user's would make all addresses wrong.
+    """Let the app see the settings of the demo and no others: with another domain all addresses would be wrong.
 
-    How to log is the user's business all the same.
+    Only the user's settings for the log are kept.
     """
     for name in list(os.environ):
         if name.startswith("QUART_") and not name.startswith("QUART_TENANTS_LOG_"):
             del os.environ[name]
     os.environ["QUART_TENANTS_DATABASE_URL"] = database_url
-    # As JSON, which is how Quart reads its environment: a key of digits only would become a number.
+    # Quart reads its environment as JSON. Without this a key that consists of digits would become a number.
     os.environ["QUART_SECRET_KEY"] = json.dumps(secret_key)
 
 
 def _get_secret_key(path: Path) -> str:
-    """Return the key in *path*, made at the first start, so that sessions outlive a restart.
+    """Return the key in *path*. The first start makes it, so that sessions survive a restart.
 
-    Started by root, the folder may belong to the user that PostgreSQL runs as. So links are neither
-    followed nor written through, and a key that somebody else could have put there is refused.
+    If root has started the demo, the folder may belong to the user that PostgreSQL runs as. So links are not followed,
+    and a key that somebody else may have put there is refused.
 
     Raises:
-        EmbeddedPostgresError: The key is not ours alone.
+        EmbeddedPostgresError: The file cannot be read, or others can read or write it.
     """
     if not os.path.lexists(path):
         draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(32))
-        # Complete before it has its name. Of two starts at once the first one's key stays.
+        # The file is complete before it gets its name. If there are two starts at once, the key of the first stays.
         with contextlib.suppress(FileExistsError):
             os.link(draft, path, follow_symlinks=False)
         draft.unlink()

@@ -1,4 +1,6 @@
-"""Hash and check passwords in threads, a bounded number at a time. The only import of passlib."""
+"""Hash and check passwords in threads, a limited number at a time."""
+
+# No other module imports passlib.
 
 import asyncio
 import contextlib
@@ -29,10 +31,11 @@ _ARGON2 = {
     "argon2__time_cost": 2,
     "argon2__parallelism": 1,
 }
-# The seed's hashes. Fewer than what is advised today, which is why they are replaced at login.
+# The hashes of the system that this one replaces. They have fewer rounds than is advised today, so they are replaced at
+# the next login.
 _PBKDF2 = {"pbkdf2_sha256__rounds": 29000}
 
-# Of the threads; measured by benchmarks/logins.py.
+# The priority of the threads. benchmarks/logins.py measures what it does.
 _NICENESS = 19
 
 P = ParamSpec("P")
@@ -53,11 +56,11 @@ class PasswordCheck:
 
 
 class PasswordHasher:
-    """Checks passwords without blocking the event loop, and at the same cost whoever asks.
+    """Checks passwords without blocking the event loop, and in the same time for every user.
 
-    Every check runs once through each accepted scheme: through the stored hash where that is the
-    user's scheme, through a dummy elsewhere. So an unknown user, a wrong password, and a user whose
-    hash is of an older kind cannot be told apart by time.
+    A check computes one hash of each accepted scheme: with the stored hash for the user's own scheme, and with a dummy
+    hash for the others. So nobody can tell by the time whether the user is unknown, the password is wrong, or the
+    stored hash is of an older scheme.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -77,20 +80,20 @@ class PasswordHasher:
         self._lock = threading.Lock()
 
     async def warm(self) -> None:
-        """Make the dummies, so that the first login takes no longer than the others."""
+        """Make the dummy hashes, so that the first login takes no longer than later ones."""
         await self._run(self._make_dummies)
 
     async def close(self) -> None:
-        """End the threads. A check that is under way is finished, its result dropped."""
+        """End the threads. A check that has begun is finished, and its result is dropped."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def hash(self, password: str) -> str:
         """Return what to store for *password*, in the modular crypt format.
 
         Raises:
-            PasswordTooLongError: It has more than 4,096 characters.
-            InvalidUserError: It holds a NUL, or half of a surrogate pair, as made of bytes that are no UTF-8.
-            HashQueueFullError: Too many are waiting.
+            PasswordTooLongError: The password has more than 4,096 characters.
+            InvalidUserError: The password holds a NUL, or half of a surrogate pair, as bytes that are not UTF-8 become.
+            HashQueueFullError: Too many passwords are waiting.
         """
         _check_length(password)
         if not is_storable(password):
@@ -98,13 +101,13 @@ class PasswordHasher:
         return await self._run(self._context.hash, password)
 
     async def check(self, password: str, stored: str | None) -> PasswordCheck:
-        """Check *password* against the hash *stored*, or against nothing at the same cost.
+        """Check *password* against the hash *stored*. None, for a user that does not exist, takes the same time.
 
-        A check whose caller is cancelled leaves the queue, or is finished if it had begun.
+        If the caller is cancelled, a check that waits leaves the queue, and a check that has begun is finished.
 
         Raises:
-            PasswordTooLongError: It has more than 4,096 characters.
-            HashQueueFullError: Too many are waiting.
+            PasswordTooLongError: The password has more than 4,096 characters.
+            HashQueueFullError: Too many passwords are waiting.
         """
         _check_length(password)
         return await self._run(self._check, password, stored)
@@ -115,7 +118,8 @@ class PasswordHasher:
                 raise HashQueueFullError(f"{self._pending} passwords are being checked or wait for it")
             self._pending += 1
         future = self._executor.submit(function, *args, **kwargs)
-        # Not when the caller ends: a thread that has begun cannot be cancelled and keeps its place.
+        # The count goes down when the thread is done, not when the caller ends: a thread that has begun cannot be
+        # cancelled.
         future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
 
@@ -124,7 +128,7 @@ class PasswordHasher:
             self._pending -= 1
 
     def _make_dummies(self) -> None:
-        # All at once: another thread must not see some of them.
+        # All are assigned at once, so that another thread never sees a part of them.
         self._dummies = {scheme: self._context.handler(scheme).hash("dummy") for scheme in self._schemes}
 
     def _check(self, password: str, stored: str | None) -> PasswordCheck:
@@ -137,19 +141,20 @@ class PasswordHasher:
             try:
                 right = self._context.verify(password, stored if mine else self._dummies[scheme])
             except ValueError as error:
-                # Also the UnicodeEncodeError of half a surrogate pair. Never the hash or the password.
+                # Half of a surrogate pair ends here as well. Neither the hash nor the password may be logged.
                 logger.warning("a password could not be checked: %s", type(error).__name__)
                 right = False
             matched = matched or (mine and right)
-        # HMAC pads its key with NUL: to PBKDF2 "foo" and "foo" with a NUL are one password, and the
-        # replacement would lock out who types the right one.
+        # HMAC pads its key with NUL, so for PBKDF2 "foo" and "foo" with a NUL are the same password. A replacement made
+        # of the second one would lock out whoever types the first.
         matched = matched and is_storable(password)
         replace = matched and self._context.needs_update(stored)
         return PasswordCheck(matched, self._context.hash(password) if replace else None)
 
 
 def _step_back() -> None:
-    # Whoever logs in can wait a little longer; the event loop shares the cores. Elsewhere a priority is the process's.
+    # Whoever logs in can wait a little longer, and the event loop needs the same cores. Only Linux gives each thread a
+    # priority of its own.
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,4 +1,4 @@
-"""Serve what is the same for everybody: static files and the public page."""
+"""Serve the static files and the public page, which are the same for everybody."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ _STATIC = Path(__file__).parent / "static"
 @site.get("/static/<path:filename>", host=TENANT_HOST)
 @site.get("/static/<path:filename>", host=APEX_HOST, endpoint="apex_static")
 async def static(filename: str) -> Response:
-    """Send the one shared file of that name."""
+    """Send the static file with this name. All tenants share it."""
     try:
         return await send_from_directory(_STATIC, filename)
     except OSError as error:
-        # Such as a name that is longer than any file's.
+        # Such as a name that is longer than the file system allows.
         raise NotFound from error
 
 
 @site.get("/", host=APEX_HOST)
 async def index() -> str:
-    """Show the public page. It names no tenant: who the customers are is nobody's business."""
+    """Show the public page. It names no tenant, because the list of customers is not public."""
     return await render_template("index.html", domain=get_state().settings.domain)

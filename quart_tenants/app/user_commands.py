@@ -34,10 +34,10 @@ _password_stdin = click.option(
 def add_command(slug: str, username: str, password_stdin: bool) -> None:
     """Let USERNAME log in to tenant SLUG.
 
-    Asks for the password, or reads it with --password-stdin; never give it as an argument, where
-    other users of the machine can read it.
+    The command asks for the password, or reads it with --password-stdin. There is no option for the password itself,
+    because other users of the machine could read it.
     """
-    # First what can fail without asking anybody for a password.
+    # Whatever can fail comes before the question for a password.
     tenant = _find_tenant(parse_slug(slug))
     _add_user(tenant, username, _read_password(from_stdin=password_stdin))
     click.echo(f"added {username} to {tenant.slug}")
@@ -50,9 +50,9 @@ def add_command(slug: str, username: str, password_stdin: bool) -> None:
 def password_command(slug: str, username: str, password_stdin: bool) -> None:
     """Give USERNAME of tenant SLUG a new password, and end all their sessions.
 
-    A suspended user may log in again with it.
+    A suspended user may log in again with the new password.
     """
-    # First what can fail without asking anybody for a password.
+    # Whatever can fail comes before the question for a password.
     tenant = _find_tenant_of(parse_slug(slug), username)
     was_suspended = _replace_password(tenant, username, _read_password(from_stdin=password_stdin))
     more = ", who was suspended and may log in again" if was_suspended else ""
@@ -74,7 +74,7 @@ async def logout_command(database: Database, settings: Settings, slug: str, user
 @click.argument("username")
 @with_database
 async def suspend_command(database: Database, settings: Settings, slug: str, username: str) -> None:
-    """Let USERNAME log in to tenant SLUG no more, and end all their sessions. The command resume undoes it."""
+    """Stop USERNAME from logging in to tenant SLUG, and end all their sessions. The command resume undoes it."""
     await suspend_user(database, await get_tenant(database, parse_slug(slug)), username)
     click.echo(f"suspended {username} at {slug}")
 
@@ -84,7 +84,7 @@ async def suspend_command(database: Database, settings: Settings, slug: str, use
 @click.argument("username")
 @with_database
 async def resume_command(database: Database, settings: Settings, slug: str, username: str) -> None:
-    """Let a suspended user log in again, with the password of before."""
+    """Let a suspended user log in again, with the same password as before."""
     await resume_user(database, await get_tenant(database, parse_slug(slug)), username)
     click.echo(f"resumed {username} at {slug}")
 

@@ -17,16 +17,16 @@ _MAX_USERNAME_LENGTH = 254  # characters; an e-mail address has at most as many 
 
 _FIND_USER = "SELECT id, username, password FROM app_user WHERE username = $1"
 _ADD_USER = "INSERT INTO app_user (username, password) VALUES ($1, $2)"
-# Only over the hash that was checked: a password changed in between stays changed.
+# Replaces only the hash that was checked: a password that was changed in between stays changed.
 _REPLACE_HASH = "UPDATE app_user SET password = $3 WHERE id = $1 AND password = $2"
-# And whether the user was suspended until now.
+# Also returns whether the user was suspended until now.
 _SET_HASH = """
 UPDATE app_user SET password = $2
 FROM (SELECT id, password LIKE '!%' AS suspended FROM app_user WHERE username = $1 FOR UPDATE) AS before
 WHERE app_user.id = before.id
 RETURNING before.suspended
 """
-# As in /etc/shadow: no hash begins like this, so no password matches, and the hash is kept for later.
+# As in /etc/shadow: no hash begins with "!", so no password matches, and the hash is kept for later.
 _SUSPEND = "UPDATE app_user SET password = '!' || ltrim(password, '!') WHERE username = $1"
 _RESUME = "UPDATE app_user SET password = ltrim(password, '!') WHERE username = $1"
 
@@ -41,7 +41,7 @@ class User:
 
 
 def is_storable(text: str) -> bool:
-    """Return whether PostgreSQL can hold *text*: no NUL, and no half of a surrogate pair."""
+    """Return whether PostgreSQL can store *text*, which may hold neither a NUL nor half of a surrogate pair."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -58,7 +58,7 @@ async def add_user(connection: "Connection", tenant: str, username: str, passwor
 
     Raises:
         InvalidUserError: The name is empty, too long or not printable.
-        UserExistsError: *tenant* has a user of that name.
+        UserExistsError: *tenant* has a user with that name.
     """
     if not 0 < len(username) <= _MAX_USERNAME_LENGTH or not username.isprintable():
         raise InvalidUserError(f"{username!r} cannot be a user: use 1 to {_MAX_USERNAME_LENGTH} printable characters")
@@ -74,7 +74,7 @@ async def replace_password_hash(connection: "Connection", user: User, password_h
 
 
 async def replace_password(database: Database, tenant: Tenant, username: str, password_hash: str) -> bool:
-    """Give a user a new password, which also resumes one who was suspended, and end all their sessions.
+    """Give a user a new password, and end all their sessions. A suspended user may log in again.
 
     Returns:
         Whether the user was suspended.
@@ -83,8 +83,8 @@ async def replace_password(database: Database, tenant: Tenant, username: str, pa
         UnknownUserError: *tenant* has no such user.
     """
     await check_user(database, tenant, username)
-    # Before, so that nobody stays logged in who should not, whatever fails in between; and after it, for who has
-    # logged in with the old password meanwhile.
+    # The sessions end before the change, so that nobody stays logged in whatever fails in between. They end once more
+    # after it, for anybody who has logged in with the old password in between.
     await end_user_sessions(database, tenant, username)
     async with database.tenant_connection(tenant) as connection:
         suspended = await connection.fetchval(_SET_HASH, username, password_hash)
@@ -95,10 +95,10 @@ async def replace_password(database: Database, tenant: Tenant, username: str, pa
 
 
 async def check_user(database: Database, tenant: Tenant, username: str) -> None:
-    """Make sure that there is such a user.
+    """Make sure that *tenant* has a user with this name.
 
     Raises:
-        UnknownUserError: There is none.
+        UnknownUserError: *tenant* has no such user.
     """
     async with database.tenant_connection(tenant, read_only=True) as connection:
         if await find_user(connection, username) is None:
@@ -106,13 +106,14 @@ async def check_user(database: Database, tenant: Tenant, username: str) -> None:
 
 
 async def change_own_password(database: Database, tenant: Tenant, user: User, password_hash: str) -> int:
-    """Do the same for *user*, whose stored hash was checked, unless it has changed since: they may be suspended now.
+    """Give *user*, whose stored hash was checked, a new password, and end all their sessions.
 
     Returns:
-        The generation for the session with which they go on.
+        The session counter for a new session, with which the user goes on.
 
     Raises:
-        InvalidCredentialsError: It has, and the password stays as it is.
+        InvalidCredentialsError: The stored hash has changed since the check. The user may be suspended now, so the
+            password stays as it is.
     """
     await end_user_sessions(database, tenant, user.username)
     async with database.tenant_connection(tenant) as connection:
@@ -123,7 +124,7 @@ async def change_own_password(database: Database, tenant: Tenant, user: User, pa
 
 
 async def suspend_user(database: Database, tenant: Tenant, username: str) -> None:
-    """Let a user log in no more, and end all their sessions. Doing it again does no harm.
+    """Stop a user from logging in, and end all their sessions. To do it again does no harm.
 
     Raises:
         UnknownUserError: *tenant* has no such user.
@@ -133,7 +134,7 @@ async def suspend_user(database: Database, tenant: Tenant, username: str) -> Non
 
 
 async def resume_user(database: Database, tenant: Tenant, username: str) -> None:
-    """Let a suspended user log in again, with the password of before.
+    """Let a suspended user log in again, with the same password as before.
 
     Raises:
         UnknownUserError: *tenant* has no such user.
@@ -147,7 +148,7 @@ async def log_out_user(database: Database, tenant: Tenant, username: str) -> Non
     Raises:
         UnknownUserError: *tenant* has no such user.
     """
-    # First: somebody who was deleted may have a session yet.
+    # Before the check: a user who was deleted may still have a session.
     if username and is_storable(username):
         await end_user_sessions(database, tenant, username)
     await check_user(database, tenant, username)

@@ -28,6 +28,8 @@ from tests.support.processes import (
     wait_for_line,
 )
 
+pytestmark = pytest.mark.slow
+
 QUART = PROGRAM.with_name("quart")
 CONFIG = 'bind = "127.0.0.1:0"\nworkers = 2\ngraceful_timeout = 60\n'
 

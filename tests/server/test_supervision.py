@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -157,6 +158,33 @@ async def test_hypercorn_alone_ends_with_a_worker(database_url: str, tmp_path: P
         assert find_workers(process.pid) == set()
     finally:
         process.kill()
+
+
+async def test_hypercorn_alone_cuts_off_requests_at_sigterm(database_url: str, tmp_path: Path) -> None:
+    """With two workers Hypercorn's parent kills the busy one when the idle one has ended, whatever the time limit."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    config = tmp_path / "hypercorn.toml"
+    config.write_text(CONFIG.replace("127.0.0.1:0", f"127.0.0.1:{port}"))
+    environment = make_environment(QUART_TENANTS_DATABASE_URL=database_url, QUART_SECRET_KEY=SECRET_KEY)
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [PROGRAM.with_name("hypercorn"), "-c", config, "quart_tenants.app:create_app()"],
+            stderr=stderr,
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+        )
+    try:
+        wait_in_thread_until(lambda: log.read_text().count("Running on") == 2)
+        async with slow_request(Server(process, port, log), database_url) as request:
+            process.send_signal(signal.SIGTERM)
+            await asyncio.wait([request], timeout=DEADLINE)
+    finally:
+        process.kill()
+
+    assert isinstance(request.exception(), httpx.TransportError)
 
 
 async def test_killed_parent_leaves_no_worker(database_url: str, tmp_path: Path) -> None:
