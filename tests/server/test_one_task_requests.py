@@ -40,7 +40,6 @@ class Connection:
         self.scope = GET | {"path": path, "raw_path": path.encode()} | scope
         self.received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.sent: list[dict[str, Any]] = []
-        self.served_in: set[object] = set()
 
     async def receive(self) -> Any:
         """Give the next event."""
@@ -48,7 +47,6 @@ class Connection:
 
     async def send(self, event: Any) -> None:
         """Take what the app sends; tell it about the end as Hypercorn does, and go on with work of one's own."""
-        self.served_in.add(asyncio.current_task())
         self.sent.append(event)
         if event["type"] == "http.response.body" and not event["more_body"]:
             self.received.put_nowait({"type": "http.disconnect"})
@@ -70,7 +68,6 @@ class OwnConnection(Connection):
 
     async def send(self, event: Any) -> None:
         """Take what the app sends; say after the end that the client has gone, as our server does."""
-        self.served_in.add(asyncio.current_task())
         self.sent.append(event)
         if event["type"] == "http.response.body" and not event["more_body"]:
             await self.own_receive.put({"type": "http.disconnect"})
@@ -101,14 +98,15 @@ async def app(database_url: str) -> AsyncIterator[Quart]:
 
     @app.route("/echo", methods=["GET", "POST"], host=tenants.host)
     async def echo() -> ResponseReturnValue:
+        app.extensions["handled_in"] = asyncio.current_task()
         return {"body": await request.get_data(as_text=True), "same": find_request() is not None}
 
     async with app.test_app():
         yield app
 
 
-async def test_answer_is_sent_in_the_servers_task(app: Quart) -> None:
-    """The task of the server answers by itself, and is not disturbed afterwards."""
+async def test_request_is_handled_in_the_servers_task(app: Quart) -> None:
+    """The task of the server runs the view, and is not disturbed after the answer."""
     connection = OwnConnection("/echo")
     serving = connection.serve(app)
 
@@ -117,7 +115,7 @@ async def test_answer_is_sent_in_the_servers_task(app: Quart) -> None:
     start, *bodies = connection.sent
     assert start["status"] == 200
     assert [body["more_body"] for body in bodies[-1:]] == [False]
-    assert connection.served_in == {serving}
+    assert app.extensions["handled_in"] is serving
     assert not serving.cancelling()
 
 
