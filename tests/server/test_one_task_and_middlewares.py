@@ -32,7 +32,7 @@ def make_app(middleware: Callable[[Any], Any], *, ours: bool = True) -> Quart:
     async def echo() -> str:
         before = set_by_view.get()
         set_by_view.set("something")
-        body: str = await request.get_data(as_text=True)
+        body = str(await request.get_data(as_text=True))
         return f"{before} {body}"
 
     app.asgi_app = middleware(app.asgi_app)  # type: ignore[method-assign]
