@@ -183,6 +183,7 @@ async def test_hypercorn_alone_cuts_off_requests_at_sigterm(database_url: str, t
             await asyncio.wait([request], timeout=DEADLINE)
     finally:
         process.kill()
+        process.wait()
 
     assert isinstance(request.exception(), httpx.TransportError)
 
