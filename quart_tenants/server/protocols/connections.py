@@ -85,10 +85,11 @@ class LimitedConnection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         """Send for the protocol, and follow whether it is busy."""
-        if isinstance(event, HeadOfAnswer):
+        # Hypercorn's events are abstract classes, of which `isinstance` is slow.
+        if type(event) is HeadOfAnswer:
             self._held = event.data
             self.loop.call_soon(self._send_held)
-        elif isinstance(event, RawData):
+        elif type(event) is RawData:
             # The end of a body whose length was said before is no byte at all.
             if event.data:
                 data, self._held = self._held + event.data, b""

@@ -1,24 +1,37 @@
 """Speak HTTP/1 with one client: read its requests one after the other, and write the answers of the app."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+import functools
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, cast
+from urllib.parse import unquote
 
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Data, EndBody, Request, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H2ProtocolAssumedError
-from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.typing import AppWrapper, ConnectionState, TaskGroup, WorkerContext
+from hypercorn.utils import suppress_body, valid_server_name
 
 from quart_tenants.server.protocols.answers import Answer
-from quart_tenants.server.protocols.receiving import RequestTasks
+from quart_tenants.server.protocols.receiving import RequestReceive
 from quart_tenants.server.protocols.requests import Head, RequestError, RequestReader
 
 _STREAM_ID = 1
+# Events without content, which are made once.
+_BUSY, _IDLE, _END = Updated(idle=False), Updated(idle=True), StreamClosed(_STREAM_ID)
 # What a client says first that speaks HTTP/2 without having asked for it (RFC 9113, section 3.4).
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+
+
+# The date among these headers is that of a second.
+@functools.lru_cache(maxsize=8)
+def _list_server_headers(config: Config, _second: int) -> list[tuple[bytes, bytes]]:
+    return config.response_headers("h11")
 
 
 class HeadOfAnswer(RawData):
@@ -51,7 +64,7 @@ class Http1Protocol:
         self._app = app
         self._config = config
         self._context = context
-        self._tasks: Any = RequestTasks(task_group)
+        self._tasks = task_group
         self._state = connection_state
         self._send = send
         # Set when the answer is done that the next request waits for.
@@ -103,18 +116,59 @@ class Http1Protocol:
             AnswerError: It is no answer.
         """
         if isinstance(event, StreamClosed):
-            await self._end_request()
+            await self.end_request()
         elif isinstance(event, Data):
             # Of a websocket.
             await self._send(RawData(event.data))
-        elif self._is_refused:
-            pass
         elif isinstance(event, Response):
-            await self._begin_answer(event)
+            await self.begin_answer(event.status_code, event.headers)
         elif isinstance(event, Body):
-            await self._send(RawData(self._answer.write(event.data)))
+            if not self._is_refused:
+                await self._send(RawData(self._answer.write(event.data)))
         elif isinstance(event, EndBody):
-            await self._send(RawData(self._answer.end()))
+            await self.end_answer(b"")
+
+    async def begin_answer(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write the head of the answer, or of one before it.
+
+        Raises:
+            AnswerError: The status or a header is none.
+        """
+        if self._is_refused:
+            return
+        lines = [*headers, *_list_server_headers(self._config, int(time.time()))]
+        if status < 200:
+            await self._send(RawData(self._answer.hint(status, lines)))
+            return
+        if self.keep_alive_requests >= self._config.keep_alive_max_requests or self._context.terminated.is_set():
+            lines.append((b"connection", b"close"))
+        await self._send(HeadOfAnswer(self._answer.begin(status, lines)))
+
+    async def end_answer(self, data: bytes) -> None:
+        """Write the last piece of the body, and its end.
+
+        Raises:
+            AnswerError: The body is longer or shorter than the head says.
+        """
+        if self._is_refused:
+            return
+        written = self._answer.write(data) if data else b""
+        try:
+            written += self._answer.end()
+        finally:
+            # A piece that is too short is sent, too.
+            await self._send(RawData(written))
+
+    async def end_request(self) -> None:
+        """Make ready for the next request, or end the connection."""
+        await self._close_stream()
+        is_last = self._answer.closes or self._is_websocket or self._is_over or self._context.terminated.is_set()
+        if self._answer.is_done and not self._reads_body and not is_last:
+            await self._can_read.set()
+            await self._send(_IDLE)
+        else:
+            await self.stop_reading()
+            await self._send(Closed())
 
     async def _read(self) -> None:
         unread = self._reader.unread
@@ -147,7 +201,7 @@ class Http1Protocol:
             return False
         if head is None:
             return False
-        await self._send(Updated(idle=False))
+        await self._send(_BUSY)
         await self._begin_request(head)
         return True
 
@@ -155,15 +209,21 @@ class Http1Protocol:
         self._answer = Answer(head.method, head.version, closes=head.is_last)
         self._is_last, self._is_websocket = head.is_last, head.is_websocket
         self._reads_body = not head.is_websocket
-        self._tasks.has_body = head.has_body
-        make_stream = WSStream if head.is_websocket else HTTPStream
-        self.stream = stream = make_stream(self._app, self._config, self._context, self._tasks, *self._arguments)
         headers = head.raw_headers if self._config.h11_pass_raw_headers else head.headers
-        await stream.handle(Request(_STREAM_ID, headers, head.version, head.method, head.target, self._state))
+        arguments = (self._app, self._config, self._context, self._tasks, *self._arguments)
+        if head.is_websocket or not isinstance(self._app, ASGIWrapper):
+            self.stream = (WSStream if head.is_websocket else HTTPStream)(*arguments)
+            await self.stream.handle(Request(_STREAM_ID, headers, head.version, head.method, head.target, self._state))
+        else:
+            # A `RequestStream` knows from the beginning whether there is a body.
+            self._reads_body = head.has_body
+            self._is_over = self._is_over or (head.is_last and not head.has_body)
+            self.stream = stream = RequestStream(self, *arguments)
+            await stream.begin(head, headers, self._state, self._app.app)
         self.keep_alive_requests += 1
         await self._context.mark_request()
         if head.awaits_continue and not self._answer.has_begun:
-            await self._send(RawData(self._answer.hint(100, self._config.response_headers("h11"))))
+            await self._send(RawData(self._answer.hint(100, _list_server_headers(self._config, int(time.time())))))
         if self._reads_body:
             # A body of nothing ends here.
             await self._read_body()
@@ -182,25 +242,6 @@ class Http1Protocol:
         if ends and self.stream is not None:
             await self.stream.handle(EndBody(_STREAM_ID))
 
-    async def _begin_answer(self, event: Response) -> None:
-        headers = [*event.headers, *self._config.response_headers("h11")]
-        if event.status_code < 200:
-            await self._send(RawData(self._answer.hint(event.status_code, headers)))
-            return
-        if self.keep_alive_requests >= self._config.keep_alive_max_requests or self._context.terminated.is_set():
-            headers.append((b"connection", b"close"))
-        await self._send(HeadOfAnswer(self._answer.begin(event.status_code, headers)))
-
-    async def _end_request(self) -> None:
-        await self._close_stream()
-        is_last = self._answer.closes or self._is_websocket or self._is_over or self._context.terminated.is_set()
-        if self._answer.is_done and not self._reads_body and not is_last:
-            await self._can_read.set()
-            await self._send(Updated(idle=True))
-        else:
-            await self.stop_reading()
-            await self._send(Closed())
-
     async def _refuse(self, status: int) -> None:
         """Answer *status* if nothing else was answered, and end the connection."""
         if self.stream is None:
@@ -209,11 +250,79 @@ class Http1Protocol:
         self._reads_body = False
         self._reader.unread.clear()
         if not self._answer.has_begun:
-            headers = [(b"content-length", b"0"), (b"connection", b"close"), *self._config.response_headers("h11")]
+            headers = [(b"content-length", b"0"), (b"connection", b"close")]
+            headers += _list_server_headers(self._config, int(time.time()))
             await self._send(RawData(self._answer.begin(status, headers)))
         await self._send(Closed())
 
     async def _close_stream(self) -> None:
         if self.stream is not None:
-            await self.stream.handle(StreamClosed(_STREAM_ID))
+            await self.stream.handle(_END)
             self.stream = None
+
+
+class RequestStream(HTTPStream):
+    """One request and its answer. The steps of nearly every answer go without Hypercorn's events."""
+
+    def __init__(self, protocol: Http1Protocol, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._protocol = protocol
+
+    async def begin(self, head: Head, headers: list[tuple[bytes, bytes]], state: ConnectionState, app: Any) -> None:
+        """Let *app* answer the request of *head* in a task, if the server has the name that it asks for."""
+        self.start_time = time.time()
+        path, _, query = head.target.partition(b"?")
+        scope: Any = {
+            "type": "http",
+            "http_version": head.version,
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "method": head.method,
+            "scheme": self.scheme,
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": self.config.root_path,
+            "headers": headers,
+            "client": self.client,
+            "server": self.server,
+            "state": state.copy(),
+            "extensions": {},
+        }
+        self.scope = scope
+        # Only the headers are looked at.
+        if not valid_server_name(self.config, cast("Request", head)):
+            await self._send_error_response(404)
+            self.closed = True
+            return
+        receive = RequestReceive(self.config.max_app_queue_size, has_body=head.has_body)
+        self.app_put = receive.put
+        self.task_group.spawn(self._run, app, receive)
+
+    async def app_send(self, message: Any) -> None:
+        """Do with the app's *message* what Hypercorn does."""
+        kind = None if message is None else message["type"]
+        if kind == "http.response.start" and self.state is ASGIHTTPState.REQUEST:
+            self.response = message
+            await self._protocol.begin_answer(int(message["status"]), message.get("headers", []))
+            self.state = ASGIHTTPState.RESPONSE
+        elif (
+            kind == "http.response.body"
+            and self.state is ASGIHTTPState.RESPONSE
+            and not message.get("more_body")
+            and not self.response.get("trailers")
+        ):
+            is_suppressed = suppress_body(self.scope["method"], int(self.response["status"]))
+            await self._protocol.end_answer(b"" if is_suppressed else bytes(message.get("body", b"")))
+            self.state = ASGIHTTPState.CLOSED
+            await self.config.log.access(self.scope, self.response, time.time() - self.start_time)
+            await self._protocol.end_request()
+        else:
+            await super().app_send(message)
+
+    async def _run(self, app: Any, receive: RequestReceive) -> None:
+        try:
+            await app(self.scope, receive, self.app_send)
+        except Exception:  # noqa: BLE001  (As Hypercorn does: an error of the app ends its request, not the server.)
+            await self.config.log.exception("Error in ASGI Framework")
+        finally:
+            await self.app_send(None)

@@ -1,12 +1,9 @@
 """Give the app what it receives of a request, and tell it when its client goes away."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config
-from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Scope, TaskGroup
+from hypercorn.typing import ASGIReceiveEvent
 
 
 class RequestReceive:
@@ -18,7 +15,10 @@ class RequestReceive:
 
     def __init__(self, max_messages: int, *, has_body: bool) -> None:
         self.has_body = has_body
-        self._messages: asyncio.Queue[ASGIReceiveEvent] = asyncio.Queue(max_messages)
+        # Where there is no body, nothing can come but the end.
+        self._messages: asyncio.Queue[ASGIReceiveEvent] | None = asyncio.Queue(max_messages) if has_body else None
+        self._is_read = False
+        self._end: asyncio.Event | None = None
         self._gone = False
         # Whether nothing more of the client reaches the app.
         self._is_cut = False
@@ -26,6 +26,8 @@ class RequestReceive:
 
     async def __call__(self) -> ASGIReceiveEvent:
         """Return the next piece of the body; after the body wait, and say that the client has gone."""
+        if self._messages is None:
+            return await self._receive_end()
         message = await self._messages.get()
         if message["type"] == "http.disconnect":
             # For whoever asks again, or waits beside this one.
@@ -45,10 +47,11 @@ class RequestReceive:
         """Let the app believe that its client has gone, although an answer can still be sent."""
         if self._is_cut:
             return
-        self._is_cut = True
-        while not self._messages.empty():
-            self._messages.get_nowait()
-        self._messages.put_nowait({"type": "http.disconnect"})
+        self._is_cut = self._is_read = True
+        if self._messages is not None:
+            while not self._messages.empty():
+                self._messages.get_nowait()
+            self._messages.put_nowait({"type": "http.disconnect"})
         self._note_end()
 
     async def put(self, message: ASGIReceiveEvent) -> None:
@@ -57,48 +60,21 @@ class RequestReceive:
             return
         if message["type"] == "http.disconnect":
             self._note_end()
-        await self._messages.put(message)
+        if self._messages is not None:
+            await self._messages.put(message)
+
+    async def _receive_end(self) -> ASGIReceiveEvent:
+        if not self._is_read:
+            self._is_read = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        if not self._gone:
+            self._end = self._end or asyncio.Event()
+            await self._end.wait()
+        return {"type": "http.disconnect"}
 
     def _note_end(self) -> None:
         self._gone = True
+        if self._end is not None:
+            self._end.set()
         if self._watcher is not None:
             self._watcher()
-
-
-class RequestTasks:
-    """Hypercorn's task group of a connection, whose requests receive by `RequestReceive`.
-
-    Attributes:
-        has_body: Whether the request that is started next has a body.
-    """
-
-    def __init__(self, group: TaskGroup) -> None:
-        self._group = group
-        self.has_body = False
-
-    async def spawn_app(
-        self,
-        app: AppWrapper,
-        config: Config,
-        scope: Scope,
-        send: Callable[[ASGISendEvent | None], Awaitable[None]],
-    ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        """Let *app* answer the request of *scope* in a task; return what gives it messages."""
-        if scope["type"] != "http" or not isinstance(app, ASGIWrapper):
-            return await self._group.spawn_app(app, config, scope, send)
-        receive = RequestReceive(config.max_app_queue_size, has_body=self.has_body)
-        self._group.spawn(_run, app.app, config, scope, receive, send)
-        return receive.put
-
-    def spawn(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Run *function* in a task."""
-        self._group.spawn(function, *arguments)
-
-
-async def _run(app: Any, config: Config, scope: Scope, receive: RequestReceive, send: Any) -> None:
-    try:
-        await app(scope, receive, send)
-    except Exception:  # noqa: BLE001  (As Hypercorn does: an error of the app ends its request, not the server.)
-        await config.log.exception("Error in ASGI Framework")
-    finally:
-        await send(None)

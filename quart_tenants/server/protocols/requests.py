@@ -143,15 +143,16 @@ def _parse_head(data: bytes) -> tuple[Head, int]:
     headers = [(name.lower(), value) for name, value in told.headers]
     values = dict(headers)
     method, version = line[1].decode(), line[3].decode()
-    hosts = sum(name == b"host" for name, _ in headers)
-    if hosts > 1 or (hosts == 0 and version == "1.1"):
+    if b"host" not in values and version == "1.1":
+        raise RequestError
+    if len(values) < len(headers) and [name for name, _ in headers].count(b"host") > 1:
         raise RequestError
     coding = values.get(b"transfer-encoding")
     if coding is not None and coding.lower() != b"chunked":
         raise RequestError(501)
     if coding is not None and version == "1.0":
         raise RequestError
-    connection = _list_tokens(headers, b"connection") if b"connection" in values else ()
+    connection = _list_tokens(headers, b"connection") if b"connection" in values else []
     has_body = coding is not None or b"content-length" in values
     head = Head(
         method,
@@ -164,7 +165,9 @@ def _parse_head(data: bytes) -> tuple[Head, int]:
         is_websocket=method == "GET"
         and b"upgrade" in connection
         and _list_tokens(headers, b"upgrade") == [b"websocket"],
-        awaits_continue=version == "1.1" and b"100-continue" in _list_tokens(headers, b"expect"),
+        awaits_continue=version == "1.1"
+        and b"expect" in values
+        and b"100-continue" in _list_tokens(headers, b"expect"),
         has_body=has_body,
     )
     return head, -1 if coding is not None else int(values.get(b"content-length", b"0"))
