@@ -187,6 +187,7 @@ def test_adopters_app_is_checked_strictly(folder: Path, python: Path) -> None:
         check=False,
     )
 
+    assert not done.stderr
     assert done.stdout.replace("builtins.", "").splitlines() == [
         'look.py:9: note: Revealed type is "quart_tenants.connection.Connection"',
         'look.py:11: note: Revealed type is "list[quart_tenants.connection.Row]"',
