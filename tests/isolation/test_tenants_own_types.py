@@ -60,10 +60,10 @@ def timings() -> Timings:
     return WARM
 
 
-@pytest.fixture
-async def tenants(database: Database, acme: Tenant, globex: Tenant) -> list[Tenant]:
-    """Two tenants at different versions, with a table for each column's type."""
-    made = [acme, replace(globex, version=globex.version + 1)]
+@pytest.fixture(params=["at two versions", "changed by hand"])
+async def tenants(database: Database, acme: Tenant, globex: Tenant, request: pytest.FixtureRequest) -> list[Tenant]:
+    """Two tenants with different types of the same names, at different versions or, by somebody's hand, at one."""
+    made = [acme, replace(globex, version=globex.version + (request.param == "at two versions"))]
     for tenant, types in zip(made, TYPES, strict=True):
         async with database.tenant_connection(tenant) as connection:
             await connection.execute(types)

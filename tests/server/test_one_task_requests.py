@@ -1,16 +1,12 @@
 """A request is served in the server's own task, with all that Quart promises."""
 
 import asyncio
-import functools
-import inspect
-import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from quart import Quart, ResponseReturnValue, request
 from quart.asgi import ASGIHTTPConnection
-from werkzeug.datastructures import Headers
 
 from quart_tenants import QuartTenants
 from quart_tenants.server.one_task_requests import serve_requests
@@ -220,48 +216,3 @@ async def test_request_is_forgotten_with_its_end(app: Quart) -> None:
 
     assert connection.sent[0]["status"] == 200
     assert find_request() is None
-
-
-async def wait_for_ever() -> None:
-    """Wait."""
-    await asyncio.Event().wait()
-
-
-class AsyncCallable:
-    """An object that is called like a coroutine function."""
-
-    async def __call__(self) -> str:
-        """Answer."""
-        return "object"
-
-    async def method(self) -> str:
-        """Answer."""
-        return "method"
-
-
-async def coroutine_function(answer: str = "function") -> str:
-    """Answer."""
-    return answer
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        coroutine_function,
-        AsyncCallable().method,
-        functools.partial(coroutine_function, "partial"),
-        lambda: "lambda",
-        threading.get_ident,
-        AsyncCallable(),
-    ],
-)
-async def test_functions_are_taken_for_what_quart_takes_them(app: Quart, function: Any) -> None:
-    """A coroutine function runs as it is, any other one in a thread."""
-    ours, theirs = app.ensure_async(function), Quart.ensure_async(app, function)
-
-    assert (ours is function) == (theirs is function)
-    assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs)
-
-
-async def never_push(path: str, headers: Headers) -> None:
-    """Do nothing: HTTP/1 has no pushes."""

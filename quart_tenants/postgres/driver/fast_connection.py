@@ -506,10 +506,11 @@ class FastConnection(_AsyncpgConnection):
         return await self._run_call(call)
 
     def _find_kept(self, call: _Call) -> Statement | None:
-        """Return the kept statement by which *call* may be done."""
-        if self._query_loggers or call.ignore_custom_codec or call.record_class is not None:
-            return None
-        return self._cache.find(call.query, call.args)
+        """Return the tenant's kept statement by which *call* may be done."""
+        return self._cache.find(call.query, call.args) if self._may_use_kept(call) else None
+
+    def _may_use_kept(self, call: _Call) -> bool:
+        return not self._query_loggers and not call.ignore_custom_codec and call.record_class is None
 
     async def _run_call(self, call: _Call) -> Any:
         """Do *call* in the open transaction, by a kept statement or else as asyncpg does it."""
@@ -529,10 +530,10 @@ class FastConnection(_AsyncpgConnection):
         """
         try:
             return await self._read_at_once(call)
-        except _OUTDATED_ERRORS:
+        except (*_OUTDATED_ERRORS, *_MISFIT_ERRORS):
             if self._state.current is not BlockState.INTERRUPTED:
                 raise
-            # The kept statement is forgotten. The block keeps its connection.
+            # Another tenant's statement did not fit, or an own one is outdated. The block keeps its connection.
             await self._begin()
             return await self._run_call(call)
         except DRIVER_ERRORS:
@@ -549,6 +550,9 @@ class FastConnection(_AsyncpgConnection):
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
         statement = self._find_kept(call)
+        shared = None
+        if statement is None and self._may_use_kept(call):
+            statement = shared = self._cache.find_shared(call.query, call.args)
         packets.put_ahead(self._take_closes() + write_statements(*self._list_first_statements()))
         self._state.move(BlockState.READING)
         self._watch.start()
@@ -565,13 +569,21 @@ class FastConnection(_AsyncpgConnection):
                 statement, call.args, "", call.limit, call.return_status, call.timeout
             )
         except BaseException as error:
-            self._note_failure(call.query, error)
             # Where nothing was sent, an argument was refused here.
             unsent = packets.drop()
+            is_misfit = shared is not None and isinstance(error, _MISFIT_ERRORS)
+            if shared is not None and isinstance(error, asyncpg.InvalidCachedStatementError):
+                self._cache.stop_sharing(call.query)
+            else:
+                self._note_failure(call.query, error)
             if self._state.current is BlockState.READING:
-                cut_off = isinstance(error, _CUT_OFF_ERRORS)
-                failed = BlockState.INTERRUPTED if cut_off else BlockState.OPEN
-                self._state.move(BlockState.PLANNED if unsent else failed)
+                if is_misfit:
+                    failed = BlockState.INTERRUPTED
+                elif unsent:
+                    failed = BlockState.PLANNED
+                else:
+                    failed = BlockState.INTERRUPTED if isinstance(error, _CUT_OFF_ERRORS) else BlockState.OPEN
+                self._state.move(failed)
             raise
         finally:
             self._watch.stop()

@@ -2,8 +2,13 @@
 
 PostgreSQL learns the types of a prepared statement's parameters and columns in one schema at one moment. Another
 tenant's tables may differ, in a migration or after a change by hand: a number would be sent in fewer bits than the
-column has, and stored so without an error; an enum of another schema is another type. So tenants share no statement,
-nor does one tenant before and after a migration.
+column has, and stored so without an error; an enum of another schema is another type. So no tenant writes by another's
+statement, and no statement serves a tenant before and after a migration.
+
+Preparing costs several executions. So a tenant reads by a statement of another tenant at the same version, until it
+has done so a few times. Only numbers, truth values and UUIDs are passed to such a statement, and its columns are of
+PostgreSQL's own types. Where tables were changed by hand, the server refuses the statement. The tenant then gets one
+of its own, and the read is run again: it has changed nothing.
 
 A change by hand makes the server refuse the statement if columns of the answer changed, and it is prepared anew. The
 server says nothing where a parameter changed. So no statement is kept that has a parameter of a type which loses
@@ -41,6 +46,12 @@ _LOSSLESS: dict[str, tuple[type, ...]] = {
     "varchar": _TEXT,
 }
 
+# Parameters of a shared statement. Compared with a column of any type, each means the same, or the server refuses it.
+# Not so a text: in a statement that was prepared for a text, capitals count also where the column is a citext.
+_SHAREABLE = frozenset(("bool", "int2", "int4", "int8", "uuid"))
+# Reads of one text by another tenant's statement. Preparing costs as much as planning it so often for this tenant.
+_OWN_AFTER = 8
+
 Statement: TypeAlias = Any
 """asyncpg's own state of a prepared statement, which it does not publish."""
 
@@ -50,28 +61,50 @@ class _Kept(NamedTuple):
     # The Python types that each parameter takes as they are.
     parameters: tuple[tuple[type, ...], ...]
 
+    def takes(self, arguments: Sequence[object]) -> bool:
+        """Return whether each of *arguments* arrives as it is."""
+        if len(arguments) != len(self.parameters):
+            return False
+        for argument, types in zip(arguments, self.parameters, strict=True):
+            if not _fits(argument, types) and not _is_list_of(argument, types):
+                return False
+        return True
+
+
+class _Own:
+    """What is kept for one tenant at one version, by text."""
+
+    __slots__ = ("kept", "shared_uses", "version")
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.kept: dict[str, _Kept] = {}
+        # How often the tenant has read by another's statement.
+        self.shared_uses: dict[str, int] = {}
+
 
 class StatementCache:
     """At most *size* statements: those of the tenants that were served last."""
 
-    __slots__ = ("_by_tenant", "_count", "_dropped", "_lossy", "_own", "_size", "_tenant")
+    __slots__ = ("_by_tenant", "_count", "_dropped", "_lossy", "_own", "_shared", "_size", "_unshareable")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._count = 0
-        self._by_tenant: OrderedDict[TenantKey, dict[str, _Kept]] = OrderedDict()
-        self._tenant = NOBODY
-        self._own: dict[str, _Kept] = {}
+        self._own = _Own(NOBODY.version)
+        self._by_tenant: OrderedDict[TenantKey, _Own] = OrderedDict({NOBODY: self._own})
+        # Some of them, by which others may read, by version and text.
+        self._shared: dict[tuple[int, str], _Kept] = {}
         self._dropped: list[str] = []
-        # Texts that are not to be kept.
+        # Texts that are not to be kept, and texts that are not to be shared.
         self._lossy: set[str] = set()
+        self._unshareable: set[str] = set()
 
     def turn_to(self, tenant: TenantKey) -> None:
         """Let what follows be about *tenant*."""
-        self._tenant = tenant
         own = self._by_tenant.get(tenant)
         if own is None:
-            self._own = self._by_tenant[tenant] = {}
+            self._own = self._by_tenant[tenant] = _Own(tenant.version)
             self._make_room()
         else:
             self._own = own
@@ -83,47 +116,60 @@ class StatementCache:
 
     def find(self, query: str, arguments: Sequence[object]) -> Statement | None:
         """Return the tenant's statement of that text, if one is kept that takes *arguments* as they are."""
-        found = self._own.get(query)
-        if found is None or len(arguments) != len(found.parameters):
+        found = self._own.kept.get(query)
+        return found.statement if found is not None and found.takes(arguments) else None
+
+    def find_shared(self, query: str, arguments: Sequence[object]) -> Statement | None:
+        """Return another tenant's statement of that text, by which the tenant may read, or None. Counts as a use."""
+        own = self._own
+        found = self._shared.get((own.version, query))
+        if found is None or query in own.kept or not found.takes(arguments):
             return None
-        for argument, types in zip(arguments, found.parameters, strict=True):
-            if not _fits(argument, types) and not _is_list_of(argument, types):
-                return None
+        uses = own.shared_uses.get(query, 0)
+        if uses >= _OWN_AFTER:
+            return None
+        own.shared_uses[query] = uses + 1
         return found.statement
 
     def takes(self, query: str) -> bool:
         """Return whether a statement of that text may be kept, and none is."""
-        return self._size > 0 and query not in self._own and query not in self._lossy and len(query) <= LONGEST
+        return self._size > 0 and query not in self._own.kept and query not in self._lossy and len(query) <= LONGEST
 
     def keep(self, query: str, statement: Statement) -> None:
-        """Keep *statement* for the tenant, or drop it if a parameter may lose something."""
-        parameters = _judge(statement)
-        if parameters is None or query in self._own:
+        """Keep *statement* for the tenant, and let others read by it if that is safe, or drop it."""
+        own = self._own
+        names = _list_parameters(statement)
+        if names is None or query in own.kept:
             self._dropped.append(statement.name)
-            if parameters is None:
-                if len(self._lossy) >= self._size:
-                    self._lossy.clear()
-                self._lossy.add(query)
+            if names is None:
+                self._add(self._lossy, query)
             return
-        self._own[query] = _Kept(statement, parameters)
+        kept = own.kept[query] = _Kept(statement, tuple(_LOSSLESS[name] for name in names))
+        own.shared_uses.pop(query, None)
         self._count += 1
+        if query not in self._unshareable and _SHAREABLE.issuperset(names) and _returns_built_in_types(statement):
+            self._shared.setdefault((own.version, query), kept)
         self._make_room()
+
+    def stop_sharing(self, query: str) -> None:
+        """Let tenants no longer read *query* by each other's statements: some of their tables differ."""
+        self._add(self._unshareable, query)
+        self._shared.pop((self._own.version, query), None)
 
     def forget(self, query: str) -> None:
         """Drop the tenant's statement of that text, if there is one."""
-        found = self._own.pop(query, None)
-        if found is not None:
-            self._count -= 1
-            self._dropped.append(found.statement.name)
+        self._forget(self._own, query)
 
     def forget_tenant(self) -> None:
         """Drop the tenant's statements: its tables are not what they were."""
-        self._drop(self._own)
+        for query in list(self._own.kept):
+            self._forget(self._own, query)
 
     def forget_all(self) -> None:
         """Forget all statements, which the server has forgotten, too."""
-        self._by_tenant.clear()
-        self._own = self._by_tenant[self._tenant] = {}
+        for own in self._by_tenant.values():
+            own.kept.clear()
+        self._shared.clear()
         self._count = 0
         self._dropped.clear()
 
@@ -134,30 +180,48 @@ class StatementCache:
         dropped, self._dropped = self._dropped, []
         return dropped
 
+    def _add(self, texts: set[str], query: str) -> None:
+        if len(texts) >= self._size:
+            texts.clear()
+        texts.add(query)
+
     def _make_room(self) -> None:
-        while self._count > self._size or len(self._by_tenant) > self._size:
+        while self._count > self._size or len(self._by_tenant) > max(self._size, 1):
             tenant, oldest = next(iter(self._by_tenant.items()))
-            if oldest is not self._own:
-                del self._by_tenant[tenant]
-                self._drop(oldest)
+            if oldest is self._own:
+                self._forget(oldest, next(iter(oldest.kept)))
                 continue
-            self.forget(next(iter(oldest)))
+            del self._by_tenant[tenant]
+            for query in list(oldest.kept):
+                self._forget(oldest, query)
 
-    def _drop(self, kept: dict[str, _Kept]) -> None:
-        self._count -= len(kept)
-        self._dropped += [each.statement.name for each in kept.values()]
-        kept.clear()
+    def _forget(self, own: _Own, query: str) -> None:
+        found = own.kept.pop(query, None)
+        if found is None:
+            return
+        self._count -= 1
+        self._dropped.append(found.statement.name)
+        if self._shared.get((own.version, query)) is found:
+            del self._shared[own.version, query]
 
 
-def _judge(statement: Statement) -> tuple[tuple[type, ...], ...] | None:
-    """Return what the parameters of *statement* take, or None if one of them may lose something."""
-    found = []
+def _list_parameters(statement: Statement) -> list[str] | None:
+    """Return the types of the parameters of *statement*, or None if one of them may lose something."""
+    names = []
     for parameter in statement._get_parameters():  # noqa: SLF001  (what PreparedStatement.get_parameters() returns)
-        types = _LOSSLESS.get(parameter.name.removesuffix("[]"))
-        if types is None or parameter.schema != "pg_catalog":
+        name = parameter.name.removesuffix("[]")
+        if name not in _LOSSLESS or parameter.schema != "pg_catalog":
             return None
-        found.append(types)
-    return tuple(found)
+        names.append(name)
+    return names
+
+
+def _returns_built_in_types(statement: Statement) -> bool:
+    for column in statement._get_attributes():  # noqa: SLF001  (what PreparedStatement.get_attributes() returns)
+        # A record may have fields of any type.
+        if column.type.schema != "pg_catalog" or column.type.name.removesuffix("[]") == "record":
+            return False
+    return True
 
 
 def _fits(argument: object, types: tuple[type, ...]) -> bool:

@@ -14,6 +14,7 @@ import asyncpg.pgproto.pgproto
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver import statement_cache
 from quart_tenants.postgres.driver.block_statements import TenantKey
 from quart_tenants.postgres.driver.statement_cache import _LOSSLESS, StatementCache
 from quart_tenants.postgres.driver.timings import Timings
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("fast_driver_only")
 
+OFTEN = 10
+"""So often a tenant has read when it has a statement of its own."""
 EXACT = 1.0000000001
 """More than a float4 can hold."""
 NOON = datetime.datetime(2026, 1, 1, 12)  # noqa: DTZ001  (in nobody's zone)
@@ -179,7 +182,7 @@ async def test_statement_that_takes_any_argument_cuts_it(
     one_connection_database: Database, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: a kept statement that is used for whatever comes stores 1 where it was given 1.5."""
-    monkeypatch.setattr(StatementCache, "find", lambda cache, query, _: (cache._own.get(query) or [None])[0])
+    monkeypatch.setattr(StatementCache, "find", lambda cache, query, _: (cache._own.kept.get(query) or [None])[0])
     await run(one_connection_database, acme, "CREATE TABLE drifting (value bigint)")
     for number in (7, 7, Decimal("1.5")):
         async with one_connection_database.tenant_connection(acme) as connection:
@@ -190,18 +193,146 @@ async def test_statement_that_takes_any_argument_cuts_it(
     assert await fetch(one_connection_database, acme, "SELECT value FROM drifting") == [(7,), (7,), (1,)]
 
 
-async def test_tenants_share_no_statement(one_connection_database: Database, acme: Tenant, globex: Tenant) -> None:
-    """Each tenant has its own statement of a text, and one tenant has another one at each version."""
+async def count_new(database: Database, tenant: Tenant, query: str, *arguments: object) -> int:
+    """Return how many statements more the server has after *query*."""
+    before = await list_names(database, tenant)
+    await fetch(database, tenant, query, *arguments)
+    return len(await list_names(database, tenant) - before)
+
+
+async def test_tenants_share_a_read_until_they_use_it_often(
+    one_connection_database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    """A tenant reads a few times by the statement of another at its version, and then has its own."""
+    query = "SELECT description FROM company_data WHERE id = $1"
+
+    assert await count_new(one_connection_database, acme, query, 1) == 1
+    assert [await count_new(one_connection_database, globex, query, 1) for _ in range(OFTEN)] == [0] * 8 + [1, 0]
+
+
+async def test_tenant_at_another_version_shares_no_statement(
+    one_connection_database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    """A tenant that is migrated, or is to be, has statements of its own from the first read on."""
     query = "SELECT description FROM company_data WHERE id = $1"
     await fetch(one_connection_database, acme, query, 1)
-    before = await list_names(one_connection_database, acme)
 
-    for tenant in (globex, replace(globex, version=globex.version + 1)):
-        for _ in range(2):
-            await fetch(one_connection_database, tenant, query, 1)
-        now = await list_names(one_connection_database, acme)
-        assert len(now - before) == 1
-        before = now
+    assert await count_new(one_connection_database, replace(globex, version=globex.version + 1), query, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "argument"),
+    [
+        ("SELECT id FROM company_data WHERE description = $1", "a text"),
+        ("SELECT id FROM company_data WHERE id = $1::numeric", 7),
+        ("SELECT t FROM company_data t WHERE id = $1", 7),
+        ("SELECT ROW(t.*) FROM company_data t WHERE id = $1", 7),
+        ("SELECT mood FROM moods WHERE $1", True),
+        ("SELECT array_agg(mood) FROM moods WHERE $1", True),
+        ("SELECT id FROM company_data WHERE id = $1 FOR UPDATE", 7),
+        ("UPDATE company_data SET description = '' WHERE id = $1 RETURNING id", 7),
+    ],
+    ids=["text", "numeric", "row", "record", "enum", "enums", "lock", "write"],
+)
+async def test_statement_that_may_differ_unseen_is_not_shared(
+    one_connection_database: Database, acme: Tenant, globex: Tenant, query: str, argument: object
+) -> None:
+    """Shared are reads only, whose parameters are numbers, truth values or UUIDs and whose columns are built in."""
+    for tenant in (acme, globex):
+        await run(one_connection_database, tenant, "CREATE TYPE mood AS ENUM ('glad'); CREATE TABLE moods (mood mood)")
+    await fetch(one_connection_database, acme, query, argument)
+
+    assert await count_new(one_connection_database, globex, query, argument) == 1
+
+
+async def test_read_in_a_transaction_shares_no_statement(
+    one_connection_database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    """A transaction that a misfit would end is never begun by another tenant's statement."""
+    query = "SELECT description FROM company_data WHERE id = $1"
+    await fetch(one_connection_database, acme, query, 1)
+    before = await list_names(one_connection_database, globex)
+
+    async with one_connection_database.tenant_connection(globex) as connection:
+        await connection.execute("SELECT 1")
+        await connection.fetch(query, 1)
+
+    assert len(await list_names(one_connection_database, globex) - before) == 1
+
+
+HAND_MADE = {
+    # The type of the other tenant's column, and what is looked for there.
+    "bigint": (2**40, 2**40),
+    "smallint": (7, 7),
+    "numeric": (Decimal(7), 7),
+    "double precision": (7.0, 7),
+    "text": ("7", "7"),
+    "uuid": (uuid.UUID(int=7), uuid.UUID(int=7)),
+    "boolean": (True, True),
+    "date": (datetime.date(2026, 1, 1), datetime.date(2026, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("columns", ["value", "note"])
+@pytest.mark.parametrize("column", HAND_MADE)
+async def test_table_changed_by_hand_is_read_right_through_a_shared_statement(
+    one_connection_database: Database, acme: Tenant, globex: Tenant, column: str, columns: str
+) -> None:
+    """The server or the driver finds the misfit; the tenant never sees it, and the other one goes on."""
+    stored, wanted = HAND_MADE[column]
+    query = f"SELECT {columns} FROM drifting WHERE value = $1"
+    for tenant, kind in ((acme, "integer"), (globex, column)):
+        await run(one_connection_database, tenant, f"CREATE TABLE drifting (value {kind}, note text)")
+    async with one_connection_database.tenant_connection(acme) as connection:
+        await connection.execute("INSERT INTO drifting VALUES ($1, 'note')", 7)
+    async with one_connection_database.tenant_connection(globex) as connection:
+        await connection.execute("INSERT INTO drifting VALUES ($1, 'note')", stored)
+    seven: tuple[object, ...] = (7,) if columns == "value" else ("note",)
+    theirs: tuple[object, ...] = (stored,) if columns == "value" else ("note",)
+
+    for _ in range(3):
+        assert await fetch(one_connection_database, acme, query, 7) == [seven]
+        assert await fetch(one_connection_database, globex, query, wanted) == [theirs]
+
+
+async def find_padded(database: Database, acme: Tenant, globex: Tenant) -> list[tuple[object, ...]]:
+    """Return what is found in a char(5) with blanks at its end, after another tenant has asked a text for the same."""
+    query = "SELECT note FROM padded WHERE value = $1"
+    for tenant, kind in ((acme, "text"), (globex, "char(5)")):
+        await run(database, tenant, f"CREATE TABLE padded (value {kind}, note text)")
+        await run(database, tenant, "INSERT INTO padded VALUES ('ab   ', 'found')")
+        found = await fetch(database, tenant, query, "ab   ")
+    return found
+
+
+async def test_text_is_compared_as_the_tenants_own_column_compares_it(
+    one_connection_database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    """A statement with a text for a parameter is not shared: what it means depends on the column."""
+    assert await find_padded(one_connection_database, acme, globex) == [("found",)]
+
+
+async def test_shared_text_is_compared_as_another_column_compares_it(
+    one_connection_database: Database, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: were texts shared, a row would be missing without an error."""
+    monkeypatch.setattr(statement_cache, "_SHAREABLE", statement_cache._SHAREABLE | {"text"})
+
+    assert await find_padded(one_connection_database, acme, globex) == []
+
+
+async def test_text_that_some_tables_do_not_fit_is_shared_no_more(
+    one_connection_database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    """After one refusal each tenant has its own statement, and no read is run twice again."""
+    query = "SELECT * FROM things"
+    other = replace(globex, id=globex.id + 1000)
+    for tenant, kind in ((acme, "integer"), (globex, "text")):
+        await run(one_connection_database, tenant, f"CREATE TABLE things (value {kind})")
+
+    assert await count_new(one_connection_database, acme, query) == 1
+    assert await count_new(one_connection_database, globex, query) == 1
+    assert await count_new(one_connection_database, other, query) == 1
 
 
 CHANGES = {
@@ -229,7 +360,7 @@ async def test_columns_changed_by_hand_are_read_right(
             tenant,
             f"CREATE TABLE things (id int, note text); INSERT INTO things VALUES (1, '{tenant.slug}')",
         )
-        for _ in range(2):
+        for _ in range(OFTEN):
             await fetch(one_connection_database, tenant, query)
     async with database.connection() as connection:
         await connection.execute(CHANGES[change])
@@ -547,7 +678,7 @@ async def test_error_of_one_tenant_leaves_anothers_statements(
 ) -> None:
     """A tenant whose table was changed prepares its statement anew; the others on its connection keep theirs."""
     for tenant in (acme, globex):
-        for _ in range(2):
+        for _ in range(OFTEN):
             await fetch(one_connection_database, tenant, "SELECT * FROM company_data")
     before = await list_names(one_connection_database, globex)
 
