@@ -8,8 +8,6 @@ answered as Quart does it.
 
 import asyncio
 import contextlib
-import functools
-import inspect
 import types
 from collections.abc import Coroutine, Generator
 from contextvars import copy_context
@@ -21,48 +19,19 @@ from quart.asgi import ASGIHTTPConnection
 from quart.utils import encode_headers
 from quart.wrappers import Request
 from quart.wrappers.response import DataBody
-from werkzeug.sansio.utils import get_host
-from werkzeug.utils import cached_property
 
 from quart_tenants.server.protocols.receiving import RequestReceive
-from quart_tenants.web.hosts import LONGEST_HOST
+from quart_tenants.server.quick_requests import quicken
 
 # Quart has this error from 0.23 on.
 _CLIENT_IS_GONE: type[Exception] | tuple[()] = getattr(asgi, "ClientDisconnectedError", ())
 
 
 def serve_requests(app: Quart) -> None:
-    """Let *app* answer requests by `OneTaskRequest` as `QuickRequest`, unless it has classes of its own for that."""
+    """Let *app* answer requests the cheaper way: by `OneTaskRequest`, unless it has a class of its own for that."""
+    quicken(app)
     if app.asgi_http_class is ASGIHTTPConnection:
         app.asgi_http_class = OneTaskRequest
-    if app.request_class is Request:
-        app.request_class = QuickRequest
-    if type(app).ensure_async is Quart.ensure_async:
-        _know_coroutines(app)
-
-
-class QuickRequest(Request):
-    """A request that finds by one look what Quart and Werkzeug find by several steps, each time they need it."""
-
-    @property
-    def blueprints(self) -> list[str]:
-        """The blueprint of the view, and those around it."""
-        # The endpoint of a view that is in no blueprint has no dot.
-        return super().blueprints if self.url_rule is not None and "." in self.url_rule.endpoint else []
-
-    @cached_property
-    def content_length(self) -> int | None:
-        """How many bytes the body has, or None if that was not said."""
-        is_said = any(name == b"content-length" for name, _ in self.scope["headers"])
-        return super().content_length if is_said else None
-
-    @cached_property
-    def host(self) -> str:
-        """The host that was asked for, with its port if that is none of the usual ones."""
-        name = self.headers.get("host")
-        if self.trusted_hosts is not None or name is None or len(name) > LONGEST_HOST:
-            return super().host
-        return _get_host(self.scheme, name)
 
 
 class OneTaskRequest(ASGIHTTPConnection):
@@ -128,22 +97,6 @@ class OneTaskRequest(ASGIHTTPConnection):
         start = {"type": "http.response.start", "status": response.status_code, "headers": headers}
         await send(cast("HTTPResponseStartEvent", start))
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
-
-
-def _know_coroutines(app: Quart) -> None:
-    """Let *app* see by one look that a function is a coroutine function: it asks for each hook in each request."""
-    ensure: Any = app.ensure_async
-
-    def ensure_async(function: Any) -> Any:
-        code = getattr(function, "__code__", None)
-        return function if code is not None and code.co_flags & inspect.CO_COROUTINE else ensure(function)
-
-    app.ensure_async = ensure_async  # type: ignore[method-assign, assignment]
-
-
-@functools.lru_cache(maxsize=1024)
-def _get_host(scheme: str, name: str) -> str:
-    return get_host(scheme, name)
 
 
 @types.coroutine

@@ -8,11 +8,15 @@ from typing import Any
 import pytest
 from quart import Quart
 from quart.routing import QuartRule
-from quart.wrappers import Request
+from quart.wrappers import Request, Websocket
+from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.datastructures import Headers
-from werkzeug.exceptions import SecurityError
+from werkzeug.exceptions import HTTPException, NotFound, SecurityError
+from werkzeug.routing import BaseConverter, ValidationError
+from werkzeug.routing.exceptions import RoutingException
 
-from quart_tenants.server.one_task_requests import QuickRequest, serve_requests
+from quart_tenants.server import quick_requests
+from quart_tenants.server.quick_requests import QuickRequest, quicken
 
 
 async def never_push(path: str, headers: Headers) -> None:
@@ -102,7 +106,7 @@ async def coroutine_function(answer: str = "function") -> str:
 def test_functions_are_taken_for_what_quart_takes_them(function: Any) -> None:
     """A coroutine function runs as it is, any other one in a thread."""
     app = Quart(__name__, static_folder=None)
-    serve_requests(app)
+    quicken(app)
 
     ours, theirs = app.ensure_async(function), Quart.ensure_async(app, function)
 
@@ -126,7 +130,99 @@ def test_app_keeps_what_it_has_of_its_own() -> None:
     app = OwnApp(__name__, static_folder=None)
     before = app.request_class
 
-    serve_requests(app)
+    quicken(app)
 
     assert app.request_class is before
     assert "ensure_async" not in vars(app)
+
+
+# Routes
+
+
+def make_routed_app(*, is_quick: bool) -> Quart:
+    """Return an app with routes of every kind."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    for host in ("a.localhost", "<label>.localhost"):
+        app.add_url_rule("/notes/<int:number>", f"{host}.note", methods=["GET", "PUT"], host=host)
+        app.add_url_rule("/files/<path:name>", f"{host}.file", host=host, defaults={"kind": "file"})
+        app.add_url_rule("/shop/", f"{host}.shop", host=host)
+        app.add_websocket("/live", f"{host}.live", host=host)
+    if is_quick:
+        quicken(app)
+    return app
+
+
+def find_route(app: Quart, host: str, path: str, method: str, kind: type[BaseRequestWebsocket] = Request) -> Any:
+    """Return the endpoint and the arguments of an address, or what is raised for it."""
+    headers = Headers({"Host": host})
+    scope: Any = {"type": "http", "headers": [(b"host", host.encode())]}
+    asked: Any = (
+        Request(method, "http", path, b"", headers, "", "1.1", scope, send_push_promise=never_push)
+        if kind is Request
+        else Websocket(path, b"", "ws", headers, "", "1.1", [], None, None, None, None, scope)  # type: ignore[arg-type]
+    )
+    adapter: Any = app.create_url_adapter(asked)
+    try:
+        rule, values = adapter.match(return_rule=True)
+    except (HTTPException, RoutingException) as error:
+        return type(error), getattr(error, "new_url", None), sorted(getattr(error, "valid_methods", None) or ())
+    return rule.endpoint, values
+
+
+@pytest.mark.parametrize("host", ["a.localhost", "b.localhost", "a.localhost:80", "elsewhere"])
+def test_remembered_route_is_the_one_of_werkzeug(host: str) -> None:
+    """Every address has the route it has in a plain app, the first time and later, whatever was asked before."""
+    quick, plain = make_routed_app(is_quick=True), make_routed_app(is_quick=False)
+    paths = ["/notes/7", "/notes/8", "/notes/x", "/files/a/b", "/files//", "/shop/", "/shop", "/live", "/none", "/"]
+    paths.append("/files/" + "x" * 1000)
+
+    for _ in range(3):
+        for path in paths:
+            for method in ("GET", "PUT", "POST", "OPTIONS"):
+                assert find_route(quick, host, path, method) == find_route(plain, host, path, method)
+            assert find_route(quick, host, path, "GET", Websocket) == find_route(plain, host, path, "GET", Websocket)
+
+
+def test_arguments_of_a_remembered_route_belong_to_one_request() -> None:
+    """What a hook takes out of them is there again in the next request."""
+    app = make_routed_app(is_quick=True)
+
+    for _ in range(3):
+        endpoint, values = find_route(app, "b.localhost", "/notes/7", "GET")
+        assert (endpoint, values) == ("<label>.localhost.note", {"label": "b", "number": 7})
+        values.clear()
+
+
+def test_route_with_a_converter_of_the_apps_own_is_not_remembered() -> None:
+    """Such a converter may answer otherwise the next time."""
+
+    class Open(BaseConverter):
+        are_open = True
+
+        def to_python(self, value: str) -> str:
+            """Take every value while the shop is open."""
+            if not self.are_open:
+                raise ValidationError
+            return value
+
+    app = Quart(__name__, static_folder=None)
+    app.url_map.converters["open"] = Open
+    app.add_url_rule("/shop/<open:name>", "shop")
+    quicken(app)
+
+    assert find_route(app, "localhost", "/shop/tea", "GET") == ("shop", {"name": "tea"})
+    Open.are_open = False
+    assert find_route(app, "localhost", "/shop/tea", "GET")[0] is NotFound
+
+
+def test_strangers_cannot_make_an_app_remember_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many addresses are remembered as were set, and no long ones."""
+    monkeypatch.setattr(quick_requests, "_MOST_ADDRESSES", 10)
+    app = make_routed_app(is_quick=True)
+    known = inspect.getclosurevars(app.create_url_adapter).nonlocals["known"]
+
+    for number in range(100):
+        find_route(app, "b.localhost", f"/notes/{number}", "GET")
+        find_route(app, "b.localhost", f"/files/{number}{'x' * 300}", "GET")
+        assert len(known) <= 10
+    assert all(len(address[1]) < 300 for address in known)

@@ -1,0 +1,111 @@
+"""Let an app find by one look what Quart and Werkzeug find by many steps in every request."""
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from quart import Quart
+from quart.wrappers import Request
+from werkzeug.routing import MapAdapter, Rule
+from werkzeug.sansio.utils import get_host
+from werkzeug.utils import cached_property
+
+from quart_tenants.web.hosts import LONGEST_HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Addresses whose routes are remembered, and the characters that such an address may have. A stranger can ask for any.
+_MOST_ADDRESSES = 4096
+_LONGEST_PATH = 256
+# A converter from elsewhere may answer otherwise the next time.
+_KNOWN_CONVERTERS = ("werkzeug.", "quart_tenants.")
+
+
+def quicken(app: Quart) -> None:
+    """Let *app* serve requests as `QuickRequest` and remember routes, except where it has something of its own."""
+    if app.request_class is Request:
+        app.request_class = QuickRequest
+    if type(app).ensure_async is Quart.ensure_async:
+        _know_coroutines(app)
+    if type(app).create_url_adapter is Quart.create_url_adapter:
+        _remember_routes(app)
+
+
+class QuickRequest(Request):
+    """A request that finds by one look what Quart and Werkzeug find by several steps, each time they need it."""
+
+    @property
+    def blueprints(self) -> list[str]:
+        """The blueprint of the view, and those around it."""
+        return [] if self.url_rule is None else _list_blueprints(self.url_rule.endpoint)
+
+    @cached_property
+    def content_length(self) -> int | None:
+        """How many bytes the body has, or None if that was not said."""
+        is_said = any(name == b"content-length" for name, _ in self.scope["headers"])
+        return super().content_length if is_said else None
+
+    @cached_property
+    def host(self) -> str:
+        """The host that was asked for, with its port if that is none of the usual ones."""
+        name = self.headers.get("host")
+        if self.trusted_hosts is not None or name is None or len(name) > LONGEST_HOST:
+            return super().host
+        return _get_host(self.scheme, name)
+
+
+def _know_coroutines(app: Quart) -> None:
+    """Let *app* see by one look that a function is a coroutine function: it asks for each hook in each request."""
+    ensure: Any = app.ensure_async
+
+    def ensure_async(function: Any) -> Any:
+        code = getattr(function, "__code__", None)
+        return function if code is not None and code.co_flags & inspect.CO_COROUTINE else ensure(function)
+
+    app.ensure_async = ensure_async  # type: ignore[method-assign, assignment]
+
+
+def _remember_routes(app: Quart) -> None:
+    """Let *app* remember which route an address has: Quart takes no further routes once it has served a request."""
+    create: Any = app.create_url_adapter
+    known: dict[tuple[str, str, str, bool], tuple[Rule, Mapping[str, Any]]] = {}
+
+    def create_url_adapter(request: Any) -> MapAdapter | None:
+        adapter: MapAdapter | None = create(request)
+        if adapter is None or request is None or len(adapter.path_info) > _LONGEST_PATH:
+            return adapter
+        match: Any = adapter.match
+        address = (adapter.server_name, adapter.path_info, adapter.default_method, adapter.websocket)
+
+        def find(*arguments: Any, **options: Any) -> Any:
+            if arguments or options != {"return_rule": True}:
+                return match(*arguments, **options)
+            found = known.get(address)
+            if found is None:
+                # Redirects and errors are raised, and not remembered.
+                found = match(return_rule=True)
+                if all(
+                    converter.__module__.startswith(_KNOWN_CONVERTERS) for converter in app.url_map.converters.values()
+                ):
+                    if len(known) >= _MOST_ADDRESSES:
+                        known.clear()
+                    known[address] = found
+            rule, values = found
+            return rule, dict(values)
+
+        adapter.match = find  # type: ignore[method-assign]
+        return adapter
+
+    app.create_url_adapter = create_url_adapter  # type: ignore[method-assign]
+
+
+@functools.lru_cache(maxsize=1024)
+def _list_blueprints(endpoint: str) -> list[str]:
+    names = endpoint.split(".")[:-1]
+    return [".".join(names[:count]) for count in range(len(names), 0, -1)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _get_host(scheme: str, name: str) -> str:
+    return get_host(scheme, name)
