@@ -7,9 +7,8 @@ answered as Quart does it.
 """
 
 import asyncio
-import contextlib
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
 from typing import Any, cast
 
@@ -52,16 +51,19 @@ class OneTaskRequest(ASGIHTTPConnection):
             is_answered = event["type"] == "http.response.body" and not event.get("more_body")
             await send(event)
 
-        def cancel() -> None:
-            # After the answer, too, the server says that the client has gone, and goes on in this task.
+        def break_off() -> None:
             nonlocal is_gone
-            if not is_answered:
-                is_gone = True
-                handling.cancel()
+            is_gone = True
+            handling.cancel()
 
-        receive.watch_client(cancel)
+        def leave() -> None:
+            # After the answer, too, the server says that the client has gone, and goes on in this task.
+            if not is_answered:
+                break_off()
+
+        receive.watch_client(leave)
         try:
-            await _run_in_copied_context(self.handle_request(request, send_and_note))
+            await _run_in_copied_context(self._answer(request, send_and_note, break_off))
         except asyncio.CancelledError:
             # Cancelled more than once: somebody else wants the server's task to end, too.
             if not is_gone or handling.cancelling() > 1:
@@ -71,8 +73,8 @@ class OneTaskRequest(ASGIHTTPConnection):
             if is_gone:
                 handling.uncancel()
 
-    async def handle_request(self, request: Request, send: ASGISendCallable) -> None:
-        """Answer *request* as Quart does, which on Python 3.11 sends the answer in a task of its own."""
+    async def _answer(self, request: Request, send: ASGISendCallable, break_off: Callable[[], None]) -> None:
+        """Answer *request* as Quart's `handle_request` does, which on Python 3.11 sends the answer in another task."""
         try:
             response = await self.app.handle_request(request)
         except _CLIENT_IS_GONE:
@@ -82,10 +84,12 @@ class OneTaskRequest(ASGIHTTPConnection):
         seconds = getattr(response, "timeout", Ellipsis)
         if seconds is Ellipsis:
             seconds = self.app.config["RESPONSE_TIMEOUT"]
-        # What is not sent by then breaks off.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._send_response(send, response)
+        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, break_off)
+        try:
+            await self._send_response(send, response)
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _send_response(self, send: ASGISendCallable, response: Any) -> None:
         """Send *response*, in one piece if it is in memory. Quart sends the end apart."""

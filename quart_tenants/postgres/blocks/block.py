@@ -81,7 +81,7 @@ class Block:
         if self._entered:
             raise RuntimeError("this block was entered before: ask for a new one")
         self._entered = True
-        now = asyncio.get_running_loop().time()
+        now = self._pool.clock()
         deadline = now + self._timeout
         if self._shares is not None and self._tenant is not None:
             await self._shares.take(self._tenant, deadline)
@@ -142,7 +142,7 @@ class Block:
             await self._check_role()
 
     def _give_back(self) -> None:
-        self._pool.give_back(self._pooled, self._beginning.tenant.tenant, asyncio.get_running_loop().time())
+        self._pool.give_back(self._pooled, self._beginning.tenant.tenant, self._pool.clock())
 
     def _leave_share(self) -> None:
         if self._shares is not None and self._tenant is not None:
@@ -158,7 +158,7 @@ class Block:
         if lent is None or self._lost:
             raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
         self._lost = True
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        deadline = self._pool.clock() + self._timeout
         self._pooled = await self._pool.replace(self._pooled, deadline)
         await self._begin(deadline)
         driver = self._pooled.driver
@@ -171,7 +171,6 @@ class Block:
 
     async def _begin(self, deadline: float) -> None:
         """Begin the block now, on another connection if its own is dead. After an error the block has none."""
-        loop = asyncio.get_running_loop()
         # After a restart of the server every pooled connection is dead, and nothing was done on any
         # of them yet: it is safe to go on to the next, until one is fresh.
         attempts = self._pool.max_size + 1
@@ -180,7 +179,7 @@ class Block:
         while True:
             attempts -= 1
             driver = self._pooled.driver
-            seconds = max(deadline - loop.time(), 0.001)
+            seconds = max(deadline - self._pool.clock(), 0.001)
             try:
                 within = min(self._pool.timings.silence, seconds / 2) if quick else seconds
                 self.status = await driver.begin_block(self._beginning, self._first, within)
@@ -208,7 +207,7 @@ class Block:
 
     async def _check_role(self) -> None:
         """Raise if it was the tenant's role that could not be entered, where that went ahead of a statement."""
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        deadline = self._pool.clock() + self._timeout
         block = Block(self._pool, self._beginning, self._timeout, self._tenant)
         block._pooled = await self._pool.acquire(self._beginning.tenant.tenant, deadline)
         await block._begin(deadline)

@@ -42,6 +42,7 @@ class ConnectionPool:
         "_slots",
         "_tidying",
         "_working",
+        "clock",
         "max_size",
         "timings",
     )
@@ -77,6 +78,8 @@ class ConnectionPool:
         self._closing = asyncio.Event()
         self.max_size = max_size
         self.timings = timings
+        # Asking which loop runs takes longer than asking it for the time.
+        self.clock = asyncio.get_running_loop().time
         self._opener = Opener(
             plain=settings.driver_mode == "plain",
             with_roles=settings.role_per_tenant,
@@ -211,7 +214,7 @@ class ConnectionPool:
     async def _open_in(self, slot: int, deadline: float) -> PooledConnection:
         epoch = self._epoch
         try:
-            seconds = deadline - asyncio.get_running_loop().time()
+            seconds = deadline - self.clock()
             proxy = await self._pool.acquire(timeout=max(seconds, 0.001))
         except BaseException as error:
             self._slots.vacate(slot)
@@ -286,10 +289,9 @@ class ConnectionPool:
 
     async def _tidy(self) -> None:
         """Reset the connections that nobody uses, and give asyncpg's pool those back that nobody has used for long."""
-        loop = asyncio.get_running_loop()
         timings = self.timings
         while not await _is_set_within(self._closing, timings.tidy_every):
-            now = loop.time()
+            now = self.clock()
 
             def is_due(connection: PooledConnection, now: float = now) -> bool:
                 patience = timings.tidy_every if connection.driver.needs_reset else timings.give_up_after

@@ -109,7 +109,7 @@ class Registry:
 
     def get_age(self) -> float:
         """Return how many seconds ago the registry was read. Something may have changed since."""
-        return asyncio.get_running_loop().time() - self._read_at
+        return time.monotonic() - self._read_at
 
     def find_slug_by_domain(self, domain: str) -> Slug | None:
         """Return the slug of the tenant that owns *domain*, or None. `get_tenant` says whether it may be served."""
@@ -135,7 +135,7 @@ class Registry:
     async def refresh(self) -> None:
         """Read what changed since the last call. Raises the errors of `load`."""
         async with self._reading:
-            now = asyncio.get_running_loop().time()
+            now = time.monotonic()
             seen = self._position
             if seen is None:
                 await self._load()
@@ -196,7 +196,7 @@ class Registry:
             await check_registry(connection)
 
     async def _load(self) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         async with self._database.connection() as connection:
             await check_registry(connection)
             # The position comes first: a row that is written in between is read again by the next refresh.

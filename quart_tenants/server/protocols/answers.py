@@ -4,12 +4,9 @@ import enum
 import functools
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 # RFC 9110, sections 5.1 and 5.5. A value with a line's end would be two headers, and a part of one could be a body.
 _LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n")
-# Bytes. A longer value, such as a signed cookie, is seldom there twice.
-_LONGEST_REMEMBERED = 256
 _LENGTH = re.compile(rb"[0-9]{1,20}")
 _SPECIAL = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host"))
 # These answers never have a body, whatever their headers say (RFC 9110, sections 15.3.5 and 15.4.5).
@@ -35,6 +32,10 @@ class _State(enum.Enum):
     FAILED = enum.auto()
 
 
+# A look-up in an enum takes six times as long as a name of the module.
+_HEAD, _COUNTED, _CHUNKED, _UNTIL_CLOSE, _DONE, _FAILED = _State
+
+
 class Answer:
     """The answer to one request, as bytes.
 
@@ -46,18 +47,18 @@ class Answer:
         self.closes = closes
         self._method = method
         self._version = version
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._left = 0
 
     @property
     def has_begun(self) -> bool:
         """Whether its head was written."""
-        return self._state is not _State.HEAD
+        return self._state is not _HEAD
 
     @property
     def is_done(self) -> bool:
         """Whether it is complete."""
-        return self._state is _State.DONE
+        return self._state is _DONE
 
     def hint(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         """Return an answer before the answer, such as 100 or 103.
@@ -69,7 +70,7 @@ class Answer:
             self._fail("the head of the answer was sent before")
         if not 100 <= status < 200:
             raise AnswerError(f"{status} is no status of an answer")
-        return _write_head(status, [_check(*header).data for header in headers])
+        return _write_head(status, [_check(header)[1] for header in headers])
 
     def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         """Return the head, with headers that say where the body ends and whether the connection does.
@@ -85,11 +86,17 @@ class Answer:
         length: bytes | None = None
         is_chunked = False
         connection: set[bytes] = set()
-        for given in headers:
-            name, value, lower, line = _check(*given)
+        for header in headers:
+            try:
+                lower, line = _check_once(header)
+            except TypeError:
+                # A list or a bytearray cannot be remembered.
+                lower, line = _check(header)
             if lower not in _SPECIAL:
                 lines.append(line)
-            elif lower == b"content-length":
+                continue
+            name, _, value = line[:-2].partition(b": ")
+            if lower == b"content-length":
                 if length is None:
                     length = _parse_length(value)
                     lines.append(b"%b: %b\r\n" % (name, length))
@@ -118,9 +125,9 @@ class Answer:
         self.closes = self.closes or b"close" in connection
         self._left = int(length or 0) if is_counted and not has_no_body else 0
         if has_no_body or is_counted:
-            self._state = _State.COUNTED
+            self._state = _COUNTED
         else:
-            self._state = _State.CHUNKED if self._version == "1.1" else _State.UNTIL_CLOSE
+            self._state = _CHUNKED if self._version == "1.1" else _UNTIL_CLOSE
         return head
 
     def write(self, data: bytes) -> bytes:
@@ -129,11 +136,11 @@ class Answer:
         Raises:
             AnswerError: The head says that the body is shorter, or there is no head yet.
         """
-        if self._state is _State.CHUNKED:
+        if self._state is _CHUNKED:
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self._state is _State.UNTIL_CLOSE:
+        if self._state is _UNTIL_CLOSE:
             return data
-        if self._state is not _State.COUNTED or len(data) > self._left:
+        if self._state is not _COUNTED or len(data) > self._left:
             self._fail("the body is longer than the head of its answer says")
         self._left -= len(data)
         return data
@@ -145,13 +152,13 @@ class Answer:
             AnswerError: The head says that the body is longer, or there is no head yet.
         """
         was, is_short = self._state, self._left > 0
-        if was in (_State.HEAD, _State.DONE, _State.FAILED) or is_short:
+        if was in (_HEAD, _DONE, _FAILED) or is_short:
             self._fail("the body is shorter than the head of its answer says")
-        self._state = _State.DONE
-        return b"0\r\n\r\n" if was is _State.CHUNKED else b""
+        self._state = _DONE
+        return b"0\r\n\r\n" if was is _CHUNKED else b""
 
     def _fail(self, reason: str) -> None:
-        self._state = _State.FAILED
+        self._state = _FAILED
         raise AnswerError(reason)
 
 
@@ -165,31 +172,17 @@ def _parse_length(value: bytes) -> bytes:
     return length
 
 
-class _Header(NamedTuple):
-    name: bytes
-    value: bytes
-    lower: bytes
-    data: bytes
-
-
-def _check(name: bytes, value: bytes) -> _Header:
-    try:
-        return _check_once(name, value) if len(value) < _LONGEST_REMEMBERED else _check_anew(name, value)
-    except TypeError:
-        # A bytearray cannot be remembered.
-        return _check_anew(name, value)
-
-
-def _check_anew(name: bytes, value: bytes) -> _Header:
-    name, value = bytes(name).strip(), bytes(value).strip()
-    data = b"%b: %b\r\n" % (name, value)
-    if not _LINE.fullmatch(data):
+def _check(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Return the name of *header* in lower case, and its line."""
+    name, value = (bytes(part).strip() for part in header)
+    line = b"%b: %b\r\n" % (name, value)
+    if not _LINE.fullmatch(line):
         raise AnswerError(f"{name!r} with the value {value[:80]!r} is no header")
-    return _Header(name, value, name.lower(), data)
+    return name.lower(), line
 
 
 # Nearly all answers of an app have the same headers.
-_check_once = functools.lru_cache(maxsize=1024)(_check_anew)
+_check_once = functools.lru_cache(maxsize=512)(_check)
 
 
 def _write_head(status: int, lines: list[bytes]) -> bytes:

@@ -1,6 +1,5 @@
 """Bind the session to the tenant that it was issued to, and let it end on every worker."""
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -129,7 +128,7 @@ class TenantSession(SessionMixin):
         if state.registry.get_age() <= _ASK_EARLY * state.settings.session_ask_after:
             return
         # The state that the database tells may be as old as the question.
-        asked_at = _get_time()
+        asked_at = time.monotonic()
         try:
             signed = self._find_ours()
             if signed is not None and await is_ended(state.database, signed.issued):
@@ -248,7 +247,7 @@ class TenantSession(SessionMixin):
         if tenant is not None:
             # In a websocket the tenant may have been suspended or dropped since the handshake.
             state.registry.get_present(tenant)
-        age = min(state.registry.get_age(), _get_time() - self._asked_at)
+        age = min(state.registry.get_age(), time.monotonic() - self._asked_at)
         if age > state.settings.session_ask_after:
             raise SessionUncheckedError(f"no news of ended sessions for {age:.1f} s, and no answer from the database")
         return False
@@ -258,7 +257,7 @@ class TenantSession(SessionMixin):
         self._signed = issue_session(self._find_owner(), user, generation, lifetime)
         self._idle_until = time.time() + lifetime
         # It cannot have been ended before it began.
-        self._asked_at = _get_time()
+        self._asked_at = time.monotonic()
 
     def _find_owner(self) -> int:
         """Return the number of the tenant that sessions belong to here; 0 on other hosts."""
@@ -331,7 +330,3 @@ async def ask_about_session() -> None:
     current = see_through(session)
     if isinstance(current, TenantSession):
         await current.ask_if_needed()
-
-
-def _get_time() -> float:
-    return asyncio.get_running_loop().time()
