@@ -10,9 +10,9 @@ import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
-from typing import Any, cast
+from typing import Any
 
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPResponseStartEvent
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Quart, asgi
 from quart.asgi import ASGIHTTPConnection
 from quart.utils import encode_headers
@@ -43,7 +43,7 @@ class OneTaskRequest(ASGIHTTPConnection):
             return
         request = self._create_request_from_scope(send)
         request.body.set_complete()
-        handling = cast("asyncio.Task[Any]", asyncio.current_task())
+        handling: Any = asyncio.current_task()
         is_answered = is_gone = False
 
         async def send_and_note(event: Any) -> None:
@@ -98,8 +98,8 @@ class OneTaskRequest(ASGIHTTPConnection):
             await super()._send_response(send, response)
             return
         headers = encode_headers(response.headers)
-        start = {"type": "http.response.start", "status": response.status_code, "headers": headers}
-        await send(cast("HTTPResponseStartEvent", start))
+        start: Any = {"type": "http.response.start", "status": response.status_code, "headers": headers}
+        await send(start)
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
 

@@ -32,11 +32,13 @@ def see_through(proxy: Any) -> object:
 
 def find_request() -> Request | Websocket | None:
     """Return the request or websocket that is being served here, or None."""
+    asked: Any = None
     if has_request_context():
-        return cast("Request", see_through(request))
-    if has_websocket_context():
-        return cast("Websocket", see_through(websocket))
-    return _served.get()
+        asked = see_through(request)
+    elif has_websocket_context():
+        asked = see_through(websocket)
+    found: Request | Websocket | None = asked or _served.get()
+    return found
 
 
 def find_address() -> str | None:
@@ -45,12 +47,14 @@ def find_address() -> str | None:
     return None if asked is None else asked.remote_addr
 
 
-def remember_request() -> None:
-    """Let the rest of this task, and the tasks that it starts, find the request that is being served here.
+def remember_request() -> Request | Websocket | None:
+    """Let the rest of this task, and the tasks that it starts, find the request that is being served here. Return it.
 
     From Quart 0.23 on an app context that is opened inside a request hides the request.
     """
-    _served.set(find_request())
+    asked = find_request()
+    _served.set(asked)
+    return asked
 
 
 def find_slug_of_host(host: str, state: TenantState) -> Slug | None:
@@ -67,7 +71,8 @@ def find_requested_slug(asked: BaseRequestWebsocket, state: TenantState) -> Slug
     known = vars(asked)
     if _SLUG not in known:
         known[_SLUG] = find_slug_of_host(asked.host, state)
-    return cast("Slug | None", known[_SLUG])
+    slug: Slug | None = known[_SLUG]
+    return slug
 
 
 def find_current_tenant() -> Tenant | None:
@@ -78,7 +83,11 @@ def find_current_tenant() -> Tenant | None:
         RegistryStaleError: The worker cannot know whether there is one.
     """
     asked = find_request()
-    return None if asked is None else find_tenant(asked, get_state())
+    if asked is None:
+        return None
+    known = vars(asked)
+    tenant: Tenant | None = known[_TENANT] if _TENANT in known else find_tenant(asked, get_state())
+    return tenant
 
 
 def find_tenant(asked: BaseRequestWebsocket, state: TenantState) -> Tenant | None:
@@ -93,7 +102,8 @@ def find_tenant(asked: BaseRequestWebsocket, state: TenantState) -> Tenant | Non
     if _TENANT not in known:
         slug = find_requested_slug(asked, state)
         known[_TENANT] = None if slug is None else state.registry.get_tenant(slug)
-    return cast("Tenant | None", known[_TENANT])
+    tenant: Tenant | None = known[_TENANT]
+    return tenant
 
 
 def get_current_tenant() -> Tenant:

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import TracebackType
-from typing import cast
+from typing import Any
 
 import asyncpg
 
@@ -100,8 +100,9 @@ class Block:
         except BaseException:
             self._leave_share()
             raise
-        self._lent = lent = self._pooled.driver.lend()
-        return cast("Connection", lent)
+        lent: Any = self._pooled.driver.lend()
+        self._lent = lent
+        return lent  # type: ignore[no-any-return]
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 else:
     _AsyncpgConnection = asyncpg.Connection
 
+# A look-up in an enum takes six times as long as a name of the module.
+_IDLE, _PLANNED, _READING, _INTERRUPTED, _BEGINNING, _OPEN, _ENDING = BlockState
+_READS, _ROWS, _ANYTHING = Effect
+
 _COMMIT_MESSAGE = write_statements(COMMIT)
 
 # No row unless this is the server's one client, with no pooler in between. A pooler makes up the number of a server
@@ -169,7 +173,7 @@ class FastConnection(_AsyncpgConnection):
         self._beginning = Beginning(())
         self._begin_within: float = 0
         self._replace: Replace = _has_no_other
-        self._effect = Effect.READS
+        self._effect = _READS
         # Savepoints that were asked for, and not made, before the first statement.
         self._savepoints: list[Any] = []
 
@@ -273,7 +277,7 @@ class FastConnection(_AsyncpgConnection):
             within: Seconds that BEGIN may take.
             replace: Called if this connection turns out to be dead.
         """
-        self._state.move(BlockState.PLANNED)
+        self._state.move(_PLANNED)
         self._turn_to(beginning, within)
         self._replace = replace
         self._top_xact = self._outermost
@@ -293,9 +297,9 @@ class FastConnection(_AsyncpgConnection):
 
     def leave_block(self) -> bool:
         """End the block if the server has nothing open of it; return whether it is ended."""
-        if self._state.current is not BlockState.PLANNED:
+        if self._state.current is not _PLANNED:
             return False
-        self._state.move(BlockState.IDLE)
+        self._state.move(_IDLE)
         self._top_xact = None
         return True
 
@@ -307,11 +311,11 @@ class FastConnection(_AsyncpgConnection):
             within: Seconds that it may take; None for the command timeout.
         """
         # Where a read was interrupted, the block has done nothing that could be kept.
-        commit = commit and self._state.current is not BlockState.INTERRUPTED
-        self._state.move(BlockState.ENDING)
+        commit = commit and self._state.current is not _INTERRUPTED
+        self._state.move(_ENDING)
         self._top_xact = None
         statements = (*(CHECKED_COMMIT if commit else (ROLLBACK,)), *RESET)
-        looks = self._effect is Effect.ANYTHING
+        looks = self._effect is _ANYTHING
         if not self.is_closed():
             self._send(self._take_closes())
         if looks:
@@ -322,7 +326,7 @@ class FastConnection(_AsyncpgConnection):
             self._cache.forget_all()
             self._transport.write(write_preparation())
         self._unreset = None
-        self._state.move(BlockState.IDLE)
+        self._state.move(_IDLE)
 
     # What a handler calls.
 
@@ -349,13 +353,13 @@ class FastConnection(_AsyncpgConnection):
     def transaction(self, **options: Any) -> Any:
         """Return a savepoint, as asyncpg does it in a transaction."""
         savepoint: Any = super().transaction(**options)
-        if self._state.current is BlockState.PLANNED:
+        if self._state.current is _PLANNED:
             self._savepoints.append(savepoint)
         return savepoint
 
     def is_in_transaction(self) -> bool:
         """Return whether there is a transaction, or the next statement begins one."""
-        return self._state.current in (BlockState.PLANNED, BlockState.INTERRUPTED) or super().is_in_transaction()
+        return self._state.current in (_PLANNED, _INTERRUPTED) or super().is_in_transaction()
 
     async def copy_records_to_table(self, table_name: str, *, where: str | None = None, **options: Any) -> str:
         """Copy records, as asyncpg does it, but in a block with a role without *where*: it may hold any statement.
@@ -406,7 +410,7 @@ class FastConnection(_AsyncpgConnection):
     def _turn_to(self, beginning: Beginning, within: float) -> None:
         self._beginning = beginning
         self._begin_within = within
-        self._effect = Effect.READS
+        self._effect = _READS
         self._savepoints.clear()
         self._cache.turn_to(beginning.tenant)
 
@@ -417,8 +421,8 @@ class FastConnection(_AsyncpgConnection):
         return RESET_AHEAD + self._beginning.statements
 
     async def _begin(self, first: str = "") -> str:
-        undo = (ROLLBACK,) if self._state.current is BlockState.INTERRUPTED else ()
-        self._state.move(BlockState.BEGINNING)
+        undo = (ROLLBACK,) if self._state.current is _INTERRUPTED else ()
+        self._state.move(_BEGINNING)
         statements = (*undo, *self._list_first_statements(), *((first,) if first else ()))
         if not first:
             self._watch.start()
@@ -426,7 +430,7 @@ class FastConnection(_AsyncpgConnection):
             status = await self._run("; ".join(statements), self._begin_within)
         finally:
             self._watch.stop()
-        self._state.move(BlockState.OPEN)
+        self._state.move(_OPEN)
         return status
 
     async def _begin_or_replace(self) -> "FastConnection":
@@ -435,9 +439,9 @@ class FastConnection(_AsyncpgConnection):
         Raises:
             DatabaseUnavailableError: No connection has.
         """
-        if self._state.current is BlockState.INTERRUPTED:
+        if self._state.current is _INTERRUPTED:
             await self._begin()
-        if self._state.current is not BlockState.PLANNED:
+        if self._state.current is not _PLANNED:
             return self
         try:
             await self._begin()
@@ -477,10 +481,10 @@ class FastConnection(_AsyncpgConnection):
 
     def _note(self, query: str, *, reads: bool) -> None:
         """Take note of what *query* may do. *reads* says whether it is run as one that only reads."""
-        if self._effect is not Effect.ANYTHING:
+        if self._effect is not _ANYTHING:
             effect = self._effects.find(query)
-            if effect is Effect.READS and not reads:
-                effect = Effect.ROWS
+            if effect is _READS and not reads:
+                effect = _ROWS
             if effect > self._effect:
                 self._effect = effect
 
@@ -498,7 +502,7 @@ class FastConnection(_AsyncpgConnection):
         """Run *query*, as asyncpg does it: what fetch(), fetchrow(), fetchval() and execute() with arguments call."""
         self._note(query, reads=not return_status)
         call = _Call(query, args, limit, timeout, return_status, ignore_custom_codec, record_class)
-        if self._state.current is BlockState.PLANNED and self._effect is Effect.READS and not self._query_loggers:
+        if self._state.current is _PLANNED and self._effect is _READS and not self._query_loggers:
             return await self._read(call)
         driver = await self._begin_or_replace()
         if driver is not self:
@@ -531,13 +535,13 @@ class FastConnection(_AsyncpgConnection):
         try:
             return await self._read_at_once(call)
         except (*_OUTDATED_ERRORS, *_MISFIT_ERRORS):
-            if self._state.current is not BlockState.INTERRUPTED:
+            if self._state.current is not _INTERRUPTED:
                 raise
             # Another tenant's statement did not fit, or an own one is outdated. The block keeps its connection.
             await self._begin()
             return await self._run_call(call)
         except DRIVER_ERRORS:
-            known = (BlockState.PLANNED, BlockState.INTERRUPTED)
+            known = (_PLANNED, _INTERRUPTED)
             if not self.is_closed() and (self._state.current in known or self._protocol.is_in_transaction()):
                 raise
             # Not even BEGIN was run: the server is lost.
@@ -554,7 +558,7 @@ class FastConnection(_AsyncpgConnection):
         if statement is None and self._may_use_kept(call):
             statement = shared = self._cache.find_shared(call.query, call.args)
         packets.put_ahead(self._take_closes() + write_statements(*self._list_first_statements()))
-        self._state.move(BlockState.READING)
+        self._state.move(_READING)
         self._watch.start()
         try:
             if statement is None:
@@ -576,13 +580,13 @@ class FastConnection(_AsyncpgConnection):
                 self._cache.stop_sharing(call.query)
             else:
                 self._note_failure(call.query, error)
-            if self._state.current is BlockState.READING:
+            if self._state.current is _READING:
                 if is_misfit:
-                    failed = BlockState.INTERRUPTED
+                    failed = _INTERRUPTED
                 elif unsent:
-                    failed = BlockState.PLANNED
+                    failed = _PLANNED
                 else:
-                    failed = BlockState.INTERRUPTED if isinstance(error, _CUT_OFF_ERRORS) else BlockState.OPEN
+                    failed = _INTERRUPTED if isinstance(error, _CUT_OFF_ERRORS) else _OPEN
                 self._state.move(failed)
             raise
         finally:
@@ -591,7 +595,7 @@ class FastConnection(_AsyncpgConnection):
             raise asyncpg.InternalClientError("COMMIT was not sent with the statement")
         self._check_path()
         self._unreset = self._beginning.tenant.tenant
-        self._state.move(BlockState.PLANNED)
+        self._state.move(_PLANNED)
         return rows
 
     def _check_path(self) -> None:
@@ -623,7 +627,7 @@ class FastConnection(_AsyncpgConnection):
         options = {"ignore_custom_codec": ignore_custom_codec, "record_class": record_class}
         if named or not use_cache:
             # For a cursor, prepare() or copy. What is done with it later does not come by here.
-            self._effect = Effect.ANYTHING
+            self._effect = _ANYTHING
         await self._begin_here()
         keeps = use_cache and not named and record_class is None and not ignore_custom_codec
         if not keeps or not self._cache.takes(query):
@@ -662,7 +666,7 @@ class FastConnection(_AsyncpgConnection):
         elif isinstance(error, asyncpg.InvalidSQLStatementNameError):
             # A block has deallocated it, and perhaps others. The block's end counts those that are left.
             self._cache.forget_all()
-            self._effect = Effect.ANYTHING
+            self._effect = _ANYTHING
         elif isinstance(error, _MISFIT_ERRORS):
             self._cache.forget(query)
 

@@ -3,7 +3,7 @@
 import enum
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 # RFC 9110, sections 5.1 and 5.5. A value with a line's end would be two headers, and a part of one could be a body.
 _LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n")
@@ -60,7 +60,7 @@ class Answer:
         """Whether it is complete."""
         return self._state is _DONE
 
-    def hint(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def hint(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """Return an answer before the answer, such as 100 or 103.
 
         Raises:
@@ -70,9 +70,9 @@ class Answer:
             self._fail("the head of the answer was sent before")
         if not 100 <= status < 200:
             raise AnswerError(f"{status} is no status of an answer")
-        return _write_head(status, [_check(header)[1] for header in headers])
+        return _write_head(status, [line for _, line in _check_all(headers)])
 
-    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def begin(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """Return the head, with headers that say where the body ends and whether the connection does.
 
         Raises:
@@ -86,12 +86,7 @@ class Answer:
         length: bytes | None = None
         is_chunked = False
         connection: set[bytes] = set()
-        for header in headers:
-            try:
-                lower, line = _check_once(header)
-            except TypeError:
-                # A list or a bytearray cannot be remembered.
-                lower, line = _check(header)
+        for lower, line in _check_all(headers):
             if lower not in _SPECIAL:
                 lines.append(line)
                 continue
@@ -183,6 +178,14 @@ def _check(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
 
 # Nearly all answers of an app have the same headers.
 _check_once = functools.lru_cache(maxsize=512)(_check)
+
+
+def _check_all(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    try:
+        return list(map(_check_once, headers))
+    except TypeError:
+        # A list or a bytearray cannot be remembered.
+        return list(map(_check, headers))
 
 
 def _write_head(status: int, lines: list[bytes]) -> bytes:

@@ -7,7 +7,7 @@ measured here.
 """
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import hypercorn.asyncio.run
@@ -116,7 +116,7 @@ class LimitedConnection(TCPServer):
 
     def _watch(self) -> None:
         """Set, keep or take away the moment by which the next request must be here."""
-        protocol = cast("Http1Protocol | H2Protocol", self.protocol.protocol)
+        protocol: Any = self.protocol.protocol
         if not _is_idle(protocol):
             self._stop_watch()
         elif self._deadline is None:

@@ -70,8 +70,7 @@ async def enter_tenant() -> Response | None:
         UnknownTenantError: No tenant has this subdomain.
         RegistryStaleError: The worker cannot know whether a tenant has this subdomain.
     """
-    remember_request()
-    asked = find_request()
+    asked = remember_request()
     if asked is None:
         return None
     arguments = asked.view_args or {}

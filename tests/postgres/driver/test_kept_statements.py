@@ -1,6 +1,7 @@
 """Which statements are kept: never more than the size, and each name that the server has is known or was closed."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,18 @@ from hypothesis import strategies as st
 from quart_tenants.postgres.driver.block_statements import TenantKey
 from quart_tenants.postgres.driver.statement_cache import StatementCache
 
-STEPS = ("turn", "keep", "lossy", "forget", "forget tenant", "forget all", "close")
+STEPS = ("turn", "migrate", "keep", "lossy", "text", "stop sharing", "forget", "forget tenant", "forget all", "close")
+
+
+PARAMETERS = {"keep": "int8", "text": "text", "lossy": "float8"}
+
+
+def make_statement(name: str, parameter: str) -> Any:
+    """Return what asyncpg's state of a statement tells, with one parameter and a column of the same type."""
+    kind = SimpleNamespace(name=parameter, schema="pg_catalog")
+    return SimpleNamespace(
+        name=name, _get_parameters=lambda: [kind], _get_attributes=lambda: [SimpleNamespace(type=kind)]
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -18,17 +30,26 @@ def test_server_has_what_is_known(size: int, steps: list[tuple[str, int]]) -> No
     """Whatever happens in whatever order: what the server has is what is counted, and what is kept is bounded."""
     cache = StatementCache(size)
     cache.turn_to(TenantKey(0, 1))
+    version = 1
     server: set[str] = set()
+    # By whose version and for which text they were prepared.
+    made: dict[str, tuple[int, str]] = {}
     for count, (step, number) in enumerate(steps):
         query = f"query {number}"
         if step == "turn":
-            cache.turn_to(TenantKey(number, 1))
-        elif step in ("keep", "lossy") and cache.takes(query):
-            name = f"statement {count}"
-            server.add(name)
-            kind = "int8" if step == "keep" else "float8"
-            parameter = SimpleNamespace(name=kind, schema="pg_catalog")
-            cache.keep(query, SimpleNamespace(name=name, _get_parameters=lambda parameter=parameter: [parameter]))
+            version = 1
+            cache.turn_to(TenantKey(number, version))
+        elif step == "migrate":
+            version = 2
+            cache.turn_to(TenantKey(number, version))
+        elif step in PARAMETERS and cache.takes(query):
+            statement = make_statement(f"statement {count}", PARAMETERS[step])
+            server.add(statement.name)
+            made[statement.name] = version, query
+            cache.keep(query, statement)
+        elif step == "stop sharing":
+            cache.stop_sharing(query)
+            assert cache.find_shared(query, (7,)) is None
         elif step == "forget":
             cache.forget(query)
         elif step == "forget tenant":
@@ -42,6 +63,9 @@ def test_server_has_what_is_known(size: int, steps: list[tuple[str, int]]) -> No
         assert len(cache) == len(server)
         found = cache.find(query, (7,))
         assert found is None or found.name in server
+        shared = cache.find_shared(query, (7,))
+        assert shared is None or (shared.name in server and made[shared.name] == (version, query))
+        assert shared is None or found is None
 
     server -= set(cache.take_dropped())
     assert len(cache) == len(server) <= size
