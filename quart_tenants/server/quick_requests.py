@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Addresses whose routes are remembered, and the characters that such an address may have. A stranger can ask for any.
 _MOST_ADDRESSES = 4096
 _LONGEST_PATH = 256
+_AS_QUART_ASKS = {"return_rule": True}
 # A converter from elsewhere may answer otherwise the next time.
 _KNOWN_CONVERTERS = ("werkzeug.", "quart_tenants.")
 
@@ -66,35 +67,38 @@ def _know_coroutines(app: Quart) -> None:
     app.ensure_async = ensure_async  # type: ignore[method-assign, assignment]
 
 
+class _QuickAdapter(MapAdapter):
+    """What finds the route of one request: at once, where the address was asked for before."""
+
+    known: "dict[tuple[str, str, str, bool], tuple[Rule, Mapping[str, Any]]]"
+
+    def match(self, *arguments: Any, **options: Any) -> Any:
+        """Return the route and its arguments, as Werkzeug does it."""
+        if arguments or options != _AS_QUART_ASKS or len(self.path_info) > _LONGEST_PATH:
+            return super().match(*arguments, **options)
+        known, address = self.known, (self.server_name, self.path_info, self.default_method, self.websocket)
+        found = known.get(address)
+        if found is None:
+            # Redirects and errors are raised, and not remembered.
+            found = super().match(return_rule=True)
+            if all(kind.__module__.startswith(_KNOWN_CONVERTERS) for kind in self.map.converters.values()):
+                if len(known) >= _MOST_ADDRESSES:
+                    known.clear()
+                known[address] = found
+        rule, values = found
+        return rule, dict(values)
+
+
 def _remember_routes(app: Quart) -> None:
     """Let *app* remember which route an address has: Quart takes no further routes once it has served a request."""
     create: Any = app.create_url_adapter
-    known: dict[tuple[str, str, str, bool], tuple[Rule, Mapping[str, Any]]] = {}
+    known: dict[Any, Any] = {}
 
     def create_url_adapter(request: Any) -> MapAdapter | None:
         adapter: MapAdapter | None = create(request)
-        if adapter is None or request is None or len(adapter.path_info) > _LONGEST_PATH:
-            return adapter
-        match: Any = adapter.match
-        address = (adapter.server_name, adapter.path_info, adapter.default_method, adapter.websocket)
-
-        def find(*arguments: Any, **options: Any) -> Any:
-            if arguments or options != {"return_rule": True}:
-                return match(*arguments, **options)
-            found = known.get(address)
-            if found is None:
-                # Redirects and errors are raised, and not remembered.
-                found = match(return_rule=True)
-                if all(
-                    converter.__module__.startswith(_KNOWN_CONVERTERS) for converter in app.url_map.converters.values()
-                ):
-                    if len(known) >= _MOST_ADDRESSES:
-                        known.clear()
-                    known[address] = found
-            rule, values = found
-            return rule, dict(values)
-
-        adapter.match = find  # type: ignore[method-assign]
+        if request is not None and type(adapter) is MapAdapter:
+            adapter.__class__ = _QuickAdapter
+            adapter.known = known  # type: ignore[attr-defined]
         return adapter
 
     app.create_url_adapter = create_url_adapter  # type: ignore[method-assign]
