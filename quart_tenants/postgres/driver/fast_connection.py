@@ -509,16 +509,12 @@ class FastConnection(_AsyncpgConnection):
             return await call.pass_to(driver._execute)  # noqa: SLF001  (of its own class)
         return await self._run_call(call)
 
-    def _find_kept(self, call: _Call) -> Statement | None:
-        """Return the tenant's kept statement by which *call* may be done."""
-        return self._cache.find(call.query, call.args) if self._may_use_kept(call) else None
-
     def _may_use_kept(self, call: _Call) -> bool:
         return not self._query_loggers and not call.ignore_custom_codec and call.record_class is None
 
     async def _run_call(self, call: _Call) -> Any:
         """Do *call* in the open transaction, by a kept statement or else as asyncpg does it."""
-        kept = self._find_kept(call)
+        kept = self._cache.find(call.query, call.args) if self._may_use_kept(call) else None
         try:
             if kept is None:
                 return await call.pass_to(super()._execute)  # type: ignore[misc]
@@ -553,10 +549,11 @@ class FastConnection(_AsyncpgConnection):
         packets = self._packets
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
-        statement = self._find_kept(call)
-        shared = None
-        if statement is None and self._may_use_kept(call):
-            statement = shared = self._cache.find_shared(call.query, call.args)
+        statement = shared = None
+        if self._may_use_kept(call):
+            statement = self._cache.find(call.query, call.args)
+            if statement is None:
+                statement = shared = self._cache.find_shared(call.query, call.args)
         packets.put_ahead(self._take_closes() + write_statements(*self._list_first_statements()))
         self._state.move(_READING)
         self._watch.start()
