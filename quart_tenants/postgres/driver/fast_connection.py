@@ -30,7 +30,7 @@ from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.postgres.driver.lent_connection import LentConnection
 from quart_tenants.postgres.driver.messages import write_closes, write_preparation, write_statements
 from quart_tenants.postgres.driver.packets import PacketTransport, find_packet_transport
-from quart_tenants.postgres.driver.statement_cache import Statement, StatementCache
+from quart_tenants.postgres.driver.statement_cache import StatementCache
 from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
 from quart_tenants.postgres.driver.timings import Timings
 
