@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver import driver_check
+from quart_tenants.postgres.driver.fast import driver_check
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.registry.registry_tables import get_tenant

@@ -15,7 +15,7 @@ import pytest
 
 from quart_tenants.errors import TenantError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
+from quart_tenants.postgres.driver.fast.statement_effects import Effect, StatementEffects
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.pool.pooled_connection import PooledConnection
 from quart_tenants.postgres.registry.registry_tables import get_tenant

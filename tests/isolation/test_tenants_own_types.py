@@ -10,7 +10,7 @@ import pytest
 from quart_tenants import Row
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.block_statements import TenantKey
-from quart_tenants.postgres.driver.statement_cache import StatementCache
+from quart_tenants.postgres.driver.fast.statement_cache import StatementCache
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant

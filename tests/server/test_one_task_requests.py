@@ -1,6 +1,7 @@
 """A request is served in the server's own task, with all that Quart promises."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -216,3 +217,36 @@ async def test_request_is_forgotten_with_its_end(app: Quart) -> None:
 
     assert connection.sent[0]["status"] == 200
     assert find_request() is None
+
+
+async def count_garbage(app: Quart) -> int:
+    """Return how many objects ten requests leave that only the garbage collector can free."""
+    for _ in range(3):
+        await OwnConnection("/echo").serve(app)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            connection = OwnConnection("/echo")
+            await connection.serve(app)
+            assert connection.sent[0]["status"] == 200
+        del connection
+        return gc.collect()
+    finally:
+        gc.enable()
+
+
+async def test_request_leaves_nothing_for_the_garbage_collector(app: Quart) -> None:
+    """What a request has made goes with its end: a circle of objects would stay, and cost every later request time."""
+    assert await count_garbage(app) < 10
+
+
+async def test_circle_in_a_request_is_garbage(app: Quart) -> None:
+    """Negative control: one circle in each request is seen."""
+
+    @app.before_request
+    async def make_circle() -> None:
+        circle: list[Any] = []
+        circle.append(circle)
+
+    assert await count_garbage(app) >= 10

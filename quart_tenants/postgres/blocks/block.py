@@ -17,8 +17,8 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.postgres.driver.block_statements import BEGIN_READ_ONLY, Beginning
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, Connection, DriverConnection, describe
-from quart_tenants.postgres.driver.fast_connection import FastConnection
-from quart_tenants.postgres.driver.lent_connection import LentConnection
+from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
+from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
 from quart_tenants.postgres.driver.opening import BlockConnection
 from quart_tenants.postgres.pool.connection_pool import ConnectionPool
 from quart_tenants.postgres.pool.pooled_connection import PooledConnection

@@ -43,7 +43,7 @@ SAVEPOINT_TEXT = re.compile(r"(?:SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO) \w+;")
 
 
 class TenantKey(NamedTuple):
-    """Whose statements are whose: tenants share none, nor does one tenant before and after a migration."""
+    """Whose statements are whose: a tenant before a migration and after it counts as two."""
 
     tenant: int
     version: int

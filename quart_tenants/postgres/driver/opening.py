@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from quart_tenants.postgres.driver import driver_check
 from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
-from quart_tenants.postgres.driver.fast_connection import AskWhetherAlive, FastConnection
-from quart_tenants.postgres.driver.packets import PacketLoop
+from quart_tenants.postgres.driver.fast import driver_check
+from quart_tenants.postgres.driver.fast.fast_connection import AskWhetherAlive, FastConnection
+from quart_tenants.postgres.driver.fast.packets import PacketLoop
+from quart_tenants.postgres.driver.fast.statement_effects import StatementEffects
 from quart_tenants.postgres.driver.plain_connection import PlainConnection
-from quart_tenants.postgres.driver.statement_effects import StatementEffects
 from quart_tenants.postgres.driver.timings import Timings
 
 _logger = logging.getLogger(__name__)

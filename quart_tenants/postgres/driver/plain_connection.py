@@ -4,9 +4,7 @@ It serves behind poolers, and wherever asyncpg is another one than the fast conn
 messages here, where a fast connection needs one for a block that only reads.
 """
 
-import contextlib
-import secrets
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -20,28 +18,20 @@ from quart_tenants.postgres.driver.block_statements import (
     SAVEPOINT_TEXT,
     Beginning,
 )
-from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
+from quart_tenants.postgres.driver.noting_connection import NotingConnection
 from quart_tenants.postgres.driver.timings import Timings
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
-    _AsyncpgConnection = asyncpg.Connection[asyncpg.Record]
-else:
-    _AsyncpgConnection = asyncpg.Connection
-
 # asyncpg writes these options of COPY as they are.
 _UNQUOTED = ("oids", "freeze", "header")
 
 
-class PlainConnection(_AsyncpgConnection):
+class PlainConnection(NotingConnection):
     """A connection that asyncpg's pool gets back after each block.
 
     asyncpg's pool takes its handle back then, and whatever the block's handler has kept is of no use any more.
-
-    Attributes:
-        altered: Whether a block has set what stays in the client, where no reset reaches it.
-        proxy: The handle by which asyncpg's pool knows this connection.
     """
 
     __slots__ = (
@@ -51,17 +41,11 @@ class PlainConnection(_AsyncpgConnection):
         "_replacement",
         "_seconds",
         "_status",
-        "_timings",
-        "altered",
-        "proxy",
     )
     is_fast = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.altered = False
-        self.proxy: Any = None
-        self._timings = Timings()
         self._loggers: list[Any] = []
         self._outermost: Any = None
         self._one_statement = False
@@ -70,14 +54,9 @@ class PlainConnection(_AsyncpgConnection):
         self._seconds: float | None = None
         self._status = ""
 
-    @property
-    def itself(self) -> Self:
-        """This connection, also when it is asked of asyncpg's handle, which forgets whom it stands for."""
-        return self
-
     def keep_as_it_is(self) -> None:
         """Take what was set so far for what every block is to have."""
-        self.altered = False
+        super().keep_as_it_is()
         self._loggers.clear()
 
     def set_timings(self, timings: Timings) -> None:
@@ -145,10 +124,6 @@ class PlainConnection(_AsyncpgConnection):
         await statement.fetch(timeout=timeout)
         return statement.get_statusmsg() or ""
 
-    async def prepare(self, query: str, *, name: str | None = None, **options: Any) -> Any:
-        """Prepare *query*, as asyncpg does it; the server has it under a name until the block's end."""
-        return await super().prepare(query, name=name or f"quart_tenants_{secrets.token_hex(8)}", **options)
-
     async def copy_from_query(self, query: str, *args: Any, **options: Any) -> str:
         """Copy the rows of *query*, as asyncpg does it; in a block with a role it is one statement."""
         # The line's end closes a comment, in which what follows would be lost.
@@ -191,35 +166,8 @@ class PlainConnection(_AsyncpgConnection):
 
     def add_query_logger(self, callback: Any) -> None:
         """Add it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
         self._loggers.append(callback)
         super().add_query_logger(callback)
-
-    def add_termination_listener(self, *args: Any) -> None:
-        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        super().add_termination_listener(*args)
-
-    async def set_type_codec(self, *args: Any, **options: Any) -> None:
-        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().set_type_codec(*args, **options)
-
-    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
-        """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().reset_type_codec(*args, **options)
-
-    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
-        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().set_builtin_type_codec(*args, **options)
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (overrides asyncpg's)
-        """Close it, politely if that is quick. Raises nothing but a cancellation: it is closed either way."""
-        cleanup = self._timings.cleanup
-        with contextlib.suppress(*DRIVER_ERRORS):
-            await super().close(timeout=cleanup if timeout is None else min(timeout, cleanup))
 
     async def _send_instead(self, text: str, seconds: float | None, step: Any) -> None:
         """Let *step* of asyncpg's transaction() send *text* in place of its own statement."""

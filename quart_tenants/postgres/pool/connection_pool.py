@@ -9,7 +9,7 @@ import asyncpg
 
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe
-from quart_tenants.postgres.driver.fast_connection import FastConnection
+from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.opening import BlockConnection, Opener, SetUp
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.pool.pooled_connection import PooledConnection

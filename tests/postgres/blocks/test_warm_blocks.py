@@ -12,7 +12,7 @@ import pytest
 
 from quart_tenants.errors import DatabaseUnavailableError, TransactionLostError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
+from quart_tenants.postgres.driver.fast.statement_effects import Effect, StatementEffects
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quart_tenants.postgres.driver.block_states import TRANSITIONS, BlockState, BlockStateError, BlockStateMachine
+from quart_tenants.postgres.driver.fast.block_states import TRANSITIONS, BlockState, BlockStateError, BlockStateMachine
 
 ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
 

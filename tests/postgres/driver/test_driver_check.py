@@ -9,9 +9,10 @@ import asyncpg
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver import driver_check, opening
-from quart_tenants.postgres.driver.fast_connection import FastConnection
-from quart_tenants.postgres.driver.packets import PacketTransport
+from quart_tenants.postgres.driver import opening
+from quart_tenants.postgres.driver.fast import driver_check
+from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
+from quart_tenants.postgres.driver.fast.packets import PacketTransport
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.isolation.probes import LEAVE_TRACES, find_traces

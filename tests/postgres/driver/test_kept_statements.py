@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quart_tenants.postgres.driver.block_statements import TenantKey
-from quart_tenants.postgres.driver.statement_cache import StatementCache
+from quart_tenants.postgres.driver.fast.statement_cache import StatementCache
 
 STEPS = ("turn", "migrate", "keep", "lossy", "text", "stop sharing", "forget", "forget tenant", "forget all", "close")
 

@@ -14,9 +14,9 @@ import asyncpg.pgproto.pgproto
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver import statement_cache
 from quart_tenants.postgres.driver.block_statements import TenantKey
-from quart_tenants.postgres.driver.statement_cache import _LOSSLESS, StatementCache
+from quart_tenants.postgres.driver.fast import statement_cache
+from quart_tenants.postgres.driver.fast.statement_cache import _LOSSLESS, StatementCache
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
+from quart_tenants.postgres.driver.fast.statement_effects import Effect, StatementEffects
 
 PLAIN = (
     "SELECT 1",

@@ -20,7 +20,7 @@ import pytest
 
 from quart_tenants.errors import RolesNotReadyError, TenantError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver.fast_connection import FastConnection
+from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.opening import BlockConnection, Opener
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.registry.registry_tables import get_tenant

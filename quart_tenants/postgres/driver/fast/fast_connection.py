@@ -5,11 +5,10 @@ out whether asyncpg still has them. Where it has not, `PlainConnection` serves.
 """
 
 import asyncio
-import contextlib
-import secrets
+import functools
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
 
@@ -25,19 +24,16 @@ from quart_tenants.postgres.driver.block_statements import (
     SAVEPOINT_TEXT,
     Beginning,
 )
-from quart_tenants.postgres.driver.block_states import BlockState, BlockStateMachine
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
-from quart_tenants.postgres.driver.lent_connection import LentConnection
-from quart_tenants.postgres.driver.messages import write_closes, write_preparation, write_statements
-from quart_tenants.postgres.driver.packets import PacketTransport, find_packet_transport
-from quart_tenants.postgres.driver.statement_cache import StatementCache
-from quart_tenants.postgres.driver.statement_effects import Effect, StatementEffects
+from quart_tenants.postgres.driver.fast.block_states import BlockState, BlockStateMachine
+from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
+from quart_tenants.postgres.driver.fast.messages import write_closes, write_preparation, write_statements
+from quart_tenants.postgres.driver.fast.packets import PacketTransport, find_packet_transport
+from quart_tenants.postgres.driver.fast.silence import SilenceWatch
+from quart_tenants.postgres.driver.fast.statement_cache import StatementCache
+from quart_tenants.postgres.driver.fast.statement_effects import Effect, StatementEffects
+from quart_tenants.postgres.driver.noting_connection import NotingConnection, make_name
 from quart_tenants.postgres.driver.timings import Timings
-
-if TYPE_CHECKING:
-    _AsyncpgConnection = asyncpg.Connection[asyncpg.Record]
-else:
-    _AsyncpgConnection = asyncpg.Connection
 
 # A look-up in an enum takes six times as long as a name of the module.
 _IDLE, _PLANNED, _READING, _INTERRUPTED, _BEGINNING, _OPEN, _ENDING = BlockState
@@ -104,19 +100,14 @@ class _Call(NamedTuple):
         )
 
 
-class FastConnection(_AsyncpgConnection):
+class FastConnection(NotingConnection):
     """A connection that runs one block after the other. Its verbs are plan, begin, leave, end and reset.
 
     asyncpg refuses `transaction()` in a transaction that it did not begin itself, and would begin one by a message of
     its own. Here BEGIN goes together with the path, so asyncpg is told that there is a transaction (`_top_xact`).
-
-    Attributes:
-        altered: Whether a block has set what stays in the client, where no reset reaches it.
-        proxy: The handle by which asyncpg's pool knows this connection.
     """
 
     __slots__ = (
-        "_ask_whether_alive",
         "_begin_within",
         "_beginning",
         "_cache",
@@ -129,11 +120,8 @@ class FastConnection(_AsyncpgConnection):
         "_replace",
         "_savepoints",
         "_state",
-        "_timings",
         "_unreset",
         "_watch",
-        "altered",
-        "proxy",
     )
     is_fast = True
     _cancel: Any
@@ -153,21 +141,17 @@ class FastConnection(_AsyncpgConnection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.altered = False
-        self.proxy: Any = None
         # All that asyncpg asks about the outermost transaction is whether there is one.
         self._outermost = super().transaction()
         self._packets: PacketTransport | None = find_packet_transport(self._protocol, self._transport)
         self._own_path: str | None = getattr(self._protocol.get_settings(), "search_path", None)
-        self._timings = Timings()
         self._effects = StatementEffects()
         self._cache = StatementCache(0)
-        self._ask_whether_alive: AskWhetherAlive = _wait_on
         # Names of statements that the server is to forget at the block's end.
         self._names: list[str] = []
         # The tenant whose blocks have only read since the last reset; None after a reset.
         self._unreset: int | None = None
-        self._watch = _Watch(self)
+        self._watch = SilenceWatch(self._loop, self._timings.silence, _wait_on)
         # Of the present block.
         self._state = BlockStateMachine()
         self._beginning = Beginning(())
@@ -178,11 +162,6 @@ class FastConnection(_AsyncpgConnection):
         self._savepoints: list[Any] = []
 
     # What the pool calls.
-
-    @property
-    def itself(self) -> Self:
-        """This connection, also when it is asked of asyncpg's handle, which forgets whom it stands for."""
-        return self
 
     @property
     def needs_reset(self) -> bool:
@@ -211,10 +190,6 @@ class FastConnection(_AsyncpgConnection):
             and server["age"] <= time.monotonic() - opened_at
         )
 
-    def keep_as_it_is(self) -> None:
-        """Take what was set so far for what every block is to have."""
-        self.altered = False
-
     def set_up(
         self, timings: Timings, effects: StatementEffects, cache_size: int, ask_whether_alive: AskWhetherAlive
     ) -> None:
@@ -229,7 +204,7 @@ class FastConnection(_AsyncpgConnection):
         self._timings = timings
         self._effects = effects
         self._cache = StatementCache(cache_size)
-        self._ask_whether_alive = ask_whether_alive
+        self._watch = SilenceWatch(self._loop, timings.silence, functools.partial(ask_whether_alive, self))
         self._transport.write(write_preparation())
 
     async def find_memory(self) -> float | None:
@@ -346,10 +321,6 @@ class FastConnection(_AsyncpgConnection):
             return await driver.execute(query, timeout=timeout)
         return await super().execute(query, timeout=timeout)
 
-    async def prepare(self, query: str, *, name: str | None = None, **options: Any) -> Any:
-        """Prepare *query*, as asyncpg does it; the server has it under a name until the block's end."""
-        return await super().prepare(query, name=name or _make_name(), **options)
-
     def transaction(self, **options: Any) -> Any:
         """Return a savepoint, as asyncpg does it in a transaction."""
         savepoint: Any = super().transaction(**options)
@@ -373,37 +344,6 @@ class FastConnection(_AsyncpgConnection):
             )
         status: str = await super().copy_records_to_table(table_name, where=where, **options)
         return status
-
-    async def set_type_codec(self, *args: Any, **options: Any) -> None:
-        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().set_type_codec(*args, **options)
-
-    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
-        """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().reset_type_codec(*args, **options)
-
-    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
-        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().set_builtin_type_codec(*args, **options)
-
-    def add_query_logger(self, *args: Any) -> None:
-        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        super().add_query_logger(*args)
-
-    def add_termination_listener(self, *args: Any) -> None:
-        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        super().add_termination_listener(*args)
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (overrides asyncpg's)
-        """Close it, politely if that is quick. Raises nothing but a cancellation: it is closed either way."""
-        cleanup = self._timings.cleanup
-        with contextlib.suppress(*DRIVER_ERRORS):
-            await super().close(timeout=cleanup if timeout is None else min(timeout, cleanup))
 
     # How a block begins.
 
@@ -628,14 +568,14 @@ class FastConnection(_AsyncpgConnection):
         await self._begin_here()
         keeps = use_cache and not named and record_class is None and not ignore_custom_codec
         if not keeps or not self._cache.takes(query):
-            name = named if isinstance(named, str) else _make_name() if named else ""
+            name = named if isinstance(named, str) else make_name() if named else ""
             if name:
                 # Noted before it is there: the server is told to forget it also if its answer is never heard.
                 self._names.append(name)
             return await super()._get_statement(query, timeout, named=name, use_cache=False, **options)  # type: ignore[misc]
         # Closed ahead of what is prepared now, for a block may be long.
         self._send(write_closes(self._cache.take_dropped()))
-        name = _make_name()
+        name = make_name()
         try:
             statement = await super()._get_statement(query, timeout, named=name, use_cache=False, **options)  # type: ignore[misc]
         except BaseException:
@@ -729,57 +669,9 @@ class FastConnection(_AsyncpgConnection):
             self.terminate()
 
 
-class _Watch:
-    """Asks whether a connection is alive when an answer takes long.
-
-    The timer is armed anew only after it went off: a timer for each statement would be a tenth of a block's cost.
-    """
-
-    __slots__ = ("_connection", "_since", "_task", "_timer")
-
-    def __init__(self, connection: FastConnection) -> None:
-        self._connection = connection
-        self._timer: asyncio.TimerHandle | None = None
-        # Since when an answer is waited for; None while none is.
-        self._since: float | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        loop = self._connection._loop  # noqa: SLF001  (a part of it)
-        self._since = loop.time()
-        if self._timer is None:
-            self._timer = loop.call_later(self._connection._timings.silence, self._look)  # noqa: SLF001
-
-    def stop(self) -> None:
-        self._since = None
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._since is None or self._connection.is_closed():
-            return
-        connection, loop = self._connection, asyncio.get_running_loop()
-        rest = self._since + connection._timings.silence - loop.time()  # noqa: SLF001
-        if rest > 0:
-            self._timer = loop.call_later(rest, self._look)
-        elif self._task is None:
-            self._task = loop.create_task(_ask(connection))
-
-
-async def _ask(connection: FastConnection) -> None:
-    await connection._ask_whether_alive(connection)  # noqa: SLF001  (a part of it)
-
-
-def _make_name() -> str:
-    # No other client has this name: should a pooler swap the server process, this one finds nothing.
-    return f"quart_tenants_{secrets.token_hex(8)}"
-
-
 async def _has_no_other() -> FastConnection:
     raise DatabaseUnavailableError("the connection to the database was lost before the block began", lost=True)
 
 
-async def _wait_on(_: FastConnection) -> None:
+async def _wait_on() -> None:
     """Believe that the server will answer."""

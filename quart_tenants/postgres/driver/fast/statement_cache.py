@@ -22,7 +22,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, TypeAlias
 
 from quart_tenants.postgres.driver.block_statements import NOBODY, TenantKey
-from quart_tenants.postgres.driver.statement_effects import LONGEST
+from quart_tenants.postgres.driver.fast.statement_effects import LONGEST
 
 _TEXT = (str,)
 _INTEGER = (int,)

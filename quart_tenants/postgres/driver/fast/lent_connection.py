@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from asyncpg.pool import PoolConnectionProxy
 
 if TYPE_CHECKING:
-    from quart_tenants.postgres.driver.fast_connection import FastConnection
+    from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 
 
 class LentConnection(PoolConnectionProxy):

@@ -19,7 +19,7 @@ class BlockState(enum.Enum):
     READING = "reading"
     """A plain read is under way together with its BEGIN and COMMIT."""
     INTERRUPTED = "interrupted"
-    """A plain read was cut off, or was refused as outdated. Nobody knows whether its transaction is open."""
+    """A plain read was cut off, or its kept statement did not fit. Nobody knows whether its transaction is open."""
     BEGINNING = "beginning"
     """BEGIN is under way alone."""
     OPEN = "open"

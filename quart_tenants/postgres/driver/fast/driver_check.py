@@ -7,7 +7,7 @@ import asyncpg.pool
 import asyncpg.transaction
 
 from quart_tenants.postgres.driver.block_statements import BEGIN, Beginning
-from quart_tenants.postgres.driver.fast_connection import FastConnection
+from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 
 _CONNECTION_METHODS: dict[str, tuple[str, ...]] = {
     "_cancel": ("waiter",),

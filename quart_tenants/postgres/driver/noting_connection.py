@@ -1,0 +1,86 @@
+"""What both kinds of connections have in common: they note what a block leaves behind where no reset reaches it."""
+
+import contextlib
+import secrets
+from typing import TYPE_CHECKING, Any, Self
+
+import asyncpg
+
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
+from quart_tenants.postgres.driver.timings import Timings
+
+if TYPE_CHECKING:
+    _AsyncpgConnection = asyncpg.Connection[asyncpg.Record]
+else:
+    _AsyncpgConnection = asyncpg.Connection
+
+
+class NotingConnection(_AsyncpgConnection):
+    """A connection of asyncpg's on which blocks are run.
+
+    What a block sets in the client, such as a type codec, lasts until its end: then the connection is closed.
+
+    Attributes:
+        altered: Whether a block has set what stays in the client, where no reset reaches it.
+        proxy: The handle by which asyncpg's pool knows this connection.
+    """
+
+    __slots__ = ("_timings", "altered", "proxy")
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.altered = False
+        self.proxy: Any = None
+        self._timings = Timings()
+
+    @property
+    def itself(self) -> Self:
+        """This connection, also when it is asked of asyncpg's handle, which forgets whom it stands for."""
+        return self
+
+    def keep_as_it_is(self) -> None:
+        """Take what was set so far for what every block is to have."""
+        self.altered = False
+
+    async def prepare(self, query: str, *, name: str | None = None, **options: Any) -> Any:
+        """Prepare *query*, as asyncpg does it; the server has it under a name until the block's end."""
+        return await super().prepare(query, name=name or make_name(), **options)
+
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().set_type_codec(*args, **options)
+
+    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
+        """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().reset_type_codec(*args, **options)
+
+    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        await super().set_builtin_type_codec(*args, **options)
+
+    def add_query_logger(self, callback: Any) -> None:
+        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        super().add_query_logger(callback)
+
+    def add_termination_listener(self, *args: Any) -> None:
+        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
+        self.altered = True
+        super().add_termination_listener(*args)
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (overrides asyncpg's)
+        """Close it, politely if that is quick. Raises nothing but a cancellation: it is closed either way."""
+        cleanup = self._timings.cleanup
+        with contextlib.suppress(*DRIVER_ERRORS):
+            await super().close(timeout=cleanup if timeout is None else min(timeout, cleanup))
+
+
+def make_name() -> str:
+    """Return a name for a prepared statement that no other client has.
+
+    Should a pooler swap the server process, the statement is not found on the other one.
+    """
+    return f"quart_tenants_{secrets.token_hex(8)}"
