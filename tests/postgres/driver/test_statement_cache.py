@@ -689,3 +689,43 @@ async def test_error_of_one_tenant_leaves_anothers_statements(
 
     after = await list_names(one_connection_database, globex)
     assert len(after - before) == len(before - after) == 1
+
+
+async def test_refused_argument_costs_a_block_nothing(one_connection_database: Database, acme: Tenant) -> None:
+    """A block that catches the error of an argument goes on, on its connection, and what it writes is saved."""
+    async with one_connection_database.tenant_connection(acme) as connection:
+        process = connection.get_server_pid()
+        for query in ("SELECT $1::bigint", "SELECT id FROM company_data WHERE id = $1"):
+            for _ in range(3):
+                with pytest.raises(asyncpg.DataError):
+                    await connection.fetch(query, "seven")
+                assert await connection.fetch(query, 0) in ([(0,)], [])
+        assert connection.get_server_pid() == process
+
+    async with one_connection_database.tenant_connection(acme) as connection:
+        with pytest.raises(asyncpg.DataError):
+            await connection.fetch("SELECT $1::smallint", "seven")
+        await connection.execute("INSERT INTO company_data (description) VALUES ('after an error')")
+        assert connection.get_server_pid() == process
+    assert await fetch(
+        one_connection_database, acme, "SELECT description FROM company_data WHERE description = $1", "after an error"
+    )
+
+
+async def test_refused_argument_forgets_no_statement_that_is_to_be_closed(
+    one_connection_database: Database, acme: Tenant
+) -> None:
+    """An argument that asyncpg refuses sends nothing; what was to be closed is closed with the next statement."""
+    query = "SELECT description FROM company_data WHERE id = $1"
+    before = await list_names(one_connection_database, acme)
+    async with one_connection_database.tenant_connection(acme) as connection:
+        await connection.fetch(query, 7)
+        # Kept until now, this one is dropped, and its name waits for the next packet.
+        with pytest.raises(asyncpg.DataError):
+            await connection.fetch(query, "seven")
+        with pytest.raises(asyncpg.DataError):
+            await connection.fetch("SELECT $1::bigint", "seven")
+        with pytest.raises(asyncpg.DataError):
+            await connection.fetch("SELECT $1::bigint", "seven")
+
+    assert await list_names(one_connection_database, acme) == before

@@ -292,7 +292,7 @@ class FastConnection(NotingConnection):
         statements = (*(CHECKED_COMMIT if commit else (ROLLBACK,)), *RESET)
         looks = self._effect is _ANYTHING
         if not self.is_closed():
-            self._send(self._take_closes())
+            self._send(write_closes(self._take_names()))
         if looks:
             statements += (_FIND_STRANGE_STATEMENTS.format(expected=len(REPEATED) + len(self._cache)),)
         status = await self._run("; ".join(statements), within)
@@ -494,7 +494,8 @@ class FastConnection(NotingConnection):
             statement = self._cache.find(call.query, call.args)
             if statement is None:
                 statement = shared = self._cache.find_shared(call.query, call.args)
-        packets.put_ahead(self._take_closes() + write_statements(*self._list_first_statements()))
+        closing = self._take_names()
+        packets.put_ahead(write_closes(closing) + write_statements(*self._list_first_statements()))
         self._state.move(_READING)
         self._watch.start()
         try:
@@ -517,14 +518,13 @@ class FastConnection(NotingConnection):
                 self._cache.stop_sharing(call.query)
             else:
                 self._note_failure(call.query, error)
+            if unsent:
+                self._names += closing
             if self._state.current is _READING:
-                if is_misfit:
-                    failed = _INTERRUPTED
-                elif unsent:
-                    failed = _PLANNED
-                else:
-                    failed = _INTERRUPTED if isinstance(error, _CUT_OFF_ERRORS) else _OPEN
-                self._state.move(failed)
+                # Where an argument was refused here after BEGIN was sent, the server has not said that it has begun.
+                is_unknown = isinstance(error, _CUT_OFF_ERRORS) or not self._protocol.is_in_transaction()
+                may_go_on = is_misfit or (is_unknown and not unsent)
+                self._state.move(_INTERRUPTED if may_go_on else _PLANNED if unsent else _OPEN)
             raise
         finally:
             self._watch.stop()
@@ -584,14 +584,10 @@ class FastConnection(NotingConnection):
         self._cache.keep(query, statement)
         return statement
 
-    def _take_closes(self) -> bytes:
-        """Return the messages that close what this block has prepared, and what is not kept any longer."""
-        names = self._names
-        names += self._cache.take_dropped()
-        if not names:
-            return b""
-        self._names = []
-        return write_closes(names)
+    def _take_names(self) -> list[str]:
+        """Return the names of what this block has prepared, and of what is not kept any longer, once."""
+        names, self._names = self._names + self._cache.take_dropped(), []
+        return names
 
     def _note_failure(self, query: str, error: BaseException) -> None:
         """Drop the statements that *error*, which *query* has raised, shows to be wrong."""
