@@ -23,7 +23,6 @@ from tests.support.timings import WARM
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
-pytestmark = pytest.mark.usefixtures("fast_driver_only")
 
 READ = "SELECT description FROM company_data"
 ADD = "INSERT INTO company_data (description) VALUES ($1)"
@@ -92,6 +91,7 @@ async def get_state(database: Database, pid: int) -> str:
     return str(state)
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_warm_read_waits_once(wire: Wire, far: Database, acme: Tenant) -> None:
     """A block with one read waits for one answer: BEGIN and path go ahead of it, and COMMIT behind."""
     await warm(far, acme)
@@ -103,6 +103,7 @@ async def test_warm_read_waits_once(wire: Wire, far: Database, acme: Tenant) -> 
     assert wire.count_answers() == 5
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_warm_read_of_another_tenant_waits_once(wire: Wire, far: Database, acme: Tenant, globex: Tenant) -> None:
     """The reset between two tenants goes ahead, too."""
     await warm(far, acme, globex)
@@ -126,6 +127,7 @@ async def test_write_waits_for_its_begin_and_its_commit(wire: Wire, far: Databas
     assert await read(far, acme) == ["x"]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_block_without_a_statement_sends_nothing(wire: Wire, far: Database, acme: Tenant, globex: Tenant) -> None:
     """Entering a warm block and leaving it costs no message, whosever it is and however it ends."""
     await warm(far, acme)
@@ -142,6 +144,7 @@ async def test_block_without_a_statement_sends_nothing(wire: Wire, far: Database
     assert await read(far, acme) == []
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_read_is_over_with_its_answer(far: Database, database: Database, acme: Tenant) -> None:
     """Inside the block nothing is open any more after a read: no transaction, no lock, no snapshot."""
     await warm(far, acme)
@@ -345,6 +348,7 @@ async def test_slow_first_read_keeps_its_connection(settings: Settings, acme: Te
     assert outcomes == [(2_000_000, True)] * 3
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_read_cut_off_by_its_time_out_lets_the_block_go_on(far: Database, acme: Tenant) -> None:
     """After a time-out that was caught, what follows is done in the block's transaction, and saved."""
     await warm(far, acme)
@@ -377,6 +381,7 @@ async def test_time_out_caught_in_a_slow_network_costs_no_connection(wire: Wire,
     assert await read(far, acme) == ["x", "y"]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_cancellation_that_overtakes_its_statement_is_sent_again(wire: Wire, far: Database, acme: Tenant) -> None:
     """A request to cancel that reaches the server before its statement does nothing; a later one does."""
     await warm(far, acme)
@@ -444,6 +449,7 @@ async def test_savepoint_moves_with_its_block(wire: Wire, far: Database, acme: T
     assert len(await read(far, acme)) == ("read" not in first)
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize("first", ["write", "write with arguments"])
 async def test_connection_known_to_be_closed_is_replaced(
     far: Database, database: Database, acme: Tenant, first: str
@@ -462,6 +468,7 @@ async def test_connection_known_to_be_closed_is_replaced(
     assert await read(far, acme) == ["x"]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize("first", ["prepare", "cursor", "copy", "executemany"])
 async def test_connection_lost_before_what_cannot_move_is_an_error(
     wire: Wire, far: Database, acme: Tenant, first: str
@@ -536,6 +543,7 @@ async def _exhaust(cursor: object) -> list[object]:
     return [row async for row in cursor]  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_replaced_connection_is_of_no_use_after_its_block(wire: Wire, far: Database, acme: Tenant) -> None:
     """What a handler was lent stays its own where the connection behind it changed, and ends with the block."""
     await warm(far, acme)

@@ -25,7 +25,6 @@ from tests.support.timings import WARM
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
-pytestmark = pytest.mark.usefixtures("fast_driver_only")
 
 OFTEN = 10
 """So often a tenant has read when it has a statement of its own."""
@@ -178,6 +177,7 @@ async def test_column_retyped_by_hand_takes_the_right_value_or_an_error(
     assert found[-1] == [row for row in stored if row == (new_value,)]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_statement_that_takes_any_argument_cuts_it(
     one_connection_database: Database, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +200,7 @@ async def count_new(database: Database, tenant: Tenant, query: str, *arguments: 
     return len(await list_names(database, tenant) - before)
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_tenants_share_a_read_until_they_use_it_often(
     one_connection_database: Database, acme: Tenant, globex: Tenant
 ) -> None:
@@ -210,6 +211,7 @@ async def test_tenants_share_a_read_until_they_use_it_often(
     assert [await count_new(one_connection_database, globex, query, 1) for _ in range(OFTEN)] == [0] * 8 + [1, 0]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_tenant_at_another_version_shares_no_statement(
     one_connection_database: Database, acme: Tenant, globex: Tenant
 ) -> None:
@@ -220,6 +222,7 @@ async def test_tenant_at_another_version_shares_no_statement(
     assert await count_new(one_connection_database, replace(globex, version=globex.version + 1), query, 1) == 1
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize(
     ("query", "argument"),
     [
@@ -245,6 +248,7 @@ async def test_statement_that_may_differ_unseen_is_not_shared(
     assert await count_new(one_connection_database, globex, query, argument) == 1
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_read_in_a_transaction_shares_no_statement(
     one_connection_database: Database, acme: Tenant, globex: Tenant
 ) -> None:
@@ -312,6 +316,7 @@ async def test_text_is_compared_as_the_tenants_own_column_compares_it(
     assert await find_padded(one_connection_database, acme, globex) == [("found",)]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_shared_text_is_compared_as_another_column_compares_it(
     one_connection_database: Database, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +326,7 @@ async def test_shared_text_is_compared_as_another_column_compares_it(
     assert await find_padded(one_connection_database, acme, globex) == []
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_text_that_some_tables_do_not_fit_is_shared_no_more(
     one_connection_database: Database, acme: Tenant, globex: Tenant
 ) -> None:
@@ -373,6 +379,7 @@ async def test_columns_changed_by_hand_are_read_right(
     assert await list_names(one_connection_database, globex) == names
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_columns_changed_within_a_block_are_read_right_or_a_clear_error(
     one_connection_database: Database, database: Database, acme: Tenant
 ) -> None:
@@ -394,6 +401,7 @@ async def test_columns_changed_within_a_block_are_read_right_or_a_clear_error(
     assert await fetch(one_connection_database, acme, query) == [(1,)]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_type_changed_by_hand_is_learned_anew(
     one_connection_database: Database, database: Database, acme: Tenant
 ) -> None:
@@ -434,6 +442,7 @@ async def test_types_of_each_tenants_own_are_parameters(
             ) == {(mood,)}
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_tenant_at_another_version_has_statements_of_its_own(
     one_connection_database: Database, database: Database, acme: Tenant
 ) -> None:
@@ -518,6 +527,7 @@ async def test_statement_with_a_parameter_that_may_lose_is_not_kept(
     assert await list_names(one_connection_database, acme) == before
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize("name", [*_LOSSLESS, *(f"{name}[]" for name in _LOSSLESS)])
 async def test_statement_with_a_lossless_parameter_is_kept(
     one_connection_database: Database, acme: Tenant, name: str
@@ -561,6 +571,7 @@ async def test_whole_number_given_as_another_is_never_cut_by_a_kept_statement(
 # How many.
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_names_are_unguessable(settings: Settings, acme: Tenant) -> None:
     """Two connections have different names for the same text: behind a pooler one finds nothing of the other's."""
     names = []
@@ -574,6 +585,7 @@ async def test_names_are_unguessable(settings: Settings, acme: Tenant) -> None:
     assert not names[0] & names[1]
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_kept_statements_are_bounded(small: Database, acme: Tenant, globex: Tenant) -> None:
     """The setting bounds them on the server; those of the tenant that was served longest ago go first."""
     before = await list_names(small, acme)
@@ -591,6 +603,7 @@ async def test_kept_statements_are_bounded(small: Database, acme: Tenant, globex
     assert not left & of_acme
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_texts_made_anew_each_time_leave_nothing(small: Database, acme: Tenant, globex: Tenant) -> None:
     """Thousands of blocks with texts of their own leave no more on the server, nor here, than the setting says."""
     before = await list_names(small, acme)
@@ -673,6 +686,7 @@ async def test_no_cache_prepares_nothing_for_good(settings: Settings, acme: Tena
         assert await list_names(database, acme) == before
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 async def test_error_of_one_tenant_leaves_anothers_statements(
     one_connection_database: Database, acme: Tenant, globex: Tenant
 ) -> None:
