@@ -522,8 +522,8 @@ class FastConnection(NotingConnection):
                 self._names += closing
             if self._state.current is _READING:
                 # Where an argument was refused here after BEGIN was sent, the server has not said that it has begun.
-                is_unknown = isinstance(error, _CUT_OFF_ERRORS) or not self._protocol.is_in_transaction()
-                may_go_on = is_misfit or (is_unknown and not unsent)
+                is_begun = self.is_closed() or self._protocol.is_in_transaction()
+                may_go_on = is_misfit or (not unsent and (not is_begun or isinstance(error, _CUT_OFF_ERRORS)))
                 self._state.move(_INTERRUPTED if may_go_on else _PLANNED if unsent else _OPEN)
             raise
         finally:
