@@ -53,8 +53,9 @@ class OneTaskRequest(ASGIHTTPConnection):
 
         def break_off() -> None:
             nonlocal is_gone
-            is_gone = True
-            handling.cancel()
+            if not is_gone:
+                is_gone = True
+                handling.cancel()
 
         def leave() -> None:
             # After the answer, too, the server says that the client has gone, and goes on in this task.
@@ -84,6 +85,8 @@ class OneTaskRequest(ASGIHTTPConnection):
         seconds = getattr(response, "timeout", Ellipsis)
         if seconds is Ellipsis:
             seconds = self.app.config["RESPONSE_TIMEOUT"]
+        if seconds is not None and seconds <= 0:
+            return
         timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, break_off)
         try:
             await self._send_response(send, response)

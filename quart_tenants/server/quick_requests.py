@@ -70,13 +70,15 @@ def _know_coroutines(app: Quart) -> None:
 class _QuickAdapter(MapAdapter):
     """What finds the route of one request: at once, where the address was asked for before."""
 
-    known: "dict[tuple[str, str, str, bool], tuple[Rule, Mapping[str, Any]]]"
+    known: "dict[tuple[str, str | None, str, str, bool], tuple[Rule, Mapping[str, Any]]]"
 
     def match(self, *arguments: Any, **options: Any) -> Any:
         """Return the route and its arguments, as Werkzeug does it."""
-        if arguments or options != _AS_QUART_ASKS or len(self.path_info) > _LONGEST_PATH:
+        is_long = len(self.server_name) > LONGEST_HOST or len(self.path_info) > _LONGEST_PATH
+        if is_long or arguments or options != _AS_QUART_ASKS:
             return super().match(*arguments, **options)
-        known, address = self.known, (self.server_name, self.path_info, self.default_method, self.websocket)
+        address = (self.server_name, self.subdomain, self.path_info, self.default_method, self.websocket)
+        known = self.known
         found = known.get(address)
         if found is None:
             # Redirects and errors are raised, and not remembered.
@@ -90,9 +92,14 @@ class _QuickAdapter(MapAdapter):
 
 
 def _remember_routes(app: Quart) -> None:
-    """Let *app* remember which route an address has: Quart takes no further routes once it has served a request."""
+    """Let *app* remember which route an address has, until it gets another route."""
     create: Any = app.create_url_adapter
+    add: Any = app.url_map.add
     known: dict[Any, Any] = {}
+
+    def add_rule(rule: Any) -> None:
+        add(rule)
+        known.clear()
 
     def create_url_adapter(request: Any) -> MapAdapter | None:
         adapter: MapAdapter | None = create(request)
@@ -101,6 +108,7 @@ def _remember_routes(app: Quart) -> None:
             adapter.known = known  # type: ignore[attr-defined]
         return adapter
 
+    app.url_map.add = add_rule  # type: ignore[method-assign, assignment]
     app.create_url_adapter = create_url_adapter  # type: ignore[method-assign]
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from quart import Quart, ResponseReturnValue, request
+from quart import Quart, Response, ResponseReturnValue, request
 from quart.asgi import ASGIHTTPConnection
 
 from quart_tenants import QuartTenants
@@ -217,6 +217,46 @@ async def test_request_is_forgotten_with_its_end(app: Quart) -> None:
 
     assert connection.sent[0]["status"] == 200
     assert find_request() is None
+
+
+async def write_slowly(ended: list[str]) -> AsyncIterator[bytes]:
+    """Send pieces without an end; take a moment to clean up."""
+    try:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.01)
+    finally:
+        await asyncio.sleep(0.2)
+        ended.append("cleaned up")
+
+
+@pytest.mark.parametrize("leaves_after", [0.1, 0.2, 0.3])
+async def test_answer_that_is_late_and_whose_client_leaves_is_cleaned_up(app: Quart, leaves_after: float) -> None:
+    """The limit of 0.2 s and the client's leaving are one end: what the answer does at its end is not cut off."""
+
+    @app.get("/slow", host="<tenant_host:tenant>")
+    async def slow() -> Response:
+        return Response(write_slowly(app.extensions["ended"]))
+
+    connection = OwnConnection("/slow")
+    serving = connection.serve(app)
+    await asyncio.sleep(leaves_after)
+    await connection.own_receive.put({"type": "http.disconnect"})
+    await asyncio.wait([serving])
+
+    assert app.extensions["ended"] == ["cleaned up"]
+    assert not serving.cancelled()
+    assert serving.cancelling() == 0
+
+
+async def test_answer_without_any_time_is_not_begun(app: Quart) -> None:
+    """`RESPONSE_TIMEOUT` of zero sends nothing, as it does in Quart."""
+    app.config["RESPONSE_TIMEOUT"] = 0
+    connection = OwnConnection("/echo")
+
+    await connection.serve(app)
+
+    assert connection.sent == []
 
 
 async def count_garbage(app: Quart) -> int:

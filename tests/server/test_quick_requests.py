@@ -216,7 +216,7 @@ def test_route_with_a_converter_of_the_apps_own_is_not_remembered() -> None:
 
 
 def test_strangers_cannot_make_an_app_remember_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many addresses are remembered as were set, and no long ones."""
+    """As many addresses are remembered as were set, and no long paths or hosts."""
     monkeypatch.setattr(quick_requests, "_MOST_ADDRESSES", 10)
     app = make_routed_app(is_quick=True)
     known = inspect.getclosurevars(app.create_url_adapter).nonlocals["known"]
@@ -224,5 +224,31 @@ def test_strangers_cannot_make_an_app_remember_without_end(monkeypatch: pytest.M
     for number in range(100):
         find_route(app, "b.localhost", f"/notes/{number}", "GET")
         find_route(app, "b.localhost", f"/files/{number}{'x' * 300}", "GET")
+        find_route(app, f"{number}{('.' + 'x' * 60) * 5}.localhost", "/shop/", "GET")
         assert len(known) <= 10
-    assert all(len(address[1]) < 300 for address in known)
+    assert all(len(address[0]) < 300 and len(address[2]) < 300 for address in known)
+
+
+def test_route_that_is_added_later_is_found() -> None:
+    """Werkzeug's map may get a route at any time, also one that goes before another."""
+    app = Quart(__name__, static_folder=None)
+    app.add_url_rule("/<name>", "any")
+    quicken(app)
+    assert find_route(app, "localhost", "/about", "GET") == ("any", {"name": "about"})
+
+    app.add_url_rule("/about", "about")
+
+    assert find_route(app, "localhost", "/about", "GET") == ("about", {})
+
+
+def test_subdomains_have_routes_of_their_own() -> None:
+    """Where Werkzeug matches subdomains, the name of the server is the same for all of them."""
+    app = Quart(__name__, static_folder=None, subdomain_matching=True)
+    app.config["SERVER_NAME"] = "localhost"
+    app.add_url_rule("/", "admin", subdomain="admin")
+    app.add_url_rule("/", "customer", subdomain="<name>")
+    quicken(app)
+
+    for _ in range(2):
+        assert find_route(app, "admin.localhost", "/", "GET") == ("admin", {})
+        assert find_route(app, "acme.localhost", "/", "GET") == ("customer", {"name": "acme"})

@@ -12,6 +12,7 @@ from quart_tenants.postgres.driver.connection_types import DriverConnection, des
 from quart_tenants.postgres.driver.fast import driver_check
 from quart_tenants.postgres.driver.fast.fast_connection import AskWhetherAlive, FastConnection
 from quart_tenants.postgres.driver.fast.packets import PacketLoop
+from quart_tenants.postgres.driver.fast.statement_cache import FoundTypes
 from quart_tenants.postgres.driver.fast.statement_effects import StatementEffects
 from quart_tenants.postgres.driver.plain_connection import PlainConnection
 from quart_tenants.postgres.driver.timings import Timings
@@ -23,6 +24,8 @@ BlockConnection: TypeAlias = FastConnection | PlainConnection
 SetUp: TypeAlias = Callable[[DriverConnection], Awaitable[object]]
 """What an app does to each new connection, such as to set type codecs."""
 
+# The types of so many full caches are remembered for a pool.
+_CONNECTIONS_WORTH = 20
 # Reasons for the plain mode that were logged in this process.
 _told: set[str] = set()
 
@@ -78,6 +81,7 @@ class Opener:
         self._ask_whether_alive = ask_whether_alive
         self._set_up = set_up
         self._effects = StatementEffects()
+        self._found_types = FoundTypes(cache_size * _CONNECTIONS_WORTH)
 
     async def open(self, *args: Any, **options: Any) -> BlockConnection:
         """Return a new connection. Takes what asyncpg.connect() takes; raises the driver's errors."""
@@ -123,7 +127,9 @@ class Opener:
                     connection.terminate()
                     self._plain = True
                     return None
-                connection.set_up(self._timings, self._effects, self._cache_size, self._ask_whether_alive)
+                connection.set_up(
+                    self._timings, self._effects, self._cache_size, self._found_types, self._ask_whether_alive
+                )
                 if not self._tried:
                     await driver_check.try_out(connection)
                     self._tried = True

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quart_tenants.postgres.driver.block_statements import TenantKey
-from quart_tenants.postgres.driver.fast.statement_cache import StatementCache
+from quart_tenants.postgres.driver.fast.statement_cache import FoundTypes, StatementCache
 
 STEPS = ("turn", "migrate", "keep", "lossy", "text", "stop sharing", "forget", "forget tenant", "forget all", "close")
 
@@ -18,7 +18,7 @@ PARAMETERS = {"keep": "int8", "text": "text", "lossy": "float8"}
 
 def make_statement(name: str, parameter: str) -> Any:
     """Return what asyncpg's state of a statement tells, with one parameter and a column of the same type."""
-    kind = SimpleNamespace(name=parameter, schema="pg_catalog")
+    kind = SimpleNamespace(name=parameter, schema="pg_catalog", oid=hash(parameter))
     return SimpleNamespace(
         name=name, _get_parameters=lambda: [kind], _get_attributes=lambda: [SimpleNamespace(type=kind)]
     )
@@ -28,7 +28,7 @@ def make_statement(name: str, parameter: str) -> Any:
 @given(steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 6)), max_size=80))
 def test_server_has_what_is_known(size: int, steps: list[tuple[str, int]]) -> None:
     """Whatever happens in whatever order: what the server has is what is counted, and what is kept is bounded."""
-    cache = StatementCache(size)
+    cache = StatementCache(size, FoundTypes(100))
     cache.turn_to(TenantKey(0, 1))
     version = 1
     server: set[str] = set()

@@ -3,8 +3,12 @@
 import asyncio
 import contextlib
 import datetime
+import json
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -16,10 +20,11 @@ import pytest
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.block_statements import TenantKey
 from quart_tenants.postgres.driver.fast import statement_cache
-from quart_tenants.postgres.driver.fast.statement_cache import _LOSSLESS, StatementCache
+from quart_tenants.postgres.driver.fast.statement_cache import _LOSSLESS, FoundTypes, StatementCache
 from quart_tenants.postgres.driver.timings import Timings
+from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import Tenant
+from quart_tenants.tenant import Tenant, parse_slug
 from tests.support.timings import WARM
 
 if TYPE_CHECKING:
@@ -200,72 +205,173 @@ async def count_new(database: Database, tenant: Tenant, query: str, *arguments: 
     return len(await list_names(database, tenant) - before)
 
 
+# Statements that tenants share.
+
+
+@pytest.fixture
+async def pair(settings: Settings) -> AsyncIterator[Database]:
+    """A pool of two connections: the first that globex uses, the second that acme uses."""
+    async with await Database.open(settings, max_size=2, timings=WARM) as database:
+        yield database
+
+
+@asynccontextmanager
+async def meeting(pair: Database) -> AsyncIterator[None]:
+    """Let globex meet acme on acme's connection, for its own one is taken."""
+    async with pair.tenant_connection(await get_tenant(pair, parse_slug("company2"))):
+        yield
+
+
+async def make_known(pair: Database, acme: Tenant, globex: Tenant, query: str, *arguments: object) -> None:
+    """Let both tenants prepare *query*, each on its own connection."""
+    for tenant in (globex, acme):
+        await fetch(pair, tenant, query, *arguments)
+
+
 @pytest.mark.usefixtures("fast_driver_only")
-async def test_tenants_share_a_read_until_they_use_it_often(
-    one_connection_database: Database, acme: Tenant, globex: Tenant
-) -> None:
-    """A tenant reads a few times by the statement of another at its version, and then has its own."""
+async def test_tenants_share_a_read_until_they_use_it_often(pair: Database, acme: Tenant, globex: Tenant) -> None:
+    """A tenant that has prepared a read before reads a few times by the statement of another, and then has its own."""
+    query = "SELECT description FROM company_data WHERE description = $1"
+    await make_known(pair, acme, globex, query, "x")
+
+    async with meeting(pair):
+        assert [await count_new(pair, globex, query, "x") for _ in range(OFTEN)] == [0] * 8 + [1, 0]
+
+
+@pytest.mark.usefixtures("fast_driver_only")
+async def test_tenant_that_nobody_knows_yet_shares_no_statement(pair: Database, acme: Tenant, globex: Tenant) -> None:
+    """PostgreSQL has not said yet which types the text has for this tenant."""
     query = "SELECT description FROM company_data WHERE id = $1"
+    await fetch(pair, acme, query, 1)
 
-    assert await count_new(one_connection_database, acme, query, 1) == 1
-    assert [await count_new(one_connection_database, globex, query, 1) for _ in range(OFTEN)] == [0] * 8 + [1, 0]
+    async with meeting(pair):
+        assert await count_new(pair, globex, query, 1) == 1
 
 
 @pytest.mark.usefixtures("fast_driver_only")
-async def test_tenant_at_another_version_shares_no_statement(
-    one_connection_database: Database, acme: Tenant, globex: Tenant
-) -> None:
+async def test_tenant_at_another_version_shares_no_statement(pair: Database, acme: Tenant, globex: Tenant) -> None:
     """A tenant that is migrated, or is to be, has statements of its own from the first read on."""
     query = "SELECT description FROM company_data WHERE id = $1"
-    await fetch(one_connection_database, acme, query, 1)
+    await make_known(pair, acme, globex, query, 1)
 
-    assert await count_new(one_connection_database, replace(globex, version=globex.version + 1), query, 1) == 1
+    async with meeting(pair):
+        assert await count_new(pair, replace(globex, version=globex.version + 1), query, 1) == 1
+
+
+NOT_SHARED: dict[str, tuple[str, object]] = {
+    "row": ("SELECT t FROM company_data t WHERE id = $1", 7),
+    "record": ("SELECT ROW(t.*) FROM company_data t WHERE id = $1", 7),
+    "enum": ("SELECT mood FROM moods WHERE $1", True),
+    "enums": ("SELECT array_agg(mood) FROM moods WHERE $1", True),
+    "enum as argument": ("SELECT 1 FROM moods WHERE mood = $1", "glad"),
+    "lock": ("SELECT id FROM company_data WHERE id = $1 FOR UPDATE", 7),
+    "write": ("UPDATE company_data SET description = '' WHERE id = $1 RETURNING id", 7),
+}
 
 
 @pytest.mark.usefixtures("fast_driver_only")
-@pytest.mark.parametrize(
-    ("query", "argument"),
-    [
-        ("SELECT id FROM company_data WHERE description = $1", "a text"),
-        ("SELECT id FROM company_data WHERE id = $1::numeric", 7),
-        ("SELECT t FROM company_data t WHERE id = $1", 7),
-        ("SELECT ROW(t.*) FROM company_data t WHERE id = $1", 7),
-        ("SELECT mood FROM moods WHERE $1", True),
-        ("SELECT array_agg(mood) FROM moods WHERE $1", True),
-        ("SELECT id FROM company_data WHERE id = $1 FOR UPDATE", 7),
-        ("UPDATE company_data SET description = '' WHERE id = $1 RETURNING id", 7),
-    ],
-    ids=["text", "numeric", "row", "record", "enum", "enums", "lock", "write"],
-)
-async def test_statement_that_may_differ_unseen_is_not_shared(
-    one_connection_database: Database, acme: Tenant, globex: Tenant, query: str, argument: object
+@pytest.mark.parametrize("kind", NOT_SHARED)
+async def test_what_is_no_plain_read_of_built_in_types_is_not_shared(
+    pair: Database, acme: Tenant, globex: Tenant, kind: str
 ) -> None:
-    """Shared are reads only, whose parameters are numbers, truth values or UUIDs and whose columns are built in."""
+    """A write cannot be run again, and a type of a schema is another one in the next."""
+    query, argument = NOT_SHARED[kind]
     for tenant in (acme, globex):
-        await run(one_connection_database, tenant, "CREATE TYPE mood AS ENUM ('glad'); CREATE TABLE moods (mood mood)")
-    await fetch(one_connection_database, acme, query, argument)
+        await run(pair, tenant, "CREATE TYPE mood AS ENUM ('glad'); CREATE TABLE moods (mood mood)")
+    await make_known(pair, acme, globex, query, argument)
 
-    assert await count_new(one_connection_database, globex, query, argument) == 1
+    async with meeting(pair):
+        assert await count_new(pair, globex, query, argument) == (kind != "enum as argument")
 
 
 @pytest.mark.usefixtures("fast_driver_only")
-async def test_read_in_a_transaction_shares_no_statement(
-    one_connection_database: Database, acme: Tenant, globex: Tenant
-) -> None:
+async def test_read_in_a_transaction_shares_no_statement(pair: Database, acme: Tenant, globex: Tenant) -> None:
     """A transaction that a misfit would end is never begun by another tenant's statement."""
     query = "SELECT description FROM company_data WHERE id = $1"
-    await fetch(one_connection_database, acme, query, 1)
-    before = await list_names(one_connection_database, globex)
+    await make_known(pair, acme, globex, query, 1)
 
-    async with one_connection_database.tenant_connection(globex) as connection:
-        await connection.execute("SELECT 1")
-        await connection.fetch(query, 1)
+    async with meeting(pair):
+        before = await list_names(pair, globex)
+        async with pair.tenant_connection(globex) as connection:
+            await connection.execute("SELECT 1")
+            await connection.fetch(query, 1)
+        assert len(await list_names(pair, globex) - before) == 1
 
-    assert len(await list_names(one_connection_database, globex) - before) == 1
+
+# Of the same version, with other types by somebody's hand. A statement with acme's types would say something else.
+DIFFERENT: dict[str, tuple[str, str, str, object]] = {
+    "real": ("value integer", "value real", "value = $1", 16777217),
+    "reals": ("value integer", "value real", "value = ANY($1)", [16777217]),
+    "division": ("value integer, rate numeric", "value numeric, rate numeric", "value = $1 AND rate = $1 / 2", 7),
+    "shift": ("value smallint, flags int", "value integer, flags int", "value = $1 AND flags = $1 << 20", 1),
+    "blanks": ("value text", "value char(5)", "value = $1", "ab   "),
+    "own operator": ("value integer", "value numeric", "value = $1", 7),
+}
+ROWS = {
+    "real": "16777217", "reals": "16777217", "division": "7, 3.5", "shift": "1, 1048576", "blanks": "'ab   '",
+    "own operator": "7",
+}  # fmt: skip
 
 
-HAND_MADE = {
-    # The type of the other tenant's column, and what is looked for there.
+async def find_different(pair: Database, acme: Tenant, globex: Tenant, kind: str) -> list[list[tuple[object, ...]]]:
+    """Return what globex finds, again and again, where acme has asked the same of other types."""
+    of_acme, of_globex, condition, argument = DIFFERENT[kind]
+    query = f"SELECT note FROM things WHERE {condition}"
+    for tenant, columns in ((acme, of_acme), (globex, of_globex)):
+        await run(pair, tenant, f"CREATE TABLE things ({columns}, note text)")
+    await run(
+        pair,
+        globex,
+        "CREATE FUNCTION never(numeric, int) RETURNS bool LANGUAGE sql IMMUTABLE AS 'SELECT false';"
+        "CREATE OPERATOR = (FUNCTION = never, LEFTARG = numeric, RIGHTARG = int);"
+        f"INSERT INTO things VALUES ({ROWS[kind]}, 'found')",
+    )
+    await make_known(pair, acme, globex, query, argument)
+    async with meeting(pair):
+        return [await fetch(pair, globex, query, argument) for _ in range(3)]
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+async def test_parameter_has_the_type_that_the_tenants_own_column_gives_it(
+    pair: Database, acme: Tenant, globex: Tenant, kind: str
+) -> None:
+    """Tenants share no statement of which PostgreSQL has found other types for one of them."""
+    assert await find_different(pair, acme, globex, kind) == [[("found",)]] * 3
+
+
+@pytest.mark.usefixtures("fast_driver_only")
+@pytest.mark.parametrize("kind", DIFFERENT)
+async def test_statement_shared_without_a_look_at_its_types_finds_something_else(
+    pair: Database, acme: Tenant, globex: Tenant, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negative control: a statement that is shared by its text alone misses a row without an error."""
+
+    class Anything(tuple[object, ...]):
+        def __eq__(self, _: object) -> bool:
+            return True
+
+        def __ne__(self, _: object) -> bool:
+            return False
+
+        __hash__ = tuple.__hash__
+
+    monkeypatch.setattr(statement_cache, "_list_types", lambda _: Anything())
+
+    assert [("found",)] not in await find_different(pair, acme, globex, kind)
+
+
+TERMINATE = """
+import asyncio, sys, asyncpg
+
+async def main(url, process):
+    connection = await asyncpg.connect(url)
+    await connection.execute("SELECT pg_terminate_backend($1, 10000)", int(process))
+    await connection.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+CHANGED_SINCE = {
+    # The type that globex's column gets after it was looked at, and what is looked for there.
     "bigint": (2**40, 2**40),
     "smallint": (7, 7),
     "numeric": (Decimal(7), 7),
@@ -278,67 +384,104 @@ HAND_MADE = {
 
 
 @pytest.mark.parametrize("columns", ["value", "note"])
-@pytest.mark.parametrize("column", HAND_MADE)
+@pytest.mark.parametrize("column", CHANGED_SINCE)
 async def test_table_changed_by_hand_is_read_right_through_a_shared_statement(
-    one_connection_database: Database, acme: Tenant, globex: Tenant, column: str, columns: str
+    pair: Database, acme: Tenant, globex: Tenant, column: str, columns: str
 ) -> None:
     """The server or the driver finds the misfit; the tenant never sees it, and the other one goes on."""
-    stored, wanted = HAND_MADE[column]
+    stored, wanted = CHANGED_SINCE[column]
     query = f"SELECT {columns} FROM drifting WHERE value = $1"
-    for tenant, kind in ((acme, "integer"), (globex, column)):
-        await run(one_connection_database, tenant, f"CREATE TABLE drifting (value {kind}, note text)")
-    async with one_connection_database.tenant_connection(acme) as connection:
-        await connection.execute("INSERT INTO drifting VALUES ($1, 'note')", 7)
-    async with one_connection_database.tenant_connection(globex) as connection:
+    for tenant in (acme, globex):
+        await run(pair, tenant, "CREATE TABLE drifting (value integer, note text)")
+    await run(pair, acme, "INSERT INTO drifting VALUES (7, 'note')")
+    await make_known(pair, acme, globex, query, 7)
+    await run(pair, globex, f"ALTER TABLE drifting ALTER value TYPE {column} USING NULL")
+    async with pair.tenant_connection(globex) as connection:
         await connection.execute("INSERT INTO drifting VALUES ($1, 'note')", stored)
-    seven: tuple[object, ...] = (7,) if columns == "value" else ("note",)
-    theirs: tuple[object, ...] = (stored,) if columns == "value" else ("note",)
 
-    for _ in range(3):
-        assert await fetch(one_connection_database, acme, query, 7) == [seven]
-        assert await fetch(one_connection_database, globex, query, wanted) == [theirs]
-
-
-async def find_padded(database: Database, acme: Tenant, globex: Tenant) -> list[tuple[object, ...]]:
-    """Return what is found in a char(5) with blanks at its end, after another tenant has asked a text for the same."""
-    query = "SELECT note FROM padded WHERE value = $1"
-    for tenant, kind in ((acme, "text"), (globex, "char(5)")):
-        await run(database, tenant, f"CREATE TABLE padded (value {kind}, note text)")
-        await run(database, tenant, "INSERT INTO padded VALUES ('ab   ', 'found')")
-        found = await fetch(database, tenant, query, "ab   ")
-    return found
+    async with meeting(pair):
+        for _ in range(3):
+            assert await fetch(pair, acme, query, 7) == [(7,) if columns == "value" else ("note",)]
+            assert await fetch(pair, globex, query, wanted) == [(stored,) if columns == "value" else ("note",)]
 
 
-async def test_text_is_compared_as_the_tenants_own_column_compares_it(
-    one_connection_database: Database, acme: Tenant, globex: Tenant
-) -> None:
-    """A statement with a text for a parameter is not shared: what it means depends on the column."""
-    assert await find_padded(one_connection_database, acme, globex) == [("found",)]
+async def change_after_a_look(pair: Database, acme: Tenant, globex: Tenant, query: str) -> None:
+    """Let both tenants prepare *query* on a table of one kind, and change that of globex."""
+    for tenant in (acme, globex):
+        await run(pair, tenant, "CREATE TABLE things (value integer)")
+    await make_known(pair, acme, globex, query)
+    await run(pair, globex, "ALTER TABLE things ALTER value TYPE text")
 
 
 @pytest.mark.usefixtures("fast_driver_only")
-async def test_shared_text_is_compared_as_another_column_compares_it(
-    one_connection_database: Database, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Negative control: were texts shared, a row would be missing without an error."""
-    monkeypatch.setattr(statement_cache, "_SHAREABLE", statement_cache._SHAREABLE | {"text"})
-
-    assert await find_padded(one_connection_database, acme, globex) == []
-
-
-@pytest.mark.usefixtures("fast_driver_only")
-async def test_text_that_some_tables_do_not_fit_is_shared_no_more(
-    one_connection_database: Database, acme: Tenant, globex: Tenant
-) -> None:
+async def test_text_that_some_tables_do_not_fit_is_shared_no_more(pair: Database, acme: Tenant, globex: Tenant) -> None:
     """After one refusal each tenant has its own statement, and no read is run twice again."""
     query = "SELECT * FROM things"
-    other = replace(globex, id=globex.id + 1000)
-    for tenant, kind in ((acme, "integer"), (globex, "text")):
-        await run(one_connection_database, tenant, f"CREATE TABLE things (value {kind})")
+    await change_after_a_look(pair, acme, globex, query)
 
-    assert await count_new(one_connection_database, acme, query) == 1
-    assert await count_new(one_connection_database, globex, query) == 1
-    assert await count_new(one_connection_database, other, query) == 1
+    async with meeting(pair):
+        assert await count_new(pair, globex, query) == 1
+        assert await count_new(pair, replace(globex, id=globex.id + 1000), query) == 1
+
+
+async def test_block_whose_read_was_run_again_holds_no_transaction(
+    pair: Database, database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    """After a misfit the block is as after any plain read: another session can change the table."""
+    query = "SELECT * FROM things"
+    await change_after_a_look(pair, acme, globex, query)
+
+    async with meeting(pair), pair.tenant_connection(globex) as connection:
+        await connection.fetch(query)
+        async with database.connection() as other:
+            await other.execute("SET LOCAL lock_timeout = '5s'; ALTER TABLE globex.things ADD COLUMN more text")
+        assert await connection.fetch(query) == []
+
+
+@pytest.mark.usefixtures("fast_driver_only")
+async def test_misfit_on_a_dead_connection_goes_on_on_another_one(
+    pair: Database, database: Database, database_url: str, acme: Tenant, globex: Tenant
+) -> None:
+    """An argument that does not fit the shared statement is refused here, and the connection may be dead by then."""
+    query = "SELECT value FROM things WHERE value = $1"
+    for tenant in (acme, globex):
+        await run(pair, tenant, "CREATE TABLE things (value integer)")
+    await make_known(pair, acme, globex, query, 1)
+
+    async with meeting(pair), pair.tenant_connection(globex) as connection:
+        async with database.connection() as other:
+            await other.execute("ALTER TABLE globex.things ALTER value TYPE bigint")
+        # By another process, while this event loop stands still and hears nothing.
+        subprocess.run([sys.executable, "-c", TERMINATE, database_url, str(connection.get_server_pid())], check=True)
+        assert await connection.fetch(query, 2**40) == []
+
+
+async def test_codec_of_a_block_reads_what_others_have_prepared(pair: Database, acme: Tenant, globex: Tenant) -> None:
+    """Another tenant's statement has the decoders of before."""
+    query = "SELECT value FROM things WHERE id = $1"
+    for tenant in (acme, globex):
+        await run(pair, tenant, "CREATE TABLE things (id int, value jsonb)")
+        await run(pair, tenant, """INSERT INTO things VALUES (1, '{"a": 1}')""")
+    await make_known(pair, acme, globex, query, 1)
+
+    async with meeting(pair), pair.tenant_connection(globex) as connection:
+        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+        assert await connection.fetchval(query, 1) == {"a": 1}
+
+
+async def test_error_of_a_shared_read_is_the_one_of_an_own_read(pair: Database, acme: Tenant, globex: Tenant) -> None:
+    """What fails for a reason of its own fails with that reason, and leaves the block usable for a savepoint's end."""
+    query = "SELECT 1 / (id - $1) FROM company_data"
+    await run(pair, globex, "INSERT INTO company_data (description) VALUES ('x')")
+    await run(pair, acme, "INSERT INTO company_data (description) VALUES ('x')")
+    number = (await fetch(pair, globex, "SELECT max(id)::int FROM company_data"))[0][0]
+    await make_known(pair, acme, globex, query, -1)
+
+    async with meeting(pair):
+        for _ in range(3):
+            with pytest.raises(asyncpg.DivisionByZeroError):
+                await fetch(pair, globex, query, number)
+            assert await fetch(pair, globex, query, -1)
 
 
 CHANGES = {
@@ -549,7 +692,7 @@ async def test_whole_number_given_as_another_is_never_cut_by_a_kept_statement(
     one_connection_database: Database, acme: Tenant
 ) -> None:
     """Asyncpg cuts 1.5 to 1 where the server wants a whole number; a kept statement is not used for it."""
-    cache = StatementCache(5)
+    cache = StatementCache(5, FoundTypes(100))
     cache.turn_to(TenantKey(1, 1))
     async with one_connection_database.tenant_connection(acme) as connection:
         statement = await connection.prepare("SELECT $1::int8, $2::text, $3::int8[]")
@@ -713,7 +856,7 @@ async def test_refused_argument_costs_a_block_nothing(one_connection_database: D
             for _ in range(3):
                 with pytest.raises(asyncpg.DataError):
                     await connection.fetch(query, "seven")
-                assert await connection.fetch(query, 0) in ([(0,)], [])
+                assert [tuple(row) for row in await connection.fetch(query, 0)] in ([(0,)], [])
         assert connection.get_server_pid() == process
 
     async with one_connection_database.tenant_connection(acme) as connection:

@@ -32,7 +32,7 @@ TRANSITIONS = {
     BlockState.IDLE: (BlockState.PLANNED,),
     BlockState.PLANNED: (BlockState.READING, BlockState.BEGINNING, BlockState.IDLE),
     BlockState.READING: (BlockState.PLANNED, BlockState.OPEN, BlockState.INTERRUPTED, BlockState.ENDING),
-    BlockState.INTERRUPTED: (BlockState.BEGINNING, BlockState.ENDING),
+    BlockState.INTERRUPTED: (BlockState.READING, BlockState.BEGINNING, BlockState.ENDING),
     BlockState.BEGINNING: (BlockState.OPEN, BlockState.ENDING),
     BlockState.OPEN: (BlockState.ENDING,),
     BlockState.ENDING: (BlockState.IDLE, BlockState.ENDING),

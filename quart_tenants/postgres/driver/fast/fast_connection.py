@@ -30,7 +30,7 @@ from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
 from quart_tenants.postgres.driver.fast.messages import write_closes, write_preparation, write_statements
 from quart_tenants.postgres.driver.fast.packets import PacketTransport, find_packet_transport
 from quart_tenants.postgres.driver.fast.silence import SilenceWatch
-from quart_tenants.postgres.driver.fast.statement_cache import StatementCache
+from quart_tenants.postgres.driver.fast.statement_cache import FoundTypes, StatementCache
 from quart_tenants.postgres.driver.fast.statement_effects import Effect, StatementEffects
 from quart_tenants.postgres.driver.noting_connection import NotingConnection, make_name
 from quart_tenants.postgres.driver.timings import Timings
@@ -74,6 +74,10 @@ Replace: TypeAlias = Callable[[], Awaitable["FastConnection"]]
 """Returns another connection, on which the block has begun."""
 AskWhetherAlive: TypeAlias = Callable[["FastConnection"], Awaitable[None]]
 """Terminates the connection if its server process is gone, or never got our message."""
+
+
+class _UnfitStatementError(Exception):
+    """A kept statement does not fit the tables as they are now. It has done nothing."""
 
 
 class _Call(NamedTuple):
@@ -146,7 +150,7 @@ class FastConnection(NotingConnection):
         self._packets: PacketTransport | None = find_packet_transport(self._protocol, self._transport)
         self._own_path: str | None = getattr(self._protocol.get_settings(), "search_path", None)
         self._effects = StatementEffects()
-        self._cache = StatementCache(0)
+        self._cache = StatementCache(0, FoundTypes(0))
         # Names of statements that the server is to forget at the block's end.
         self._names: list[str] = []
         # The tenant whose blocks have only read since the last reset; None after a reset.
@@ -191,7 +195,12 @@ class FastConnection(NotingConnection):
         )
 
     def set_up(
-        self, timings: Timings, effects: StatementEffects, cache_size: int, ask_whether_alive: AskWhetherAlive
+        self,
+        timings: Timings,
+        effects: StatementEffects,
+        cache_size: int,
+        found_types: FoundTypes,
+        ask_whether_alive: AskWhetherAlive,
     ) -> None:
         """Make ready for blocks.
 
@@ -199,11 +208,12 @@ class FastConnection(NotingConnection):
             timings: How long to wait for what.
             effects: Shared by all connections of a pool.
             cache_size: Prepared statements to keep at most, besides `REPEATED`.
+            found_types: Shared by all connections of a pool, too.
             ask_whether_alive: Called when the server has said nothing for long.
         """
         self._timings = timings
         self._effects = effects
-        self._cache = StatementCache(cache_size)
+        self._cache = StatementCache(cache_size, found_types)
         self._watch = SilenceWatch(self._loop, timings.silence, functools.partial(ask_whether_alive, self))
         self._transport.write(write_preparation())
 
@@ -469,13 +479,11 @@ class FastConnection(NotingConnection):
         It may be run twice: should the connection be dead, the block begins on another one.
         """
         try:
-            return await self._read_at_once(call)
-        except (*_OUTDATED_ERRORS, *_MISFIT_ERRORS):
-            if self._state.current is not _INTERRUPTED:
-                raise
-            # Another tenant's statement did not fit, or an own one is outdated. The block keeps its connection.
-            await self._begin()
-            return await self._run_call(call)
+            try:
+                return await self._read_at_once(call)
+            except _UnfitStatementError:
+                # What did not fit is forgotten, and has done nothing. The block keeps its connection.
+                return await self._read_at_once(call, again=True)
         except DRIVER_ERRORS:
             known = (_PLANNED, _INTERRUPTED)
             if not self.is_closed() and (self._state.current in known or self._protocol.is_in_transaction()):
@@ -484,18 +492,29 @@ class FastConnection(NotingConnection):
         driver = await self._begin_elsewhere()
         return await call.pass_to(driver._execute)  # noqa: SLF001  (of its own class)
 
-    async def _read_at_once(self, call: _Call) -> Any:
-        """Send BEGIN, the path, *call* and COMMIT together, or in two messages if *call* is not prepared yet."""
+    async def _read_at_once(self, call: _Call, *, again: bool = False) -> Any:
+        """Send BEGIN, the path, *call* and COMMIT together, or in two messages if *call* is not prepared yet.
+
+        Args:
+            call: It only reads.
+            again: Whether a kept statement has failed before, so that none of another tenant is used.
+
+        Raises:
+            _UnfitStatementError: A kept statement does not fit what is there now. Never if it is done *again*.
+        """
         packets = self._packets
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
         statement = shared = None
         if self._may_use_kept(call):
             statement = self._cache.find(call.query, call.args)
-            if statement is None:
+            # A codec that was set in this block is not in the statements of others.
+            if statement is None and not again and not self.altered:
                 statement = shared = self._cache.find_shared(call.query, call.args)
         closing = self._take_names()
-        packets.put_ahead(write_closes(closing) + write_statements(*self._list_first_statements()))
+        before = self._state.current
+        undo = (ROLLBACK,) if before is _INTERRUPTED else ()
+        packets.put_ahead(write_closes(closing) + write_statements(*undo, *self._list_first_statements()))
         self._state.move(_READING)
         self._watch.start()
         try:
@@ -513,18 +532,23 @@ class FastConnection(NotingConnection):
         except BaseException as error:
             # Where nothing was sent, an argument was refused here.
             unsent = packets.drop()
-            is_misfit = shared is not None and isinstance(error, _MISFIT_ERRORS)
+            if unsent:
+                self._names += closing
+            is_unfit = isinstance(error, _OUTDATED_ERRORS)
+            if shared is not None and isinstance(error, asyncpg.PostgresError) and not self.is_closed():
+                # An own statement might not have failed. But for one reason: somebody has ended this one.
+                is_unfit = not isinstance(error, asyncpg.QueryCanceledError)
             if shared is not None and isinstance(error, asyncpg.InvalidCachedStatementError):
                 self._cache.stop_sharing(call.query)
             else:
                 self._note_failure(call.query, error)
-            if unsent:
-                self._names += closing
             if self._state.current is _READING:
                 # Where an argument was refused here after BEGIN was sent, the server has not said that it has begun.
                 is_begun = self.is_closed() or self._protocol.is_in_transaction()
-                may_go_on = is_misfit or (not unsent and (not is_begun or isinstance(error, _CUT_OFF_ERRORS)))
-                self._state.move(_INTERRUPTED if may_go_on else _PLANNED if unsent else _OPEN)
+                goes_on = is_unfit or not is_begun or isinstance(error, _CUT_OFF_ERRORS)
+                self._state.move(before if unsent else _INTERRUPTED if goes_on else _OPEN)
+                if is_unfit and not again and not self.is_closed():
+                    raise _UnfitStatementError from error
             raise
         finally:
             self._watch.stop()

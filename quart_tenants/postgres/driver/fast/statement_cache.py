@@ -6,9 +6,9 @@ column has, and stored so without an error; an enum of another schema is another
 statement, and no statement serves a tenant before and after a migration.
 
 Preparing costs several executions. So a tenant reads by a statement of another tenant at the same version, until it
-has done so a few times. Only numbers, truth values and UUIDs are passed to such a statement, and its columns are of
-PostgreSQL's own types. Where tables were changed by hand, the server refuses the statement. The tenant then gets one
-of its own, and the read is run again: it has changed nothing.
+has done so a few times. That is done only if PostgreSQL has found the same types for both, all of them its own: each
+tenant's statement is prepared at least once in each pool. Where a table was changed by hand since then, the server
+refuses the statement. The tenant then gets one of its own, and the read is run again: it has changed nothing.
 
 A change by hand makes the server refuse the statement if columns of the answer changed, and it is prepared anew. The
 server says nothing where a parameter changed. So no statement is kept that has a parameter of a type which loses
@@ -46,9 +46,6 @@ _LOSSLESS: dict[str, tuple[type, ...]] = {
     "varchar": _TEXT,
 }
 
-# Parameters of a shared statement. Compared with a column of any type, each means the same, or the server refuses it.
-# Not so a text: in a statement that was prepared for a text, capitals count also where the column is a citext.
-_SHAREABLE = frozenset(("bool", "int2", "int4", "int8", "uuid"))
 # Reads of one text by another tenant's statement. Preparing costs as much as planning it so often for this tenant.
 _OWN_AFTER = 8
 
@@ -56,10 +53,40 @@ Statement: TypeAlias = Any
 """asyncpg's own state of a prepared statement, which it does not publish."""
 
 
+Types: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""The types of a statement's parameters and columns, by PostgreSQL's numbers."""
+
+
+class FoundTypes:
+    """Which types PostgreSQL has found for a text in a tenant's schema. All connections of a pool share one."""
+
+    __slots__ = ("_found", "_size")
+
+    def __init__(self, size: int) -> None:
+        """Remember *size* texts of tenants at most."""
+        self._size = size
+        self._found: OrderedDict[tuple[TenantKey, str], Types] = OrderedDict()
+
+    def add(self, tenant: TenantKey, query: str, types: Types) -> None:
+        """Remember that *query* has *types* for *tenant*."""
+        self._found[tenant, query] = types
+        if len(self._found) > self._size:
+            self._found.popitem(last=False)
+
+    def find(self, tenant: TenantKey, query: str) -> Types | None:
+        """Return the types of *query* for *tenant*, or None if nobody knows them."""
+        return self._found.get((tenant, query))
+
+    def forget(self, tenant: TenantKey, query: str) -> None:
+        """Forget the types of *query* for *tenant*: its tables are not what they were."""
+        self._found.pop((tenant, query), None)
+
+
 class _Kept(NamedTuple):
     statement: Statement
     # The Python types that each parameter takes as they are.
     parameters: tuple[tuple[type, ...], ...]
+    types: Types
 
     def takes(self, arguments: Sequence[object]) -> bool:
         """Return whether each of *arguments* arrives as it is."""
@@ -74,10 +101,10 @@ class _Kept(NamedTuple):
 class _Own:
     """What is kept for one tenant at one version, by text."""
 
-    __slots__ = ("kept", "shared_uses", "version")
+    __slots__ = ("kept", "shared_uses", "tenant")
 
-    def __init__(self, version: int) -> None:
-        self.version = version
+    def __init__(self, tenant: TenantKey) -> None:
+        self.tenant = tenant
         self.kept: dict[str, _Kept] = {}
         # How often the tenant has read by another's statement.
         self.shared_uses: dict[str, int] = {}
@@ -86,12 +113,13 @@ class _Own:
 class StatementCache:
     """At most *size* statements: those of the tenants that were served last."""
 
-    __slots__ = ("_by_tenant", "_count", "_dropped", "_lossy", "_own", "_shared", "_size", "_unshareable")
+    __slots__ = ("_by_tenant", "_count", "_dropped", "_found", "_lossy", "_own", "_shared", "_size", "_unshareable")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, found: FoundTypes) -> None:
         self._size = size
+        self._found = found
         self._count = 0
-        self._own = _Own(NOBODY.version)
+        self._own = _Own(NOBODY)
         self._by_tenant: OrderedDict[TenantKey, _Own] = OrderedDict({NOBODY: self._own})
         # Some of them, by which others may read, by version and text.
         self._shared: dict[tuple[int, str], _Kept] = {}
@@ -104,7 +132,7 @@ class StatementCache:
         """Let what follows be about *tenant*."""
         own = self._by_tenant.get(tenant)
         if own is None:
-            self._own = self._by_tenant[tenant] = _Own(tenant.version)
+            self._own = self._by_tenant[tenant] = _Own(tenant)
             self._make_room()
         else:
             self._own = own
@@ -122,12 +150,14 @@ class StatementCache:
     def find_shared(self, query: str, arguments: Sequence[object]) -> Statement | None:
         """Return another tenant's statement of that text, by which the tenant may read, or None. Counts as a use."""
         own = self._own
-        found = self._shared.get((own.version, query))
-        if found is None or query in own.kept or not found.takes(arguments):
+        found = self._shared.get((own.tenant.version, query))
+        if found is None or query in own.kept or found.types != self._found.find(own.tenant, query):
             return None
         uses = own.shared_uses.get(query, 0)
-        if uses >= _OWN_AFTER:
+        if uses >= _OWN_AFTER or not found.takes(arguments):
             return None
+        if len(own.shared_uses) >= self._size:
+            own.shared_uses.clear()
         own.shared_uses[query] = uses + 1
         return found.statement
 
@@ -144,26 +174,29 @@ class StatementCache:
             if names is None:
                 self._add(self._lossy, query)
             return
-        kept = own.kept[query] = _Kept(statement, tuple(_LOSSLESS[name] for name in names))
+        kept = own.kept[query] = _Kept(statement, tuple(_LOSSLESS[name] for name in names), _list_types(statement))
         own.shared_uses.pop(query, None)
         self._count += 1
-        if query not in self._unshareable and _SHAREABLE.issuperset(names) and _returns_built_in_types(statement):
-            self._shared.setdefault((own.version, query), kept)
+        if query not in self._unshareable and _returns_built_in_types(statement):
+            self._found.add(own.tenant, query, kept.types)
+            self._shared.setdefault((own.tenant.version, query), kept)
         self._make_room()
 
     def stop_sharing(self, query: str) -> None:
         """Let tenants no longer read *query* by each other's statements: some of their tables differ."""
         self._add(self._unshareable, query)
-        self._shared.pop((self._own.version, query), None)
+        self._found.forget(self._own.tenant, query)
+        self._shared.pop((self._own.tenant.version, query), None)
 
     def forget(self, query: str) -> None:
-        """Drop the tenant's statement of that text, if there is one."""
+        """Drop the tenant's statement of that text, if there is one: its tables may not be what they were."""
+        self._found.forget(self._own.tenant, query)
         self._forget(self._own, query)
 
     def forget_tenant(self) -> None:
         """Drop the tenant's statements: its tables are not what they were."""
         for query in list(self._own.kept):
-            self._forget(self._own, query)
+            self.forget(query)
 
     def forget_all(self) -> None:
         """Forget all statements, which the server has forgotten, too."""
@@ -201,8 +234,8 @@ class StatementCache:
             return
         self._count -= 1
         self._dropped.append(found.statement.name)
-        if self._shared.get((own.version, query)) is found:
-            del self._shared[own.version, query]
+        if self._shared.get((own.tenant.version, query)) is found:
+            del self._shared[own.tenant.version, query]
 
 
 def _list_parameters(statement: Statement) -> list[str] | None:
@@ -214,6 +247,11 @@ def _list_parameters(statement: Statement) -> list[str] | None:
             return None
         names.append(name)
     return names
+
+
+def _list_types(statement: Statement) -> Types:
+    parameters = tuple(parameter.oid for parameter in statement._get_parameters())  # noqa: SLF001  (as above)
+    return parameters, tuple(column.type.oid for column in statement._get_attributes())  # noqa: SLF001  (as below)
 
 
 def _returns_built_in_types(statement: Statement) -> bool:
