@@ -481,9 +481,13 @@ class FastConnection(NotingConnection):
         try:
             try:
                 return await self._read_at_once(call)
-            except _UnfitStatementError:
+            except _UnfitStatementError as unfit:
                 # What did not fit is forgotten, and has done nothing. The block keeps its connection.
-                return await self._read_at_once(call, again=True)
+                if not isinstance(unfit.__cause__, asyncpg.InvalidSQLStatementNameError):
+                    return await self._read_at_once(call, again=True)
+                # Perhaps all prepared statements are gone, those of BEGIN and ROLLBACK among them.
+                await self._begin()
+                return await self._run_call(call)
         except DRIVER_ERRORS:
             known = (_PLANNED, _INTERRUPTED)
             if not self.is_closed() and (self._state.current in known or self._protocol.is_in_transaction()):
