@@ -32,12 +32,12 @@ def see_through(proxy: Any) -> object:
 
 def find_request() -> Request | Websocket | None:
     """Return the request or websocket that is being served here, or None."""
-    asked: Any = None
+    asked: Any = _served.get()
     if has_request_context():
         asked = see_through(request)
     elif has_websocket_context():
         asked = see_through(websocket)
-    found: Request | Websocket | None = asked or _served.get()
+    found: Request | Websocket | None = asked
     return found
 
 
@@ -83,15 +83,11 @@ def find_current_tenant() -> Tenant | None:
         RegistryStaleError: The worker cannot know whether there is one.
     """
     asked = find_request()
-    if asked is None:
-        return None
-    known = vars(asked)
-    tenant: Tenant | None = known[_TENANT] if _TENANT in known else find_tenant(asked, get_state())
-    return tenant
+    return None if asked is None else find_tenant(asked)
 
 
-def find_tenant(asked: BaseRequestWebsocket, state: TenantState) -> Tenant | None:
-    """Return the tenant whose host *asked* names, or None for every other host.
+def find_tenant(asked: BaseRequestWebsocket, state: TenantState | None = None) -> Tenant | None:
+    """Return the tenant whose host *asked* names, or None for every other host. *state*: default that of the app.
 
     Raises:
         UnknownTenantError: The host has the form of a tenant's, but there is none.
@@ -100,6 +96,8 @@ def find_tenant(asked: BaseRequestWebsocket, state: TenantState) -> Tenant | Non
     # Kept on the request and not in g, because an app context inside this one has a g of its own.
     known = vars(asked)
     if _TENANT not in known:
+        if state is None:
+            state = get_state()
         slug = find_requested_slug(asked, state)
         known[_TENANT] = None if slug is None else state.registry.get_tenant(slug)
     tenant: Tenant | None = known[_TENANT]

@@ -7,7 +7,7 @@ out whether asyncpg still has them. Where it has not, `PlainConnection` serves.
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
@@ -72,7 +72,7 @@ _MISFIT_ERRORS = (asyncpg.DataError, asyncpg.SyntaxOrAccessError)
 
 Replace: TypeAlias = Callable[[], Awaitable["FastConnection"]]
 """Returns another connection, on which the block has begun."""
-AskWhetherAlive: TypeAlias = Callable[["FastConnection"], Awaitable[None]]
+AskWhetherAlive: TypeAlias = Callable[["FastConnection"], Coroutine[Any, Any, None]]
 """Terminates the connection if its server process is gone, or never got our message."""
 
 
@@ -539,8 +539,8 @@ class FastConnection(NotingConnection):
             if unsent:
                 self._names += closing
             is_unfit = isinstance(error, _OUTDATED_ERRORS)
-            if shared is not None and isinstance(error, asyncpg.PostgresError) and not self.is_closed():
-                # An own statement might not have failed. But for one reason: somebody has ended this one.
+            if shared is not None and isinstance(error, asyncpg.PostgresError):
+                # A statement of the tenant's own might not have failed. It would have been cancelled all the same.
                 is_unfit = not isinstance(error, asyncpg.QueryCanceledError)
             if shared is not None and isinstance(error, asyncpg.InvalidCachedStatementError):
                 self._cache.stop_sharing(call.query)

@@ -1,7 +1,8 @@
 """Ask whether a connection is alive when its answer takes long."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 
 class SilenceWatch:
@@ -12,7 +13,9 @@ class SilenceWatch:
 
     __slots__ = ("_ask", "_loop", "_seconds", "_since", "_task", "_timer")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, ask: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, ask: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
         self._loop = loop
         self._seconds = seconds
         self._ask = ask
@@ -42,7 +45,4 @@ class SilenceWatch:
         if rest > 0:
             self._timer = self._loop.call_later(rest, self._look)
         elif self._task is None:
-            self._task = self._loop.create_task(self._run())
-
-    async def _run(self) -> None:
-        await self._ask()
+            self._task = self._loop.create_task(self._ask())
