@@ -1,20 +1,20 @@
 """Find the tenant of the current request, and lend a connection to its tables."""
 
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, cast
+from types import TracebackType
+from typing import Any, cast
 
 from quart import has_request_context, has_websocket_context, request, websocket
 from quart.wrappers import Request, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.local import LocalProxy
 
-from quart_tenants.errors import NoTenantError, WrongTenantError
+from quart_tenants.connection import Connection
+from quart_tenants.errors import NoTenantError, SchemaBehindError, UnknownTenantError, WrongTenantError
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.hosts import read_host
 from quart_tenants.web.state import TenantState, get_state
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.blocks.block import Block
 
 _SLUG = "_quart_tenants_slug"
 _TENANT = "_quart_tenants_tenant"
@@ -73,6 +73,24 @@ def find_requested_slug(asked: BaseRequestWebsocket, state: TenantState) -> Slug
         known[_SLUG] = find_slug_of_host(asked.host, state)
     slug: Slug | None = known[_SLUG]
     return slug
+
+
+def may_be_tenants(host: str) -> bool:
+    """Return whether *host* can be the address of a tenant, of which this worker need not know."""
+    named = read_host(host, get_state().settings.domain)
+    return named.slug is not None or named.domain is not None
+
+
+async def look_again(asked: BaseRequestWebsocket) -> None:
+    """Read what tenants there are now, and let *asked* find its tenant among them.
+
+    Raises:
+        RegistryStaleError: That cannot be read.
+    """
+    await get_state().catch_up()
+    known = vars(asked)
+    known.pop(_SLUG, None)
+    known.pop(_TENANT, None)
 
 
 def find_current_tenant() -> Tenant | None:
@@ -136,7 +154,9 @@ current_tenant = cast("Tenant", _CurrentTenant(get_current_tenant))
 """The tenant of the current request or websocket. Using it elsewhere raises `NoTenantError`."""
 
 
-def tenant_connection(tenant: Tenant | str | None = None, *, read_only: bool = False) -> "Block":
+def tenant_connection(
+    tenant: Tenant | str | None = None, *, read_only: bool = False
+) -> AbstractAsyncContextManager[Connection]:
     """Return a block that lends a connection which sees one tenant's tables and no others.
 
     `async with tenant_connection() as connection:` lends it. A transaction begins with the first statement
@@ -152,16 +172,47 @@ def tenant_connection(tenant: Tenant | str | None = None, *, read_only: bool = F
         NoTenantError: No tenant is named and there is no current one. There is no default.
         WrongTenantError: A request at one tenant's host asks for another tenant, or the tenant was
             dropped and its name is another one's.
-        UnknownTenantError: No tenant has that slug.
         InvalidSlugError: It is no slug.
         RegistryStaleError: The worker cannot know whether the tenant still exists.
 
-    Entering and leaving the block raise what `Database.tenant_connection` says.
+    Entering the block raises `UnknownTenantError` if no tenant has that slug. Entering and leaving it raise what
+    `Database.tenant_connection` says.
     """
     current = find_current_tenant()
     given = tenant if tenant is not None else current or get_current_tenant()
-    # Asked again each time: a websocket or a job may be older than a drop or a new name of its tenant.
+    only_reads = read_only or reads_only.get()
     state = get_state()
+    try:
+        known = _get_known(given, current, state)
+    except (UnknownTenantError, SchemaBehindError):
+        return _LaterBlock(given, current, state, read_only=only_reads)
+    return state.database.tenant_connection(known, read_only=only_reads)
+
+
+class _LaterBlock(AbstractAsyncContextManager[Connection]):
+    """A block of a tenant that may have been created, or migrated, a moment ago. Entering it looks again."""
+
+    def __init__(self, given: Tenant | str, current: Tenant | None, state: TenantState, *, read_only: bool) -> None:
+        self._given = given
+        self._current = current
+        self._state = state
+        self._read_only = read_only
+
+    async def __aenter__(self) -> Connection:
+        await self._state.catch_up()
+        known = _get_known(self._given, self._current, self._state)
+        self._block = self._state.database.tenant_connection(known, read_only=self._read_only)
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._block.__aexit__(kind, error, traceback)
+
+
+def _get_known(given: Tenant | str, current: Tenant | None, state: TenantState) -> Tenant:
+    """Return the tenant *given* as it is now. The errors are those of `tenant_connection`."""
+    # Asked again each time: a websocket or a job may be older than a drop or a new name of its tenant.
     registry = state.registry
     known = registry.get_tenant(parse_slug(given)) if isinstance(given, str) else registry.get_present(given)
     for expected in (given, current):
@@ -169,4 +220,4 @@ def tenant_connection(tenant: Tenant | str | None = None, *, read_only: bool = F
             raise WrongTenantError(
                 f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {known.slug!r}"
             )
-    return state.database.tenant_connection(known, read_only=read_only or reads_only.get())
+    return known

@@ -11,12 +11,12 @@ import click
 from quart import Quart
 
 from quart_tenants.audit import audit
-from quart_tenants.errors import SettingError
+from quart_tenants.errors import SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.opening import SetUp
 from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
 from quart_tenants.postgres.registry.registry import Registry
-from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.postgres.tenants.provisioning import Fill, create_tenant
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.answers.problems import answer_tenant_error, answer_tenant_errors
@@ -152,27 +152,34 @@ class QuartTenants(TenantState):
         self._set_up = set_up
         return set_up
 
-    async def create(self, slug: str, *, name: str | None = None, schema: str | None = None) -> Tenant:
-        """Create a tenant, such as at a sign-up. This worker serves it at once, the others within two seconds.
+    async def create(
+        self, slug: str, *, name: str | None = None, schema: str | None = None, fill: Fill | None = None
+    ) -> Tenant:
+        """Create a tenant, such as at a sign-up. Every worker serves it as soon as this returns.
 
         Args:
             slug: The subdomain of the tenant.
             name: The name that people read. Default: the slug.
             schema: The name of its schema. Default: the slug. Name another one if the schema of a renamed tenant has
                 kept the name.
+            fill: An async function that writes the first rows, such as the first user. It gets a connection that sees
+                the new tenant's tables, in the transaction that makes the tenant: if it raises or is cancelled, there
+                is no tenant, and the slug is free at once.
 
         Raises:
             InvalidSlugError: *slug* is no slug.
             InvalidSchemaNameError: *schema* is no name of a schema.
 
-        This also raises the errors of `create_tenant`.
+        This also raises the errors of `create_tenant`, and those of *fill*.
         """
         schema_name = None if schema is None else parse_schema_name(schema)
         tenant = await create_tenant(
-            self.database, parse_slug(slug), name or slug, settings=self.settings, schema=schema_name
+            self.database, parse_slug(slug), name or slug, settings=self.settings, schema=schema_name, fill=fill
         )
         audit("tenant_created", tenant=tenant.slug, schema=tenant.schema)
-        await self.registry.refresh()
+        # The tenant exists, whether or not this worker can hear of it now.
+        with contextlib.suppress(TenantError):
+            await self.registry.refresh()
         return tenant
 
 

@@ -4,7 +4,7 @@ import functools
 import re
 from dataclasses import dataclass
 
-from quart_tenants.domain import Domain, parse_domain
+from quart_tenants.domain import Domain, is_below, parse_domain
 from quart_tenants.errors import InvalidDomainError, UnknownHostError
 from quart_tenants.tenant import SLUG_PATTERN, Slug
 
@@ -86,7 +86,8 @@ def _read_host(host: str, domain: str) -> NamedHost:
     try:
         return NamedHost(slug=parse_host(host, domain))
     except UnknownHostError:
-        return NamedHost(domain=find_domain(host))
+        named = find_domain(host)
+        return NamedHost(domain=None if named is None or is_below(named, domain) else named)
 
 
 # The cache holds how a text is read, which never changes. Which tenant has the name is looked up each time.

@@ -51,6 +51,15 @@ class TenantState:
             raise _not_running()
         return self._registry
 
+    async def catch_up(self) -> None:
+        """Read which tenants there are now, unless the app is not serving.
+
+        Raises:
+            RegistryStaleError: That cannot be read.
+        """
+        if self._registry is not None:
+            await self._registry.catch_up()
+
     def find_slug_by_domain(self, domain: Domain) -> Slug | None:
         """Return the slug of the tenant whose own domain this is, or None. Return None while the app is not serving."""
         return None if self._registry is None else self._registry.find_slug_by_domain(domain)

@@ -126,6 +126,13 @@ class Block:
         finally:
             self._leave_share()
 
+    async def go_on_as(self, beginning: Beginning) -> None:
+        """Let the rest of the block, which has no tenant, be as one with *beginning*."""
+        driver = self._pooled.driver
+        for statement in beginning.statements[1:]:
+            await driver.execute(statement)
+        driver.go_on_as(beginning)
+
     async def _fail(self, exc: BaseException) -> None:
         """End the block after *exc*; raise what explains it better."""
         # Asked before the rollback, which may close the connection for reasons of its own.

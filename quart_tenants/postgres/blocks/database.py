@@ -146,6 +146,10 @@ class Database:
         """
         return Block(self._pool, _BEGIN_WITHOUT_TENANT, self._settings.acquire_timeout)
 
+    async def go_on_in(self, block: Block, tenant: Tenant) -> None:
+        """Let the rest of *block* be as one of *tenant*: on its path, as its role. *tenant* was made in this block."""
+        await block.go_on_as(_begin(tenant, False, self._settings.role_per_tenant))
+
     @contextlib.asynccontextmanager
     async def plain_session(self) -> AsyncIterator[DriverConnection]:
         """Lend a connection of its own, opened as those of the pool are, outside any transaction, and close it.

@@ -89,6 +89,10 @@ class PlainConnection(NotingConnection):
         self._one_statement = beginning.with_role
         return self._status
 
+    def go_on_as(self, beginning: Beginning) -> None:
+        """Take the block for one with *beginning*, whose statements were run in it."""
+        self._one_statement = beginning.with_role
+
     def leave_block(self) -> bool:
         """Return False: a block always has to be ended."""
         return False

@@ -59,14 +59,17 @@ LEFT JOIN quart_tenants.living_tenants AS t ON t.id = changed.tenant_id
 class Registry:
     """All tenants outside the trash and all ended sessions, in the memory of one worker.
 
-    A look-up costs no query. Changes by other processes arrive by `follow` within `TENANTS_REGISTRY_POLL_INTERVAL`. If
-    they cannot be read for `TENANTS_REGISTRY_MAX_AGE`, look-ups raise an error, because the memory may be wrong.
+    A look-up costs no query. Changes by other processes arrive by `follow` within `TENANTS_REGISTRY_POLL_INTERVAL`, or
+    at once by `catch_up` when a visitor asks for an unknown address. If they cannot be read for
+    `TENANTS_REGISTRY_MAX_AGE`, look-ups raise an error, because the memory may be wrong.
 
     Attributes:
         ended_sessions: Sessions that were ended, as of `get_age` seconds ago.
     """
 
-    def __init__(self, database: Database, settings: Settings, *, minimum_version: int = 0) -> None:
+    def __init__(
+        self, database: Database, settings: Settings, *, minimum_version: int = 0, catch_up_pause: float = 0.25
+    ) -> None:
         self._database = database
         self._settings = settings
         self._minimum_version = minimum_version
@@ -80,6 +83,10 @@ class Registry:
         self._position: Row | None = None
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
+        self._catching_up = asyncio.Lock()
+        # Seconds between two reads that visitors cause: strangers can make up as many names as they like.
+        self._catch_up_pause = catch_up_pause
+        self._tried_at = self._failed_at = float("-inf")
         self._checking: asyncio.Task[None] | None = None
 
     def get_tenant(self, slug: Slug) -> Tenant:
@@ -159,6 +166,28 @@ class Registry:
                     self._put(change)
             self._position = newest
             self._read_at = now
+
+    async def catch_up(self) -> None:
+        """Read what was changed before this call. This is for a visitor who asks for what this worker does not know.
+
+        Concurrent callers share one read, and there are at most four such reads a second. A caller that is cancelled
+        leaves the read to the next one.
+
+        Raises:
+            RegistryStaleError: The registry cannot be read now.
+        """
+        asked_at = time.monotonic()
+        async with self._catching_up:
+            if self._read_at < asked_at and self._failed_at < asked_at:
+                await asyncio.sleep(self._tried_at + self._catch_up_pause - time.monotonic())
+                self._tried_at = time.monotonic()
+                try:
+                    await self.refresh()
+                except TenantError as error:
+                    self._failed_at = self._tried_at
+                    raise RegistryStaleError(f"the feed of changes cannot be read: {error}") from error
+        if self._read_at < asked_at:
+            raise RegistryStaleError("the feed of changes cannot be read")
 
     async def follow(self) -> NoReturn:
         """Refresh in every `TENANTS_REGISTRY_POLL_INTERVAL`, until it is cancelled."""

@@ -1,7 +1,7 @@
 """Make tenants: create one, create many, or adopt schemas that exist."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import asyncpg
@@ -32,6 +32,9 @@ from quart_tenants.postgres.roles.owner_role import as_owner, get_owner
 from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
+
+Fill = Callable[[Connection], Awaitable[object]]
+"""A function that writes a new tenant's first rows."""
 
 # Lists for each slug ($1) and its schema ($2) why it cannot be a new tenant's. Resting names are not looked at here.
 _FIND_OBSTACLES = """
@@ -69,6 +72,7 @@ async def create_tenant(
     settings: Settings,
     schema: SchemaName | None = None,
     first_rows: str | None = None,
+    fill: Fill | None = None,
 ) -> Tenant:
     """Register a tenant, create its schema and run every tenant migration in it, in one transaction.
 
@@ -79,8 +83,10 @@ async def create_tenant(
         settings: They say which slugs are reserved and where the migrations are.
         schema: The name of the schema; default: the slug.
         first_rows: SQL that fills the new tables, in the same transaction.
+        fill: An async function that gets a connection which sees the new tenant's tables, in the same transaction.
+            With roles it acts as the tenant's role. The tenant exists if the function returns, and not if it raises.
 
-    Raises:
+    Raises whatever *fill* raises, and:
         InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
         InvalidNameError: *name* is empty, too long or not printable.
         TenantExistsError: The slug or the schema is taken.
@@ -97,11 +103,16 @@ async def create_tenant(
     name = parse_display_name(name)
     schema = schema or parse_schema_name(slug)
     migrations = get_tenant_migrations(settings)
-    async with database.connection() as connection:
+    block = database.connection()
+    async with block as connection:
         await check_registry(connection)
         await refuse_edited(connection, migrations)
         await check_free(connection, {slug: schema}, settings)
-        return await _create(connection, slug, schema, name, migrations, settings, first_rows)
+        tenant = await _create(connection, slug, schema, name, migrations, settings, first_rows)
+        if fill is not None:
+            await database.go_on_in(block, tenant)
+            await fill(connection)
+    return tenant
 
 
 async def create_tenants(

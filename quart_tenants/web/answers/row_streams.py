@@ -1,19 +1,18 @@
 """Answer with all rows of a statement, in as much memory as some of them take."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Response, current_app
 from quart.wrappers import Request
 from quart.wrappers.response import ResponseBody
 
+from quart_tenants.connection import Connection
 from quart_tenants.web.answers.row_json import encode_json, encode_rows
 from quart_tenants.web.context import find_request, tenant_connection
-
-if TYPE_CHECKING:
-    from quart_tenants.postgres.blocks.block import Block
 
 # Each piece costs a round trip to the database and a write to the client. Few pieces are fast; small pieces save
 # memory.
@@ -82,7 +81,9 @@ class StreamEnds:
 class _RowsBody(ResponseBody):
     """The body of an answer. It must be closed, because it holds a connection."""
 
-    def __init__(self, block: "Block", statement: str, arguments: tuple[object, ...], key: str) -> None:
+    def __init__(
+        self, block: AbstractAsyncContextManager[Connection], statement: str, arguments: tuple[object, ...], key: str
+    ) -> None:
         self._pieces = _write_pieces(block, statement, arguments, key)
         self._first = b""
 
@@ -109,7 +110,7 @@ class _RowsBody(ResponseBody):
 
 
 async def _write_pieces(
-    block: "Block", statement: str, arguments: tuple[object, ...], key: str
+    block: AbstractAsyncContextManager[Connection], statement: str, arguments: tuple[object, ...], key: str
 ) -> AsyncGenerator[bytes, None]:
     piece = b"{" + encode_json(key) + b":["
     wanted = _FIRST_ROWS

@@ -4,7 +4,7 @@ from quart import Quart, Response, request
 
 from quart_tenants.domain import find_host_name
 from quart_tenants.errors import InvalidRequestError, SchemaBehindError, UnknownHostError, UnknownTenantError
-from quart_tenants.web.context import find_slug_of_host
+from quart_tenants.web.context import find_slug_of_host, may_be_tenants
 from quart_tenants.web.routing.host_routing import APEX_HOST
 from quart_tenants.web.state import get_state
 
@@ -18,7 +18,7 @@ def add_ask_route(app: Quart) -> None:
 
 
 async def _ask() -> Response:
-    """Answer 200 if the host in `?domain=` is served, as far as this worker knows, and 404 otherwise.
+    """Answer 200 if the host in `?domain=` is served, and 404 otherwise.
 
     Raises:
         InvalidRequestError: `?domain=` is missing, or its value is not a domain.
@@ -31,7 +31,10 @@ async def _ask() -> Response:
         raise InvalidRequestError(f"{asked_for!r} is no domain: ask like {ASK_PATH}?domain=shop.example.com")
     state = get_state()
     if name != state.settings.domain and not _is_served(name):
-        raise UnknownHostError(name)
+        if may_be_tenants(name):
+            await state.catch_up()
+        if not _is_served(name):
+            raise UnknownHostError(name)
     return Response(status=200)
 
 

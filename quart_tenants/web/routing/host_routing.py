@@ -10,14 +10,21 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from quart import Quart
-from quart.wrappers import Request, Response
+from quart.wrappers import Request, Response, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
-from quart_tenants.errors import UnknownHostError, UnknownTenantError
+from quart_tenants.errors import SchemaBehindError, UnknownHostError, UnknownTenantError
 from quart_tenants.tenant import Tenant
-from quart_tenants.web.context import find_request, find_requested_slug, get_current_tenant, remember_request
+from quart_tenants.web.context import (
+    find_request,
+    find_requested_slug,
+    get_current_tenant,
+    look_again,
+    may_be_tenants,
+    remember_request,
+)
 from quart_tenants.web.hosts import HostPatterns, get_port, parse_host
 from quart_tenants.web.sessions.tenant_sessions import ask_about_session
 from quart_tenants.web.state import TenantState, get_state
@@ -68,17 +75,40 @@ async def enter_tenant() -> Response | None:
     Raises:
         NotFound: The host belongs to nobody here, and the route is not one for every host.
         UnknownTenantError: No tenant has this subdomain.
+        SchemaBehindError: The tenant's tables are older than the app needs.
         RegistryStaleError: The worker cannot know whether a tenant has this subdomain.
     """
     asked = remember_request()
     if asked is None:
         return None
     arguments = asked.view_args or {}
-    if (asked.routing_exception is not None or _TENANT_ARGUMENT in arguments) and not _is_our_host(asked):
+    for_tenant = _TENANT_ARGUMENT in arguments
+    if for_tenant or asked.routing_exception is not None:
+        try:
+            redirect = _enter(asked, for_tenant=for_tenant)
+        except (NotFound, UnknownTenantError, SchemaBehindError):
+            # Another worker may have created the tenant a moment ago, or migrated it, or given it this domain.
+            if not may_be_tenants(asked.host):
+                raise
+            await look_again(asked)
+            redirect = _enter(asked, for_tenant=for_tenant)
+        if redirect is not None:
+            return redirect
+    await ask_about_session()
+    for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT):
+        arguments.pop(argument, None)
+    return None
+
+
+def _enter(asked: Request | Websocket, *, for_tenant: bool) -> Response | None:
+    """Check the host of *asked*, and its tenant if the route is *for_tenant*. Return the redirect of a renamed tenant.
+
+    Raises the errors of `enter_tenant`.
+    """
+    if not _is_our_host(asked):
         # Always the same answer. A wrong method (405) or a missing slash (308) would tell which paths there are.
         raise NotFound
-    await ask_about_session()
-    if _TENANT_ARGUMENT in arguments:
+    if for_tenant:
         try:
             get_current_tenant()
         except UnknownTenantError:
@@ -87,8 +117,6 @@ async def enter_tenant() -> Response | None:
             if redirect is None:
                 raise
             return redirect
-    for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT):
-        arguments.pop(argument, None)
     return None
 
 

@@ -40,8 +40,8 @@ READABLE = "ALTER TABLE quart_tenants.changes_elsewhere RENAME TO changes"
 class WatchedRegistry(Registry):
     """A registry that counts its loads, and tells when it has tried to refresh."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
-        super().__init__(database, settings)
+    def __init__(self, database: Database, settings: Settings, *, catch_up_pause: float = 0.0) -> None:
+        super().__init__(database, settings, catch_up_pause=catch_up_pause)
         self.loads = 0
         self.tries = 0
         self._tried = asyncio.Condition()
@@ -636,3 +636,77 @@ async def test_cancelled_check_leaves_the_others_their_answer(registry: WatchedR
 
     assert isinstance(results[0], asyncio.CancelledError)
     assert results[1:] == [None, None]
+
+
+# Catching up
+
+
+@pytest.fixture
+def slow_registry(database: Database, settings: Settings) -> WatchedRegistry:
+    """A registry that reads for visitors once, and then not within the time of a test."""
+    return WatchedRegistry(database, settings, catch_up_pause=3600)
+
+
+async def test_visitor_is_told_what_was_committed_before(
+    registry: WatchedRegistry, other_process: Database, settings: Settings
+) -> None:
+    """A name that another process has made is known to whoever asks after that."""
+    await create_tenant(other_process, NEWCO, "Newco", settings=settings)
+    assert not registry.knows(NEWCO)
+
+    await registry.catch_up()
+
+    assert registry.knows(NEWCO)
+
+
+async def test_visitors_who_ask_at_once_share_one_read(slow_registry: WatchedRegistry) -> None:
+    """A thousand made-up names cost one look at the database."""
+    await slow_registry.load()
+
+    await asyncio.gather(*(slow_registry.catch_up() for _ in range(1000)))
+
+    assert slow_registry.tries == 1
+
+
+async def test_next_visitor_waits_for_the_next_read(slow_registry: WatchedRegistry) -> None:
+    """A read that began before the question is no answer to it, and the next one is not made at once."""
+    await slow_registry.load()
+    await slow_registry.catch_up()
+
+    late = asyncio.create_task(slow_registry.catch_up())
+    done, _ = await asyncio.wait([late], timeout=0.05)
+    assert not done
+    # What the feed reads meanwhile is as good.
+    later = asyncio.create_task(slow_registry.catch_up())
+    await asyncio.sleep(0)
+    await slow_registry.refresh()
+    late.cancel()
+    await later
+
+    assert slow_registry.tries == 2
+
+
+async def test_visitor_who_leaves_does_not_take_the_read_away(registry: WatchedRegistry) -> None:
+    """Of several who wait for one read the first may leave; the others are answered."""
+    first, *others = (asyncio.create_task(registry.catch_up()) for _ in range(3))
+    await asyncio.sleep(0)
+    first.cancel()
+
+    await asyncio.gather(*others)
+
+    assert first.cancelled() or first.cancelling()
+    assert registry.tries
+
+
+async def test_visitors_are_told_together_that_nothing_can_be_read(
+    registry: WatchedRegistry, database: Database
+) -> None:
+    """A read that fails is tried once for all who wait, and again for whoever comes later."""
+    await execute(database, UNREADABLE)
+
+    results = await asyncio.gather(*(registry.catch_up() for _ in range(50)), return_exceptions=True)
+    assert [type(result) for result in results] == [RegistryStaleError] * 50
+    assert registry.tries == 1
+
+    await execute(database, READABLE)
+    await registry.catch_up()

@@ -101,7 +101,8 @@ async def test_job_is_refused_as_a_request_is(settings: Settings, folder: Path) 
 
     async with app.test_app(), app.app_context():
         with pytest.raises(SchemaBehindError, match=r"acme.*at version 0001.*needs 0002.*`migrate`"):
-            tenant_connection("acme")
+            async with tenant_connection("acme"):
+                pass
 
 
 async def test_app_without_its_files_does_not_start(settings: Settings, tmp_path: Path) -> None:

@@ -280,6 +280,11 @@ class FastConnection(NotingConnection):
             self._note(first, reads=False)
         return await self._begin(first)
 
+    def go_on_as(self, beginning: Beginning) -> None:
+        """Take the block for one with *beginning*, whose statements were run in it."""
+        self._beginning = beginning
+        self._cache.turn_to(beginning.tenant)
+
     def leave_block(self) -> bool:
         """End the block if the server has nothing open of it; return whether it is ended."""
         if self._state.current is not _PLANNED:
