@@ -15,7 +15,7 @@ NOTES = '''
 
 from pathlib import Path
 
-from quart import Quart
+from quart import Quart, url_for
 from quart.asgi import ASGIHTTPConnection
 
 from quart_tenants import QuartTenants, tenant_connection
@@ -37,6 +37,14 @@ def create_app():
     @app.get("/way", host=tenants.host)
     async def say_way():
         return {"plain": app.asgi_http_class is ASGIHTTPConnection}
+
+    @app.post("/sign-up/<slug>", host=tenants.apex_host)
+    async def sign_up(slug):
+        async def write_first_note(connection):
+            await connection.execute("INSERT INTO notes (body) VALUES ($1)", f"welcome to {slug}")
+
+        await tenants.create(slug, fill=write_first_note)
+        return {"url": url_for("count", tenant=slug, _external=True)}
 
     @app.post("/notes/<body>", host=tenants.host)
     async def write(body):
