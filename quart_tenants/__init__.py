@@ -20,7 +20,7 @@ from quart_tenants.tenant import Tenant
 from quart_tenants.web.answers.retrying import retry_reads
 from quart_tenants.web.answers.row_json import RowJSONProvider, embed_json
 from quart_tenants.web.answers.row_streams import stream_rows
-from quart_tenants.web.context import current_tenant, tenant_connection
+from quart_tenants.web.context import current_tenant, shared_connection, tenant_connection
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.guards.origins import allow_from_elsewhere
 from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
@@ -54,6 +54,7 @@ __all__ = [
     "get_session",
     "login_attempt",
     "retry_reads",
+    "shared_connection",
     "start_session",
     "stream_rows",
     "tenant_connection",

@@ -8,6 +8,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, migrate_fleet, plan_fleet
 from quart_tenants.postgres.fleet.status import FleetStatus, get_fleet_status
 from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry, list_tenants
+from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.domains import CustomDomain, add_domain, list_domains, remove_domain
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant, create_tenants
@@ -42,6 +43,7 @@ __all__ = [
     "list_tenants",
     "list_trash",
     "migrate_fleet",
+    "migrate_shared",
     "parse_domain",
     "parse_schema_name",
     "parse_slug",

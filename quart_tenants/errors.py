@@ -80,6 +80,7 @@ class InvalidSchemaNameError(TenantError):
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(f"{text!r} cannot be a tenant's schema: {reason}")
         self.text = text
+        self.reason = reason
 
 
 class InvalidNameError(TenantError):
@@ -392,6 +393,28 @@ class SchemaBehindError(TenantError):
         self.slug = slug
         self.version = version
         self.minimum = minimum
+
+
+class SharedSchemaBehindError(SchemaBehindError):
+    """This site is being updated; try again shortly."""
+
+    code = "shared_schema_behind"
+
+    def __init__(self, slug: str, version: int, minimum: int) -> None:
+        TenantError.__init__(
+            self,
+            f"the shared tables are at version {version:04}, and this app needs {minimum:04}: "
+            "run the command `migrate`",
+        )
+        self.slug = slug
+        self.version = version
+        self.minimum = minimum
+
+
+class SharedNameError(TenantError):
+    """A name is in a tenant's schema and in a shared one."""
+
+    code = "shared_name"
 
 
 # The database

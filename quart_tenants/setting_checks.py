@@ -12,6 +12,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from quart_tenants.domain import find_host_name
+from quart_tenants.errors import InvalidSchemaNameError
+from quart_tenants.tenant import SchemaName, parse_shared_schema_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -56,6 +58,17 @@ def check_names(value: object) -> frozenset[str]:
     if isinstance(names, Collection) and all(isinstance(name, str) for name in names):
         return frozenset(stripped for name in names if (stripped := name.strip()))
     raise ValueError(f"is {value!r}: give names, with commas between them")
+
+
+def check_schemas(value: object) -> tuple[SchemaName, ...]:
+    """Return schemas in the given order, each once."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"is {value!r}: give names of schemas, with commas between them")
+    try:
+        return tuple(dict.fromkeys(parse_shared_schema_name(name.strip()) for name in names if name.strip()))
+    except InvalidSchemaNameError as error:
+        raise ValueError(f"is {value!r}: {error.text!r} cannot be shared: {error.reason}") from None
 
 
 def check_networks(value: object) -> tuple[Network, ...]:

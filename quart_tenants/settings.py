@@ -16,11 +16,13 @@ from quart_tenants.setting_checks import (
     check_folder,
     check_names,
     check_networks,
+    check_schemas,
     check_schemes,
     check_switch,
     check_url,
     one_of,
 )
+from quart_tenants.tenant import SchemaName
 
 PREFIX = "TENANTS_"
 
@@ -53,6 +55,18 @@ class Settings:
         check_folder,
         "folder",
         "The files `NNNN_what_it_does.sql` that make a tenant's tables. Unset: those of the reference app.",
+    )
+    shared_schemas: tuple[SchemaName, ...] = _setting(
+        (),
+        check_schemas,
+        "schemas",
+        "Schemas that every tenant reads, in this order: they lie behind the tenant's own on the path of every block.",
+    )
+    shared_migrations_dir: Path | None = _setting(
+        None,
+        check_folder,
+        "folder",
+        "The files `NNNN_what_it_does.sql` that make the shared tables. They run once, in the first shared schema.",
     )
     minimum_version: int | None = _setting(
         None,
@@ -293,6 +307,10 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         except ValueError as error:
             raise SettingError(key, str(error)) from None
     settings = Settings(**values)
+    if settings.shared_migrations_dir is not None and not settings.shared_schemas:
+        raise SettingError(
+            "TENANTS_SHARED_MIGRATIONS_DIR", "needs TENANTS_SHARED_SCHEMAS: name the schema in which the files run"
+        )
     if settings.pool_min_size > settings.pool_max_size:
         raise SettingError(
             "TENANTS_POOL_MIN_SIZE",

@@ -186,7 +186,28 @@ def tenant_connection(
         known = _get_known(given, current, state)
     except (UnknownTenantError, SchemaBehindError):
         return _LaterBlock(given, current, state, read_only=only_reads)
-    return state.database.tenant_connection(known, read_only=only_reads)
+    return _lend(known, state, read_only=only_reads)
+
+
+def shared_connection() -> AbstractAsyncContextManager[Connection]:
+    """Return a block that lends a connection which sees the shared schemas only, and may write there.
+
+    This is for operators' pages and jobs. It acts as the role that has logged in, also where each tenant has a role.
+    The tables of tenants can be reached by their full names, so never run what a visitor typed here.
+
+    Raises:
+        NoTenantError: There is no current app, or it has no tenants.
+        SettingError: `TENANTS_SHARED_SCHEMAS` names no schema.
+
+    Entering and leaving the block raise what `Database.tenant_connection` says.
+    """
+    state = get_state()
+    return state.database.shared_connection(shared_version=state.registry.shared_version)
+
+
+def _lend(tenant: Tenant, state: TenantState, *, read_only: bool) -> AbstractAsyncContextManager[Connection]:
+    version = state.registry.shared_version
+    return state.database.tenant_connection(tenant, read_only=read_only, shared_version=version)
 
 
 class _LaterBlock(AbstractAsyncContextManager[Connection]):
@@ -201,7 +222,7 @@ class _LaterBlock(AbstractAsyncContextManager[Connection]):
     async def __aenter__(self) -> Connection:
         await self._state.catch_up()
         known = _get_known(self._given, self._current, self._state)
-        self._block = self._state.database.tenant_connection(known, read_only=self._read_only)
+        self._block = _lend(known, self._state, read_only=self._read_only)
         return await self._block.__aenter__()
 
     async def __aexit__(

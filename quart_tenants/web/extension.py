@@ -14,8 +14,9 @@ from quart_tenants.audit import audit
 from quart_tenants.errors import SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.opening import SetUp
-from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
+from quart_tenants.postgres.migrations.migration_files import get_shared_migrations, get_tenant_migrations
 from quart_tenants.postgres.registry.registry import Registry
+from quart_tenants.postgres.shared.shared_access import check_shared_schemas
 from quart_tenants.postgres.tenants.provisioning import Fill, create_tenant
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
@@ -123,7 +124,7 @@ class QuartTenants(TenantState):
         Raises:
             SettingError: The database's address is missing or malformed.
             DatabaseUnavailableError: The database does not answer.
-            RegistryNotReadyError: `quart-tenants init` has not run on this database.
+            RegistryNotReadyError: `quart-tenants init` has not run on this database, or not with these shared schemas.
             MigrationFileError: `TENANTS_MINIMUM_VERSION` is not set, and the newest file cannot be found.
         """
         async with AsyncExitStack() as stack:
@@ -133,8 +134,15 @@ class QuartTenants(TenantState):
             patience = min(self.settings.command_timeout, self.settings.registry_max_age / 2)
             feed_settings = replace(self.settings, command_timeout=patience, acquire_timeout=patience)
             feed = await stack.enter_async_context(await Database.open(feed_settings, max_size=1))
-            registry = Registry(feed, self.settings, minimum_version=_get_minimum_version(self.settings))
+            registry = Registry(
+                feed,
+                self.settings,
+                minimum_version=_get_minimum_version(self.settings),
+                minimum_shared_version=len(get_shared_migrations(self.settings)),
+            )
             await registry.load()
+            async with feed.connection() as connection:
+                await check_shared_schemas(connection, settings=self.settings)
             follower = asyncio.create_task(registry.follow(), name="quart_tenants registry")
             stack.push_async_callback(_cancel, follower)
             self._database, self._registry = database, registry

@@ -1,4 +1,5 @@
 -- Lists the rights of tenants' roles that reach beyond their schemas, each with the statement that takes it away.
+-- $1 the role of those who read the shared schemas.
 -- The rights of PUBLIC are checked elsewhere. Only grants to a role itself and its memberships are read, because asking
 -- for every function whether each of 10,000 roles may run it would take too long. Nobody has a reason to grant such a
 -- role more of PostgreSQL's functions than PUBLIC has: set_config() leads out of the role, and others read files.
@@ -37,7 +38,8 @@ SELECT
     END
 FROM roles AS r
 JOIN pg_catalog.pg_auth_members AS m ON m.member = r.oid
-JOIN pg_catalog.pg_roles AS g ON g.oid = m.roleid
+-- All of them may read what is shared.
+JOIN pg_catalog.pg_roles AS g ON g.oid = m.roleid AND g.rolname <> $1::text
 LEFT JOIN pg_catalog.pg_roles AS o ON o.oid = m.grantor
 UNION ALL
 SELECT

@@ -85,7 +85,8 @@ async def backup_tenant(
             raise BackupFileError(
                 f"tenant {slug!r}",
                 f"cannot be backed up: its schema {tenant.schema} holds the extension {extension}, which belongs to "
-                f"the whole database; move it to another: ALTER EXTENSION {extension} SET SCHEMA public",
+                f"the whole database; move it to a shared one: ALTER EXTENSION {extension} SET SCHEMA "
+                f"{settings.shared_schemas[0].quoted if settings.shared_schemas else 'public'}",
             )
         backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
         # If tenants have or had roles of their own, the dump has no grants: they name this tenant's role, and a restore

@@ -184,6 +184,7 @@ async def _restore_file(
                 restoration = replace_fields(
                     restoration, owner=owner, tenant=replace_fields(restoration.tenant, role=role)
                 )
+            restoration = replace_fields(restoration, shared=settings.shared_schemas)
             environment = build_environment(settings.required_database_url, os.environ)
             # psql uses another connection. This one holds the locks until psql has committed.
             await _run(connection, restoration, programs, environment, opened, source, server_version)

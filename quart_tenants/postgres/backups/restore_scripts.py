@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quart_tenants.postgres.backups.backup_files import AppliedMigration
+from quart_tenants.postgres.roles.owner_role import name_readers
 from quart_tenants.postgres.roles.schema_access import (
     LIST_ROLE_STATEMENTS,
     WRITE_ROLE,
@@ -14,7 +15,7 @@ from quart_tenants.resources import read_statement
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
 MADE_ELSEWHERE = "QT001"
-"""The SQLSTATE of this package's own refusal: a text names the schema that the backup was made from."""
+"""The SQLSTATE of this package's own refusal: the backup does not fit here."""
 
 # The number was taken from the sequence a moment before.
 _ADD_TENANT = """
@@ -60,6 +61,19 @@ FROM (
 WHERE s.moved <> s.path
 """
 
+# Lists a statement that fails if a name is in the restored schema and in a shared one. $1 the shared schemas, $2 the
+# restored one, both as arrays.
+_REFUSE_SHARED_NAMES = f"""
+SELECT format('DO %L', format(
+    'BEGIN RAISE EXCEPTION USING ERRCODE = ''{MADE_ELSEWHERE}'', MESSAGE = %L; END',
+    format(
+        'its %s %s is also in the shared schema %s, which a query would read if the tenant''s were dropped',
+        kind, name, shared_schema
+    )
+))
+FROM ({read_statement("list_shared_names")}) AS common LIMIT 1
+"""  # noqa: S608  (a file of ours)
+
 _BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
 # The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = "RESET ALL;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
@@ -91,6 +105,7 @@ class Restoration:
         replaces: Whether the tenant exists now.
         replaced: The tenant in the trash; None for a new tenant, or if there is no schema any more.
         owner: The owner role if each tenant has a role of its own.
+        shared: The schemas that all tenants share.
     """
 
     tenant: Tenant
@@ -100,6 +115,7 @@ class Restoration:
     replaces: bool = False
     replaced: Replaced | None = None
     owner: RoleName | None = None
+    shared: Sequence[SchemaName] = ()
 
     @property
     def before(self) -> str:
@@ -129,6 +145,9 @@ class Restoration:
                 _execute(_MOVE_FUNCTION_PATHS, schema, self.dumped.name, schema, answer="\\gexec\n"),
                 _execute(read_statement("refuse_old_schema_name"), schema, self.dumped.name, answer="\\gexec\n"),
             ]
+        if self.shared:
+            shared, restored_as = _write_array(self.shared), _write_array([tenant.schema])
+            script.append(_execute(_REFUSE_SHARED_NAMES, shared, restored_as, answer="\\gexec\n"))
         if self.replaces:
             script += [_execute(_FORGET_MIGRATIONS, schema), _execute(_FORGET_FAILURE, tenant.id)]
         else:
@@ -152,7 +171,9 @@ class Restoration:
             return ""
         role = name_role(self.owner, tenant_id)
         return (
-            _execute(LIST_ROLE_STATEMENTS, self.owner.name, role.name, answer="\\gexec\n")
+            _execute(
+                LIST_ROLE_STATEMENTS, self.owner.name, role.name, name_readers(self.owner).name, answer="\\gexec\n"
+            )
             + _execute(read_statement("grant_schema"), schema.name, self.owner.name, role.name, answer="\\gexec\n")
             + _execute(WRITE_ROLE, tenant_id, role.name)
         )
@@ -181,6 +202,12 @@ def _execute(statement: str, *arguments: str | int, answer: str = ";\n") -> str:
         f"EXECUTE quart_tenants_statement ({given}) {answer}"
         "DEALLOCATE quart_tenants_statement;\n"
     )
+
+
+def _write_array(schemas: Sequence[SchemaName]) -> str:
+    """Return the names of *schemas* as PostgreSQL reads an array."""
+    names = (schema.name.replace("\\", "\\\\").replace('"', '\\"') for schema in schemas)
+    return "{" + ",".join(f'"{name}"' for name in names) + "}"
 
 
 def _rename(schema: SchemaName, name: SchemaName) -> str:

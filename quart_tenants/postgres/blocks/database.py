@@ -8,7 +8,7 @@ default path is empty: outside a transaction of ours there are no tables.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import Self
@@ -18,7 +18,7 @@ import asyncpg
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
 from quart_tenants.postgres.blocks.block import Block, list_path
 from quart_tenants.postgres.blocks.shares import Shares
-from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, Beginning, TenantKey
+from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, EVERYBODY, Beginning, TenantKey
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, Connection, DriverConnection, describe
 from quart_tenants.postgres.driver.opening import SetUp
 from quart_tenants.postgres.driver.timings import Timings
@@ -40,6 +40,7 @@ class Database:
         self._pool = pool
         self._settings = settings
         self._shares = shares
+        self._shared_path = "".join(f", {schema.quoted}" for schema in settings.shared_schemas)
 
     @classmethod
     async def open(
@@ -108,9 +109,15 @@ class Database:
         await self.close()
 
     def tenant_connection(
-        self, tenant: Tenant, *, first: str = "", read_only: bool = False, without_role: bool = False
+        self,
+        tenant: Tenant,
+        *,
+        first: str = "",
+        read_only: bool = False,
+        without_role: bool = False,
+        shared_version: int = 0,
     ) -> Block:
-        """Return a block that lends a connection which sees *tenant*'s tables and no others.
+        """Return a block that lends a connection which sees *tenant*'s tables and those that all tenants share.
 
         `async with` lends it; a transaction begins with the first statement that does more than read. Leaving the
         block commits it, leaving it by an exception or a cancellation rolls it back. Blocks do not nest: an inner one
@@ -122,6 +129,7 @@ class Database:
                 `status` is that of its last statement, and entering the block raises what PostgreSQL refuses.
             read_only: Whether the server refuses every write in this block.
             without_role: Whether the block acts as the login even where tenants have roles. For migrations.
+            shared_version: The version of the shared tables. Statements of another version are not used again.
 
         Raises:
             PoolExhaustedError: No connection came free within `TENANTS_ACQUIRE_TIMEOUT`, or none of the tenant's share.
@@ -136,7 +144,7 @@ class Database:
         if with_role and tenant.role is None:
             # A block never acts as the login instead.
             raise RolesNotReadyError(f"tenant {tenant.slug!r} has no role of its own yet: run quart-tenants init")
-        beginning = _begin(tenant, read_only, with_role)
+        beginning = _begin(tenant, read_only, with_role, self._shared_path, shared_version)
         return Block(self._pool, beginning, self._settings.acquire_timeout, tenant, first, self._shares)
 
     def connection(self) -> Block:
@@ -148,7 +156,24 @@ class Database:
 
     async def go_on_in(self, block: Block, tenant: Tenant) -> None:
         """Let the rest of *block* be as one of *tenant*: on its path, as its role. *tenant* was made in this block."""
-        await block.go_on_as(_begin(tenant, False, self._settings.role_per_tenant))
+        await block.go_on_as(_begin(tenant, False, self._settings.role_per_tenant, self._shared_path, 0))
+
+    def shared_connection(self, *, shared_version: int = 0) -> Block:
+        """Return a block that sees the shared schemas only, and may write there. It acts as the login.
+
+        Args:
+            shared_version: The version of the shared tables. Statements of another version are not used again.
+
+        Raises:
+            SettingError: `TENANTS_SHARED_SCHEMAS` names none.
+
+        Entering and leaving the block raise the same errors as `tenant_connection`.
+        """
+        if not self._shared_path:
+            raise SettingError("TENANTS_SHARED_SCHEMAS", "names no schema: there are no shared tables")
+        path = f"SET LOCAL search_path TO {self._shared_path.removeprefix(', ')}"
+        beginning = Beginning((BEGIN, path), tenant=TenantKey(EVERYBODY, 0, shared_version))
+        return Block(self._pool, beginning, self._settings.acquire_timeout)
 
     @contextlib.asynccontextmanager
     async def plain_session(self) -> AsyncIterator[DriverConnection]:
@@ -176,8 +201,8 @@ class Database:
                 await connection.close(timeout=self._settings.connect_timeout)
 
     @contextlib.asynccontextmanager
-    async def session(self, tenant: Tenant) -> AsyncIterator[DriverConnection]:
-        """Lend a connection of its own that sees *tenant*'s tables outside any transaction, and close it.
+    async def session(self, *schemas: SchemaName) -> AsyncIterator[DriverConnection]:
+        """Lend a connection of its own that sees *schemas* and the shared ones outside any transaction, and close it.
 
         For what PostgreSQL refuses in a transaction. The path is part of how the connection is opened:
         behind a pooler that shares connections there is none, and this fails rather than leave one behind.
@@ -186,19 +211,20 @@ class Database:
             DatabaseUnavailableError: The database cannot be reached.
             DatabaseRefusedError: The path is not what was asked for.
         """
+        path = (*schemas, *self._settings.shared_schemas)
         try:
             connection = await asyncpg.connect(
                 self._settings.required_database_url,
                 timeout=self._settings.connect_timeout,
                 statement_cache_size=0,
-                server_settings={"search_path": tenant.schema.quoted, "application_name": "quart_tenants"},
+                server_settings=_DEFAULTS | {"search_path": ", ".join(schema.quoted for schema in path)},
             )
         except DRIVER_ERRORS as error:
             raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
         try:
-            if await list_path(connection) != [tenant.schema.name]:
+            if await list_path(connection) != [schema.name for schema in path]:
                 raise DatabaseRefusedError(
-                    f"a connection for schema {tenant.schema.name!r} sees something else: the schema is missing, or "
+                    f"a connection for schema {path[0].name!r} sees something else: a schema is missing, or "
                     "a pooler stands between; run this on a direct connection to PostgreSQL"
                 )
             yield connection
@@ -208,9 +234,14 @@ class Database:
                 await connection.close(timeout=self._settings.connect_timeout)
 
 
-async def enter_schema(connection: Connection, schema: SchemaName) -> None:
-    """Let the rest of the transaction on *connection* see *schema* alone. For making a tenant's tables."""
-    await connection.execute(_set_path(schema))
+def list_tenant_path(schema: SchemaName, settings: Settings) -> list[str]:
+    """Return the schemas that a block of the tenant with *schema* sees, in their order."""
+    return [schema.name, *(shared.name for shared in settings.shared_schemas)]
+
+
+async def enter_schema(connection: Connection, schema: SchemaName, shared: Sequence[SchemaName] = ()) -> None:
+    """Let the rest of the transaction on *connection* see *schema* and those of *shared*. For making its tables."""
+    await connection.execute(_set_path(schema, "".join(f", {other.quoted}" for other in shared)))
 
 
 # Also where a pooler has dropped the connection's own empty path.
@@ -218,17 +249,18 @@ _BEGIN_WITHOUT_TENANT = Beginning((BEGIN, "SET LOCAL search_path TO ''"))
 
 
 @lru_cache(maxsize=4096)
-def _begin(tenant: Tenant, read_only: bool, with_role: bool) -> Beginning:
+def _begin(tenant: Tenant, read_only: bool, with_role: bool, shared_path: str, shared_version: int) -> Beginning:
     begin = BEGIN_READ_ONLY if read_only else BEGIN
     role = (f"SET LOCAL ROLE {tenant.role.quoted}",) if with_role and tenant.role is not None else ()
     return Beginning(
-        (begin, *role, _set_path(tenant.schema)),
+        (begin, *role, _set_path(tenant.schema, shared_path)),
         with_role=with_role,
-        tenant=TenantKey(tenant.id, tenant.version),
+        tenant=TenantKey(tenant.id, tenant.version, shared_version),
     )
 
 
-def _set_path(schema: SchemaName) -> str:
+def _set_path(schema: SchemaName, shared_path: str) -> str:
     # PostgreSQL accepts a path whose schema is missing, so a dropped tenant fails with "relation does
-    # not exist". `public` is left off on purpose: with it the same query would read shared rows.
-    return f"SET LOCAL search_path TO {schema.quoted}"
+    # not exist". `public` is left off on purpose, unless the operator shares it: the same query would read rows there.
+    # A name that is in both is refused elsewhere, because a dropped table must not fall through to a shared one.
+    return f"SET LOCAL search_path TO {schema.quoted}{shared_path}"

@@ -10,7 +10,9 @@ from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.role_setup import DO_NOT_LOOP, list_public_rights, list_without_role
 from quart_tenants.postgres.registry.registry_tables import GRANT_REGISTRY, check_registry, unready_explained
-from quart_tenants.postgres.roles.owner_role import RUN_INIT, find_owner
+from quart_tenants.postgres.roles.owner_role import RUN_INIT, find_owner, name_readers
+from quart_tenants.postgres.shared.shared_access import check_shared_schemas, list_shared_grants
+from quart_tenants.postgres.shared.shared_names import describe_shared_names, list_shared_names
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA
@@ -137,6 +139,8 @@ async def find_leaks(database: Database, *, settings: Settings) -> list[Finding]
     with unready_explained():
         async with database.connection() as block:
             findings = await _check_catalogue(block)
+            if settings.shared_schemas:
+                findings += await _check_shared(block, settings)
             if settings.role_per_tenant:
                 findings += await _check_roles(block)
     default_path = judge(
@@ -192,6 +196,45 @@ async def _check_catalogue(block: Connection) -> list[Finding]:
     ]
 
 
+async def _check_shared(block: Connection, settings: Settings) -> list[Finding]:
+    names = [schema.name for schema in settings.shared_schemas]
+    try:
+        await check_shared_schemas(block, settings=settings)
+    except RegistryNotReadyError as error:
+        return [Finding("shared schemas", State.FAILED, str(error), "run quart-tenants init")]
+    common = await list_shared_names(block, settings=settings)
+    findings = [
+        judge(
+            "shared names",
+            describe_shared_names(common) if common else "",
+            "no name is in a tenant's schema and in a shared one",
+            "a tenant whose table is dropped would read the shared one",
+        )
+    ]
+    owner = await find_owner(block) if settings.role_per_tenant else None
+    if owner is not None:
+        writers = await block.fetch(read_statement("list_shared_writers"), names, name_readers(owner).name)
+        findings.append(
+            judge(
+                "shared schemas",
+                list_problem("tenants may write there", [row["seen"] for row in writers]),
+                "no tenant's role may write there",
+                name_some([row["remedy"] for row in writers]),
+            )
+        )
+        missing = await list_shared_grants(block, owner, settings=settings)
+        findings.append(
+            judge(
+                "shared rights",
+                "the tenants' roles cannot read all of what is shared" if missing else "",
+                "the tenants' roles may read what is shared",
+                "run quart-tenants migrate",
+                State.WARNING,
+            )
+        )
+    return findings
+
+
 async def _check_roles(connection: Connection) -> list[Finding]:
     owner = await find_owner(connection)
     look = None if owner is None else await connection.fetchrow(_LOOK_AT_OWNER, owner.name)
@@ -215,7 +258,7 @@ async def _check_roles(connection: Connection) -> list[Finding]:
         seen = list_problem("something in their schemas has another owner", strange)
         remedy = f"let a superuser ALTER … OWNER TO {owner.quoted}, and {RUN_INIT}"
         findings.append(Finding("tenants' tables", State.WARNING, seen, remedy))
-    strong = await connection.fetch(read_statement("list_strong_roles"))
+    strong = await connection.fetch(read_statement("list_strong_roles"), name_readers(owner).name)
     findings.append(
         judge(
             "roles' rights",

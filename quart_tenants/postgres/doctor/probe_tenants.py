@@ -143,7 +143,7 @@ async def _make(database: Database, schema: SchemaName, settings: Settings) -> P
         if owner is not None:
             role = _name_role(owner, schema)
             await open_schema_to(connection, schema, owner, role)
-        await enter_schema(connection, schema)
+        await enter_schema(connection, schema, settings.shared_schemas)
         await connection.execute("INSERT INTO probe (stamp) VALUES ($1)", stamp)
     return Probe(Tenant(0, Slug(schema.name), schema, schema.name, role=role), stamp)
 

@@ -43,14 +43,29 @@ SAVEPOINT_TEXT = re.compile(r"(?:SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO) \w+;")
 
 
 class TenantKey(NamedTuple):
-    """Whose statements are whose: a tenant before a migration and after it counts as two."""
+    """Whose statements are whose: a tenant before a migration and after it counts as two.
+
+    Attributes:
+        tenant: The tenant's number.
+        version: The version of its tables.
+        shared_version: The version of the tables that all tenants share.
+    """
 
     tenant: int
     version: int
+    shared_version: int = 0
+
+    @property
+    def versions(self) -> tuple[int, int]:
+        """What two tenants must have in common to use one statement."""
+        return self.version, self.shared_version
 
 
 NOBODY = TenantKey(0, 0)
 """For blocks of no tenant, whose statements write every name in full."""
+
+EVERYBODY = -1
+"""In place of a tenant's number, for blocks that work in the shared schemas."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Migrate many tenants to a version: plan which ones, run them, and report what happened to each."""
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -18,14 +17,12 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_tenant import may_succeed_later, migrate_tenant
+from quart_tenants.postgres.fleet.migrate_tenant import migrate_tenant
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations, refuse_edited
+from quart_tenants.postgres.migrations.migration_tries import choose_pause, may_succeed_later
 from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
-
-_FIRST_PAUSE = 0.5  # seconds; it doubles after each further try
-_LONGEST_PAUSE = 30.0
 
 # One query for all tenants. $1 the version to reach, $2 the slugs, or null for all tenants. Tenants that failed before
 # come last, because they are likely to fail again and make bad canaries.
@@ -247,7 +244,9 @@ class _Run:
                 outcome = await self._try(tenant, attempt)
                 if outcome is None:
                     # The jobs go on with other tenants meanwhile.
-                    asyncio.get_running_loop().call_later(_pause(attempt), queue.put_nowait, (tenant, attempt + 1))
+                    asyncio.get_running_loop().call_later(
+                        choose_pause(attempt), queue.put_nowait, (tenant, attempt + 1)
+                    )
                     continue
                 del unfinished[tenant.id]
                 self._count(outcome)
@@ -289,7 +288,7 @@ class _Run:
                 if isinstance(error, DatabaseUnavailableError):
                     # Other tenants would fail, too. If this job did not wait, a restart of the server would use up
                     # the tries of all tenants.
-                    await asyncio.sleep(_pause(attempt))
+                    await asyncio.sleep(choose_pause(attempt))
                     return await self._try(tenant, attempt + 1)
                 return None
             # The next tenant would wait as long, without success.
@@ -324,8 +323,3 @@ class _Run:
                 await connection.execute(
                     _WRITE_FAILURE, outcome.tenant.id, outcome.version, outcome.migration, outcome.error
                 )
-
-
-def _pause(attempt: int) -> float:
-    """Return how many seconds to wait after try number *attempt*, partly random."""
-    return min(_FIRST_PAUSE * 2.0 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311  (no secret)

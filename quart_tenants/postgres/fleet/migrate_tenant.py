@@ -9,45 +9,24 @@ import asyncpg
 from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     DatabaseRefusedError,
-    DatabaseUnavailableError,
     MigrationFailedError,
-    PoolExhaustedError,
     TenantBusyError,
-    TenantError,
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.block import find_reported_path, list_path
-from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.database import Database, list_tenant_path
 from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.migrations.migration_files import (
-    LEAVES_PATH,
-    Migration,
-    explain_path,
-    locate_refusal,
-    record_migrations,
-    run_scripts,
-)
+from quart_tenants.postgres.migrations.migration_alone import explain_half, run_alone
+from quart_tenants.postgres.migrations.migration_files import Migration, explain_path, record_migrations, run_scripts
+from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
 from quart_tenants.postgres.roles.owner_role import as_owner
+from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 
-# The client waits longer than the server's own limit, whose error says more.
-_GRACE = 10.0  # seconds
-# Times are in milliseconds. The last setting lets the server notice that a command was killed: without it the server
-# looks at its client only between statements. A server on Windows cannot do that.
-_LIMITS = """
-SELECT
-    pg_catalog.set_config('lock_timeout', '{lock:d}', {local}),
-    pg_catalog.set_config('statement_timeout', '{statement:d}', {local}),
-    pg_catalog.set_config(
-        'client_connection_check_interval',
-        CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1000' END,
-        {local}
-    )
-"""
 # Also says whether the schema exists and whether this role may use it.
 _FIND_STANDING = """
 SELECT t.version, n.oid IS NOT NULL AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS usable
@@ -68,22 +47,6 @@ SELECT t.schema_name, m.version, m.name, m.sha256
 FROM quart_tenants.tenants AS t CROSS JOIN (VALUES {rows}) AS m (version, name, sha256)
 WHERE t.id = {id:d} AND t.schema_name = pg_catalog.current_schema() AND pg_catalog.pg_try_advisory_xact_lock({key})
 """
-_FIND_INVALID_INDEX = """
-SELECT c.relname FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
-WHERE NOT i.indisvalid AND c.relkind = 'i'
-    AND c.relnamespace = pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) LIMIT 1
-"""
-_PASSING_ERRORS = (
-    asyncpg.LockNotAvailableError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.InterfaceError,
-    OSError,
-)
 
 
 class _StandsElsewhereError(Exception):
@@ -128,25 +91,18 @@ async def migrate_tenant(
     return version
 
 
-def may_succeed_later(error: TenantError) -> bool:
-    """Return whether *error* may pass: a lock, a deadlock, or a lost connection."""
-    if isinstance(error, DatabaseUnavailableError | PoolExhaustedError | TenantBusyError):
-        return True
-    return isinstance(error, MigrationFailedError) and isinstance(error.__cause__, _PASSING_ERRORS)
-
-
 async def _run_together(
     database: Database, tenant: Tenant, migrations: Sequence[Migration], settings: Settings
 ) -> None:
     """Run files in one transaction with the rows that record them."""
     rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
     claim = _CLAIM.format(
-        limits=_format_limits(settings, settings.migration_lock_timeout, local=True),
+        limits=format_limits(settings, settings.migration_lock_timeout, local=True),
         key=LOCK_KEY.format(tenant.id),
         id=tenant.id,
         rows=rows,
     )
-    seconds = settings.migration_statement_timeout + _GRACE
+    seconds = settings.migration_statement_timeout + GRACE
     try:
         block = database.tenant_connection(tenant, first=claim, without_role=True)
         async with AsyncExitStack() as stack:
@@ -160,13 +116,15 @@ async def _run_together(
             told = find_reported_path(connection)
             async with as_owner(connection, wanted=settings.role_per_tenant):
                 await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
+            path = list_tenant_path(tenant.schema, settings)
             if told in (tenant.schema.name, tenant.schema.quoted):
                 # This server reports every change of the path, because it has reported this path.
                 same = find_reported_path(connection) == told
             else:
-                same = await list_path(connection) == [tenant.schema.name]
+                same = await list_path(connection) == path
             if not same:
                 raise explain_path(tenant.schema.name, migrations)
+            await refuse_shared_names(connection, tenant.schema, settings=settings)
     except asyncpg.PostgresError as error:
         # For example, a constraint that is checked at the commit.
         names = ", ".join(migration.name for migration in migrations)
@@ -176,48 +134,24 @@ async def _run_together(
 async def _run_alone(database: Database, tenant: Tenant, migration: Migration, settings: Settings) -> None:
     """Run a file that PostgreSQL refuses in a transaction."""
     try:
-        async with database.session(tenant) as connection:
-            await connection.execute(_format_limits(settings, settings.migration_lock_timeout, local=False))
+        async with database.session(tenant.schema) as connection:
+            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=False))
             await lock_session(connection, tenant.id, tenant.slug, settings.migration_lock_timeout)
             if await _check_usable(connection, tenant) != migration.version - 1:
                 raise _StandsElsewhereError
             # An index that is built concurrently waits for transactions to end, and blocks nobody. So it has no limit
             # for locks: if it were stopped half-way, it would leave an invalid index.
-            await connection.execute(_format_limits(settings, 0, local=False))
+            await connection.execute(format_limits(settings, 0, local=False))
+            path = list_tenant_path(tenant.schema, settings)
             async with as_owner(connection, wanted=settings.role_per_tenant, local=False):
-                await _run_statements(connection, tenant, migration, settings)
+                await run_alone(connection, migration, path, settings=settings)
+            await refuse_shared_names(connection, tenant.schema, settings=settings)
             async with connection.transaction():
                 await record_migrations(connection, tenant.schema.name, [migration])
                 await announce_changes(connection, tenant.id)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else describe(error)
-        raise _explain_half(tenant, migration, reason) from error
-
-
-async def _run_statements(
-    connection: DriverConnection, tenant: Tenant, migration: Migration, settings: Settings
-) -> None:
-    for statement in migration.script.statements:
-        try:
-            await connection.execute(statement.sql, timeout=settings.migration_statement_timeout + _GRACE)
-        except asyncpg.PostgresError as error:
-            raise _explain_half(tenant, migration, locate_refusal(statement, error)) from error
-        # Otherwise the next statement could run in another tenant's schema.
-        if await list_path(connection) != [tenant.schema.name]:
-            raise _explain_half(tenant, migration, f"line {statement.line}: {LEAVES_PATH}")
-    index = await connection.fetchval(_FIND_INVALID_INDEX, tenant.schema.name)
-    if index is not None:
-        raise _explain_half(
-            tenant,
-            migration,
-            f"index {index} is invalid, left by a CREATE INDEX CONCURRENTLY that failed: "
-            "begin the file with DROP INDEX CONCURRENTLY IF EXISTS, or drop it by hand",
-        )
-
-
-def _explain_half(tenant: Tenant, migration: Migration, reason: str) -> MigrationFailedError:
-    kept = "what it did before stays, for it runs outside a transaction; the next try begins the file anew"
-    return MigrationFailedError(tenant.schema.name, migration.name, reason, kept=kept)
+        raise explain_half(tenant.schema.name, migration, reason) from error
 
 
 async def _check_usable(connection: Connection | DriverConnection, tenant: Tenant) -> int:
@@ -229,12 +163,3 @@ async def _check_usable(connection: Connection | DriverConnection, tenant: Tenan
     if not standing["usable"]:
         raise DatabaseRefusedError(f"schema {tenant.schema.name!r} is missing, or this role may not use it")
     return int(standing["version"])
-
-
-def _format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> str:
-    """Return the statement that limits in seconds how long statements wait for locks, and how long they take."""
-    return _LIMITS.format(
-        lock=round(lock_timeout * 1000),
-        statement=round(settings.migration_statement_timeout * 1000),
-        local=str(local).lower(),
-    )

@@ -6,8 +6,15 @@ from datetime import datetime
 
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.drift import Drift, Majority, find_drift
-from quart_tenants.postgres.migrations.migration_files import EditedFile, get_tenant_migrations, list_edited
+from quart_tenants.postgres.migrations.migration_files import (
+    SHARED_LEDGER,
+    EditedFile,
+    get_tenant_migrations,
+    list_applied,
+    list_edited,
+)
 from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant
+from quart_tenants.postgres.shared.shared_names import SharedName, list_shared_names
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
 
@@ -79,6 +86,8 @@ class FleetStatus:
         ahead: Tenants newer than every file: a newer program made or migrated them.
         failures: Tenants whose last migration failed.
         edited: Files that were changed after they had run.
+        shared_version: The version of the tables that all tenants share; 0 for none.
+        shared_names: Names that are in a tenant's schema and in a shared one.
         majorities: What the tenants at each version were compared with; None if they were not compared.
         drift: Tenants whose tables differ from those of the majority; None if they were not compared.
     """
@@ -93,6 +102,8 @@ class FleetStatus:
     ahead: tuple[TenantVersion, ...]
     failures: tuple[MigrationFailure, ...]
     edited: tuple[EditedFile, ...]
+    shared_version: int
+    shared_names: tuple[SharedName, ...]
     majorities: tuple[Majority, ...] | None
     drift: tuple[Drift, ...] | None
 
@@ -122,6 +133,8 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
         tenants = [read_tenant(row) for row in rows]
         trash: int = await connection.fetchval(_COUNT_TRASH)
         edited = await list_edited(connection, migrations)
+        shared = await list_applied(connection, SHARED_LEDGER)
+        common = await list_shared_names(connection, settings=settings)
         compared = await find_drift(connection, tenants) if drift else None
 
     files = {migration.version: migration.name for migration in migrations}
@@ -143,6 +156,8 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
             if row["failed"]
         ),
         edited=edited,
+        shared_version=max(shared, default=0),
+        shared_names=tuple(common),
         majorities=None if compared is None else tuple(compared[0]),
         drift=None if compared is None else tuple(compared[1]),
     )

@@ -18,10 +18,13 @@ from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import Slug
+from quart_tenants.tenant import REGISTRY_SCHEMA, Slug
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.migrations.migration_statements import Script, Statement
+
+SHARED_LEDGER = f"{REGISTRY_SCHEMA}_shared"
+"""The name under which the shared migrations are recorded, in place of a schema's. No tenant's schema has it."""
 
 LEAVES_PATH = "it changes search_path; use unqualified names only"
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
@@ -53,11 +56,13 @@ class Migration:
         version: NNNN, from 1 and without a gap.
         name: The file's name.
         sql: The text. Its names are unqualified, so that it runs in any tenant's schema.
+        shared: Whether it runs once, for all tenants. Only then may it create extensions.
     """
 
     version: int
     name: str
     sql: str
+    shared: bool = False
 
     @property
     def sha256(self) -> str:
@@ -71,7 +76,7 @@ class Migration:
         Raises:
             MigrationFileError: The file is no SQL, or does what a migration must not.
         """
-        return _parse(self.name, self.sql)
+        return _parse(self.name, self.sql, self.shared)
 
     def check(self) -> None:
         """Make sure that the file can run. Raises the error of `script`."""
@@ -86,8 +91,12 @@ class EditedFile:
     slugs: tuple[Slug, ...]
 
 
-def read_migrations(folder: Path) -> tuple[Migration, ...]:
+def read_migrations(folder: Path, *, shared: bool = False) -> tuple[Migration, ...]:
     """Return the migrations in *folder* in order of version. Their statements are not parsed yet.
+
+    Args:
+        folder: The folder.
+        shared: Whether the files run once, for all tenants.
 
     Raises:
         MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice,
@@ -105,7 +114,7 @@ def read_migrations(folder: Path) -> tuple[Migration, ...]:
         if match is None:
             raise MigrationFileError(f"{path}: a migration is named like 0001_what_it_does.sql")
         try:
-            migration = Migration(int(match[1]), path.name, path.read_text(encoding="utf-8-sig"))
+            migration = Migration(int(match[1]), path.name, path.read_text(encoding="utf-8-sig"), shared)
         except (OSError, UnicodeDecodeError) as error:
             raise MigrationFileError(f"{path}: cannot be read: {error}") from error
         if migration.version != len(migrations) + 1:
@@ -127,6 +136,16 @@ def get_tenant_migrations(settings: Settings) -> tuple[Migration, ...]:
     return read_migrations(settings.migrations_dir or get_resource_path("sql/tenant"))
 
 
+def get_shared_migrations(settings: Settings) -> tuple[Migration, ...]:
+    """Return the migrations for the shared schemas; none if `TENANTS_SHARED_MIGRATIONS_DIR` is not set.
+
+    Raises:
+        MigrationFileError: A file is misnamed, missing or unreadable.
+    """
+    folder = settings.shared_migrations_dir
+    return () if folder is None else read_migrations(folder, shared=True)
+
+
 def plan_migrations(migrations: Sequence[Migration], applied: Mapping[int, str]) -> tuple[Migration, ...]:
     """Return those of *migrations* that are missing from *applied* (version → sha256). Pure.
 
@@ -143,7 +162,7 @@ def plan_migrations(migrations: Sequence[Migration], applied: Mapping[int, str])
     return tuple(migration for migration in migrations if migration.version not in applied)
 
 
-async def list_applied(connection: Connection, schema: str) -> dict[int, str]:
+async def list_applied(connection: Connection | DriverConnection, schema: str) -> dict[int, str]:
     """Return the versions applied in *schema*, each with the sha256 of its file."""
     return {row["version"]: row["sha256"] for row in await connection.fetch(_LIST_APPLIED, schema)}
 
@@ -257,8 +276,8 @@ def locate_refusal(statement: "Statement", error: asyncpg.PostgresError) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _parse(name: str, sql: str) -> "Script":
+def _parse(name: str, sql: str, shared: bool) -> "Script":
     # Imported here, because loading it takes a tenth of a second and a worker runs no migration.
     from quart_tenants.postgres.migrations.migration_statements import parse_script
 
-    return parse_script(name, sql)
+    return parse_script(name, sql, may_create_extensions=shared)

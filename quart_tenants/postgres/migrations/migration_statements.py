@@ -59,16 +59,19 @@ class Script:
     in_transaction: bool
 
 
-def parse_script(name: str, text: str) -> Script:
+def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -> Script:
     """Return the statements of *text*.
 
     Args:
         name: The name of the file, for errors.
         text: SQL; it may have comments.
+        may_create_extensions: Whether CREATE EXTENSION is taken. The first tenant's schema would swallow it, and the
+            next tenant would not find it.
 
     Raises:
         MigrationFileError: The text is no SQL, ends inside a quote, holds no statement, ends the
-            transaction that it would run in, changes search_path, or has an unknown directive.
+            transaction that it would run in, changes search_path, creates an extension that belongs
+            elsewhere, or has an unknown directive.
     """
     if "\0" in text:
         raise MigrationFileError(f"{name}: has a NUL in it, where PostgreSQL would stop reading")
@@ -95,6 +98,12 @@ def parse_script(name: str, text: str) -> Script:
             raise refuse(start, "it ends the transaction that it runs in; take BEGIN, COMMIT and the like out")
         if kind == "variable_set_stmt" and raw.stmt.variable_set_stmt.name in ("search_path", ""):
             raise refuse(start, "it changes search_path; use unqualified names only")
+        if kind == "create_extension_stmt" and not may_create_extensions:
+            raise refuse(
+                start,
+                "an extension belongs to the whole database and not to one tenant's schema; create it in a file of "
+                "TENANTS_SHARED_MIGRATIONS_DIR, in a schema of TENANTS_SHARED_SCHEMAS",
+            )
         if kind == "copy_stmt" and raw.stmt.copy_stmt.is_from and not raw.stmt.copy_stmt.filename:
             raise refuse(start, "COPY FROM STDIN has no data here; write INSERT")
         # ANALYZE is a kind of VACUUM to the parser.

@@ -6,9 +6,16 @@ import time
 from typing import NoReturn
 
 from quart_tenants.connection import Row
-from quart_tenants.errors import RegistryStaleError, SchemaBehindError, TenantError, UnknownTenantError
+from quart_tenants.errors import (
+    RegistryStaleError,
+    SchemaBehindError,
+    SharedSchemaBehindError,
+    TenantError,
+    UnknownTenantError,
+)
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant, unready_explained
+from quart_tenants.postgres.migrations.migration_files import SHARED_LEDGER
+from quart_tenants.postgres.registry.registry_tables import ALL_TENANTS, check_registry, read_tenant, unready_explained
 from quart_tenants.postgres.sessions.session_ends import EndedSessions
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
@@ -54,6 +61,9 @@ LEFT JOIN (
 ) AS changed ON true
 LEFT JOIN quart_tenants.living_tenants AS t ON t.id = changed.tenant_id
 """
+_GET_SHARED_VERSION = """
+SELECT coalesce(max(version), 0) FROM quart_tenants.applied_migrations WHERE schema_name = $1
+"""
 
 
 class Registry:
@@ -65,14 +75,23 @@ class Registry:
 
     Attributes:
         ended_sessions: Sessions that were ended, as of `get_age` seconds ago.
+        shared_version: The version of the tables that all tenants share.
     """
 
     def __init__(
-        self, database: Database, settings: Settings, *, minimum_version: int = 0, catch_up_pause: float = 0.25
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        minimum_version: int = 0,
+        minimum_shared_version: int = 0,
+        catch_up_pause: float = 0.25,
     ) -> None:
         self._database = database
         self._settings = settings
         self._minimum_version = minimum_version
+        self._minimum_shared_version = minimum_shared_version
+        self.shared_version = 0
         self.ended_sessions = EndedSessions()
         self._by_id: dict[int, Tenant] = {}
         self._by_slug: dict[Slug, Tenant] = {}
@@ -94,7 +113,7 @@ class Registry:
 
         Raises:
             UnknownTenantError: There is no such tenant, or it is suspended.
-            SchemaBehindError: Its tables are older than the app needs.
+            SchemaBehindError: Its tables, or those that all tenants share, are older than the app needs.
             RegistryStaleError: The registry could not be read for too long.
         """
         if self.get_age() > self._settings.registry_max_age:
@@ -104,6 +123,8 @@ class Registry:
             raise UnknownTenantError(slug)
         if tenant.version < self._minimum_version:
             raise SchemaBehindError(slug, tenant.version, self._minimum_version)
+        if self.shared_version < self._minimum_shared_version:
+            raise SharedSchemaBehindError(slug, self.shared_version, self._minimum_shared_version)
         return tenant
 
     def get_present(self, tenant: Tenant) -> Tenant:
@@ -152,6 +173,8 @@ class Registry:
                     changes = await connection.fetch(
                         _LIST_CHANGES, seen["snapshot"], seen["revision"], seen["tenant_id"], seen["changed_at"]
                     )
+                    if any(change["changed_id"] == ALL_TENANTS for change in changes):
+                        self.shared_version = await connection.fetchval(_GET_SHARED_VERSION, SHARED_LEDGER)
                     # This comes second: a row that is written in between is read again by the next refresh.
                     await self.ended_sessions.refresh(connection, seen["snapshot"])
             newest = changes[0]
@@ -231,6 +254,7 @@ class Registry:
             # The position comes first: a row that is written in between is read again by the next refresh.
             position = await connection.fetchrow(_GET_POSITION)
             rows = await connection.fetch(_LIST_LIVING)
+            self.shared_version = await connection.fetchval(_GET_SHARED_VERSION, SHARED_LEDGER)
             await self.ended_sessions.load(connection)
         for remembered in (self._by_id, self._by_slug, self._by_domain, self._moved, self._addresses):
             remembered.clear()

@@ -21,6 +21,9 @@ from quart_tenants.postgres.migrations.migration_files import (
 from quart_tenants.resources import get_resource_path
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
+ALL_TENANTS = 0
+"""In place of a tenant's number in the feed: something that all tenants share has changed."""
+
 _REGISTRY_EXISTS = "SELECT pg_catalog.to_regclass('quart_tenants.applied_migrations') IS NOT NULL"
 _REGISTRY_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace('quart_tenants') IS NOT NULL"
 _CREATE_REGISTRY_SCHEMA = "CREATE SCHEMA quart_tenants"

@@ -27,6 +27,11 @@ def name_owner(random_part: str) -> RoleName:
     return RoleName(f"quart_tenants_{random_part}{OWNER_SUFFIX}")
 
 
+def name_readers(owner: RoleName) -> RoleName:
+    """Return the name of the role that all tenants' roles are members of. It reads the shared schemas."""
+    return RoleName(f"{owner.name.removesuffix(OWNER_SUFFIX)}_readers")
+
+
 async def find_owner(connection: Connection) -> RoleName | None:
     """Return the role that owns all tenants' schemas, or None if no `init` has made it yet."""
     name = await connection.fetchval(_FIND_OWNER)

@@ -5,7 +5,7 @@ import asyncpg
 from quart_tenants.connection import Connection
 from quart_tenants.errors import RolesNotReadyError
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.roles.owner_role import OWNER_SUFFIX
+from quart_tenants.postgres.roles.owner_role import OWNER_SUFFIX, name_readers
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import RoleName, SchemaName
 
@@ -20,9 +20,19 @@ SELECT statement FROM (
         JOIN pg_catalog.pg_roles AS r ON r.oid = m.roleid AND r.rolname = $2::text
         JOIN pg_catalog.pg_roles AS o ON o.oid = m.member AND o.rolname = $1::text
     )
+    UNION ALL
+    SELECT 3, pg_catalog.format('GRANT %I TO %I', $3::text, $2::text)
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = $3::text) AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_auth_members AS m
+        JOIN pg_catalog.pg_roles AS g ON g.oid = m.roleid AND g.rolname = $3::text
+        JOIN pg_catalog.pg_roles AS r ON r.oid = m.member AND r.rolname = $2::text
+    )
 ) AS statements ORDER BY step
 """
-"""Lists the statements that make a tenant's role. $1 the owner role, $2 the tenant's role."""
+"""Lists the statements that make a tenant's role.
+
+$1 the owner role, $2 the tenant's role, $3 the role of those who read the shared schemas, if there is one.
+"""
 
 WRITE_ROLE = "UPDATE quart_tenants.tenants SET role_name = $2 WHERE id = $1"
 """Notes the role in the registry. $1 the tenant's number, $2 the name of its role."""
@@ -65,7 +75,7 @@ async def open_schema_to(
         RolesNotReadyError: This role lacks the rights, for example because a table belongs to another role.
     """
     try:
-        rows = await connection.fetch(LIST_ROLE_STATEMENTS, owner.name, role.name)
+        rows = await connection.fetch(LIST_ROLE_STATEMENTS, owner.name, role.name, name_readers(owner).name)
         if not new:
             rows += await connection.fetch(read_statement("grant_schema"), schema.name, owner.name, role.name)
         statements = [row["statement"] for row in rows]

@@ -9,6 +9,7 @@ import asyncpg
 from quart_tenants.connection import Connection, Row
 from quart_tenants.errors import (
     FormerSlugError,
+    InvalidSchemaNameError,
     InvalidSlugError,
     RecentlyDroppedError,
     SchemaExistsError,
@@ -17,7 +18,7 @@ from quart_tenants.errors import (
     TenantInTrashError,
     UnknownSchemaError,
 )
-from quart_tenants.postgres.blocks.database import Database, enter_schema
+from quart_tenants.postgres.blocks.database import Database, enter_schema, list_tenant_path
 from quart_tenants.postgres.migrations.migration_files import (
     Migration,
     apply_migrations,
@@ -30,6 +31,8 @@ from quart_tenants.postgres.registry.registry_tables import announce_changes, ch
 from quart_tenants.postgres.registry.resting_names import find_resting
 from quart_tenants.postgres.roles.owner_role import as_owner, get_owner
 from quart_tenants.postgres.roles.schema_access import give_tenant_role
+from quart_tenants.postgres.shared.shared_access import grant_shared
+from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
 
@@ -96,6 +99,7 @@ async def create_tenant(
         SchemaExistsError: The schema exists and is no tenant's.
         MigrationFileError: A file is no SQL, or was changed after it ran for another tenant.
         MigrationFailedError: A migration failed.
+        SharedNameError: A name is in the tenant's schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Each tenant must have a role, but roles are not set up, or this role may not make them.
     """
@@ -171,6 +175,7 @@ async def find_obstacles(database: Database, slugs: Collection[Slug], *, setting
     """Return for each of *slugs* that `create_tenant` would refuse its error, by one query.
 
     Raises:
+        SharedNameError: A name is in the tenant's schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
     """
     obstacles: dict[Slug, TenantError] = {}
@@ -205,6 +210,7 @@ async def adopt_schemas(
         TenantInTrashError: A tenant with that slug is in the trash.
         FormerSlugError: A renamed tenant had that slug, and it still leads to the new one.
         RecentlyDroppedError: Another tenant had the name until a moment ago, or a transaction may still read it.
+        SharedNameError: A name is in the tenant's schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: This role may not give a schema, or an object in it, to the owner role.
     """
@@ -218,6 +224,8 @@ async def adopt_schemas(
     async with database.connection() as connection:
         await check_registry(connection)
         owner = await get_owner(connection) if settings.role_per_tenant else None
+        if owner is not None:
+            await grant_shared(connection, owner, settings=settings)
         for slug, schema in schemas.items():
             check_not_reserved(slug, settings)
             usable = await connection.fetchval(_MAY_USE_SCHEMA, schema.name)
@@ -226,6 +234,7 @@ async def adopt_schemas(
             if not usable:
                 raise UnknownSchemaError(schema.name, "this role lacks the right to use it: GRANT USAGE ON SCHEMA")
             await check_free(connection, {slug: schema}, settings, new_schema=False)
+            await refuse_shared_names(connection, schema, settings=settings)
             tenant = await register_tenant(connection, slug, schema, slug, version)
             if owner is not None:
                 tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner))
@@ -276,13 +285,17 @@ async def _list_obstacles(
     # This comes second, because a name that becomes free in between rests.
     resting = await find_resting(connection, schemas, settings)
     obstacles = [
-        (slug, _explain_obstacle(row, resting.get(slug), new_schema=new_schema))
+        (slug, _explain_obstacle(row, resting.get(slug), settings, new_schema=new_schema))
         for slug, row in zip(schemas, rows, strict=True)
     ]
     return [(slug, error) for slug, error in obstacles if error is not None]
 
 
-def _explain_obstacle(row: Row, rest: RecentlyDroppedError | None, *, new_schema: bool) -> TenantError | None:
+def _explain_obstacle(
+    row: Row, rest: RecentlyDroppedError | None, settings: Settings, *, new_schema: bool
+) -> TenantError | None:
+    if any(shared.name == row["schema_name"] for shared in settings.shared_schemas):
+        return InvalidSchemaNameError(row["schema_name"], "TENANTS_SHARED_SCHEMAS shares it with all tenants")
     if row["in_trash"]:
         return TenantInTrashError(row["slug"])
     if row["taken_by"] == row["slug"]:
@@ -317,11 +330,13 @@ async def _create(
     if owner is not None:
         # The schema is still empty: all that the owner role makes from now on is open to the tenant's role.
         tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner, new=True))
-    await enter_schema(connection, schema)
-    await apply_migrations(connection, str(schema), migrations, owner=with_role)
+    await enter_schema(connection, schema, settings.shared_schemas)
+    path = list_tenant_path(schema, settings)
+    await apply_migrations(connection, str(schema), migrations, path=path, owner=with_role)
     if first_rows is not None:
         async with as_owner(connection, wanted=with_role):
             await run_scripts(connection, str(schema), [Migration(0, "first_rows", first_rows)])
+    await refuse_shared_names(connection, schema, settings=settings)
     await announce_changes(connection, tenant.id)
     return tenant
 

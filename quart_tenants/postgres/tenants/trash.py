@@ -11,6 +11,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import check_rested, let_names_rest, wake_name
 from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, lock_until_commit
+from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
@@ -101,6 +102,7 @@ async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -
         UnknownSchemaError: Its deletion has begun, or somebody has deleted its schema.
         SchemaExistsError: Somebody has made a schema of its name meanwhile.
         TenantBusyError: The tenant is being changed.
+        SharedNameError: A name is in its schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
     """
     async with database.connection() as connection:
@@ -118,6 +120,7 @@ async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -
             raise UnknownSchemaError(schema.name, f"it is gone: nothing is called {row['schema_name']} any more")
         await _rename_schema(connection, SchemaName(row["schema_name"]), schema)
         await check_rested(connection, tenant_id, settings=settings, schema=schema)
+        await refuse_shared_names(connection, schema, settings=settings)
         await connection.execute(_TAKE_OUT_OF_TRASH, tenant_id)
         await wake_name(connection, tenant_id, slug)
         await announce_changes(connection, tenant_id)

@@ -12,10 +12,11 @@ import click
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.postgres.shared.shared_migrations import migrate_shared, plan_shared
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.progress import Progress
-from quart_tenants.web.commands.running import count_tenants, with_database
+from quart_tenants.web.commands.running import count_tenants, tell_shared, with_database
 
 _MOST_NAMES = 10
 _ENOUGH = 100  # tenants, for a rate
@@ -48,7 +49,7 @@ async def migrate_command(
     to: int | None,
     as_json: bool,
 ) -> None:
-    """Migrate all tenants to the newest version, also the suspended ones.
+    """Migrate the shared schemas, and then all tenants to the newest version, also the suspended ones.
 
     A tenant that fails is named and stays as it was, and the others go on. Run it again to continue after an
     interruption. Two runs at once share the work.
@@ -56,6 +57,13 @@ async def migrate_command(
     named = [parse_slug(slug) for slug in slugs]
     if named and isinstance(canary, str) and canary not in named:
         raise click.UsageError(f"the canary {canary} is none of those that --tenant names")
+    if dry_run:
+        shared = [migration.name for migration in await plan_shared(database, settings=settings)]
+        if shared:
+            click.echo(f"would run in the shared schema first: {', '.join(shared)}", err=True)
+    else:
+        # Before the tenants, whose files may refer to shared tables.
+        tell_shared(await migrate_shared(database, settings=settings), settings)
     plan = await plan_fleet(database, settings=settings, slugs=named, to=to, canary=canary)
     if dry_run:
         click.echo(json.dumps(_show_plan(plan)) if as_json else _describe_plan(plan))

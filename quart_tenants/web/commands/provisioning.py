@@ -11,20 +11,21 @@ from quart_tenants.postgres.backups.restore import copy_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.role_setup import TenantWithoutRole, give_roles, make_owner, revoke_public_rights
 from quart_tenants.postgres.registry.registry_tables import init_registry, list_tenants
+from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
 from quart_tenants.postgres.tenants.trash import list_trash
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
-from quart_tenants.web.commands.running import Failures, count_tenants, with_database
+from quart_tenants.web.commands.running import Failures, count_tenants, tell_shared, with_database
 from quart_tenants.web.commands.tables import print_rows
 
 
 @click.command("init")
 @with_database
 async def init_command(database: Database, settings: Settings) -> None:
-    """Create the tenant registry in the database, or update it.
+    """Create the tenant registry in the database, or update it, and the shared schemas.
 
     With TENANTS_ROLE_PER_TENANT it also gives every tenant a role of its own. Statements for that which only a
     superuser may run are printed on stdout for psql, one each line, and everything else on stderr. Running it
@@ -36,6 +37,7 @@ async def init_command(database: Database, settings: Settings) -> None:
     click.echo(told, err=settings.role_per_tenant)
     if settings.role_per_tenant:
         await _set_up_roles(database)
+    tell_shared(await migrate_shared(database, settings=settings), settings)
 
 
 async def _set_up_roles(database: Database) -> None:

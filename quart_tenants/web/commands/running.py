@@ -14,7 +14,7 @@ from quart.cli import ScriptInfo
 from quart_tenants.errors import DatabaseUnavailableError, SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
-from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
+from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.web.commands.records import record_runs
@@ -113,6 +113,13 @@ def tell_if_behind(tenant: Tenant, settings: Settings) -> None:
             f"{name_program()} migrate --tenant {tenant.slug}",
             err=True,
         )
+
+
+def tell_shared(ran: Collection[Migration], settings: Settings) -> None:
+    """Say on stderr which shared migrations ran."""
+    if ran:
+        names = ", ".join(migration.name for migration in ran)
+        click.echo(f"shared schema {settings.shared_schemas[0]}: ran {names}", err=True)
 
 
 def find_settings() -> Settings:

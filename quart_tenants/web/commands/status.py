@@ -55,6 +55,13 @@ def _print_report(status: FleetStatus) -> None:
             for failure in status.failures
         ),
     )
+    if status.shared_version:
+        click.echo(f"shared tables: at {status.shared_version:04}")
+    _print_list(
+        "names that are also shared",
+        len({one.schema for one in status.shared_names}),
+        [f"{one.kind} {one.schema}.{one.name}, also in {one.shared_schema}" for one in status.shared_names],
+    )
     for edited in status.edited:
         _print_list(f"{edited.file} was changed after it ran for", len(edited.slugs), edited.slugs)
     if status.drift is None or status.majorities is None:

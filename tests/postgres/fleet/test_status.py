@@ -54,6 +54,8 @@ async def test_fleet_at_rest_has_nothing_to_report(database: Database, settings:
         ahead=(),
         failures=(),
         edited=(),
+        shared_version=0,
+        shared_names=(),
         majorities=(Majority(1, ACME, count=4, compared=4, tied=False),),
         drift=(),
     )
@@ -95,6 +97,8 @@ async def test_everything_is_reported_at_once(database: Database, settings_with_
         ahead=(TenantVersion(parse_slug("oldco"), 3),),
         failures=(MigrationFailure(ACME, SECOND_FILE, "no room", failed_at),),
         edited=(),
+        shared_version=0,
+        shared_names=(),
         majorities=(
             Majority(1, ACME, count=2, compared=2, tied=False),
             Majority(2, GLOBEX, count=1, compared=2, tied=True),

@@ -122,7 +122,7 @@ class StatementCache:
         self._own = _Own(NOBODY)
         self._by_tenant: OrderedDict[TenantKey, _Own] = OrderedDict({NOBODY: self._own})
         # Some of them, by which others may read, by version and text.
-        self._shared: dict[tuple[int, str], _Kept] = {}
+        self._shared: dict[tuple[tuple[int, int], str], _Kept] = {}
         self._dropped: list[str] = []
         # Texts that are not to be kept, and texts that are not to be shared.
         self._lossy: set[str] = set()
@@ -150,7 +150,7 @@ class StatementCache:
     def find_shared(self, query: str, arguments: Sequence[object]) -> Statement | None:
         """Return another tenant's statement of that text, by which the tenant may read, or None. Counts as a use."""
         own = self._own
-        found = self._shared.get((own.tenant.version, query))
+        found = self._shared.get((own.tenant.versions, query))
         if found is None or query in own.kept or found.types != self._found.find(own.tenant, query):
             return None
         uses = own.shared_uses.get(query, 0)
@@ -179,14 +179,14 @@ class StatementCache:
         self._count += 1
         if query not in self._unshareable and _returns_built_in_types(statement):
             self._found.add(own.tenant, query, kept.types)
-            self._shared.setdefault((own.tenant.version, query), kept)
+            self._shared.setdefault((own.tenant.versions, query), kept)
         self._make_room()
 
     def stop_sharing(self, query: str) -> None:
         """Let tenants no longer read *query* by each other's statements: some of their tables differ."""
         self._add(self._unshareable, query)
         self._found.forget(self._own.tenant, query)
-        self._shared.pop((self._own.tenant.version, query), None)
+        self._shared.pop((self._own.tenant.versions, query), None)
 
     def forget(self, query: str) -> None:
         """Drop the tenant's statement of that text, if there is one: its tables may not be what they were."""
@@ -234,8 +234,8 @@ class StatementCache:
             return
         self._count -= 1
         self._dropped.append(found.statement.name)
-        if self._shared.get((own.tenant.version, query)) is found:
-            del self._shared[own.tenant.version, query]
+        if self._shared.get((own.tenant.versions, query)) is found:
+            del self._shared[own.tenant.versions, query]
 
 
 def _list_parameters(statement: Statement) -> list[str] | None:

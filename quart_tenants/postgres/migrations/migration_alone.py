@@ -1,0 +1,57 @@
+"""Run a file that PostgreSQL refuses in a transaction, statement by statement."""
+
+from collections.abc import Sequence
+
+import asyncpg
+
+from quart_tenants.errors import MigrationFailedError
+from quart_tenants.postgres.blocks.block import list_path
+from quart_tenants.postgres.driver.connection_types import DriverConnection
+from quart_tenants.postgres.migrations.migration_files import LEAVES_PATH, Migration, locate_refusal
+from quart_tenants.postgres.migrations.migration_tries import GRACE
+from quart_tenants.settings import Settings
+
+_FIND_INVALID_INDEX = """
+SELECT c.relname FROM pg_catalog.pg_index AS i JOIN pg_catalog.pg_class AS c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relkind = 'i'
+    AND c.relnamespace = pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) LIMIT 1
+"""
+
+
+async def run_alone(
+    connection: DriverConnection, migration: Migration, path: Sequence[str], *, settings: Settings
+) -> None:
+    """Run the statements of *migration* outside a transaction. If one fails, those before it stay.
+
+    Args:
+        connection: It sees the schemas of *path*.
+        migration: The file.
+        path: The schema of the tables first.
+        settings: They say how long a statement may take.
+
+    Raises:
+        MigrationFileError: The file is no SQL; nothing ran.
+        MigrationFailedError: A statement failed or changed the path, or an index is invalid.
+    """
+    for statement in migration.script.statements:
+        try:
+            await connection.execute(statement.sql, timeout=settings.migration_statement_timeout + GRACE)
+        except asyncpg.PostgresError as error:
+            raise explain_half(path[0], migration, locate_refusal(statement, error)) from error
+        # Otherwise the next statement could run in another tenant's schema.
+        if await list_path(connection) != list(path):
+            raise explain_half(path[0], migration, f"line {statement.line}: {LEAVES_PATH}")
+    index = await connection.fetchval(_FIND_INVALID_INDEX, path[0])
+    if index is not None:
+        raise explain_half(
+            path[0],
+            migration,
+            f"index {index} is invalid, left by a CREATE INDEX CONCURRENTLY that failed: "
+            "begin the file with DROP INDEX CONCURRENTLY IF EXISTS, or drop it by hand",
+        )
+
+
+def explain_half(schema: str, migration: Migration, reason: str) -> MigrationFailedError:
+    """Return the error for a file of which a part may have run."""
+    kept = "what it did before stays, for it runs outside a transaction; the next try begins the file anew"
+    return MigrationFailedError(schema, migration.name, reason, kept=kept)

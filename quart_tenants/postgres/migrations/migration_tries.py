@@ -1,0 +1,71 @@
+"""Say how long a migration may take and wait, and whether it is worth another try."""
+
+import random
+
+import asyncpg
+
+from quart_tenants.errors import (
+    DatabaseUnavailableError,
+    MigrationFailedError,
+    PoolExhaustedError,
+    TenantBusyError,
+    TenantError,
+)
+from quart_tenants.settings import Settings
+
+GRACE = 10.0
+"""Seconds. The client waits longer than the server's own limit, whose error says more."""
+
+_FIRST_PAUSE = 0.5  # seconds; it doubles after each further try
+_LONGEST_PAUSE = 30.0
+
+# Times are in milliseconds. The last setting lets the server notice that a command was killed: without it the server
+# looks at its client only between statements. A server on Windows cannot do that.
+_LIMITS = """
+SELECT
+    pg_catalog.set_config('lock_timeout', '{lock:d}', {local}),
+    pg_catalog.set_config('statement_timeout', '{statement:d}', {local}),
+    pg_catalog.set_config(
+        'client_connection_check_interval',
+        CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1000' END,
+        {local}
+    )
+"""
+_PASSING_ERRORS = (
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InterfaceError,
+    OSError,
+)
+
+
+def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> str:
+    """Return the statement that limits in seconds how long statements wait for locks, and how long they take.
+
+    Args:
+        settings: They say how long a statement may take.
+        lock_timeout: Seconds; 0 for no limit.
+        local: Whether the limits end with the transaction.
+    """
+    return _LIMITS.format(
+        lock=round(lock_timeout * 1000),
+        statement=round(settings.migration_statement_timeout * 1000),
+        local=str(local).lower(),
+    )
+
+
+def may_succeed_later(error: TenantError) -> bool:
+    """Return whether *error* may pass: a lock, a deadlock, or a lost connection."""
+    if isinstance(error, DatabaseUnavailableError | PoolExhaustedError | TenantBusyError):
+        return True
+    return isinstance(error, MigrationFailedError) and isinstance(error.__cause__, _PASSING_ERRORS)
+
+
+def choose_pause(attempt: int) -> float:
+    """Return how many seconds to wait after try number *attempt*, partly random."""
+    return min(_FIRST_PAUSE * 2.0 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311  (no secret)

@@ -1,0 +1,157 @@
+"""Run the migrations of the shared schemas, once for all tenants."""
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+
+import asyncpg
+
+from quart_tenants.connection import Connection
+from quart_tenants.errors import MigrationFailedError, TenantError
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
+from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.postgres.migrations.migration_alone import explain_half, run_alone
+from quart_tenants.postgres.migrations.migration_files import (
+    SHARED_LEDGER,
+    Migration,
+    explain_path,
+    get_shared_migrations,
+    list_applied,
+    plan_migrations,
+    record_migrations,
+    run_scripts,
+)
+from quart_tenants.postgres.migrations.migration_tries import GRACE, choose_pause, format_limits, may_succeed_later
+from quart_tenants.postgres.registry.registry_tables import ALL_TENANTS, announce_changes, check_registry
+from quart_tenants.postgres.roles.owner_role import get_owner
+from quart_tenants.postgres.shared.shared_access import grant_shared, make_shared_schemas
+from quart_tenants.postgres.shared.shared_names import refuse_shared_names
+from quart_tenants.settings import Settings
+
+# Only one command at a time changes the shared schemas. The number is arbitrary: "shared" as bytes.
+_LOCK_KEY = 126892148680036
+_LOCK = f"SELECT pg_catalog.pg_advisory_xact_lock({_LOCK_KEY})"
+_LOCK_SESSION = f"SELECT pg_catalog.pg_advisory_lock({_LOCK_KEY})"
+
+
+async def plan_shared(database: Database, *, settings: Settings) -> tuple[Migration, ...]:
+    """Return the shared migrations that did not run yet. This changes nothing.
+
+    Raises:
+        MigrationFileError: A file is no SQL, or was changed after it ran.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    migrations = get_shared_migrations(settings)
+    if not migrations:
+        return ()
+    for migration in migrations:
+        migration.check()
+    async with database.connection() as connection:
+        await check_registry(connection)
+        return plan_migrations(migrations, await list_applied(connection, SHARED_LEDGER))
+
+
+async def migrate_shared(database: Database, *, settings: Settings) -> tuple[Migration, ...]:
+    """Make the shared schemas, run the missing migrations there, and let the tenants' roles read. Return what ran.
+
+    Files that follow one another run in one transaction, as for a tenant. They run as the role that has logged in,
+    which owns the shared tables. A lock, a deadlock or a lost connection is tried again, as often as
+    `TENANTS_MIGRATION_ATTEMPTS` says. A cancellation rolls back what has begun.
+
+    Args:
+        database: Needs one connection.
+        settings: They name the schemas and the folder, and say how long a migration may take.
+
+    Raises:
+        MigrationFileError: A file is no SQL, or was changed after it ran. Nothing was run.
+        MigrationFailedError: A statement failed.
+        SharedNameError: A name would be in a tenant's schema and in a shared one.
+        RegistryNotReadyError: There is no registry yet, or a schema cannot be made.
+        RolesNotReadyError: Tenants have roles, and these cannot be given what is shared.
+    """
+    if not settings.shared_schemas:
+        return ()
+    await plan_shared(database, settings=settings)
+    ran: list[Migration] = []
+    for attempt in itertools.count(1):
+        try:
+            await _prepare(database, settings)
+            while batch := await _run_next(database, settings):
+                ran += batch
+            await _finish(database, settings)
+        except TenantError as error:
+            if not may_succeed_later(error) or attempt >= settings.migration_attempts:
+                raise
+            await asyncio.sleep(choose_pause(attempt))
+        else:
+            break
+    return tuple(ran)
+
+
+async def _prepare(database: Database, settings: Settings) -> None:
+    async with database.connection() as connection:
+        await check_registry(connection)
+        await make_shared_schemas(connection, settings=settings)
+
+
+async def _finish(database: Database, settings: Settings) -> None:
+    async with database.connection() as connection:
+        await refuse_shared_names(connection, settings=settings)
+        if settings.role_per_tenant:
+            await grant_shared(connection, await get_owner(connection), settings=settings)
+
+
+async def _run_next(database: Database, settings: Settings) -> Sequence[Migration]:
+    """Run the next missing files that go together, or the next one that runs alone. Return them; none at the end."""
+    missing = await plan_shared(database, settings=settings)
+    together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
+    if together:
+        return await _run_together(database, together, settings)
+    if missing:
+        await _run_alone(database, missing[0], settings)
+    return missing[:1]
+
+
+async def _run_together(database: Database, files: Sequence[Migration], settings: Settings) -> Sequence[Migration]:
+    schema = settings.shared_schemas[0].name
+    names = ", ".join(migration.name for migration in files)
+    try:
+        async with database.shared_connection() as connection:
+            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
+            await connection.execute(_LOCK)
+            # Another command may have run them while this one waited.
+            missing = await _list_missing(connection, files)
+            await run_scripts(connection, schema, missing, seconds=settings.migration_statement_timeout + GRACE)
+            path = await record_migrations(connection, SHARED_LEDGER, missing)
+            if path != [shared.name for shared in settings.shared_schemas]:
+                raise explain_path(schema, missing)
+            await refuse_shared_names(connection, settings=settings)
+            await announce_changes(connection, ALL_TENANTS)
+    except asyncpg.PostgresError as error:
+        raise MigrationFailedError(schema, names, describe_refusal(error)) from error
+    return missing
+
+
+async def _run_alone(database: Database, migration: Migration, settings: Settings) -> None:
+    schema = settings.shared_schemas[0].name
+    try:
+        async with database.session() as connection:
+            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=False))
+            await connection.execute(_LOCK_SESSION)
+            if not await _list_missing(connection, [migration]):
+                return
+            # An index that is built concurrently waits for transactions to end, and blocks nobody.
+            await connection.execute(format_limits(settings, 0, local=False))
+            await run_alone(connection, migration, [s.name for s in settings.shared_schemas], settings=settings)
+            await refuse_shared_names(connection, settings=settings)
+            async with connection.transaction():
+                await record_migrations(connection, SHARED_LEDGER, [migration])
+                await announce_changes(connection, ALL_TENANTS)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else describe(error)
+        raise explain_half(schema, migration, reason) from error
+
+
+async def _list_missing(connection: Connection | DriverConnection, files: Sequence[Migration]) -> Sequence[Migration]:
+    return plan_migrations(files, await list_applied(connection, SHARED_LEDGER))
