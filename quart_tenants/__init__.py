@@ -17,13 +17,15 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import Tenant
+from quart_tenants.web.answers.problems import answer_tenant_error
 from quart_tenants.web.answers.retrying import retry_reads
 from quart_tenants.web.answers.row_json import RowJSONProvider, embed_json
 from quart_tenants.web.answers.row_streams import stream_rows
-from quart_tenants.web.context import current_tenant, shared_connection, tenant_connection
+from quart_tenants.web.context import current_tenant, find_tenant, shared_connection, tenant_connection
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.guards.origins import allow_from_elsewhere
 from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
+from quart_tenants.web.sessions.login_required import get_next_path, login_required
 from quart_tenants.web.sessions.logins import LoginAttempt, login_attempt
 from quart_tenants.web.sessions.tenant_sessions import TenantSession, end_session, get_session, start_session
 
@@ -47,12 +49,16 @@ __all__ = [
     "UnknownTenantError",
     "add_log_fields",
     "allow_from_elsewhere",
+    "answer_tenant_error",
     "current_tenant",
     "embed_json",
     "end_session",
     "end_user_sessions",
+    "find_tenant",
+    "get_next_path",
     "get_session",
     "login_attempt",
+    "login_required",
     "retry_reads",
     "shared_connection",
     "start_session",

@@ -1,14 +1,30 @@
-"""Name everything that can go wrong with a tenant. Knows neither HTTP nor SQL.
+"""Name everything that can go wrong with a tenant. Pure: no I/O.
 
-The first line of each docstring is a sentence that a visitor may read: it is the public text of an answer from 500 on,
-whose details are only in the log. `code` is stable API.
+The first line of each docstring is a sentence that a visitor may read. The message of an error is for the log and for
+operators, unless the class says otherwise. `code` is stable API.
 """
 
 
 class TenantError(Exception):
-    """Something is wrong with a tenant."""
+    """Something is wrong with a tenant.
+
+    Attributes:
+        code: A name for programs, which never changes.
+        status: The HTTP status of an answer to this error.
+    """
 
     code = "tenant_error"
+    status = 500
+    # Whether the message is written for the visitor: it names nothing that the visitor did not name.
+    _message_is_for_visitors = False
+
+    @property
+    def visitor_text(self) -> str:
+        """A sentence that a visitor may read. It names no command, no schema and no other tenant."""
+        if self._message_is_for_visitors:
+            return str(self)
+        kinds = (kind for kind in type(self).__mro__ if kind.__doc__)
+        return (next(kinds).__doc__ or "").partition("\n")[0]
 
 
 # Setting up
@@ -18,6 +34,7 @@ class SettingError(TenantError):
     """A setting is missing or wrong."""
 
     code = "invalid_setting"
+    status = 500
 
     def __init__(self, setting: str, problem: str) -> None:
         super().__init__(f"{setting} {problem}")
@@ -28,12 +45,14 @@ class MigrationFileError(TenantError):
     """A migration file is misnamed, missing or was changed."""
 
     code = "invalid_migration_file"
+    status = 500
 
 
 class MigrationFailedError(TenantError):
     """A migration failed."""
 
     code = "migration_failed"
+    status = 500
 
     def __init__(self, schema: str, migration: str, reason: str, *, kept: str | None = None) -> None:
         outcome = "was rolled back" if kept is None else kept
@@ -47,12 +66,14 @@ class EmbeddedPostgresError(TenantError):
     """The embedded PostgreSQL cannot run here."""
 
     code = "embedded_postgres"
+    status = 500
 
 
 class AddressInUseError(TenantError):
     """The address to serve on is taken."""
 
     code = "address_in_use"
+    status = 500
 
     def __init__(self, address: str, reason: str) -> None:
         super().__init__(f"cannot serve on {address}: {reason}; choose another with --port, or end what uses it")
@@ -66,6 +87,8 @@ class InvalidSlugError(TenantError):
     """The name cannot be a tenant's subdomain."""
 
     code = "invalid_slug"
+    status = 400
+    _message_is_for_visitors = True
 
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(f"{text!r} cannot be a tenant: {reason}")
@@ -76,6 +99,7 @@ class InvalidSchemaNameError(TenantError):
     """The name cannot be a tenant's schema."""
 
     code = "invalid_schema_name"
+    status = 400
 
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(f"{text!r} cannot be a tenant's schema: {reason}")
@@ -87,12 +111,16 @@ class InvalidNameError(TenantError):
     """The name cannot be a tenant's display name."""
 
     code = "invalid_name"
+    status = 400
+    _message_is_for_visitors = True
 
 
 class InvalidDomainError(TenantError):
     """The name cannot be a tenant's domain."""
 
     code = "invalid_domain"
+    status = 400
+    _message_is_for_visitors = True
 
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(f"{text!r} cannot be a tenant's domain: {reason}")
@@ -103,6 +131,8 @@ class UnknownDomainError(TenantError):
     """No tenant has this domain."""
 
     code = "unknown_domain"
+    status = 404
+    _message_is_for_visitors = True
 
     def __init__(self, domain: str) -> None:
         super().__init__(f"no tenant has the domain {domain!r}, or claims it")
@@ -110,9 +140,10 @@ class UnknownDomainError(TenantError):
 
 
 class DomainTakenError(TenantError):
-    """This domain is another tenant's."""
+    """This domain is taken."""
 
     code = "domain_taken"
+    status = 409
 
     def __init__(self, domain: str) -> None:
         super().__init__(f"the domain {domain!r} is another tenant's; the command `domain remove {domain}` frees it")
@@ -123,6 +154,7 @@ class DomainNotVerifiedError(TenantError):
     """DNS does not say yet that this domain is the tenant's."""
 
     code = "domain_not_verified"
+    status = 409
 
     def __init__(self, domain: str, record_name: str, record_value: str) -> None:
         super().__init__(
@@ -133,11 +165,20 @@ class DomainNotVerifiedError(TenantError):
         self.record_name = record_name
         self.record_value = record_value
 
+    @property
+    def visitor_text(self) -> str:
+        """Say which record to make."""
+        return (
+            f"{self.domain!r} is not verified yet: make a DNS record of type TXT named {self.record_name} "
+            f"with the value {self.record_value}"
+        )
+
 
 class DnsUnavailableError(TenantError):
     """DNS cannot be asked; try again shortly."""
 
     code = "dns_unavailable"
+    status = 503
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"DNS cannot be asked for {name}: {reason}; TENANTS_DNS_SERVERS names the servers to ask")
@@ -148,6 +189,8 @@ class UnknownHostError(TenantError):
     """Nothing is served at this host."""
 
     code = "unknown_host"
+    status = 404
+    _message_is_for_visitors = True
 
     def __init__(self, host: str) -> None:
         super().__init__(f"nothing is served at {host!r}")
@@ -158,6 +201,8 @@ class UnknownTenantError(TenantError):
     """No tenant answers at this address."""
 
     code = "unknown_tenant"
+    status = 400
+    _message_is_for_visitors = True
 
     def __init__(self, address: str) -> None:
         super().__init__(f"no tenant answers at {address!r}")
@@ -165,9 +210,10 @@ class UnknownTenantError(TenantError):
 
 
 class TenantExistsError(TenantError):
-    """A tenant of this name exists."""
+    """This name is taken."""
 
     code = "tenant_exists"
+    status = 409
 
     def __init__(self, slug: str, schema: str) -> None:
         super().__init__(f"tenant {slug!r} exists already (schema {schema})")
@@ -176,9 +222,10 @@ class TenantExistsError(TenantError):
 
 
 class RecentlyDroppedError(TenantError):
-    """This name was another tenant's until a moment ago; try again shortly."""
+    """This name was in use until a moment ago; try again shortly."""
 
     code = "recently_dropped"
+    status = 409
 
     def __init__(self, name: str, wait: float) -> None:
         remedy = (
@@ -192,9 +239,10 @@ class RecentlyDroppedError(TenantError):
 
 
 class TenantInTrashError(TenantError):
-    """A tenant of this name is in the trash."""
+    """This name is taken."""
 
     code = "tenant_in_trash"
+    status = 409
 
     def __init__(self, slug: str) -> None:
         super().__init__(
@@ -208,6 +256,7 @@ class TenantNotInTrashError(TenantError):
     """No tenant of this name is in the trash."""
 
     code = "tenant_not_in_trash"
+    status = 404
 
     def __init__(self, slug: str) -> None:
         super().__init__(f"no tenant {slug!r} is in the trash; the command `list --trash` shows what does")
@@ -215,9 +264,10 @@ class TenantNotInTrashError(TenantError):
 
 
 class FormerSlugError(TenantError):
-    """This name still leads to a tenant that was renamed."""
+    """This name is taken."""
 
     code = "former_slug"
+    status = 409
 
     def __init__(self, slug: str, now: str, until: str) -> None:
         super().__init__(f"{slug!r} leads to tenant {now!r}, which had this name, until {until}")
@@ -229,6 +279,7 @@ class TenantBusyError(TenantError):
     """Something else is being done to this tenant; try again shortly."""
 
     code = "tenant_busy"
+    status = 409
 
     def __init__(self, slug: str) -> None:
         super().__init__(f"tenant {slug!r} is being migrated or changed by another command; try again shortly")
@@ -236,9 +287,10 @@ class TenantBusyError(TenantError):
 
 
 class SchemaExistsError(TenantError):
-    """The schema exists already."""
+    """This name is taken."""
 
     code = "schema_exists"
+    status = 409
 
     def __init__(self, schema: str) -> None:
         super().__init__(f"schema {schema!r} exists already; the command `adopt {schema}` makes it a tenant as it is")
@@ -249,6 +301,7 @@ class UnknownSchemaError(TenantError):
     """The schema does not exist, or may not be used."""
 
     code = "unknown_schema"
+    status = 404
 
     def __init__(self, schema: str, reason: str) -> None:
         super().__init__(f"schema {schema!r} cannot be used: {reason}")
@@ -259,6 +312,7 @@ class BackupFileError(TenantError):
     """The file cannot be used as a tenant's backup."""
 
     code = "invalid_backup"
+    status = 500
 
     def __init__(self, file: str, problem: str) -> None:
         super().__init__(f"{file} {problem}")
@@ -269,6 +323,7 @@ class ClientProgramError(TenantError):
     """A program of PostgreSQL that makes or reads backups is missing or failed."""
 
     code = "client_program"
+    status = 500
 
 
 # Requests
@@ -281,18 +336,33 @@ class NoTenantError(TenantError, RuntimeError):
     # by help(), isinstance(), mock.patch(), doctest, and Quart's search for an app factory.
 
     code = "no_tenant"
+    status = 500
 
 
 class WrongTenantError(TenantError):
     """This belongs to another tenant."""
 
     code = "wrong_tenant"
+    status = 400
+    _message_is_for_visitors = True
+
+
+class OtherTenantError(WrongTenantError):
+    """Something went wrong on our side."""
+
+    # The app asked for another tenant than the one that it works for, which is a bug of the app.
+
+    code = "other_tenant"
+    status = 500
+    _message_is_for_visitors = False
 
 
 class NotLoggedInError(TenantError):
     """Log in first."""
 
     code = "not_logged_in"
+    status = 401
+    _message_is_for_visitors = True
 
     def __init__(self) -> None:
         super().__init__("log in first")
@@ -302,6 +372,8 @@ class InvalidCredentialsError(TenantError):
     """The user name or the password is wrong."""
 
     code = "invalid_credentials"
+    status = 401
+    _message_is_for_visitors = True
 
     def __init__(self) -> None:
         super().__init__("the user name or the password is wrong")
@@ -311,18 +383,23 @@ class InvalidRequestError(TenantError):
     """The request does not have the expected form."""
 
     code = "invalid_request"
+    status = 400
+    _message_is_for_visitors = True
 
 
 class InvalidUserError(TenantError):
     """The user name or the password cannot be stored."""
 
     code = "invalid_user"
+    status = 400
+    _message_is_for_visitors = True
 
 
 class UserExistsError(TenantError):
     """A user of this name exists."""
 
     code = "user_exists"
+    status = 409
 
     def __init__(self, tenant: str, username: str) -> None:
         super().__init__(f"tenant {tenant!r} has a user {username!r} already")
@@ -334,6 +411,7 @@ class UnknownUserError(TenantError):
     """This tenant has no user of that name."""
 
     code = "unknown_user"
+    status = 404
 
     def __init__(self, tenant: str, username: str) -> None:
         super().__init__(f"tenant {tenant!r} has no user {username!r}")
@@ -345,12 +423,16 @@ class RequestFromElsewhereError(TenantError):
     """A page of another site cannot do this here."""
 
     code = "request_from_elsewhere"
+    status = 403
+    _message_is_for_visitors = True
 
 
 class TooManyLoginsError(TenantError):
     """Too many logins have failed; wait a moment."""
 
     code = "too_many_logins"
+    status = 429
+    _message_is_for_visitors = True
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"too many logins have failed; the next one may come in {retry_after} s")
@@ -362,12 +444,15 @@ class SessionUncheckedError(TenantError):
     """Whether this session was ended cannot be known at the moment; try again shortly."""
 
     code = "session_unchecked"
+    status = 503
 
 
 class PasswordTooLongError(TenantError):
     """The password is too long."""
 
     code = "password_too_long"
+    status = 400
+    _message_is_for_visitors = True
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"a password has at most {limit} characters")
@@ -378,12 +463,14 @@ class HashQueueFullError(TenantError):
     """Too many logins are being checked; try again shortly."""
 
     code = "hash_queue_full"
+    status = 503
 
 
 class SchemaBehindError(TenantError):
     """This site is being updated; try again shortly."""
 
     code = "schema_behind"
+    status = 503
 
     def __init__(self, slug: str, version: int, minimum: int) -> None:
         super().__init__(
@@ -399,6 +486,7 @@ class SharedSchemaBehindError(SchemaBehindError):
     """This site is being updated; try again shortly."""
 
     code = "shared_schema_behind"
+    status = 503
 
     def __init__(self, slug: str, version: int, minimum: int) -> None:
         TenantError.__init__(
@@ -415,6 +503,7 @@ class SharedNameError(TenantError):
     """A name is in a tenant's schema and in a shared one."""
 
     code = "shared_name"
+    status = 500
 
 
 # The database
@@ -424,6 +513,7 @@ class DatabaseUnavailableError(TenantError):
     """The database cannot be reached; try again shortly."""
 
     code = "database_unavailable"
+    status = 503
 
     def __init__(self, message: str, *, lost: bool = False) -> None:
         super().__init__(message)
@@ -435,57 +525,67 @@ class DatabaseTimeoutError(TenantError, TimeoutError):
     """The database took too long; try again shortly."""
 
     code = "database_timeout"
+    status = 503
 
 
 class PoolExhaustedError(TenantError):
     """All database connections are in use; try again shortly."""
 
     code = "pool_exhausted"
+    status = 503
 
 
 class TenantOverShareError(TenantError):
     """Too many requests for this tenant wait for the database; try again shortly."""
 
     code = "tenant_over_share"
+    status = 429
 
 
 class RequestTimeoutError(TenantError, TimeoutError):
     """The request took too long and was cancelled; try again shortly."""
 
     code = "request_timeout"
+    status = 503
 
 
 class RolesNotReadyError(TenantError):
     """The roles of the tenants are not set up."""
 
     code = "roles_not_ready"
+    status = 503
 
 
 class LeakError(TenantError):
     """The database would let one tenant see another one's rows."""
 
     code = "leak"
+    status = 500
 
 
 class DatabaseRefusedError(TenantError):
     """The database refused a statement."""
 
     code = "database_refused"
+    status = 500
 
 
 class TransactionLostError(TenantError):
     """The transaction was not saved."""
 
     code = "transaction_lost"
+    status = 500
 
 
 class RegistryNotReadyError(TenantError):
     """The tenant registry is not ready."""
 
     code = "registry_not_ready"
+    status = 503
 
 
 class RegistryStaleError(TenantError):
     """The tenant registry cannot be read; try again shortly."""
 
     code = "registry_stale"
+    status = 503

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import Field, fields
+from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +23,6 @@ from quart_tenants.app import create_app
 from quart_tenants.app.cli import main
 from quart_tenants.errors import TenantError
 from quart_tenants.settings import Settings, get_key
-from quart_tenants.web.answers.problems import STATUS
 from quart_tenants.web.commands.group import tenant_commands
 
 PUBLIC = (quart_tenants, admin)
@@ -120,13 +120,8 @@ def test_errors_that_public_names_raise_are_public() -> None:
 
 @pytest.mark.parametrize("error", CONCRETE_ERRORS)
 def test_error_has_a_status(error: type[TenantError]) -> None:
-    """The one table says how each error is answered."""
-    assert error in STATUS
-
-
-def test_status_is_given_to_errors_of_ours_only() -> None:
-    """No row of the table is about a class that is gone."""
-    assert set(STATUS) == set(CONCRETE_ERRORS)
+    """Each class says by itself how it is answered."""
+    assert HTTPStatus(vars(error)["status"]) >= HTTPStatus.BAD_REQUEST
 
 
 def test_module_of_errors_holds_errors_only() -> None:
@@ -167,7 +162,7 @@ def test_error_is_documented(error: type[TenantError]) -> None:
     """`docs/errors.md` has each code with its class, its status and its sentence."""
     sentence = (error.__doc__ or "").partition("\n")[0]
 
-    assert read_rows("errors.md").get(error.code) == [f"`{error.__name__}`", str(STATUS[error].value), sentence]
+    assert read_rows("errors.md").get(error.code) == [f"`{error.__name__}`", str(error.status), sentence]
 
 
 def test_documented_errors_exist() -> None:

@@ -1,9 +1,8 @@
 """Log in and out."""
 
-import functools
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -17,11 +16,11 @@ from quart_tenants.errors import (
     InvalidCredentialsError,
     InvalidRequestError,
     InvalidUserError,
-    NotLoggedInError,
     TenantError,
 )
 from quart_tenants.web.context import find_address, get_current_tenant, tenant_connection
 from quart_tenants.web.routing.host_routing import TENANT_HOST
+from quart_tenants.web.sessions.login_required import login_required
 from quart_tenants.web.sessions.logins import LoginAttempt, login_attempt
 from quart_tenants.web.sessions.tenant_sessions import end_session, get_session, start_session
 from quart_tenants.web.state import get_state
@@ -36,18 +35,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _FORM_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
-
-
-def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """Answer 401 unless the visitor is logged in to this tenant. The check comes before any SQL of *view*."""
-
-    @functools.wraps(view)
-    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
-        if get_session().user is None:
-            raise NotLoggedInError
-        return await view(*args, **kwargs)
-
-    return guarded
 
 
 @auth.post("/login", host=TENANT_HOST)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from quart import Blueprint, jsonify, request, url_for
 from quart.wrappers import Response
 
-from quart_tenants.app.auth import login_required
 from quart_tenants.errors import InvalidRequestError
 from quart_tenants.web.answers.retrying import retry_reads
 from quart_tenants.web.answers.row_streams import stream_rows
 from quart_tenants.web.context import tenant_connection
 from quart_tenants.web.routing.host_routing import TENANT_HOST
+from quart_tenants.web.sessions.login_required import login_required
 
 data = Blueprint("data", __name__)
 

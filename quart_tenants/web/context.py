@@ -11,7 +11,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.local import LocalProxy
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import NoTenantError, SchemaBehindError, UnknownTenantError, WrongTenantError
+from quart_tenants.errors import NoTenantError, OtherTenantError, SchemaBehindError, TenantError, UnknownTenantError
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.hosts import read_host
 from quart_tenants.web.state import TenantState, get_state
@@ -45,6 +45,23 @@ def find_address() -> str | None:
     """Return the visitor's IP address, or None where there is none, such as behind a unix socket."""
     asked = find_request()
     return None if asked is None else asked.remote_addr
+
+
+def describe_request() -> str:
+    """Return what is being served here, for a line of the log."""
+    asked = find_request()
+    return "no request" if asked is None else f"{getattr(asked, 'method', 'websocket')} {asked.path}"
+
+
+def prefers_html(asked: Request | Websocket) -> bool:
+    """Return whether *asked* comes from a browser that shows a page: it likes HTML best (RFC 9110, section 12.5.1).
+
+    A client that takes anything, as curl and fetch() do, is a program.
+    """
+    if not isinstance(asked, Request):
+        return False
+    accepted = asked.accept_mimetypes
+    return accepted.best_match(["application/problem+json", "application/json", "text/html"]) == "text/html"
 
 
 def remember_request() -> Request | Websocket | None:
@@ -101,10 +118,10 @@ def find_current_tenant() -> Tenant | None:
         RegistryStaleError: The worker cannot know whether there is one.
     """
     asked = find_request()
-    return None if asked is None else find_tenant(asked)
+    return None if asked is None else find_tenant_of(asked)
 
 
-def find_tenant(asked: BaseRequestWebsocket, state: TenantState | None = None) -> Tenant | None:
+def find_tenant_of(asked: BaseRequestWebsocket, state: TenantState | None = None) -> Tenant | None:
     """Return the tenant whose host *asked* names, or None for every other host. *state*: default that of the app.
 
     Raises:
@@ -136,10 +153,21 @@ def get_current_tenant() -> Tenant:
     return tenant
 
 
+def find_tenant() -> Tenant | None:
+    """Return the tenant of the current request or websocket, or None if there is none, whatever the reason."""
+    try:
+        return find_current_tenant()
+    except TenantError:
+        return None
+
+
 class _CurrentTenant(LocalProxy[Tenant]):
     """A proxy that tools may look at where there is no tenant: they ask for names such as `__func__`."""
 
     __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return find_tenant() is not None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -151,7 +179,11 @@ class _CurrentTenant(LocalProxy[Tenant]):
 
 
 current_tenant = cast("Tenant", _CurrentTenant(get_current_tenant))
-"""The tenant of the current request or websocket. Using it elsewhere raises `NoTenantError`."""
+"""The tenant of the current request or websocket.
+
+It is false where there is none, also at an address that no tenant has: `{% if current_tenant %}`. Using anything of it
+there raises `NoTenantError` or `UnknownTenantError`.
+"""
 
 
 def tenant_connection(
@@ -170,7 +202,7 @@ def tenant_connection(
 
     Raises:
         NoTenantError: No tenant is named and there is no current one. There is no default.
-        WrongTenantError: A request at one tenant's host asks for another tenant, or the tenant was
+        OtherTenantError: A request at one tenant's host asks for another tenant, or the tenant was
             dropped and its name is another one's.
         InvalidSlugError: It is no slug.
         RegistryStaleError: The worker cannot know whether the tenant still exists.
@@ -238,7 +270,7 @@ def _get_known(given: Tenant | str, current: Tenant | None, state: TenantState) 
     known = registry.get_tenant(parse_slug(given)) if isinstance(given, str) else registry.get_present(given)
     for expected in (given, current):
         if isinstance(expected, Tenant) and expected.id != known.id:
-            raise WrongTenantError(
+            raise OtherTenantError(
                 f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {known.slug!r}"
             )
     return known

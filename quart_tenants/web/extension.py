@@ -23,6 +23,7 @@ from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.answers.problems import answer_tenant_error, answer_tenant_errors
 from quart_tenants.web.answers.row_streams import StreamEnds
 from quart_tenants.web.commands.group import tenant_commands
+from quart_tenants.web.context import current_tenant
 from quart_tenants.web.environment import read_environment
 from quart_tenants.web.guards.deadlines import RequestDeadlines
 from quart_tenants.web.guards.framing import RequestFraming
@@ -53,6 +54,7 @@ class QuartTenants(TenantState):
         settings: The checked settings.
         commands: The click group `quart tenants`, to which an app may add commands.
         answer_headers: The headers of every answer. `answer_headers.add({…})` adds headers of the app.
+        sign_in_endpoint: The endpoint of the app's sign-in page, to which `login_required` redirects browsers.
     """
 
     host = TENANT_HOST
@@ -91,6 +93,7 @@ class QuartTenants(TenantState):
         add_ask_route(app)
         add_probes(app, self)
         answer_tenant_errors(app)
+        app.context_processor(lambda: {"current_tenant": current_tenant})
         # From the inside out. The headers depend on the scheme, which the proxies know, and belong on every answer.
         guarded = RequestFraming(RequestDeadlines(StreamEnds(app.asgi_app), self.settings.request_timeout))
         self.answer_headers = SecurityHeaders(guarded, self.settings.hsts_seconds)

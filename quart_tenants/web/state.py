@@ -20,12 +20,14 @@ class TenantState:
     Attributes:
         settings: The checked settings.
         login_gates: Limits how many login attempts for one account run at a time. Exists while the app is serving.
+        sign_in_endpoint: Where `login_required` sends a browser whose visitor is not logged in; None for nowhere.
     """
 
     settings: Settings
     login_gates: LoginGates
 
     def __init__(self) -> None:
+        self.sign_in_endpoint: str | None = None
         self._database: Database | None = None
         self._registry: Registry | None = None
 
@@ -83,7 +85,10 @@ def get_state() -> TenantState:
         NoTenantError: There is no current app, or it has no tenants.
     """
     if not has_app_context():
-        raise NoTenantError("there is no current app: use `async with app.app_context()` around this")
+        raise NoTenantError(
+            "there is no current app: use `async with app.app_context()` around this; "
+            "in a generator that an answer sends, use Quart's stream_with_context()"
+        )
     state = find_state(current_app)
     if state is None:
         raise NoTenantError("this app has no tenants: call QuartTenants(app)")

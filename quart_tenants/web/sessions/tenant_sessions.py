@@ -13,7 +13,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from quart_tenants.audit import audit
 from quart_tenants.errors import SessionUncheckedError, TenantError, WrongTenantError
 from quart_tenants.postgres.sessions.session_ends import check_username, end_session_in, get_generation, is_ended
-from quart_tenants.web.context import find_tenant, see_through
+from quart_tenants.web.context import find_tenant_of, see_through
 from quart_tenants.web.sessions.secret_keys import explain_missing_key
 from quart_tenants.web.sessions.session_cookies import SessionCookies, SignedSession, issue_session
 from quart_tenants.web.state import TenantState, get_state
@@ -243,7 +243,7 @@ class TenantSession(SessionMixin):
         if now >= min(signed.ends_at, signed.issued.began_at + settings.session_lifetime, self._idle_until):
             return True
         self._idle_until = now + settings.session_idle_lifetime
-        tenant = find_tenant(self._asked, self._state)
+        tenant = find_tenant_of(self._asked, self._state)
         if tenant is not None:
             # In a websocket the tenant may have been suspended or dropped since the handshake.
             state.registry.get_present(tenant)
@@ -261,7 +261,7 @@ class TenantSession(SessionMixin):
 
     def _find_owner(self) -> int:
         """Return the number of the tenant that sessions belong to here; 0 on other hosts."""
-        tenant = find_tenant(self._asked, self._state)
+        tenant = find_tenant_of(self._asked, self._state)
         return _NO_TENANT if tenant is None else tenant.id
 
     def _leave(self) -> None:

@@ -1,0 +1,68 @@
+"""Show an error to a person: by the app's own template, or by a plain page."""
+
+import html
+import logging
+from http import HTTPStatus
+
+from jinja2 import TemplateNotFound
+from quart import current_app, has_request_context, render_template
+from quart.wrappers import Response
+
+from quart_tenants.web.context import describe_request, find_request, prefers_html
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = "tenant_error.html"
+"""The template of the app. It gets *status* (a number), *title*, *text*, *code* and *request_id* (or None)."""
+
+_PLAIN_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<h1>{title}</h1>
+<p>{text}</p>
+{more}</html>
+"""
+
+
+def wants_page() -> bool:
+    """Return whether the visitor of this request is a person, to judge by what the request accepts."""
+    asked = find_request()
+    return has_request_context() and asked is not None and prefers_html(asked)
+
+
+async def turn_into_page(problem: Response, text: str, code: str, request_id: str | None = None) -> Response:
+    """Return the answer *problem* with a page in place of its document.
+
+    A template that raises an error is logged, and the plain page takes its place.
+
+    Args:
+        problem: An answer. Its status and its headers are kept.
+        text: What the visitor may read.
+        code: The name of the error for programs.
+        request_id: Under which the log has more.
+    """
+    status = HTTPStatus(problem.status_code)
+    facts = {"status": int(status), "title": status.phrase, "text": text, "code": code, "request_id": request_id}
+    try:
+        page = await render_template(TEMPLATE, **facts)
+    except TemplateNotFound as error:
+        if error.name != TEMPLATE:
+            logger.exception("%s: the template %s cannot be rendered", describe_request(), TEMPLATE)
+        page = _write_plain_page(status.phrase, text, request_id)
+    except Exception:
+        # The visitor is to read what went wrong first, and not what went wrong while that was shown.
+        logger.exception("%s: the template %s cannot be rendered", describe_request(), TEMPLATE)
+        page = _write_plain_page(status.phrase, text, request_id)
+    answer = current_app.response_class(page, status, mimetype="text/html")
+    for name, value in problem.headers:
+        if name.lower() not in ("content-type", "content-length"):
+            answer.headers[name] = value
+    answer.headers["Vary"] = "Accept"
+    return answer
+
+
+def _write_plain_page(title: str, text: str, request_id: str | None) -> str:
+    more = "" if request_id is None else f"<p><code>{html.escape(request_id)}</code></p>\n"
+    return _PLAIN_PAGE.format(title=html.escape(title), text=html.escape(text), more=more)
