@@ -28,6 +28,7 @@ from quart_tenants.app.passwords import PasswordHasher
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 
@@ -69,7 +70,7 @@ async def make_tenants(cluster: Cluster) -> None:
     connection = await asyncpg.connect(cluster.server.url)
     await connection.execute(f"CREATE DATABASE {DATABASE}")
     await connection.close()
-    settings = Settings(database_url=cluster.url(DATABASE))
+    settings = Settings(migrations_dir=get_resource_path("sql/tenant"), database_url=cluster.url(DATABASE))
     hasher = PasswordHasher(settings)
     password_hash = await hasher.hash("foo")
     await hasher.close()

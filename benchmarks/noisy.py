@@ -21,6 +21,7 @@ from benchmarks.fleet_parts import PROGRAM, Answers, Client, Cluster, running_cl
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 
@@ -56,7 +57,7 @@ async def make_tenants(cluster: Cluster) -> None:
     connection = await asyncpg.connect(cluster.server.url)
     await connection.execute(f"CREATE DATABASE {DATABASE}")
     await connection.close()
-    settings = Settings(database_url=cluster.url(DATABASE))
+    settings = Settings(migrations_dir=get_resource_path("sql/tenant"), database_url=cluster.url(DATABASE))
     # One round, for the logins are not what is measured.
     password_hash = pbkdf2_sha256.using(rounds=1).hash("foo")
     async with await Database.open(settings, max_size=1) as database:

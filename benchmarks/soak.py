@@ -27,6 +27,7 @@ import asyncpg
 from benchmarks.folders import temporary_folder
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import (
@@ -66,6 +67,7 @@ async def lending(url: str, naive: str | None, roles: bool, pooled: bool, plain:
     """Yield how connections are lent: as we do it, or naively."""
     if naive is None:
         settings = Settings(
+            migrations_dir=get_resource_path("sql/tenant"),
             database_url=url,
             pool_max_size=POOL_SIZE,
             acquire_timeout=0.1,

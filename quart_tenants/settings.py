@@ -54,7 +54,7 @@ class Settings:
         None,
         check_folder,
         "folder",
-        "The files `NNNN_what_it_does.sql` that make a tenant's tables. Unset: those of the reference app.",
+        "The files `NNNN_what_it_does.sql` that make a tenant's tables. An app of your own needs it.",
     )
     shared_schemas: tuple[SchemaName, ...] = _setting(
         (),

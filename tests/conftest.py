@@ -18,6 +18,7 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.support.databases import (
+    REFERENCE_FILES,
     DatabaseStock,
     fill_template,
     name_database,
@@ -169,7 +170,13 @@ async def database_url(server_url: str, stock: DatabaseStock) -> AsyncIterator[s
 @pytest.fixture
 def settings(database_url: str) -> Settings:
     """Settings for `database_url`. A busy machine may take long to connect."""
-    return Settings(database_url=database_url, pool_max_size=5, connect_timeout=60.0, acquire_timeout=60.0)
+    return Settings(
+        migrations_dir=REFERENCE_FILES,
+        database_url=database_url,
+        pool_max_size=5,
+        connect_timeout=60.0,
+        acquire_timeout=60.0,
+    )
 
 
 @pytest.fixture
@@ -182,7 +189,9 @@ async def database(settings: Settings, timings: Timings) -> AsyncIterator[Databa
 @pytest.fixture
 async def walled_settings(server_url: str, database_url: str) -> AsyncIterator[Settings]:
     """Settings for `database_url`, where each tenant has a role of its own."""
-    settings = Settings(database_url=database_url, pool_max_size=5, role_per_tenant=True)
+    settings = Settings(
+        migrations_dir=REFERENCE_FILES, database_url=database_url, pool_max_size=5, role_per_tenant=True
+    )
     async with dropping_roles(server_url, database_url):
         async with await Database.open(settings, max_size=1) as database:
             await set_up_roles(database)

@@ -16,6 +16,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.postgres.tenants.provisioning import create_tenants
+from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 
@@ -107,7 +108,7 @@ async def make_tenants(server: Server, tenants: int, rows: int, database: str = 
     """Make a database with so many tenants of so many rows; return their slugs."""
     print(f"making {tenants} tenants with {rows} rows each", file=sys.stderr)
     await server.execute("postgres", f"CREATE DATABASE {database}")
-    settings = Settings(database_url=server.url(database))
+    settings = Settings(migrations_dir=get_resource_path("sql/tenant"), database_url=server.url(database))
     slugs = [get_slug(number) for number in range(tenants)]
     async with await Database.open(settings, max_size=4, for_many_tenants=True) as opened:
         await init_registry(opened)

@@ -10,6 +10,7 @@ from quart_tenants.app.data import data
 from quart_tenants.app.passwords import PasswordHasher
 from quart_tenants.app.site import site
 from quart_tenants.app.user_commands import user_commands
+from quart_tenants.resources import get_resource_path
 from quart_tenants.web.answers.problems import answer_all_errors
 from quart_tenants.web.answers.row_json import RowJSONProvider
 from quart_tenants.web.extension import QuartTenants
@@ -39,6 +40,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Quart:
     """
     app = Quart(__name__, host_matching=True, static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=_MAX_BODY_BYTES, BODY_TIMEOUT=_BODY_TIMEOUT)
+    app.config["TENANTS_MIGRATIONS_DIR"] = get_resource_path("sql/tenant")
     app.config.update(config or {})
     app.config.from_prefixed_env()
 

@@ -49,7 +49,7 @@ async def prepare_demo(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
         await server.erase()
     await _start(server)
     try:
-        settings = Settings(database_url=server.url)
+        settings = Settings(database_url=server.url, migrations_dir=get_resource_path("sql/tenant"))
         async with await Database.open(settings, max_size=1) as database:
             await init_registry(database)
             for company in COMPANIES:

@@ -207,7 +207,7 @@ def _get_minimum_version(settings: Settings) -> int:
     """Return the version that the tables of a tenant must have at least. Default: that of the newest file."""
     if settings.minimum_version is not None:
         return settings.minimum_version
-    return get_tenant_migrations(settings)[-1].version
+    return len(get_tenant_migrations(settings))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -17,7 +17,7 @@ from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.conftest import FAST_AND_FORGETFUL
-from tests.support.databases import fill_template
+from tests.support.databases import REFERENCE_FILES, fill_template
 from tests.support.patience import measure_until, wait_until
 from tests.support.processes import Server, run_server
 
@@ -154,7 +154,7 @@ async def test_database_that_goes_away_gets_503_until_it_is_back(tmp_path: Path)
 
 async def test_tenant_made_by_a_command_is_served_within_two_seconds(small_server: Server, database_url: str) -> None:
     """A running worker learns of a change by any other process: made, and dropped again."""
-    settings = Settings(database_url=database_url)
+    settings = Settings(migrations_dir=REFERENCE_FILES, database_url=database_url)
     slug = parse_slug("initech")
     async with await Database.open(settings, max_size=1) as database, small_server.tenant("initech") as client:
         assert (await client.get("/data")).status_code == 400

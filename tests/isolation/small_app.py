@@ -6,6 +6,7 @@ from typing import Any
 from quart import Quart, ResponseReturnValue, request
 
 from quart_tenants import QuartTenants, current_tenant, end_session, get_session, start_session, tenant_connection
+from quart_tenants.resources import get_resource_path
 
 MOST_BYTES = 10_000
 """What `BodyLimit` lets through."""
@@ -48,6 +49,7 @@ class BodyLimit:
 def create_app() -> Quart:
     """Return the app. Its settings are in the environment."""
     app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config["TENANTS_MIGRATIONS_DIR"] = get_resource_path("sql/tenant")
     app.config.from_prefixed_env()
     tenants = QuartTenants(app)
     app.asgi_app = BodyLimit(app.asgi_app)  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ from quart_tenants import (
 from quart_tenants.admin import parse_slug, suspend_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions_in, prune_ended_sessions
+from tests.support.databases import REFERENCE_FILES
 from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds
 from tests.support.patience import DEADLINE
 from tests.support.processes import SECRET_KEY
@@ -36,7 +37,12 @@ ACME = "acme.localhost"
 async def serve_worker(url: str, **settings: object) -> AsyncIterator[Quart]:
     """Serve an app in which anybody logs in by their name."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=url, **(RARE_NEWS | settings))
+    app.config.update(
+        SECRET_KEY=SECRET_KEY,
+        TENANTS_MIGRATIONS_DIR=REFERENCE_FILES,
+        TENANTS_DATABASE_URL=url,
+        **(RARE_NEWS | settings),
+    )
     tenants = QuartTenants(app)
 
     @app.post("/enter/<user>", host=tenants.host)
@@ -438,7 +444,7 @@ async def test_pruning_waits_for_nobody(database: Database, acme: Tenant) -> Non
 async def test_app_that_is_served_again_lets_many_log_in(database_url: str) -> None:
     """What logins wait for belongs to the event loop that serves, and not to the app."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=database_url)
+    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url)
     tenants = QuartTenants(app)
 
     @app.post("/enter", host=tenants.host)

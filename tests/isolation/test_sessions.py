@@ -13,7 +13,7 @@ from quart_tenants import QuartTenants
 from quart_tenants.admin import parse_slug
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
-from tests.support.databases import drop_for_good
+from tests.support.databases import REFERENCE_FILES, drop_for_good
 from tests.support.processes import SECRET_KEY
 
 TENANTS = ("acme", "globex", "company1", "company2")
@@ -29,7 +29,7 @@ def interface() -> SessionInterface | None:
 async def app(database_url: str, interface: SessionInterface | None) -> AsyncIterator[Quart]:
     """An app that keeps a user in its session."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_DATABASE_URL=database_url)
+    app.config.update(SECRET_KEY=SECRET_KEY, TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url)
     tenants = QuartTenants(app)
     if interface is not None:
         app.session_interface = interface  # type: ignore[assignment]

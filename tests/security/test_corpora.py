@@ -20,7 +20,7 @@ from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
 from quart_tenants.web.sessions.tenant_sessions import get_session
-from tests.support.databases import new_database_between_loops
+from tests.support.databases import REFERENCE_FILES, new_database_between_loops
 from tests.support.patience import DEADLINE
 from tests.support.processes import SECRET_KEY, Server, run_server
 from tests.support.raw_requests import Header, call
@@ -362,7 +362,12 @@ def expect(jar: Jar, owner: int, name: str, headers: list[bytes]) -> tuple[int, 
 async def app(database_url: str) -> AsyncIterator[Quart]:
     """An app that says whose session it was shown, in one worker."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(SECRET_KEY=SECRET_KEY, SECRET_KEY_FALLBACKS=[OLD_KEY], TENANTS_DATABASE_URL=database_url)
+    app.config.update(
+        SECRET_KEY=SECRET_KEY,
+        SECRET_KEY_FALLBACKS=[OLD_KEY],
+        TENANTS_MIGRATIONS_DIR=REFERENCE_FILES,
+        TENANTS_DATABASE_URL=database_url,
+    )
     tenants = QuartTenants(app)
 
     @app.get("/who", host=tenants.host)

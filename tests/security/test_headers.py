@@ -12,6 +12,7 @@ from quart.wrappers import Response
 from quart_tenants import QuartTenants
 from quart_tenants.admin import Database, Settings, parse_slug, rename_tenant
 from quart_tenants.app import create_app
+from tests.support.databases import REFERENCE_FILES
 from tests.support.processes import SECRET_KEY
 
 EVERYWHERE = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"}
@@ -88,7 +89,7 @@ async def test_hsts_can_be_switched_off(database_url: str) -> None:
 async def test_header_of_a_view_is_neither_doubled_nor_replaced(database_url: str) -> None:
     """What an adopter's view says stands; the pages of other apps get no policy that would break them."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url)
+    app.config.update(TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url)
     tenants = QuartTenants(app)
 
     @app.get("/", host=tenants.host)

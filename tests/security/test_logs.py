@@ -23,6 +23,7 @@ from quart import Quart
 from quart_tenants import LogFields, QuartTenants, add_log_fields
 from quart_tenants.audit import audit
 from quart_tenants.web.logs.log_format import LogHandler
+from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
 from tests.support.processes import PROGRAM, Server, make_environment, run_server
 
@@ -371,7 +372,7 @@ def test_line_that_cannot_be_written_shows_no_arguments(capsys: pytest.CaptureFi
 async def test_task_of_a_request_keeps_its_id(database_url: str) -> None:
     """A task says the id and the tenant of the request that began it, also when that is long answered."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url)
+    app.config.update(TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url)
     tenants = QuartTenants(app)
     go_on, lines = asyncio.Event(), io.StringIO()
     tasks: list[asyncio.Task[None]] = []

@@ -10,6 +10,7 @@ from werkzeug.datastructures import Headers
 
 from quart_tenants import QuartTenants, allow_from_elsewhere
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
+from tests.support.databases import REFERENCE_FILES
 
 OURS = "acme.localhost:5000"
 HARMLESS = ("GET", "HEAD", "OPTIONS", "TRACE")
@@ -80,7 +81,9 @@ PLACES = [
 async def serving(database_url: str, *, hook: bool = True) -> AsyncIterator[Quart]:
     """Yield an app with tenants and three routes, which trusts one proxy."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url, TENANTS_TRUSTED_PROXIES=PROXY)
+    app.config.update(
+        TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url, TENANTS_TRUSTED_PROXIES=PROXY
+    )
     tenants = QuartTenants(app)
 
     @app.route("/thing", host=tenants.host, methods=[*HARMLESS, *CHANGING], provide_automatic_options=False)

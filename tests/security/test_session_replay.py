@@ -21,6 +21,7 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
+from tests.support.databases import REFERENCE_FILES
 from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds
 from tests.support.patience import DEADLINE, wait_until
 from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
@@ -74,6 +75,7 @@ async def app(
     app = Quart(__name__, host_matching=True, static_folder=None)
     app.config.update(
         SECRET_KEY=SECRET_KEY,
+        TENANTS_MIGRATIONS_DIR=REFERENCE_FILES,
         TENANTS_DATABASE_URL=database_proxy.url,
         # The tables do not matter here, so there are none.
         TENANTS_MINIMUM_VERSION=0,

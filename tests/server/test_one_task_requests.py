@@ -13,6 +13,7 @@ from quart_tenants import QuartTenants
 from quart_tenants.server.one_task_requests import serve_requests
 from quart_tenants.server.protocols.receiving import RequestReceive
 from quart_tenants.web.context import find_request
+from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE
 
 GET: dict[str, Any] = {
@@ -78,7 +79,7 @@ class OwnConnection(Connection):
 async def app(database_url: str) -> AsyncIterator[Quart]:
     """An app that says what becomes of its handlers."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url, RESPONSE_TIMEOUT=0.2)
+    app.config.update(TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url, RESPONSE_TIMEOUT=0.2)
     tenants = QuartTenants(app)
     serve_requests(app)
     app.extensions.update(waiting=asyncio.Event(), ended=[])

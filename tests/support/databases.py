@@ -16,11 +16,14 @@ from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import drop_tenant
+from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 
 ISOLATION_TENANTS = ("acme", "globex")
 DEMO_TENANTS = ("company1", "company2")
+REFERENCE_FILES = get_resource_path("sql/tenant")
+"""The migrations of the reference app, which make the tables of most tests."""
 DEMO_SQL = Path(__file__).parents[2] / "sql" / "demo"
 
 
@@ -123,7 +126,7 @@ def new_database_between_loops(server_url: str, template: str = "template0") -> 
 async def drop_for_good(database: Database, slug: Slug) -> None:
     """Drop and purge a tenant, and let that be long ago, so that its name is free."""
     await drop_tenant(database, slug)
-    await purge_trash(database, settings=Settings(), slugs=[slug])
+    await purge_trash(database, settings=Settings(migrations_dir=REFERENCE_FILES), slugs=[slug])
     await let_names_rest(database)
 
 
@@ -135,7 +138,7 @@ async def let_names_rest(database: Database) -> None:
 
 async def fill_template(url: str) -> None:
     """Make the registry, two empty tenants for the isolation tests and the two companies of the seed."""
-    settings = Settings(database_url=url)
+    settings = Settings(migrations_dir=REFERENCE_FILES, database_url=url)
     async with await Database.open(settings, max_size=1) as database:
         await init_registry(database)
         for slug in ISOLATION_TENANTS:

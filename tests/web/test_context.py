@@ -10,6 +10,7 @@ from quart import Quart, ResponseReturnValue, current_app
 
 from quart_tenants import QuartTenants, current_tenant
 from quart_tenants.web.context import find_request
+from tests.support.databases import REFERENCE_FILES
 
 mark: ContextVar[str] = ContextVar("mark", default="none")
 
@@ -18,7 +19,7 @@ mark: ContextVar[str] = ContextVar("mark", default="none")
 async def app(database_url: str) -> AsyncIterator[Quart]:
     """An app whose view sets a context variable."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url)
+    app.config.update(TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url)
     tenants = QuartTenants(app)
 
     @app.get("/mark", host=tenants.host)

@@ -19,7 +19,7 @@ from quart_tenants import (
 )
 from quart_tenants.admin import parse_slug, rename_tenant
 from quart_tenants.errors import InvalidSlugError, RegistryNotReadyError, TenantExistsError, WrongTenantError
-from tests.support.databases import drop_for_good, let_names_rest
+from tests.support.databases import REFERENCE_FILES, drop_for_good, let_names_rest
 
 COUNT = "SELECT count(*) FROM company_data"
 
@@ -27,7 +27,7 @@ COUNT = "SELECT count(*) FROM company_data"
 def make_app(database_url: str | None) -> tuple[Quart, QuartTenants]:
     """Return an app with routes on every kind of host."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url)
+    app.config.update(TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url)
     tenants = QuartTenants(app)
 
     @app.get("/count", host=tenants.host)

@@ -13,6 +13,7 @@ from quart_tenants.errors import RegistryNotReadyError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.settings import Settings, read_settings
+from tests.support.databases import REFERENCE_FILES
 from tests.support.feeds import RARE_NEWS
 from tests.web.commands.runs import Run, execute
 
@@ -34,6 +35,7 @@ def config(files: Path, database_url: str) -> dict[str, object]:
     return {
         **RARE_NEWS,
         "TENANTS_DATABASE_URL": database_url,
+        "TENANTS_MIGRATIONS_DIR": REFERENCE_FILES,
         "TENANTS_SHARED_SCHEMAS": ["common"],
         "TENANTS_SHARED_MIGRATIONS_DIR": files,
     }

@@ -37,7 +37,7 @@ from quart_tenants.postgres.backups.client_programs import (
 )
 from quart_tenants.postgres.backups.restore_scripts import MADE_ELSEWHERE, Replaced, Restoration
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
+from quart_tenants.postgres.migrations.migration_files import describe_newest, get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner, get_owner
@@ -204,7 +204,7 @@ def _check_age(backup: Backup, source: str, slug: Slug, server_version: int, set
         raise BackupFileError(
             source,
             f"cannot become tenant {slug!r}: its tables are at version {backup.version:04}, and this app's newest "
-            f"migration is {migrations[-1].name}; restore it with the app that made it, or a newer one",
+            f"migration is {describe_newest(migrations)}; restore it with the app that made it, or a newer one",
         )
     by_version = {migration.version: migration for migration in migrations}
     for applied in backup.migrations:

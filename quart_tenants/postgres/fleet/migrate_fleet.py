@@ -18,7 +18,12 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_tenant import migrate_tenant
-from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations, refuse_edited
+from quart_tenants.postgres.migrations.migration_files import (
+    Migration,
+    describe_newest,
+    get_tenant_migrations,
+    refuse_edited,
+)
 from quart_tenants.postgres.migrations.migration_tries import choose_pause, may_succeed_later
 from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant
 from quart_tenants.settings import Settings
@@ -72,9 +77,14 @@ class FleetPlan:
     up_to_date: int
 
     @property
-    def target(self) -> Migration:
-        """The migration to reach."""
-        return self.migrations[-1]
+    def target_version(self) -> int:
+        """The version to reach; 0 if there are no files."""
+        return len(self.migrations)
+
+    @property
+    def target_file(self) -> str:
+        """The name of the file to reach."""
+        return describe_newest(self.migrations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,7 @@ async def plan_fleet(
     """
     migrations = get_tenant_migrations(settings)
     if to is not None and not 1 <= to <= len(migrations):
-        raise MigrationFileError(f"there is no migration {to:04}; the newest is {migrations[-1].name}")
+        raise MigrationFileError(f"there is no migration {to:04}; the newest is {describe_newest(migrations)}")
     migrations = migrations[:to]
     first = {canary} if isinstance(canary, str) else set()
     named = sorted({*slugs, *first}) if slugs else None
@@ -164,7 +174,7 @@ async def plan_fleet(
             raise MigrationFileError(
                 f"{error}; nothing was run, and the tenants stand as before: {standing}"
             ) from error
-        rows = await connection.fetch(_LIST_BEHIND, migrations[-1].version, named)
+        rows = await connection.fetch(_LIST_BEHIND, len(migrations), named)
         count = await connection.fetchval(_COUNT_TENANTS, named)
     behind = [read_tenant(row) for row in rows]
     if isinstance(canary, str):

@@ -9,6 +9,7 @@ from quart_tenants.postgres.fleet.drift import Drift, Majority, find_drift
 from quart_tenants.postgres.migrations.migration_files import (
     SHARED_LEDGER,
     EditedFile,
+    describe_newest,
     get_tenant_migrations,
     list_applied,
     list_edited,
@@ -77,7 +78,7 @@ class FleetStatus:
 
     Attributes:
         newest_version: The number of the newest migration file.
-        newest_file: The name of that file.
+        newest_file: The name of that file, or `none`.
         tenants: The number of tenants.
         suspended: How many of them are suspended.
         trash: How many more tenants are in the trash.
@@ -125,7 +126,7 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
         DatabaseTimeoutError: A query took longer than `TENANTS_COMMAND_TIMEOUT`.
     """
     migrations = get_tenant_migrations(settings)
-    newest = migrations[-1]
+    newest = len(migrations)
     async with database.connection() as connection:
         await connection.execute(_READ_ONE_MOMENT)
         await check_registry(connection)
@@ -140,16 +141,16 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
     files = {migration.version: migration.name for migration in migrations}
     counts = Counter(tenant.version for tenant in tenants)
     return FleetStatus(
-        newest_version=newest.version,
-        newest_file=newest.name,
+        newest_version=newest,
+        newest_file=describe_newest(migrations),
         tenants=len(tenants),
         suspended=sum(tenant.suspended for tenant in tenants),
         trash=trash,
         versions=tuple(
             VersionCount(version, files.get(version), counts[version]) for version in sorted(counts, reverse=True)
         ),
-        behind=tuple(TenantVersion(t.slug, t.version) for t in tenants if t.version < newest.version),
-        ahead=tuple(TenantVersion(t.slug, t.version) for t in tenants if t.version > newest.version),
+        behind=tuple(TenantVersion(t.slug, t.version) for t in tenants if t.version < newest),
+        ahead=tuple(TenantVersion(t.slug, t.version) for t in tenants if t.version > newest),
         failures=tuple(
             MigrationFailure(Slug(row["slug"]), row["migration"], row["reason"], row["failed_at"])
             for row in rows

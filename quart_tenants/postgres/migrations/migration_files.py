@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import MigrationFailedError, MigrationFileError
+from quart_tenants.errors import MigrationFailedError, MigrationFileError, SettingError
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.roles.owner_role import as_owner
-from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, Slug
 
@@ -91,12 +90,13 @@ class EditedFile:
     slugs: tuple[Slug, ...]
 
 
-def read_migrations(folder: Path, *, shared: bool = False) -> tuple[Migration, ...]:
+def read_migrations(folder: Path, *, shared: bool = False, may_be_empty: bool = False) -> tuple[Migration, ...]:
     """Return the migrations in *folder* in order of version. Their statements are not parsed yet.
 
     Args:
         folder: The folder.
         shared: Whether the files run once, for all tenants.
+        may_be_empty: Whether no file is no error.
 
     Raises:
         MigrationFileError: A file is misnamed or not UTF-8, a number is missing or there twice,
@@ -122,18 +122,33 @@ def read_migrations(folder: Path, *, shared: bool = False) -> tuple[Migration, .
                 f"{path}: expected number {len(migrations) + 1:04}; numbers start at 0001, without a gap or a double"
             )
         migrations.append(migration)
-    if not migrations:
+    if not migrations and not may_be_empty:
         raise MigrationFileError(f"{folder}: has no file named like 0001_what_it_does.sql")
     return tuple(migrations)
 
 
 def get_tenant_migrations(settings: Settings) -> tuple[Migration, ...]:
-    """Return the migrations for tenants' schemas: the app's own, or those of the reference app.
+    """Return the migrations for tenants' schemas. With `TENANTS_MINIMUM_VERSION=0` there may be none.
 
     Raises:
+        SettingError: `TENANTS_MIGRATIONS_DIR` is not set.
         MigrationFileError: A file is misnamed, missing or unreadable.
     """
-    return read_migrations(settings.migrations_dir or get_resource_path("sql/tenant"))
+    others_migrate = settings.minimum_version == 0
+    if settings.migrations_dir is not None:
+        return read_migrations(settings.migrations_dir, may_be_empty=others_migrate)
+    if others_migrate:
+        return ()
+    raise SettingError(
+        "TENANTS_MIGRATIONS_DIR",
+        "is not set: name the folder with the files that make a tenant's tables, "
+        "or set TENANTS_MINIMUM_VERSION=0 if something else makes them",
+    )
+
+
+def describe_newest(migrations: Sequence[Migration]) -> str:
+    """Return the name of the newest file, or say that there is none."""
+    return migrations[-1].name if migrations else "none"
 
 
 def get_shared_migrations(settings: Settings) -> tuple[Migration, ...]:

@@ -22,6 +22,7 @@ from quart_tenants.postgres.blocks.database import Database, enter_schema, list_
 from quart_tenants.postgres.migrations.migration_files import (
     Migration,
     apply_migrations,
+    describe_newest,
     get_tenant_migrations,
     record_migrations,
     refuse_edited,
@@ -218,7 +219,7 @@ async def adopt_schemas(
     if not 0 <= version <= len(migrations):
         raise UnknownSchemaError(
             ", ".join(str(schema) for schema in schemas.values()),
-            f"there is no migration {version:04}; the newest is {migrations[-1].name}",
+            f"there is no migration {version:04}; the newest is {describe_newest(migrations)}",
         )
     tenants = []
     async with database.connection() as connection:
@@ -322,7 +323,7 @@ async def _create(
 ) -> Tenant:
     with_role = settings.role_per_tenant
     owner = await get_owner(connection) if with_role else None
-    tenant = await register_tenant(connection, slug, schema, name, migrations[-1].version)
+    tenant = await register_tenant(connection, slug, schema, name, len(migrations))
     try:
         await connection.execute(f"CREATE SCHEMA {schema.quoted}")
     except asyncpg.DuplicateSchemaError as error:

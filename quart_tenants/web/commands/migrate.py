@@ -99,7 +99,7 @@ async def migrate_command(
 def _describe_plan(plan: FleetPlan) -> str:
     if not plan.behind:
         return _describe_nothing(plan)
-    lines = [f"would migrate {count_tenants(len(plan.behind))} to {plan.target.name}; already there: {plan.up_to_date}"]
+    lines = [f"would migrate {count_tenants(len(plan.behind))} to {plan.target_file}; already there: {plan.up_to_date}"]
     if plan.canaries:
         lines.append(f"first: {name_some([tenant.slug for tenant in plan.behind[: plan.canaries]], _MOST_NAMES)}")
     lines += _group((tenant.version, tenant.slug) for tenant in plan.behind)
@@ -116,7 +116,7 @@ def _print_report(report: FleetReport) -> None:
     rate = f", {len(report.migrated) / report.seconds:.0f} a second" if len(report.migrated) >= _ENOUGH else ""
     gone = f", {len(report.gone)} gone meanwhile" if report.gone else ""
     click.echo(
-        f"migrated {count_tenants(len(report.migrated))} to {plan.target.name} in {report.seconds:.1f} s{rate}; "
+        f"migrated {count_tenants(len(report.migrated))} to {plan.target_file} in {report.seconds:.1f} s{rate}; "
         f"{len(report.failed)} failed, {len(report.left)} not tried{gone}, already there: {plan.up_to_date}"
     )
     behind = [(outcome.version, outcome.tenant.slug) for outcome in report.failed]
@@ -135,7 +135,7 @@ def _explain_stop(report: FleetReport) -> str:
 
 
 def _describe_nothing(plan: FleetPlan) -> str:
-    return f"nothing to do: {count_tenants(plan.up_to_date)} at {plan.target.name} or newer"
+    return f"nothing to do: {count_tenants(plan.up_to_date)} at {plan.target_file} or newer"
 
 
 def _group(standing: Iterable[tuple[int, str]]) -> list[str]:
@@ -151,7 +151,7 @@ def _group(standing: Iterable[tuple[int, str]]) -> list[str]:
 
 def _show_plan(plan: FleetPlan) -> dict[str, Any]:
     return {
-        "target": plan.target.version,
+        "target": plan.target_version,
         "up_to_date": plan.up_to_date,
         "canaries": [tenant.slug for tenant in plan.behind[: plan.canaries]],
         "behind": [{"slug": tenant.slug, "version": tenant.version} for tenant in plan.behind],
@@ -160,7 +160,7 @@ def _show_plan(plan: FleetPlan) -> dict[str, Any]:
 
 def _show_report(report: FleetReport) -> dict[str, Any]:
     return {
-        "target": report.plan.target.version,
+        "target": report.plan.target_version,
         "up_to_date": report.plan.up_to_date,
         "migrated": len(report.migrated),
         "failed": [

@@ -15,6 +15,7 @@ from quart_tenants.errors import DatabaseUnavailableError, SettingError, TenantE
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
+from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.web.commands.records import record_runs
@@ -106,10 +107,10 @@ def name_program() -> str:
 
 def tell_if_behind(tenant: Tenant, settings: Settings) -> None:
     """Say on stderr if *tenant* must be migrated before it is served."""
-    newest = get_tenant_migrations(settings)[-1]
-    if tenant.version < newest.version:
+    migrations = get_tenant_migrations(settings)
+    if tenant.version < len(migrations):
         click.echo(
-            f"its tables are at version {tenant.version:04}, and the newest file is {newest.name}: "
+            f"its tables are at version {tenant.version:04}, and the newest file is {migrations[-1].name}: "
             f"{name_program()} migrate --tenant {tenant.slug}",
             err=True,
         )
@@ -130,7 +131,8 @@ def find_settings() -> Settings:
     """
     script = click.get_current_context().find_object(ScriptInfo)
     if script is None:
-        return read_settings(read_environment())
+        # Without an app of one's own these are the commands of the reference app.
+        return read_settings({"TENANTS_MIGRATIONS_DIR": get_resource_path("sql/tenant")} | read_environment())
     state = find_state(script.load_app())
     if state is None:
         raise SettingError("the app", "has no tenants: call QuartTenants(app)")

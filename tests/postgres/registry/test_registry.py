@@ -26,7 +26,7 @@ from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_schema_name, parse_slug
 from tests.postgres.conftest import Role
-from tests.support.databases import drop_for_good, new_database
+from tests.support.databases import REFERENCE_FILES, drop_for_good, new_database
 from tests.support.patience import DEADLINE
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ async def other_process(settings: Settings) -> AsyncIterator[Database]:
 @pytest.fixture
 async def empty_database(empty_database_url: str) -> AsyncIterator[Database]:
     """A pool on a database with nothing in it."""
-    async with await Database.open(Settings(database_url=empty_database_url)) as database:
+    async with await Database.open(
+        Settings(migrations_dir=REFERENCE_FILES, database_url=empty_database_url)
+    ) as database:
         yield database
 
 
@@ -163,8 +165,8 @@ async def test_two_inits_at_once_make_one_registry(empty_database: Database) -> 
 
 async def test_missing_registry_names_the_command(empty_database: Database) -> None:
     """Whoever needs the registry and finds none is told how to make one."""
-    registry = Registry(empty_database, Settings())
-    settings = Settings()
+    registry = Registry(empty_database, Settings(migrations_dir=REFERENCE_FILES))
+    settings = Settings(migrations_dir=REFERENCE_FILES)
     calls = (
         registry.load(),
         registry.check(),
@@ -197,7 +199,9 @@ async def test_newer_registry_is_used(database: Database) -> None:
 
 async def test_init_without_rights_says_which_one(empty_database_url: str, role: Role) -> None:
     """A role that may not create schemas is told what to grant."""
-    async with await Database.open(Settings(database_url=role.put_into(empty_database_url))) as database:
+    async with await Database.open(
+        Settings(migrations_dir=REFERENCE_FILES, database_url=role.put_into(empty_database_url))
+    ) as database:
         with pytest.raises(RegistryNotReadyError, match="GRANT CREATE ON DATABASE"):
             await init_registry(database)
 
@@ -438,7 +442,7 @@ async def test_lost_connection_does_not_end_the_follower(
 async def test_unreachable_database_is_an_error_of_ours(server_url: str, template: str) -> None:
     """A database that went away raises `DatabaseUnavailableError`, whichever way it is read."""
     async with new_database(server_url, template) as url:
-        settings = Settings(database_url=url, acquire_timeout=1.0)
+        settings = Settings(migrations_dir=REFERENCE_FILES, database_url=url, acquire_timeout=1.0)
         database = await Database.open(settings)
         registry = Registry(database, settings)
         await registry.load()

@@ -31,7 +31,7 @@ from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Slug, Tenant, parse_slug
-from tests.support.databases import name_database, new_database
+from tests.support.databases import REFERENCE_FILES, name_database, new_database
 from tests.support.roles import dropping_roles, new_login, set_up_roles
 
 _ADD_ROW = "INSERT INTO company_data (description) VALUES ($1)"
@@ -309,7 +309,7 @@ async def test_wall_can_be_switched_off_and_on(login_settings: Settings) -> None
 
 async def test_wall_can_be_taken_down(server_url: str, database_url: str) -> None:
     """What docs/operating.md says gives everybody's rights back, leaves no role and no table of another one."""
-    walled = Settings(database_url=database_url, role_per_tenant=True)
+    walled = Settings(migrations_dir=REFERENCE_FILES, database_url=database_url, role_per_tenant=True)
     name = database_url.partition("?")[0].rpartition("/")[2]
     page = (Path(__file__).parents[3] / "docs" / "operating.md").read_text()
     (script,) = [block for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "REASSIGN" in block]

@@ -29,7 +29,7 @@ from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
 from tests.postgres.conftest import Role
-from tests.support.databases import drop_for_good, let_names_rest
+from tests.support.databases import REFERENCE_FILES, drop_for_good, let_names_rest
 
 ACME, NEWCO, OLDCO = parse_slug("acme"), parse_slug("newco"), parse_slug("oldco")
 
@@ -80,7 +80,9 @@ def broken_settings(settings: Settings, tmp_path: Path) -> Settings:
 @pytest.fixture
 async def new_fleet(empty_database_url: str) -> AsyncIterator[Database]:
     """A pool on a database with a registry and no tenants: the first may have migrations of any kind."""
-    async with await Database.open(Settings(database_url=empty_database_url)) as database:
+    async with await Database.open(
+        Settings(migrations_dir=REFERENCE_FILES, database_url=empty_database_url)
+    ) as database:
         await init_registry(database)
         yield database
 

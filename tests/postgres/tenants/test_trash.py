@@ -36,7 +36,7 @@ from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, lis
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from tests.conftest import FAST_AND_FORGETFUL
-from tests.support.databases import let_names_rest
+from tests.support.databases import REFERENCE_FILES, let_names_rest
 
 ACME, GLOBEX, NEWCO, BIG = parse_slug("acme"), parse_slug("globex"), parse_slug("newco"), parse_slug("big")
 
@@ -116,7 +116,9 @@ async def database_of_few_locks() -> AsyncIterator[Database]:
         Path(folder).chmod(0o711)
         async with (
             EmbeddedPostgres(Path(folder) / "postgres", options=FEW_LOCKS) as server,
-            await Database.open(Settings(database_url=server.url), max_size=2) as database,
+            await Database.open(
+                Settings(migrations_dir=REFERENCE_FILES, database_url=server.url), max_size=2
+            ) as database,
         ):
             yield database
 

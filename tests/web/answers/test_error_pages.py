@@ -28,6 +28,7 @@ from quart_tenants.errors import (
     TenantInTrashError,
     UnknownTenantError,
 )
+from tests.support.databases import REFERENCE_FILES
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 JSON = "application/json"
@@ -47,7 +48,7 @@ async def app(database_url: str, templates: Path) -> AsyncIterator[Quart]:
     """An app for people, serving."""
     app = Quart(__name__, host_matching=True, static_folder=None, template_folder=str(templates))
     app.secret_key = "a key of a decent length"
-    app.config.update(TENANTS_DATABASE_URL=database_url)
+    app.config.update(TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url)
     tenants = QuartTenants(app)
 
     @app.get("/", host=tenants.host)

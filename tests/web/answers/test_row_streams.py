@@ -12,6 +12,7 @@ from quart import Quart, Response, ResponseReturnValue
 from quart_tenants import QuartTenants, RowJSONProvider, embed_json, stream_rows, tenant_connection
 from quart_tenants.web.answers import row_streams
 from quart_tenants.web.answers.problems import answer_all_errors
+from tests.support.databases import REFERENCE_FILES
 
 HOST = "acme.localhost"
 ROWS = 10_000
@@ -94,7 +95,12 @@ async def app(database_url: str) -> AsyncIterator[Quart]:
     """)
     await connection.close()
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url, TENANTS_POOL_MAX_SIZE=1, TENANTS_ACQUIRE_TIMEOUT=0.5)
+    app.config.update(
+        TENANTS_MIGRATIONS_DIR=REFERENCE_FILES,
+        TENANTS_DATABASE_URL=database_url,
+        TENANTS_POOL_MAX_SIZE=1,
+        TENANTS_ACQUIRE_TIMEOUT=0.5,
+    )
     app.json = RowJSONProvider(app)
     tenants = QuartTenants(app)
     answer_all_errors(app)

@@ -13,6 +13,7 @@ from quart_tenants.app.cli import main
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.settings import Settings
+from tests.support.databases import REFERENCE_FILES
 
 T = TypeVar("T")
 
@@ -53,7 +54,9 @@ def ask(database_url: str, question: Callable[[Database], Awaitable[T]]) -> T:
     """Return what *question* answers about the database."""
 
     async def open_and_ask() -> T:
-        async with await Database.open(Settings(database_url=database_url), max_size=1) as database:
+        async with await Database.open(
+            Settings(migrations_dir=REFERENCE_FILES, database_url=database_url), max_size=1
+        ) as database:
             return await question(database)
 
     return asyncio.run(open_and_ask())

@@ -13,6 +13,7 @@ from quart_tenants.postgres.migrations.migration_files import get_tenant_migrati
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.group import tenant_commands
+from tests.support.databases import REFERENCE_FILES
 from tests.web.commands.runs import NO_TERMINAL, Outcome, Run, ask, assert_misused, assert_refused, execute
 
 LIST_USERS = "SELECT username, password FROM app_user ORDER BY id"
@@ -160,7 +161,7 @@ def test_create_refuses(run_in_vain: Run, arguments: list[str], words: tuple[str
 
 def test_create_names_the_failing_migration(run_in_vain: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A migration that fails is named with PostgreSQL's reason, and makes no tenant."""
-    (first,) = get_tenant_migrations(Settings())
+    (first,) = get_tenant_migrations(Settings(migrations_dir=REFERENCE_FILES))
     (tmp_path / first.name).write_text(first.sql, encoding="utf-8")
     (tmp_path / "0002_broken.sql").write_text("CREATE TABLE orders (id no_such_type)")
     monkeypatch.setenv("QUART_TENANTS_MIGRATIONS_DIR", str(tmp_path))

@@ -12,6 +12,7 @@ from quart import Quart, Response, ResponseReturnValue
 from quart_tenants import QuartTenants, retry_reads, tenant_connection
 from quart_tenants.web.answers.problems import answer_all_errors
 from quart_tenants.web.guards.deadlines import RequestDeadlines
+from tests.support.databases import REFERENCE_FILES
 
 ADD = "INSERT INTO company_data (description) VALUES ('a row')"
 COUNT = "SELECT count(*) FROM company_data"
@@ -22,6 +23,7 @@ async def app(database_url: str) -> AsyncIterator[Quart]:
     """An app whose views count how often they begin."""
     app = Quart(__name__, host_matching=True, static_folder=None)
     app.config.update(
+        TENANTS_MIGRATIONS_DIR=REFERENCE_FILES,
         TENANTS_DATABASE_URL=database_url,
         TENANTS_REQUEST_TIMEOUT=0.3,
         TENANTS_POOL_MAX_SIZE=1,

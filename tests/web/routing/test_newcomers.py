@@ -18,6 +18,7 @@ from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenan
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.web.routing.ask_route import ASK_PATH
+from tests.support.databases import REFERENCE_FILES
 from tests.support.feeds import RARE_NEWS
 
 ACME, NEWCO = parse_slug("acme"), parse_slug("newco")
@@ -39,7 +40,7 @@ def make_worker(settings: Settings, **config: object) -> Worker:
         RARE_NEWS,
         TENANTS_DATABASE_URL=settings.database_url,
         TENANTS_ROLE_PER_TENANT=settings.role_per_tenant,
-        **config,
+        **{"TENANTS_MIGRATIONS_DIR": REFERENCE_FILES} | config,
     )
     tenants = QuartTenants(app)
 

@@ -6,6 +6,7 @@ import pytest
 from quart import Quart
 
 from quart_tenants import QuartTenants
+from tests.support.databases import REFERENCE_FILES
 
 HOSTS = ("acme.localhost", "localhost", "127.0.0.1:5000", "[::1]", "nobody.localhost", "evil.example.org")
 
@@ -13,7 +14,7 @@ HOSTS = ("acme.localhost", "localhost", "127.0.0.1:5000", "[::1]", "nobody.local
 def make_app(database_url: str, **config: Any) -> tuple[Quart, QuartTenants]:
     """Return an app without routes of its own."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url, **config)
+    app.config.update(TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url, **config)
     return app, QuartTenants(app)
 
 

@@ -7,12 +7,14 @@ import pytest
 from quart import Quart, ResponseReturnValue
 
 from quart_tenants import QuartTenants, tenant_connection
-from quart_tenants.errors import MigrationFileError, SchemaBehindError, SettingError
+from quart_tenants.errors import MigrationFileError, SchemaBehindError, SettingError, UnknownSchemaError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.status import get_fleet_status
+from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import Slug
+from quart_tenants.tenant import SchemaName, Slug
 
 
 @pytest.fixture
@@ -117,3 +119,54 @@ async def test_app_without_its_files_does_not_start(settings: Settings, tmp_path
 
     with pytest.raises(SettingError, match="TENANTS_MINIMUM_VERSION"):
         make_app(settings, tmp_path, TENANTS_MINIMUM_VERSION=-1)
+
+
+async def test_own_app_names_its_files(database: Database, settings: Settings) -> None:
+    """Without them nothing is made or adopted: the tables of the reference app are nobody else's."""
+    bare = replace(settings, migrations_dir=None)
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL=settings.database_url)
+    QuartTenants(app)
+    async with database.connection() as connection:
+        await connection.execute("CREATE SCHEMA old")
+    for act in (
+        app.startup(),
+        create_tenant(database, Slug("newco"), "Newco", settings=bare),
+        adopt_schemas(database, {Slug("old"): SchemaName("old")}, settings=bare, version=1),
+        plan_fleet(database, settings=bare),
+        get_fleet_status(database, settings=bare),
+    ):
+        with pytest.raises(SettingError, match=r"TENANTS_MIGRATIONS_DIR is not set.*TENANTS_MINIMUM_VERSION=0"):
+            await act
+
+
+@pytest.mark.parametrize("folder_is_named", [True, False])
+async def test_tables_may_be_made_by_something_else(
+    database: Database, settings: Settings, tmp_path: Path, folder_is_named: bool
+) -> None:
+    """With a minimum of 0 there may be no file: a tenant begins with an empty schema, and is served."""
+    bare = replace(settings, migrations_dir=tmp_path if folder_is_named else None, minimum_version=0)
+    tenant = await create_tenant(database, Slug("newco"), "Newco", settings=bare)
+    assert tenant.version == 0
+    async with database.connection() as connection:
+        await connection.execute("CREATE SCHEMA old; CREATE TABLE newco.company_data ()")
+    await adopt_schemas(database, {Slug("old"): SchemaName("old")}, settings=bare, version=0)
+    with pytest.raises(UnknownSchemaError, match="no migration 0001; the newest is none"):
+        await adopt_schemas(database, {Slug("older"): SchemaName("old")}, settings=bare, version=1)
+    plan = await plan_fleet(database, settings=bare)
+    assert (plan.behind, plan.target_version, plan.target_file) == ((), 0, "none")
+    assert (await get_fleet_status(database, settings=bare)).newest_file == "none"
+
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL=settings.database_url, TENANTS_MINIMUM_VERSION=0)
+    if folder_is_named:
+        app.config["TENANTS_MIGRATIONS_DIR"] = tmp_path
+    tenants = QuartTenants(app)
+
+    @app.get("/count", host=tenants.host)
+    async def count() -> ResponseReturnValue:
+        async with tenant_connection() as connection:
+            return {"rows": await connection.fetchval("SELECT count(*) FROM company_data")}
+
+    async with app.test_app():
+        assert await get(app, "newco") == (200, None, None)

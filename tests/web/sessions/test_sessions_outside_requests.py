@@ -8,6 +8,7 @@ from quart import Quart, ResponseReturnValue, has_app_context, session
 from quart_tenants import DatabaseUnavailableError, QuartTenants, get_session, start_session
 from quart_tenants.errors import WrongTenantError
 from quart_tenants.web.sessions.tenant_sessions import TenantSession
+from tests.support.databases import REFERENCE_FILES
 
 ACME = {"Host": "acme.localhost"}
 
@@ -16,7 +17,9 @@ ACME = {"Host": "acme.localhost"}
 async def app(database_url: str) -> AsyncIterator[Quart]:
     """An app with a login."""
     app = Quart(__name__, host_matching=True, static_folder=None)
-    app.config.update(TENANTS_DATABASE_URL=database_url, SECRET_KEY="a key of a decent length")
+    app.config.update(
+        TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url, SECRET_KEY="a key of a decent length"
+    )
     tenants = QuartTenants(app)
 
     @app.post("/login", host=tenants.host)
