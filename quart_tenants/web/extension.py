@@ -5,10 +5,11 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import click
 from quart import Quart
+from quart.sessions import SecureCookieSessionInterface
 
 from quart_tenants.audit import audit
 from quart_tenants.errors import SettingError, TenantError
@@ -34,11 +35,10 @@ from quart_tenants.web.login_gates import LoginGates
 from quart_tenants.web.routing.ask_route import add_ask_route
 from quart_tenants.web.routing.host_routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
 from quart_tenants.web.routing.probes import add_probes
+from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
+from quart_tenants.web.sessions.session_uses import refuse_foreign_sessions, uses_sessions
 from quart_tenants.web.state import TenantState, put_state
-
-if TYPE_CHECKING:
-    from quart.sessions import SecureCookieSessionInterface
 
 
 class QuartTenants(TenantState):
@@ -74,7 +74,7 @@ class QuartTenants(TenantState):
         """Add tenants to *app*: converters, hooks, sessions, commands. This connects to nothing yet.
 
         Raises:
-            SettingError: A setting is wrong, or *app* does not match routes by host.
+            SettingError: A setting is wrong, *app* does not match routes by host, or it has sessions of another kind.
         """
         if self._app is not None:
             raise RuntimeError("this object serves an app already: make one QuartTenants for each app")
@@ -87,8 +87,10 @@ class QuartTenants(TenantState):
         _check_quart_settings(app)
         self._app = app
         put_state(app, self)
-        sessions = TenantSessionInterface(self, answer_tenant_error)
-        app.session_interface = cast("SecureCookieSessionInterface", sessions)
+        if type(app.session_interface) is SecureCookieSessionInterface:
+            sessions: object = TenantSessionInterface(self, answer_tenant_error)
+            app.session_interface = cast("SecureCookieSessionInterface", sessions)
+        refuse_foreign_sessions(app)
         add_host_routing(app, self)
         add_ask_route(app)
         add_probes(app, self)
@@ -112,6 +114,9 @@ class QuartTenants(TenantState):
         @app.before_serving
         async def start() -> None:
             _check_quart_settings(app)
+            refuse_foreign_sessions(app)
+            if uses_sessions(app):
+                check_secret_key(app)
             await resources.enter_async_context(self.running())
 
         @app.after_serving

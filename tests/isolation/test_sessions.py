@@ -15,6 +15,7 @@ from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenan
 from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from tests.support.databases import REFERENCE_FILES, drop_for_good
 from tests.support.processes import SECRET_KEY
+from tests.support.sessions import PlainSessions
 
 TENANTS = ("acme", "globex", "company1", "company2")
 
@@ -82,7 +83,7 @@ async def test_session_is_refused_by_every_other_tenant(app: Quart) -> None:
                 assert "wrong_tenant" in text
 
 
-@pytest.mark.parametrize("interface", [SecureCookieSessionInterface()])
+@pytest.mark.parametrize("interface", [PlainSessions()])
 async def test_plain_session_is_accepted_by_every_tenant(app: Quart) -> None:
     """Negative control: Quart's own session of one tenant opens all that share the key."""
     cookie = await enter(app, "acme.localhost")

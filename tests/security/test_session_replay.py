@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from quart import Quart, session
-from quart.sessions import SecureCookieSessionInterface, SessionInterface
+from quart.sessions import SessionInterface
 
 from quart_tenants import QuartTenants, tenant_connection
 from quart_tenants.postgres.blocks.database import Database
@@ -26,6 +26,7 @@ from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds
 from tests.support.patience import DEADLINE, wait_until
 from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
 from tests.support.raw_requests import Wire, call, close_all
+from tests.support.sessions import PlainSessions
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.slow
@@ -136,7 +137,7 @@ async def test_session_of_one_of_a_hundred_tenants_is_refused_by_the_others_befo
     assert database_proxy.counts["client"] >= 6 * len(TENANTS)
 
 
-@pytest.mark.parametrize("interface", [SecureCookieSessionInterface()])
+@pytest.mark.parametrize("interface", [PlainSessions()])
 async def test_plain_session_of_one_of_a_hundred_tenants_is_served_by_the_others(app: Quart) -> None:
     """Negative control: with Quart's own sessions all of the 9,900 are served."""
     cookies = await enter_all(app)
