@@ -12,7 +12,6 @@ from quart_tenants.errors import (
     NotLoggedInError,
     PoolExhaustedError,
     TenantError,
-    TenantOverShareError,
     UnknownTenantError,
 )
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions
@@ -25,9 +24,11 @@ from quart_tenants.web.context import current_tenant, find_tenant, shared_connec
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.guards.origins import allow_from_elsewhere
 from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
+from quart_tenants.web.routing.host_routing import tenant_url
 from quart_tenants.web.sessions.login_required import get_next_path, login_required
 from quart_tenants.web.sessions.logins import LoginAttempt, login_attempt
 from quart_tenants.web.sessions.tenant_sessions import TenantSession, end_session, get_session, start_session
+from quart_tenants.web.tenant_loops import for_each_tenant
 
 __all__ = [
     "Connection",
@@ -44,7 +45,6 @@ __all__ = [
     "RowJSONProvider",
     "Tenant",
     "TenantError",
-    "TenantOverShareError",
     "TenantSession",
     "UnknownTenantError",
     "add_log_fields",
@@ -55,6 +55,7 @@ __all__ = [
     "end_session",
     "end_user_sessions",
     "find_tenant",
+    "for_each_tenant",
     "get_next_path",
     "get_session",
     "login_attempt",
@@ -64,4 +65,5 @@ __all__ = [
     "start_session",
     "stream_rows",
     "tenant_connection",
+    "tenant_url",
 ]

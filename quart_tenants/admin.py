@@ -10,7 +10,12 @@ from quart_tenants.postgres.fleet.status import FleetStatus, get_fleet_status
 from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry, list_tenants
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.domains import CustomDomain, add_domain, list_domains, remove_domain
-from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.tenants.lifecycle import (
+    change_tenant_settings,
+    rename_tenant,
+    resume_tenant,
+    suspend_tenant,
+)
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant, create_tenants
 from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, list_trash, undrop_tenant
@@ -32,6 +37,7 @@ __all__ = [
     "add_domain",
     "adopt_schemas",
     "backup_tenant",
+    "change_tenant_settings",
     "copy_tenant",
     "create_tenant",
     "create_tenants",

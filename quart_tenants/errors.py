@@ -115,6 +115,13 @@ class InvalidNameError(TenantError):
     _message_is_for_visitors = True
 
 
+class InvalidSettingsError(TenantError):
+    """These cannot be a tenant's settings."""
+
+    code = "invalid_settings"
+    status = 400
+
+
 class InvalidDomainError(TenantError):
     """The name cannot be a tenant's domain."""
 

@@ -44,6 +44,25 @@ def check_url(value: object) -> str:
     return str(value)
 
 
+def check_public_url(value: object) -> str:
+    """Return the address of the domain itself, without a slash at its end."""
+    parts = None
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(value)
+            _ = parts.port
+    if (
+        parts is None
+        or parts.scheme not in ("http", "https")
+        or find_host_name(parts.hostname) is None
+        or parts.path not in ("", "/")
+        or parts.query + parts.fragment
+        or "@" in parts.netloc
+    ):
+        raise ValueError(f"is {value!r}: give the address of the domain itself, such as https://example.com")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
 def check_domain(value: object) -> str:
     """Return a domain in lower case."""
     domain = find_host_name(value)

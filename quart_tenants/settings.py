@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from quart_tenants.errors import SettingError
 from quart_tenants.setting_checks import (
@@ -16,6 +17,7 @@ from quart_tenants.setting_checks import (
     check_folder,
     check_names,
     check_networks,
+    check_public_url,
     check_schemas,
     check_schemes,
     check_switch,
@@ -43,6 +45,13 @@ class Settings:
     )
     domain: str = _setting(
         "localhost", check_domain, "domain", "Tenants answer at `<tenant>.<domain>`, on any port and in any case."
+    )
+    public_url: str | None = _setting(
+        None,
+        check_public_url,
+        "URL",
+        "The address of the domain itself as visitors type it, such as `https://example.com`. `tenant_url()` needs it "
+        "outside of requests, for the links in mails.",
     )
     reserved_slugs: frozenset[str] = _setting(
         frozenset({"admin", "api", "app", "mail", "static", "www"}),
@@ -307,6 +316,10 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         except ValueError as error:
             raise SettingError(key, str(error)) from None
     settings = Settings(**values)
+    if settings.public_url is not None and urlsplit(settings.public_url).hostname != settings.domain:
+        raise SettingError(
+            "TENANTS_PUBLIC_URL", f"is {settings.public_url}, whose host is not TENANTS_DOMAIN, {settings.domain}"
+        )
     if settings.shared_migrations_dir is not None and not settings.shared_schemas:
         raise SettingError(
             "TENANTS_SHARED_MIGRATIONS_DIR", "needs TENANTS_SHARED_SCHEMAS: name the schema in which the files run"

@@ -1,8 +1,10 @@
 """Say what a tenant is and what it may be called. Pure: no I/O."""
 
 import re
-from dataclasses import dataclass
-from typing import NewType
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NewType
 
 from quart_tenants.errors import InvalidNameError, InvalidSchemaNameError, InvalidSlugError
 
@@ -46,6 +48,14 @@ class RoleName(_Identifier):
     """The name of a role that this package made: a tenant's role, or the owner role of all tenants' schemas."""
 
 
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+"""The settings of most tenants."""
+
+
+def _get_no_settings() -> Mapping[str, Any]:
+    return NO_SETTINGS
+
+
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """One customer: one subdomain, one schema.
@@ -59,6 +69,7 @@ class Tenant:
         version: The number of the newest migration that ran in the schema; 0 for none.
         suspended: Whether the tenant is kept but not served.
         role: The role that its blocks enter if each tenant has one; None if it has none yet.
+        settings: What the app remembers about the tenant, as JSON has it. It cannot be changed here.
     """
 
     id: int
@@ -68,6 +79,7 @@ class Tenant:
     version: int = 0
     suspended: bool = False
     role: RoleName | None = None
+    settings: Mapping[str, Any] = field(default_factory=_get_no_settings)
 
     def __hash__(self) -> int:
         # Every request needs it. The number is enough: tenants with the same number are compared in full.

@@ -1,6 +1,7 @@
 """Find the tenant of the current request, and lend a connection to its tables."""
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, cast
@@ -20,6 +21,8 @@ _SLUG = "_quart_tenants_slug"
 _TENANT = "_quart_tenants_tenant"
 
 _served: ContextVar[Request | Websocket | None] = ContextVar("quart_tenants_served", default=None)
+
+_worked_for: ContextVar[Tenant | None] = ContextVar("quart_tenants_worked_for", default=None)
 
 reads_only: ContextVar[bool] = ContextVar("quart_tenants_reads_only", default=False)
 """Whether every block that is lent here is read-only."""
@@ -110,13 +113,26 @@ async def look_again(asked: BaseRequestWebsocket) -> None:
     known.pop(_TENANT, None)
 
 
+@contextmanager
+def working_for(tenant: Tenant) -> Iterator[None]:
+    """Let *tenant* be the current one inside the block, where there is no request at a tenant's host."""
+    token = _worked_for.set(tenant)
+    try:
+        yield
+    finally:
+        _worked_for.reset(token)
+
+
 def find_current_tenant() -> Tenant | None:
-    """Return the tenant whose host this request or websocket names, or None for every other host.
+    """Return the tenant whose host this request or websocket names, or for which a job works; None elsewhere.
 
     Raises:
         UnknownTenantError: The host has the form of a tenant's, but there is none.
         RegistryStaleError: The worker cannot know whether there is one.
     """
+    worked_for = _worked_for.get()
+    if worked_for is not None:
+        return worked_for
     asked = find_request()
     return None if asked is None else find_tenant_of(asked)
 

@@ -33,7 +33,7 @@ from quart_tenants.tenant import Slug, Tenant
 # come last, because they are likely to fail again and make bad canaries.
 _LIST_BEHIND = """
 SELECT
-    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name,
+    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name, t.settings,
     f.tenant_id IS NOT NULL AS failed_before
 FROM quart_tenants.living_tenants AS t
 LEFT JOIN quart_tenants.migration_failures AS f ON f.tenant_id = t.id AND f.version = t.version

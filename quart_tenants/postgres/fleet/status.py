@@ -23,7 +23,7 @@ from quart_tenants.tenant import Slug
 _READ_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _LIST_TENANTS = """
 SELECT
-    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name,
+    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name, t.settings,
     f.tenant_id IS NOT NULL AS failed, f.migration, f.reason, f.failed_at
 FROM quart_tenants.living_tenants AS t
 LEFT JOIN quart_tenants.migration_failures AS f ON f.tenant_id = t.id AND f.version = t.version

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _LIST_LIVING = """
 SELECT
-    id, slug, schema_name, display_name, version, suspended, role_name, domains, former_slugs, redirects_until
+    id, slug, schema_name, display_name, version, suspended, role_name, settings, domains, former_slugs, redirects_until
 FROM quart_tenants.living_tenants
 """
 # The position of the feed: the transactions that are visible, the start of the server, and the newest row.
@@ -46,7 +46,7 @@ SELECT
         SELECT FROM quart_tenants.changes WHERE (revision, tenant_id, changed_at) = ($2, $3, $4)
     ) AS same_feed,
     changed.tenant_id AS changed_id,
-    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name,
+    t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name, t.settings,
     t.domains, t.former_slugs, t.redirects_until
 FROM (SELECT) AS once
 LEFT JOIN (
@@ -126,6 +126,21 @@ class Registry:
         if self.shared_version < self._minimum_shared_version:
             raise SharedSchemaBehindError(slug, self.shared_version, self._minimum_shared_version)
         return tenant
+
+    def list_served(self) -> list[Tenant]:
+        """Return the tenants that may be served now, in order of slug.
+
+        Raises:
+            RegistryStaleError: The registry could not be read for too long.
+        """
+        if self.get_age() > self._settings.registry_max_age:
+            raise RegistryStaleError("the feed of changes could not be read lately")
+        behind = self.shared_version < self._minimum_shared_version
+        return [
+            tenant
+            for _, tenant in sorted(self._by_slug.items())
+            if not tenant.suspended and not behind and tenant.version >= self._minimum_version
+        ]
 
     def get_present(self, tenant: Tenant) -> Tenant:
         """Return *tenant* as it is now, also after a rename. Raises the errors of `get_tenant`.

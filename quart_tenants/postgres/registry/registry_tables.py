@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import json
 from collections.abc import Iterator
+from types import MappingProxyType
 
 import asyncpg
 
@@ -19,7 +21,7 @@ from quart_tenants.postgres.migrations.migration_files import (
     read_migrations,
 )
 from quart_tenants.resources import get_resource_path
-from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
+from quart_tenants.tenant import NO_SETTINGS, REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
 ALL_TENANTS = 0
 """In place of a tenant's number in the feed: something that all tenants share has changed."""
@@ -39,11 +41,11 @@ _NO_REGISTRY = f"this database has no tenant registry yet: {_RUN_INIT}"
 _LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012211)"
 
 _LIST_TENANTS = """
-SELECT id, slug, schema_name, display_name, version, suspended, role_name
+SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
 FROM quart_tenants.living_tenants ORDER BY slug
 """
 _GET_TENANT = """
-SELECT id, slug, schema_name, display_name, version, suspended, role_name
+SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
 FROM quart_tenants.living_tenants WHERE slug = $1
 """
 _ADD_CHANGES = "INSERT INTO quart_tenants.changes (tenant_id) SELECT unnest($1::bigint[])"
@@ -127,7 +129,17 @@ def read_tenant(row: Row) -> Tenant:
     # The name was checked when it was written. An adopted schema may have a name that we would not give.
     schema = SchemaName(row["schema_name"])
     role = None if row["role_name"] is None else RoleName(row["role_name"])
-    return Tenant(row["id"], Slug(row["slug"]), schema, row["display_name"], row["version"], row["suspended"], role)
+    settings = row["settings"]
+    return Tenant(
+        row["id"],
+        Slug(row["slug"]),
+        schema,
+        row["display_name"],
+        row["version"],
+        row["suspended"],
+        role,
+        NO_SETTINGS if settings == "{}" else MappingProxyType(json.loads(settings)),
+    )
 
 
 @contextlib.contextmanager

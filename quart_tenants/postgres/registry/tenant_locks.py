@@ -25,7 +25,7 @@ It is long enough for a transaction like ours to end. A migration may take longe
 
 _FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
 _GET_LIVING = """
-SELECT id, slug, schema_name, display_name, version, suspended, role_name FROM quart_tenants.living_tenants
+SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings FROM quart_tenants.living_tenants
 WHERE id = $1 AND slug = $2
 """
 _IS_IN_TRASH = """

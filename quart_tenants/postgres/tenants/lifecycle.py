@@ -1,7 +1,12 @@
-"""Suspend, resume and rename tenants."""
+"""Suspend, resume and rename tenants, and change their settings."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import asyncpg
 
+from quart_tenants.errors import InvalidSettingsError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import let_names_rest, wake_name
@@ -12,6 +17,15 @@ from quart_tenants.tenant import Slug, Tenant
 
 _SUSPEND = "UPDATE quart_tenants.tenants SET suspended_at = now() WHERE id = $1"
 _RESUME = "UPDATE quart_tenants.tenants SET suspended_at = NULL WHERE id = $1"
+# $4 bytes at most, as text.
+_CHANGE_SETTINGS = """
+UPDATE quart_tenants.tenants AS t SET settings = changed.settings
+FROM (
+    SELECT (settings || $2::jsonb) - $3::text[] AS settings FROM quart_tenants.tenants WHERE id = $1
+) AS changed
+WHERE t.id = $1 AND pg_catalog.octet_length(changed.settings::text) <= $4 RETURNING true
+"""
+_MOST_SETTINGS = 16384
 _RENAME = "UPDATE quart_tenants.tenants SET slug = $2 WHERE id = $1"
 # A tenant may have its own former slug back: a worker that remembers it leads to the same tenant.
 _FORGET_FORMER_SLUG = "DELETE FROM quart_tenants.former_slugs WHERE tenant_id = $1 AND slug = $2"
@@ -47,6 +61,41 @@ async def resume_tenant(database: Database, slug: Slug) -> Tenant:
         RegistryNotReadyError: There is no registry yet.
     """
     return await _change(database, slug, _RESUME)
+
+
+async def change_tenant_settings(database: Database, slug: Slug, changes: Mapping[str, Any]) -> Tenant:
+    """Change what the app remembers about a tenant, and return the tenant. Every worker knows it within two seconds.
+
+    Args:
+        database: The database of the tenant.
+        slug: The slug of the tenant.
+        changes: New values by name, as JSON has them. None removes a name. Other names keep their values.
+
+    Raises:
+        InvalidSettingsError: A name or a value is no JSON, or all of them together are longer than 16 kB.
+        UnknownTenantError: There is no such tenant.
+        TenantInTrashError: The tenant is in the trash.
+        TenantBusyError: The tenant is being migrated or changed.
+        RegistryNotReadyError: There is no registry yet.
+    """
+    kept = {name: value for name, value in changes.items() if value is not None}
+    removed = [name for name, value in changes.items() if value is None]
+    try:
+        text = json.dumps(kept, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidSettingsError(f"a tenant's settings must be JSON: {error}") from error
+    if "" in changes or "\\u0000" in text:
+        raise InvalidSettingsError("a tenant's setting needs a name, and no text in it may have a NUL")
+    async with database.connection() as connection:
+        await check_registry(connection)
+        tenant = await lock_tenant(connection, slug)
+        if not await connection.fetchval(_CHANGE_SETTINGS, tenant.id, text, removed, _MOST_SETTINGS):
+            raise InvalidSettingsError(
+                f"the settings of tenant {slug!r} would be longer than {_MOST_SETTINGS} bytes, and every worker keeps "
+                "them in memory; put what is long into a table of the tenant's"
+            )
+        await announce_changes(connection, tenant.id)
+        return await get_living_tenant(connection, tenant.id, slug)
 
 
 async def rename_tenant(

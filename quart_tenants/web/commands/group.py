@@ -6,7 +6,7 @@ from quart_tenants.web.commands.backups import backup_command, restore_command
 from quart_tenants.web.commands.create_many import create_many_command
 from quart_tenants.web.commands.doctor import doctor_command
 from quart_tenants.web.commands.domains import domain_commands
-from quart_tenants.web.commands.lifecycle import rename_command, resume_command, suspend_command
+from quart_tenants.web.commands.lifecycle import rename_command, resume_command, settings_command, suspend_command
 from quart_tenants.web.commands.migrate import migrate_command
 from quart_tenants.web.commands.provisioning import adopt_command, create_command, init_command, list_command
 from quart_tenants.web.commands.running import TenantGroup
@@ -30,6 +30,7 @@ def tenant_commands(name: str = "tenants") -> click.Group:
         suspend_command,
         resume_command,
         rename_command,
+        settings_command,
         drop_command,
         undrop_command,
         purge_command,

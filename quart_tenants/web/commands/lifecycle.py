@@ -1,5 +1,6 @@
-"""The commands that suspend, resume and rename tenants."""
+"""The commands that suspend, resume and rename tenants, and change their settings."""
 
+import json
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -7,7 +8,13 @@ from typing import Any
 import click
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant
+from quart_tenants.postgres.registry.registry_tables import get_tenant
+from quart_tenants.postgres.tenants.lifecycle import (
+    change_tenant_settings,
+    rename_tenant,
+    resume_tenant,
+    suspend_tenant,
+)
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.running import do_for_each, with_database
@@ -86,3 +93,36 @@ async def rename_command(
 def show_day(days: float) -> str:
     """Return the day that is so many *days* from now, as a date in UTC."""
     return f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}"
+
+
+@click.command("settings")
+@click.argument("slug")
+@click.argument("changes", metavar="[NAME=VALUE]...", nargs=-1)
+@click.option("--remove", "removed", metavar="NAME", multiple=True, help="Remove this setting; may be repeated.")
+@with_database
+async def settings_command(
+    database: Database, settings: Settings, slug: str, changes: tuple[str, ...], removed: tuple[str, ...]
+) -> None:
+    """Show or change what the app remembers about SLUG, such as its plan.
+
+    A VALUE is JSON, or else a text: seats=5, plan=large, 'colours=["red"]', 'number="5"'. It prints one JSON object
+    with all settings. The code of the app reads them as tenant.settings, and running workers within two seconds.
+    """
+    wanted: dict[str, Any] = dict.fromkeys(removed)
+    for change in changes:
+        name, separator, text = change.partition("=")
+        if not separator or not name or name in wanted:
+            raise click.UsageError(f"{change!r} is not NAME=VALUE, or its name is given twice")
+        wanted[name] = _read_value(text)
+    parsed = parse_slug(slug)
+    tenant = await change_tenant_settings(database, parsed, wanted) if wanted else await get_tenant(database, parsed)
+    click.echo(json.dumps(dict(tenant.settings), ensure_ascii=False))
+
+
+def _read_value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    # To remove a setting there is --remove.
+    return text if value is None else value

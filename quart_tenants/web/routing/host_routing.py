@@ -4,18 +4,20 @@ A route names the whole host by one converter. Werkzeug matches hosts together w
 and a label would fix the port.
 """
 
+import contextlib
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from quart import Quart
+from quart import Quart, current_app
 from quart.wrappers import Request, Response, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
-from quart_tenants.errors import SchemaBehindError, UnknownHostError, UnknownTenantError
+from quart_tenants.errors import SchemaBehindError, SettingError, UnknownHostError, UnknownTenantError
+from quart_tenants.settings import PREFIX
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.context import (
     find_request,
@@ -154,13 +156,50 @@ def _find_redirect(asked: Request) -> Response | None:
     return Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
 
 
+def tenant_url(tenant: Tenant | str | None, endpoint: str, **values: Any) -> str:
+    """Return the whole address of a page at a tenant, also in a script or a job.
+
+    `tenant_url("acme", "invitation", token=token)` is `https://acme.example.com/invitations/…`. In a request, scheme
+    and port are those of the request; elsewhere `TENANTS_PUBLIC_URL` says them.
+
+    Args:
+        tenant: A tenant or its slug; None for a page of the domain itself.
+        endpoint: The name of a view, as for `url_for`.
+        values: What stands in its path, and in the query.
+
+    Raises:
+        SettingError: There is no request, and `TENANTS_PUBLIC_URL` is not set.
+        werkzeug.routing.BuildError: There is no such endpoint at such a host, or a value is missing.
+        NoTenantError: There is no current app, or it has no tenants.
+    """
+    state = get_state()
+    asked = find_request()
+    if isinstance(asked, Request):
+        scheme, port = asked.scheme, get_port(asked.host)
+    elif state.settings.public_url is not None:
+        base = urlsplit(state.settings.public_url)
+        scheme, port = base.scheme, get_port(base.netloc)
+    else:
+        raise SettingError(f"{PREFIX}PUBLIC_URL", "is not set: outside of requests no scheme and no port are known")
+    slug = tenant.slug if isinstance(tenant, Tenant) else tenant
+    apex = f"{state.settings.domain}{port}"
+    host, argument = (apex, _APEX_ARGUMENT) if slug is None else (f"{slug}.{apex}", _TENANT_ARGUMENT)
+    url_map = current_app.url_map
+    # For an unknown endpoint Werkzeug raises this here, and says more below.
+    with contextlib.suppress(KeyError):
+        values |= {place: host for place in (argument, _ANY_ARGUMENT) if url_map.is_endpoint_expecting(endpoint, place)}
+    return url_map.bind(host, url_scheme=scheme).build(endpoint, values, force_external=True)
+
+
 def _make_host_default(app: Quart, domain: str) -> Callable[[str, dict[str, Any]], None]:
     """Return the function by which `url_for` completes the host of an address."""
 
     def add_host(endpoint: str, values: dict[str, Any]) -> None:
         asked = find_request()
         if asked is None:
-            raise RuntimeError("an address can be built in a request only: elsewhere the host and the port are unknown")
+            raise RuntimeError(
+                "url_for() knows the host and the port in a request only: elsewhere use tenant_url(tenant, endpoint)"
+            )
         here = asked.host.lower()
         if app.url_map.is_endpoint_expecting(endpoint, _TENANT_ARGUMENT):
             values[_TENANT_ARGUMENT] = _get_tenant_host(here, domain, values.get(_TENANT_ARGUMENT))

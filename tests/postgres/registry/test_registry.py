@@ -192,7 +192,7 @@ async def test_older_registry_names_the_command(database: Database) -> None:
 
 async def test_newer_registry_is_used(database: Database) -> None:
     """During a deployment the old program goes on with the registry of the new one."""
-    await execute(database, "INSERT INTO quart_tenants.applied_migrations VALUES ('quart_tenants', 4, 'x', 'x')")
+    await execute(database, "INSERT INTO quart_tenants.applied_migrations VALUES ('quart_tenants', 5, 'x', 'x')")
 
     assert await list_tenants(database)
 
