@@ -5,7 +5,6 @@ What operates a fleet of tenants is in `quart_tenants.admin`, and every error is
 
 from quart_tenants.connection import Connection, Row
 from quart_tenants.errors import (
-    DatabaseTimeoutError,
     DatabaseUnavailableError,
     InvalidCredentialsError,
     NoTenantError,
@@ -23,6 +22,7 @@ from quart_tenants.web.answers.row_streams import stream_rows
 from quart_tenants.web.context import current_tenant, find_tenant, shared_connection, tenant_connection
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.guards.origins import allow_from_elsewhere
+from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
 from quart_tenants.web.routing.host_routing import tenant_url
 from quart_tenants.web.sessions.login_required import get_next_path, login_required
@@ -32,7 +32,6 @@ from quart_tenants.web.tenant_loops import for_each_tenant
 
 __all__ = [
     "Connection",
-    "DatabaseTimeoutError",
     "DatabaseUnavailableError",
     "InvalidCredentialsError",
     "LogFields",
@@ -45,6 +44,7 @@ __all__ = [
     "RowJSONProvider",
     "Tenant",
     "TenantError",
+    "TenantEvent",
     "TenantSession",
     "UnknownTenantError",
     "add_log_fields",

@@ -134,6 +134,32 @@ class InvalidDomainError(TenantError):
         self.text = text
 
 
+class InvalidPathError(TenantError):
+    """This cannot be the name of a file."""
+
+    code = "invalid_path"
+    status = 400
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} cannot be the name of a tenant's file: use a relative path without ..")
+        self.name = name
+
+
+class HookFailedError(TenantError):
+    """Something that follows a change of a tenant has failed."""
+
+    code = "hook_failed"
+    status = 500
+
+    def __init__(self, slug: str, kind: str, hooks: list[str]) -> None:
+        super().__init__(
+            f"tenant {slug!r} was {kind}, and that stays; but these hooks of the app failed: {', '.join(hooks)} "
+            "(the log says why)"
+        )
+        self.slug = slug
+        self.hooks = hooks
+
+
 class UnknownDomainError(TenantError):
     """No tenant has this domain."""
 

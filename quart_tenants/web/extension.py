@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import click
@@ -12,7 +13,7 @@ from quart import Quart
 from quart.sessions import SecureCookieSessionInterface
 
 from quart_tenants.audit import audit
-from quart_tenants.errors import SettingError, TenantError
+from quart_tenants.errors import HookFailedError, SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.opening import SetUp
 from quart_tenants.postgres.migrations.migration_files import get_shared_migrations, get_tenant_migrations
@@ -31,6 +32,7 @@ from quart_tenants.web.guards.framing import RequestFraming
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from quart_tenants.web.guards.proxies import TrustedProxies
 from quart_tenants.web.guards.security_headers import SecurityHeaders
+from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.login_gates import LoginGates
 from quart_tenants.web.routing.ask_route import add_ask_route
 from quart_tenants.web.routing.host_routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
@@ -39,6 +41,7 @@ from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.sessions.session_uses import refuse_foreign_sessions, uses_sessions
 from quart_tenants.web.state import TenantState, put_state
+from quart_tenants.web.tenant_files import TenantFiles
 
 
 class QuartTenants(TenantState):
@@ -168,6 +171,10 @@ class QuartTenants(TenantState):
         self._set_up = set_up
         return set_up
 
+    def files(self, root: str | Path) -> TenantFiles:
+        """Return the folders of all tenants under *root*: one for each, copied and deleted with the tenant."""
+        return TenantFiles(Path(root), self)
+
     async def create(
         self, slug: str, *, name: str | None = None, schema: str | None = None, fill: Fill | None = None
     ) -> Tenant:
@@ -196,6 +203,9 @@ class QuartTenants(TenantState):
         # The tenant exists, whether or not this worker can hear of it now.
         with contextlib.suppress(TenantError):
             await self.registry.refresh()
+        # The log has what a hook raises. The visitor has signed up all the same.
+        with contextlib.suppress(HookFailedError):
+            await self.run_hooks("created", TenantEvent(tenant.id, tenant.slug, tenant))
         return tenant
 
 

@@ -1,5 +1,7 @@
 """Hold what the extension keeps for one app: settings always, database and registry while the app is serving."""
 
+from contextlib import AbstractAsyncContextManager
+
 from quart import Quart, current_app, has_app_context
 
 from quart_tenants.domain import Domain
@@ -8,13 +10,14 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
+from quart_tenants.web.lifecycle_hooks import LifecycleHooks
 from quart_tenants.web.login_gates import LoginGates
 
 _EXTENSION_NAME = "quart_tenants"
 """The key in `app.extensions`."""
 
 
-class TenantState:
+class TenantState(LifecycleHooks):
     """The extension as the other modules of `web/` see it. They must not import the extension, which imports them.
 
     Attributes:
@@ -27,6 +30,7 @@ class TenantState:
     login_gates: LoginGates
 
     def __init__(self) -> None:
+        super().__init__()
         self.sign_in_endpoint: str | None = None
         self._database: Database | None = None
         self._registry: Registry | None = None
@@ -61,6 +65,10 @@ class TenantState:
         """
         if self._registry is not None:
             await self._registry.catch_up()
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Hold the connections and the registry open. The extension does it."""
+        raise NotImplementedError
 
     def find_slug_by_domain(self, domain: Domain) -> Slug | None:
         """Return the slug of the tenant whose own domain this is, or None. Return None while the app is not serving."""

@@ -10,7 +10,7 @@ from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
-from quart_tenants.web.commands.running import name_program, tell_if_behind, with_database
+from quart_tenants.web.commands.running import name_program, tell_hooks, tell_if_behind, with_database
 from quart_tenants.web.commands.trash import ask_for_name
 
 
@@ -62,6 +62,7 @@ def restore_command(file: Path, slug: str, replace: bool, yes: bool) -> None:
         for old in replaced:
             click.echo(f"its old tables are in the trash: {name_program()} undrop {old}", err=True)
         tell_if_behind(tenant, settings)
+        await tell_hooks("restored", tenant)
 
     restore()
 

@@ -4,12 +4,13 @@ from typing import BinaryIO
 
 import click
 
-from quart_tenants.errors import TenantExistsError
+from quart_tenants.errors import HookFailedError, TenantExistsError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.provisioning import create_tenants, find_obstacles
 from quart_tenants.settings import Settings
+from quart_tenants.tenant import Tenant
 from quart_tenants.web.commands.progress import Progress
-from quart_tenants.web.commands.running import count_tenants, with_database
+from quart_tenants.web.commands.running import Failures, count_tenants, tell_hooks, with_database
 from quart_tenants.web.commands.tenant_list import TenantList, parse_tenant_list
 
 _MOST_MISTAKES = 20
@@ -48,11 +49,13 @@ async def create_many_command(
         click.echo(f"would create {count_tenants(len(names))}")
         return
     created = 0
+    made: list[Tenant] = []
     with Progress("creating", len(names)) as progress:
 
-        def count(_: object) -> None:
+        def count(tenant: Tenant) -> None:
             nonlocal created
             created += 1
+            made.append(tenant)
             progress.advance()
 
         try:
@@ -62,6 +65,13 @@ async def create_many_command(
             if created < len(names):
                 click.echo(f"{created} of {count_tenants(len(names))} were made; go on with --skip-existing", err=True)
     click.echo(f"created {count_tenants(created)}")
+    failures = Failures(len(made))
+    for tenant in made:
+        try:
+            await tell_hooks("created", tenant)
+        except HookFailedError as error:
+            failures.add(tenant.slug, error)
+    failures.end()
 
 
 def _refuse_mistakes(name: str, tenants: TenantList) -> None:

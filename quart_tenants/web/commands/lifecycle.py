@@ -17,7 +17,7 @@ from quart_tenants.postgres.tenants.lifecycle import (
 )
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
-from quart_tenants.web.commands.running import do_for_each, with_database
+from quart_tenants.web.commands.running import do_for_each, tell_hooks, with_database
 
 
 class _Days(click.FloatRange):
@@ -86,6 +86,7 @@ async def rename_command(
     days = settings.redirect_days if redirect_days is None else redirect_days
     tenant = await rename_tenant(database, parse_slug(slug), parse_slug(new), settings=settings, redirect_days=days)
     click.echo(f"renamed {slug} to {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
+    await tell_hooks("renamed", tenant, former_slug=parse_slug(slug))
     if days > 0:
         click.echo(f"{slug} leads there until {show_day(days)}", err=True)
 

@@ -10,7 +10,7 @@ from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.backups.restore import copy_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.role_setup import TenantWithoutRole, give_roles, make_owner, revoke_public_rights
-from quart_tenants.postgres.registry.registry_tables import init_registry, list_tenants
+from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry, list_tenants
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
 from quart_tenants.postgres.tenants.trash import list_trash
@@ -18,7 +18,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
-from quart_tenants.web.commands.running import Failures, count_tenants, tell_shared, with_database
+from quart_tenants.web.commands.running import Failures, count_tenants, tell_hooks, tell_shared, with_database
 from quart_tenants.web.commands.tables import print_rows
 
 
@@ -100,12 +100,13 @@ async def create_command(
     """
     parsed, display_name = parse_slug(slug), slug if name is None else name
     schema_name = None if schema is None else parse_schema_name(schema)
+    source = None if template is None else await get_tenant(database, parse_slug(template))
     try:
-        if template is None:
+        if source is None:
             tenant = await create_tenant(database, parsed, display_name, settings=settings, schema=schema_name)
         else:
             tenant = await copy_tenant(
-                database, parse_slug(template), parsed, display_name, settings=settings, schema=schema_name
+                database, source.slug, parsed, display_name, settings=settings, schema=schema_name
             )
     except TenantExistsError as error:
         if error.slug == parsed:
@@ -113,6 +114,10 @@ async def create_command(
         # For example, a renamed tenant may still have the schema of its old slug.
         raise click.ClickException(f"{error}; give this one another schema with --schema NAME") from error
     click.echo(f"created {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
+    if source is None:
+        await tell_hooks("created", tenant)
+    else:
+        await tell_hooks("copied", tenant, source_id=source.id)
 
 
 @click.command("adopt")
@@ -147,6 +152,7 @@ async def adopt_command(database: Database, settings: Settings, schemas: tuple[s
         parsed[slug] = parse_schema_name(after if separator else before)
     for tenant in await adopt_schemas(database, parsed, settings=settings, version=at_version):
         click.echo(f"adopted {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
+        await tell_hooks("created", tenant)
 
 
 @click.command("list")

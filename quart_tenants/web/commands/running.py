@@ -6,6 +6,8 @@ import functools
 import shlex
 import sys
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
@@ -20,6 +22,7 @@ from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.web.commands.records import record_runs
 from quart_tenants.web.environment import read_environment
+from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.state import find_state
 
 P = ParamSpec("P")
@@ -123,6 +126,43 @@ def tell_shared(ran: Collection[Migration], settings: Settings) -> None:
         click.echo(f"shared schema {settings.shared_schemas[0]}: ran {names}", err=True)
 
 
+class _HookCalls:
+    """The hooks of the app that a command works for. The app begins to run when the first hook is needed."""
+
+    def __init__(self) -> None:
+        script = click.get_current_context().find_object(ScriptInfo)
+        self._app = None if script is None else script.load_app()
+        self._state = None if self._app is None else find_state(self._app)
+        self._stack = AsyncExitStack()
+        self._is_running = False
+
+    async def tell(self, kind: str, event: TenantEvent) -> None:
+        if self._app is None or self._state is None or not self._state.has_hooks(kind):
+            return
+        if not self._is_running:
+            context: Any = self._app.app_context()
+            await self._stack.enter_async_context(context)
+            await self._stack.enter_async_context(self._state.running())
+            self._is_running = True
+        await self._state.run_hooks(kind, event)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+
+_hook_calls: ContextVar[_HookCalls] = ContextVar("quart_tenants_hook_calls")
+
+
+async def tell_hooks(kind: str, tenant: Tenant, **facts: Any) -> None:
+    """Call the app's hooks for *kind*, such as `created`, if the command works for an app.
+
+    Raises:
+        HookFailedError: Some hooks raised an exception.
+    """
+    known = None if kind in ("dropped", "purged") else tenant
+    await _hook_calls.get().tell(kind, TenantEvent(tenant.id, tenant.slug, known, **facts))
+
+
 def find_settings() -> Settings:
     """Return the settings of the app that `quart --app` names, or those in the environment.
 
@@ -158,8 +198,13 @@ def with_database(
 
         async def run_with_database() -> T:
             jobs = cast("int", kwargs.get("jobs", 1))
+            calls = _HookCalls()
+            _hook_calls.set(calls)
             async with await Database.open(settings, max_size=jobs, for_many_tenants=jobs > 1) as database:
-                return await command(database, settings, *args, **kwargs)
+                try:
+                    return await command(database, settings, *args, **kwargs)
+                finally:
+                    await calls.close()
 
         with translate_refusals(), asyncio.Runner(loop_factory=_get_loop_factory()) as runner:
             return runner.run(run_with_database())

@@ -5,14 +5,21 @@ from collections.abc import Sequence
 
 import click
 
-from quart_tenants.errors import TenantError
+from quart_tenants.errors import HookFailedError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.purge import find_purgeable, purge_tenants
 from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, undrop_tenant
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import Slug, parse_slug
+from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.commands.lifecycle import DAYS, show_day
-from quart_tenants.web.commands.running import Failures, do_for_each, name_program, tell_if_behind, with_database
+from quart_tenants.web.commands.running import (
+    Failures,
+    do_for_each,
+    name_program,
+    tell_hooks,
+    tell_if_behind,
+    with_database,
+)
 
 
 @click.command("drop")
@@ -38,6 +45,7 @@ def drop_command(slugs: tuple[str, ...], yes: bool) -> None:
             tenant = await drop_tenant(database, slug)
             dropped += 1
             click.echo(f"dropped {tenant.slug} (schema {tenant.schema})")
+            await tell_hooks("dropped", tenant)
 
         try:
             await do_for_each(parsed, drop_one)
@@ -107,15 +115,24 @@ def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: boo
     @with_database
     async def purge(database: Database, settings: Settings) -> None:
         failures = Failures(len(tenants))
+        purged = []
 
         def tell(tenant: TrashedTenant) -> None:
             click.echo(f"purged {tenant.slug}")
+            purged.append(tenant)
 
         def fail(tenant: TrashedTenant, error: TenantError) -> None:
             failures.add(tenant.slug, error)
 
         # This also cleans up the registry, so it runs if there is nothing to delete, too.
-        await purge_tenants(database, tenants, on_purged=tell, on_failed=fail)
+        try:
+            await purge_tenants(database, tenants, on_purged=tell, on_failed=fail)
+        finally:
+            for tenant in purged:
+                try:
+                    await tell_hooks("purged", Tenant(tenant.id, tenant.slug, tenant.schema, tenant.name))
+                except HookFailedError as error:
+                    failures.add(tenant.slug, error)
         failures.end()
 
     purge()
