@@ -2,10 +2,7 @@
 
 import asyncio
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -13,18 +10,17 @@ import pytest
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.fast import driver_check
 from quart_tenants.postgres.driver.timings import Timings
-from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
-from tests.support.databases import (
-    REFERENCE_FILES,
+from quart_tenants.testing.databases import (
     DatabaseStock,
-    fill_template,
     name_database,
     new_database,
     new_database_between_loops,
+    serve_postgres,
 )
+from tests.support.databases import REFERENCE_FILES, fill_template
 from tests.support.roles import dropping_roles, set_up_roles
 
 # No test fails for being slow: the machines are shared. "--hypothesis-profile thorough" tries five times as much.
@@ -33,30 +29,9 @@ hypothesis.settings.register_profile("steady", _STEADY)
 hypothesis.settings.register_profile("thorough", _STEADY, max_examples=500)
 hypothesis.settings.load_profile("steady")
 
-# Nothing has to survive a crash of the machine here.
-FAST_AND_FORGETFUL = {
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "max_connections": "200",
-    # It would look into the template just when that is to be copied.
-    "autovacuum": "off",
-}
-
 # Tests use the programs of the embedded PostgreSQL.
 POSTGRESQL_PROGRAMS = ("initdb", "pg_ctl", "pg_dump", "pg_dumpall", "pg_restore", "postgres", "psql")
 OLD_VERSION = "9.0"
-
-
-def find_fast_folder() -> Path | None:
-    """Return a folder in memory with room for many databases, or None, which means the usual temporary folder.
-
-    Most tests make a database of some 8 MB and drop it. A disk that others write to makes that ten times slower.
-    """
-    memory = Path("/dev/shm")  # noqa: S108  (what is made in it has a random name and is closed to others)
-    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < 2 * 1024**3:
-        return None
-    return memory
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -122,19 +97,8 @@ def _no_other_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """The server's URL, with a database to connect to for making others."""
-    url = os.environ.get("TEST_DATABASE_URL")
-    if url:
+    with serve_postgres() as url:
         yield url
-        return
-    # Not pytest's own folder, which is closed to everybody else: started by root, the server runs as nobody.
-    with tempfile.TemporaryDirectory(prefix="quart-tenants-tests-", dir=find_fast_folder()) as folder:
-        Path(folder).chmod(0o711)
-        server = EmbeddedPostgres(Path(folder) / "postgres", options=FAST_AND_FORGETFUL)
-        asyncio.run(server.start())
-        try:
-            yield server.url
-        finally:
-            asyncio.run(server.stop())
 
 
 @pytest.fixture(scope="session")

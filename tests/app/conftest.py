@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.databases import new_database_between_loops
+from quart_tenants.testing.databases import new_database_between_loops
 from tests.support.processes import Server, run_server
 
 

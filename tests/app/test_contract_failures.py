@@ -16,7 +16,7 @@ from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
-from tests.conftest import FAST_AND_FORGETFUL
+from quart_tenants.testing.databases import FAST_AND_FORGETFUL
 from tests.support.databases import REFERENCE_FILES, fill_template
 from tests.support.patience import measure_until, wait_until
 from tests.support.processes import Server, run_server

@@ -16,8 +16,8 @@ import asyncpg
 import httpx
 import pytest
 
+from quart_tenants.testing.databases import new_database_between_loops
 from tests.isolation.small_app import MOST_BYTES
-from tests.support.databases import new_database_between_loops
 from tests.support.processes import SECRET_KEY, make_environment
 from tests.support.raw_requests import Wire
 

@@ -7,7 +7,7 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.support.databases import new_database_between_loops
+from quart_tenants.testing.databases import new_database_between_loops
 from tests.support.patience import DEADLINE
 from tests.support.processes import Server, run_server
 

@@ -17,8 +17,8 @@ from quart import websocket
 
 from quart_tenants import QuartTenants
 from quart_tenants.app import create_app
+from quart_tenants.testing.databases import new_database_between_loops
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
-from tests.support.databases import new_database_between_loops
 from tests.support.processes import SECRET_KEY, Server, run_server, wait_for_answer
 
 CHROMIUM = Path("/usr/bin/chromium")

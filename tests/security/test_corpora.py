@@ -18,9 +18,10 @@ from quart_tenants.app import create_app
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.postgres.sessions.session_ends import end_user_sessions
 from quart_tenants.tenant import parse_slug
+from quart_tenants.testing.databases import new_database_between_loops
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
 from quart_tenants.web.sessions.tenant_sessions import get_session
-from tests.support.databases import REFERENCE_FILES, new_database_between_loops
+from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE
 from tests.support.processes import SECRET_KEY, Server, run_server
 from tests.support.raw_requests import Header, call

@@ -11,8 +11,8 @@ import pytest
 from quart import Quart
 
 from quart_tenants.app import create_app
+from quart_tenants.testing.databases import new_database_between_loops
 from tests.app.test_passwords import Spy, held, watch
-from tests.support.databases import new_database_between_loops
 from tests.support.patience import DEADLINE
 from tests.support.processes import SECRET_KEY, Server, run_server
 

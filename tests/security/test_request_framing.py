@@ -14,7 +14,7 @@ import hypercorn.asyncio
 import pytest
 from hypercorn.config import Config
 
-from tests.support.databases import new_database_between_loops
+from quart_tenants.testing.databases import new_database_between_loops
 from tests.support.patience import DEADLINE
 from tests.support.processes import Server, run_server
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
-from tests.conftest import FAST_AND_FORGETFUL
+from quart_tenants.testing.databases import FAST_AND_FORGETFUL
 from tests.support.databases import fill_template
 from tests.support.patience import wait_until
 from tests.support.processes import Server, run_application

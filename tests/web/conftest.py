@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from quart_tenants.postgres.registry.registry_tables import list_tenants
-from tests.support.databases import new_database_between_loops
+from quart_tenants.testing.databases import new_database_between_loops
 from tests.web.commands.runs import Run, ask, execute, make_run
 
 

@@ -25,8 +25,9 @@ from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_te
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_schema_name, parse_slug
+from quart_tenants.testing.databases import new_database
 from tests.postgres.conftest import Role
-from tests.support.databases import REFERENCE_FILES, drop_for_good, new_database
+from tests.support.databases import REFERENCE_FILES, drop_for_good
 from tests.support.patience import DEADLINE
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Slug, Tenant, parse_slug
-from tests.support.databases import REFERENCE_FILES, name_database, new_database
+from quart_tenants.testing.databases import name_database, new_database
+from tests.support.databases import REFERENCE_FILES
 from tests.support.roles import dropping_roles, new_login, set_up_roles
 
 _ADD_ROW = "INSERT INTO company_data (description) VALUES ($1)"

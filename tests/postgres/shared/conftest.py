@@ -14,8 +14,8 @@ from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName
+from quart_tenants.testing.databases import name_database, new_database
 from tests.postgres.shared.parts import ACME, GLOBEX, SHARED_FILES, TENANT_FILES, App, write_files
-from tests.support.databases import name_database, new_database
 from tests.support.roles import dropping_roles, new_login
 
 _MODES = ["one role", "a role per tenant", "a role per tenant, and a login that is no superuser"]

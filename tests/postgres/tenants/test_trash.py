@@ -35,7 +35,7 @@ from quart_tenants.postgres.tenants.purge import find_purgeable, purge_tenants, 
 from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, list_trash, undrop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
-from tests.conftest import FAST_AND_FORGETFUL
+from quart_tenants.testing.databases import FAST_AND_FORGETFUL
 from tests.support.databases import REFERENCE_FILES, let_names_rest
 
 ACME, GLOBEX, NEWCO, BIG = parse_slug("acme"), parse_slug("globex"), parse_slug("newco"), parse_slug("big")

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.databases import name_database
+from quart_tenants.testing.databases import name_database
 from tests.support.processes import SECRET_KEY
 from tests.support.roles import dropping_roles, new_login
 from tests.web.commands.runs import Run, assert_refused, execute, make_run

@@ -1,0 +1,157 @@
+"""Make databases for tests: one is filled once, and each test gets a copy of it."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+
+FAST_AND_FORGETFUL = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    # It would look into the template just when that is to be copied.
+    "autovacuum": "off",
+}
+"""Options of a server on which nothing has to survive a crash of the machine."""
+
+_ROOM = 2 * 1024**3  # bytes, for many databases of some 8 MB
+
+
+@contextmanager
+def serve_postgres() -> Iterator[str]:
+    """Yield the URL of the server that `TEST_DATABASE_URL` names, or else of an embedded one that ends with the block.
+
+    The URL names a database from which others can be made.
+    """
+    url = os.environ.get("TEST_DATABASE_URL")
+    if url:
+        yield url
+        return
+    # Not pytest's own folder, which is closed to everybody else: started by root, the server runs as nobody.
+    with tempfile.TemporaryDirectory(prefix="quart-tenants-tests-", dir=_find_fast_folder()) as folder:
+        Path(folder).chmod(0o711)
+        server = EmbeddedPostgres(Path(folder) / "postgres", options=FAST_AND_FORGETFUL)
+        asyncio.run(server.start())
+        try:
+            yield server.url
+        finally:
+            asyncio.run(server.stop())
+
+
+def _find_fast_folder() -> Path | None:
+    """Return a folder in memory with room for many databases, or None, which means the usual temporary folder.
+
+    Most tests make a database and drop it. A disk that others write to makes that ten times slower.
+    """
+    memory = Path("/dev/shm")  # noqa: S108  (what is made in it has a random name and is closed to others)
+    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < _ROOM:
+        return None
+    return memory
+
+
+def name_database(url: str, name: str) -> str:
+    """Return *url* with the database *name*."""
+    parts = urlsplit(url)
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc}/{name}{query}"
+
+
+def make_name() -> str:
+    """Return a name that no database has."""
+    return f"qt_{secrets.token_hex(6)}"
+
+
+async def copy_database(connection: "asyncpg.Connection[asyncpg.Record]", name: str, template: str) -> None:
+    """Make the database *name*. Copying files is quicker than PostgreSQL's usual way, which logs each page."""
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+
+
+@asynccontextmanager
+async def new_database(server_url: str, template: str = "template0") -> AsyncIterator[str]:
+    """Make a database, yield its URL, and drop it with whoever is still connected."""
+    name = make_name()
+    connection = await asyncpg.connect(server_url)
+    try:
+        await copy_database(connection, name, template)
+        try:
+            yield name_database(server_url, name)
+        finally:
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def new_database_between_loops(server_url: str, template: str = "template0") -> Iterator[str]:
+    """Make a database as `new_database` does, for a fixture that outlives a test's event loop."""
+    with asyncio.Runner() as runner:
+        manager = new_database(server_url, template)
+        url = runner.run(manager.__aenter__())
+        try:
+            yield url
+        finally:
+            runner.run(manager.__aexit__(None, None, None))
+
+
+class DatabaseStock:
+    """Copies of one template. The next one is made, and used ones are dropped, while tests run.
+
+    `with DatabaseStock(server_url, template) as stock:` has a thread with one connection of its own.
+    """
+
+    def __init__(self, server_url: str, template: str) -> None:
+        self._server_url = server_url
+        self._template = template
+        self._runner = asyncio.Runner()
+        self._connection: asyncpg.Connection[asyncpg.Record]
+        self._thread = ThreadPoolExecutor(1)
+        self._next: Future[str]
+        self._dropped: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        self._thread.submit(self._connect).result()
+        self._next = self._thread.submit(self._make)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drop(self._next.result())
+        for dropped in self._dropped:
+            dropped.result()
+        self._thread.submit(self._close).result()
+        self._thread.shutdown()
+
+    async def take(self) -> str:
+        """Return the name of a copy that nobody else has."""
+        ready, self._next = self._next, self._thread.submit(self._make)
+        return await asyncio.wrap_future(ready)
+
+    def drop(self, name: str) -> None:
+        """Drop a copy soon, with whoever is still connected."""
+        self._dropped.append(self._thread.submit(self._drop, name))
+
+    def _connect(self) -> None:
+        self._connection = self._runner.run(asyncpg.connect(self._server_url))
+
+    def _make(self) -> str:
+        name = make_name()
+        self._runner.run(copy_database(self._connection, name, self._template))
+        return name
+
+    def _drop(self, name: str) -> None:
+        self._runner.run(self._connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+    def _close(self) -> None:
+        self._runner.run(self._connection.close())
+        self._runner.close()
