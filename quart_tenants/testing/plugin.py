@@ -40,7 +40,10 @@ else:
 FIRST, SECOND = Slug("acme"), Slug("globex")
 _DATABASE = "QUART_TENANTS_DATABASE_URL"
 _SECRET_KEY = "QUART_SECRET_KEY"  # noqa: S105  (the name of a variable)
-_LIST_ROLES = "SELECT rolname::text AS name FROM pg_catalog.pg_roles WHERE starts_with(rolname::text, $1)"
+# The members before the roles that they are members of, and the owner last: it has granted the memberships.
+_LIST_ROLES = """
+SELECT rolname::text AS name FROM pg_catalog.pg_roles WHERE starts_with(rolname::text, $1) ORDER BY rolname DESC
+"""
 
 
 class NewTenant(Protocol):

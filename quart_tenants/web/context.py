@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, cast
+from urllib.parse import quote
 
 from quart import has_request_context, has_websocket_context, request, websocket
 from quart.wrappers import Request, Websocket
@@ -16,6 +17,10 @@ from quart_tenants.errors import NoTenantError, OtherTenantError, SchemaBehindEr
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.hosts import read_host
 from quart_tenants.web.state import TenantState, get_state
+
+# The characters that a path may contain beside letters and digits, the percent sign of escapes included
+# (RFC 3986, section 3.3).
+_AS_SENT = "%!$&'()*+,/:;=@-._~"
 
 _SLUG = "_quart_tenants_slug"
 _TENANT = "_quart_tenants_tenant"
@@ -65,6 +70,18 @@ def prefers_html(asked: Request | Websocket) -> bool:
         return False
     accepted = asked.accept_mimetypes
     return accepted.best_match(["application/problem+json", "application/json", "text/html"]) == "text/html"
+
+
+def get_sent_target(asked: Request) -> str:
+    """Return the path and the query of *asked*, escaped as they were sent: a decoded %2F would lead elsewhere."""
+    path = bytes(asked.scope.get("raw_path") or b"")
+    if not path.startswith(b"/"):
+        # The request line was such as "GET http://host/path".
+        path = quote(asked.root_path + asked.path).encode()
+    target = quote(path, safe=_AS_SENT)
+    if asked.query_string:
+        target += "?" + quote(asked.query_string, safe=_AS_SENT + "?")
+    return target
 
 
 def remember_request() -> Request | Websocket | None:
@@ -173,7 +190,8 @@ def find_tenant() -> Tenant | None:
     """Return the tenant of the current request or websocket, or None if there is none, whatever the reason."""
     try:
         return find_current_tenant()
-    except TenantError:
+    except (TenantError, RuntimeError):
+        # The second is raised while the app is not serving.
         return None
 
 

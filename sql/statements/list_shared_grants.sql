@@ -8,9 +8,25 @@ WITH shared AS (
     SELECT r.rolname::text, CASE r.rolname WHEN $2::text THEN 'SELECT, REFERENCES' ELSE 'SELECT' END
     FROM pg_catalog.pg_roles AS r WHERE r.rolname IN ($2::text, $3::text)
 ), tables AS (
-    SELECT c.oid, pg_catalog.format('%s.%I', s.name, c.relname) AS name
+    -- Whoever creates an extension says who may read its tables.
+    SELECT c.oid, pg_catalog.format('%s.%I', s.name, c.relname) AS name, c.relkind IN ('r', 'p') AS has_keys
     FROM shared AS s JOIN pg_catalog.pg_class AS c ON c.relnamespace = s.oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    WHERE NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS e
+        WHERE e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND e.objid = c.oid AND e.deptype = 'e'
+    )
+), outsiders AS (
+    SELECT pg_catalog.string_agg(pg_catalog.quote_ident(r.rolname), ', ' ORDER BY r.rolname) AS names
+    FROM quart_tenants.tenants AS t
+    JOIN pg_catalog.pg_roles AS r ON r.rolname = t.role_name
+    WHERE NOT EXISTS (
+        SELECT FROM pg_catalog.pg_auth_members AS m
+        JOIN pg_catalog.pg_roles AS g ON g.oid = m.roleid AND g.rolname = $3::text
+        WHERE m.member = r.oid
+    )
 ), statements (step, statement) AS (
+    SELECT 0, pg_catalog.format('GRANT %I TO %s', $3::text, names) FROM outsiders WHERE names IS NOT NULL
+    UNION ALL
     SELECT 1, pg_catalog.format('GRANT USAGE ON SCHEMA %s TO %I', s.name, w.grantee)
     FROM shared AS s CROSS JOIN wanted AS w
     WHERE NOT pg_catalog.has_schema_privilege(w.grantee, s.oid, 'USAGE')
@@ -18,7 +34,7 @@ WITH shared AS (
     SELECT 2, pg_catalog.format('GRANT %s ON TABLE %s TO %I', w.rights, t.name, w.grantee)
     FROM tables AS t CROSS JOIN wanted AS w
     WHERE NOT pg_catalog.has_table_privilege(w.grantee, t.oid, 'SELECT')
-        OR w.grantee = $2::text AND NOT pg_catalog.has_table_privilege(w.grantee, t.oid, 'REFERENCES')
+        OR w.grantee = $2::text AND t.has_keys AND NOT pg_catalog.has_table_privilege(w.grantee, t.oid, 'REFERENCES')
     UNION ALL
     -- For what this role makes later.
     SELECT 3, pg_catalog.format(

@@ -2,7 +2,7 @@
 -- $1 the shared schemas, $2 the tenants' schemas, or null for those of all tenants outside the trash.
 --
 -- Each catalogue has an index that begins with the name, and the shared schemas have few names. So the names of 10,000
--- tenants are not read. The row type of a table and the type of its arrays have no names of their own.
+-- tenants are not read.
 WITH shared AS (
     SELECT oid, nspname::text AS name FROM pg_catalog.pg_namespace WHERE nspname = ANY ($1::text[])
 ), schemas AS (
@@ -20,12 +20,37 @@ WITH shared AS (
     JOIN pg_catalog.pg_class AS o ON o.relnamespace = s.oid AND o.relkind <> 'c'
     JOIN pg_catalog.pg_class AS c ON c.relname = o.relname AND c.relnamespace <> s.oid AND c.relkind <> 'c'
     UNION
+    -- A table has a type of its name. Two tables of one name are told as relations, and types of arrays not at all.
     SELECT t.typnamespace, 'type', t.typname, s.name
     FROM shared AS s
-    JOIN pg_catalog.pg_type AS o ON o.typnamespace = s.oid AND o.typcategory <> 'A' AND (
-        o.typrelid = 0 OR EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = o.typrelid AND relkind = 'c')
-    )
+    JOIN pg_catalog.pg_type AS o ON o.typnamespace = s.oid
     JOIN pg_catalog.pg_type AS t ON t.typname = o.typname AND t.typnamespace <> s.oid
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_type AS e WHERE e.typarray IN (o.oid, t.oid))
+        AND NOT (
+            EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = o.typrelid AND c.relkind <> 'c')
+            AND EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = t.typrelid AND c.relkind <> 'c')
+        )
+    UNION
+    SELECT p.oprnamespace, 'operator', p.oprname, s.name
+    FROM shared AS s
+    JOIN pg_catalog.pg_operator AS o ON o.oprnamespace = s.oid
+    JOIN pg_catalog.pg_operator AS p
+        ON p.oprname = o.oprname AND p.oprleft = o.oprleft AND p.oprright = o.oprright AND p.oprnamespace <> s.oid
+    UNION
+    SELECT c.collnamespace, 'collation', c.collname, s.name
+    FROM shared AS s
+    JOIN pg_catalog.pg_collation AS o ON o.collnamespace = s.oid
+    JOIN pg_catalog.pg_collation AS c ON c.collname = o.collname AND c.collnamespace <> s.oid
+    UNION
+    SELECT c.cfgnamespace, 'text search configuration', c.cfgname, s.name
+    FROM shared AS s
+    JOIN pg_catalog.pg_ts_config AS o ON o.cfgnamespace = s.oid
+    JOIN pg_catalog.pg_ts_config AS c ON c.cfgname = o.cfgname AND c.cfgnamespace <> s.oid
+    UNION
+    SELECT d.dictnamespace, 'text search dictionary', d.dictname, s.name
+    FROM shared AS s
+    JOIN pg_catalog.pg_ts_dict AS o ON o.dictnamespace = s.oid
+    JOIN pg_catalog.pg_ts_dict AS d ON d.dictname = o.dictname AND d.dictnamespace <> s.oid
     UNION
     SELECT p.pronamespace, 'routine', p.proname, s.name
     FROM shared AS s

@@ -12,6 +12,11 @@ WITH shared AS (
     CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS x
     WHERE x.privilege_type IN ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER')
     UNION ALL
+    SELECT pg_catalog.format('SEQUENCE %s.%I', s.name, c.relname), x.grantee, x.privilege_type
+    FROM shared AS s JOIN pg_catalog.pg_class AS c ON c.relnamespace = s.oid AND c.relkind = 'S'
+    CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS x
+    WHERE x.privilege_type IN ('USAGE', 'UPDATE')
+    UNION ALL
     SELECT pg_catalog.format('TABLE %s.%I', s.name, c.relname), x.grantee, x.privilege_type
     FROM shared AS s JOIN pg_catalog.pg_class AS c ON c.relnamespace = s.oid
     JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attacl IS NOT NULL

@@ -5,7 +5,8 @@
 -- role more of PostgreSQL's functions than PUBLIC has: set_config() leads out of the role, and others read files.
 WITH roles AS (
     SELECT r.oid, r.rolname, r.rolsuper, r.rolbypassrls, r.rolcanlogin, r.rolcreaterole
-    FROM quart_tenants.tenants AS t JOIN pg_catalog.pg_roles AS r ON r.rolname = t.role_name
+    FROM pg_catalog.pg_roles AS r
+    WHERE r.rolname = $1::text OR EXISTS (SELECT FROM quart_tenants.tenants AS t WHERE t.role_name = r.rolname)
 ), rights (grantee, "right", place) AS (
     SELECT x.grantee, x.privilege_type, pg_catalog.format('FUNCTION %s', p.oid::pg_catalog.regprocedure)
     FROM pg_catalog.pg_proc AS p CROSS JOIN LATERAL pg_catalog.aclexplode(p.proacl) AS x

@@ -14,7 +14,8 @@ from quart_tenants.tenant import RoleName
 # A test may have changed the name behind it.
 _PREFIX_LENGTH = len("quart_tenants_0123456")
 _LIST_OWNERS = "SELECT owner_name FROM quart_tenants.role_setup"
-_LIST_ROLES = "SELECT rolname::text FROM pg_roles WHERE starts_with(rolname::text, $1)"
+# The members before the roles that they are members of, and the owner last: it has granted the memberships.
+_LIST_ROLES = "SELECT rolname::text FROM pg_roles WHERE starts_with(rolname::text, $1) ORDER BY rolname DESC"
 
 
 async def set_up_roles(database: Database) -> RoleName:

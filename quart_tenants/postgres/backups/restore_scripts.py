@@ -10,6 +10,7 @@ from quart_tenants.postgres.roles.schema_access import (
     WRITE_ROLE,
     name_role,
 )
+from quart_tenants.postgres.shared.shared_names import SHARE_LOCK
 from quart_tenants.postgres.tenants.trash import name_in_trash
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
@@ -147,6 +148,7 @@ class Restoration:
             ]
         if self.shared:
             shared, restored_as = _write_array(self.shared), _write_array([tenant.schema])
+            script.append(f"{SHARE_LOCK};\n")
             script.append(_execute(_REFUSE_SHARED_NAMES, shared, restored_as, answer="\\gexec\n"))
         if self.replaces:
             script += [_execute(_FORGET_MIGRATIONS, schema), _execute(_FORGET_FAILURE, tenant.id)]

@@ -11,7 +11,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.role_setup import DO_NOT_LOOP, list_public_rights, list_without_role
 from quart_tenants.postgres.registry.registry_tables import GRANT_REGISTRY, check_registry, unready_explained
 from quart_tenants.postgres.roles.owner_role import RUN_INIT, find_owner, name_readers
-from quart_tenants.postgres.shared.shared_access import check_shared_schemas, list_shared_grants
+from quart_tenants.postgres.shared.shared_access import check_shared_schemas, list_foreign_parts, list_shared_grants
 from quart_tenants.postgres.shared.shared_names import describe_shared_names, list_shared_names
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
@@ -38,12 +38,13 @@ SELECT
 FROM pg_catalog.pg_roles AS r WHERE r.rolname = session_user
 """
 # Lists roles that may look into the schemas of tenants and of the registry, without the owner of the schema, the
-# tenant's own role and the role that has logged in.
+# tenant's own role and the role that has logged in. $1 the role of all who read the shared schemas, or null.
 _LIST_STRANGERS = """
 SELECT
     n.nspname::text AS schema_name,
     coalesce(g.rolname::text, 'PUBLIC') AS grantee,
-    g.oid IS NULL OR EXISTS (SELECT FROM quart_tenants.tenants AS other WHERE other.role_name = g.rolname) AS leak
+    g.oid IS NULL OR g.rolname = $1::text
+    OR EXISTS (SELECT FROM quart_tenants.tenants AS other WHERE other.role_name = g.rolname) AS leak
 FROM pg_catalog.pg_namespace AS n
 LEFT JOIN quart_tenants.tenants AS t ON t.schema_name = n.nspname
 CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS x
@@ -160,7 +161,8 @@ async def _check_catalogue(block: Connection) -> list[Finding]:
     await block.execute(DO_NOT_LOOP)
     (login,) = await block.fetch(_LOOK_AT_LOGIN)
     missing = [row["missing"] for row in await block.fetch(_LIST_MISSING_RIGHTS)]
-    strangers = await block.fetch(_LIST_STRANGERS)
+    owner = await find_owner(block)
+    strangers = await block.fetch(_LIST_STRANGERS, None if owner is None else name_readers(owner).name)
     leaks = [f"{row['grantee']} on {row['schema_name']}" for row in strangers if row["leak"]]
     others = [f"{row['grantee']} on {row['schema_name']}" for row in strangers if row["schema_name"] != REGISTRY_SCHEMA]
     return [
@@ -211,6 +213,16 @@ async def _check_shared(block: Connection, settings: Settings) -> list[Finding]:
             "a tenant whose table is dropped would read the shared one",
         )
     ]
+    foreign = await list_foreign_parts(block, settings=settings)
+    findings.append(
+        judge(
+            "shared tables",
+            list_problem("this role does not own, and so cannot change", foreign),
+            "this role owns the shared schemas and their tables",
+            "let a superuser ALTER … OWNER TO the role in the URL",
+            State.WARNING,
+        )
+    )
     owner = await find_owner(block) if settings.role_per_tenant else None
     if owner is not None:
         writers = await block.fetch(read_statement("list_shared_writers"), names, name_readers(owner).name)
@@ -226,7 +238,7 @@ async def _check_shared(block: Connection, settings: Settings) -> list[Finding]:
         findings.append(
             judge(
                 "shared rights",
-                "the tenants' roles cannot read all of what is shared" if missing else "",
+                list_problem("the tenants' roles cannot read all of what is shared; missing", missing),
                 "the tenants' roles may read what is shared",
                 "run quart-tenants migrate",
                 State.WARNING,

@@ -38,18 +38,19 @@ WHERE (d.setdatabase = 0 OR b.datname = pg_catalog.current_database())
     AND (d.setrole = 0 OR r.rolname = session_user)
     AND pg_catalog.starts_with(s.setting, 'search_path=') AND s.setting NOT IN ('search_path=', 'search_path=""')
 """
-# Ways for SQL to leave the database or its role, also from a tenant's block.
+# Ways for SQL to leave the database or its role, also from a tenant's block. $1 the shared schemas.
 _LIST_WAYS_OUT = """
 SELECT 'extension ' || extname::text AS way FROM pg_catalog.pg_extension
 WHERE extname IN ('dblink', 'postgres_fdw', 'file_fdw', 'adminpack', 'plpython3u', 'plperlu', 'pltclu')
 UNION ALL
 SELECT 'function ' || p.oid::pg_catalog.regprocedure::text || ' (SECURITY DEFINER)'
-FROM quart_tenants.tenants AS t
-JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
+FROM pg_catalog.pg_namespace AS n
 JOIN pg_catalog.pg_depend AS d
     ON d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = n.oid
     AND d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
 JOIN pg_catalog.pg_proc AS p ON p.oid = d.objid AND p.prosecdef
+WHERE n.nspname = ANY ($1::text[])
+    OR EXISTS (SELECT FROM quart_tenants.tenants AS t WHERE t.schema_name = n.nspname)
 """
 
 
@@ -79,8 +80,11 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     for finding in findings:
         yield finding
     async with database.connection() as connection:
+        shared = [schema.name for schema in settings.shared_schemas]
         paths = [row["setting"] for row in await connection.fetch(_LIST_PATH_SETTINGS)]
-        ways = [row["way"] for row in await connection.fetch(_LIST_WAYS_OUT)] if settings.role_per_tenant else []
+        ways = (
+            [row["way"] for row in await connection.fetch(_LIST_WAYS_OUT, shared)] if settings.role_per_tenant else []
+        )
     if paths:
         seen = list_problem("a connection that does not ask for a path gets one", paths)
         remedy = "ALTER ROLE or ALTER DATABASE … SET search_path = ''"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from quart_tenants.errors import MigrationFileError
 from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, parse_sql
@@ -98,7 +99,7 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
             raise refuse(start, "it ends the transaction that it runs in; take BEGIN, COMMIT and the like out")
         if kind == "variable_set_stmt" and raw.stmt.variable_set_stmt.name in ("search_path", ""):
             raise refuse(start, "it changes search_path; use unqualified names only")
-        if kind == "create_extension_stmt" and not may_create_extensions:
+        if kind == "create_extension_stmt" and not (may_create_extensions or _lies_elsewhere(raw.stmt)):
             raise refuse(
                 start,
                 "an extension belongs to the whole database and not to one tenant's schema; create it in a file of "
@@ -120,6 +121,13 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
     if not statements:
         raise MigrationFileError(f"{name}: holds no statement")
     return Script(tuple(statements), in_transaction)
+
+
+def _lies_elsewhere(statement: Any) -> bool:
+    """Return whether a CREATE EXTENSION may run for each tenant: it names its schema, and does nothing again."""
+    extension = statement.create_extension_stmt
+    names = {option.def_elem.defname for option in extension.options}
+    return extension.if_not_exists and "schema" in names
 
 
 def _read_directives(name: str, text: str) -> bool:

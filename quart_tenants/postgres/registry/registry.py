@@ -215,6 +215,14 @@ class Registry:
             RegistryStaleError: The registry cannot be read now.
         """
         asked_at = time.monotonic()
+        try:
+            # Each of the two locks may be held by a read that hangs.
+            async with asyncio.timeout(self._settings.registry_max_age / 2):
+                await self._catch_up(asked_at)
+        except TimeoutError as error:
+            raise RegistryStaleError("the feed of changes cannot be read in time") from error
+
+    async def _catch_up(self, asked_at: float) -> None:
         async with self._catching_up:
             if self._read_at < asked_at and self._failed_at < asked_at:
                 await asyncio.sleep(self._tried_at + self._catch_up_pause - time.monotonic())

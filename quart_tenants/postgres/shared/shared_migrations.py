@@ -2,7 +2,8 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import asyncpg
 
@@ -25,14 +26,13 @@ from quart_tenants.postgres.migrations.migration_files import (
 from quart_tenants.postgres.migrations.migration_tries import GRACE, choose_pause, format_limits, may_succeed_later
 from quart_tenants.postgres.registry.registry_tables import ALL_TENANTS, announce_changes, check_registry
 from quart_tenants.postgres.roles.owner_role import get_owner
-from quart_tenants.postgres.shared.shared_access import grant_shared, make_shared_schemas
-from quart_tenants.postgres.shared.shared_names import refuse_shared_names
+from quart_tenants.postgres.shared.shared_access import grant_shared, make_shared_schemas, note_ledger_schema
+from quart_tenants.postgres.shared.shared_names import SHARED_LOCK_KEY, refuse_shared_names
 from quart_tenants.settings import Settings
 
-# Only one command at a time changes the shared schemas. The number is arbitrary: "shared" as bytes.
-_LOCK_KEY = 126892148680036
-_LOCK = f"SELECT pg_catalog.pg_advisory_xact_lock({_LOCK_KEY})"
-_LOCK_SESSION = f"SELECT pg_catalog.pg_advisory_lock({_LOCK_KEY})"
+# Only one command at a time changes the shared schemas.
+_LOCK = f"SELECT pg_catalog.pg_advisory_xact_lock({SHARED_LOCK_KEY})"
+_LOCK_SESSION = f"SELECT pg_catalog.pg_advisory_lock({SHARED_LOCK_KEY})"
 
 
 async def plan_shared(database: Database, *, settings: Settings) -> tuple[Migration, ...]:
@@ -77,8 +77,9 @@ async def migrate_shared(database: Database, *, settings: Settings) -> tuple[Mig
     for attempt in itertools.count(1):
         try:
             await _prepare(database, settings)
-            while batch := await _run_next(database, settings):
-                ran += batch
+            # Asked again each time: another command may run them, too.
+            while missing := await plan_shared(database, settings=settings):
+                ran += await _run_next(database, missing, settings)
             await _finish(database, settings)
         except TenantError as error:
             if not may_succeed_later(error) or attempt >= settings.migration_attempts:
@@ -90,67 +91,76 @@ async def migrate_shared(database: Database, *, settings: Settings) -> tuple[Mig
 
 
 async def _prepare(database: Database, settings: Settings) -> None:
-    async with database.connection() as connection:
+    async with _locked(database.connection(), settings) as connection:
         await check_registry(connection)
         await make_shared_schemas(connection, settings=settings)
 
 
 async def _finish(database: Database, settings: Settings) -> None:
-    async with database.connection() as connection:
+    async with _locked(database.connection(), settings) as connection:
         await refuse_shared_names(connection, settings=settings)
         if settings.role_per_tenant:
             await grant_shared(connection, await get_owner(connection), settings=settings)
 
 
-async def _run_next(database: Database, settings: Settings) -> Sequence[Migration]:
-    """Run the next missing files that go together, or the next one that runs alone. Return them; none at the end."""
-    missing = await plan_shared(database, settings=settings)
+@asynccontextmanager
+async def _locked(
+    block: AbstractAsyncContextManager[Connection], settings: Settings, files: Sequence[Migration] = ()
+) -> AsyncIterator[Connection]:
+    """Lend the connection of *block* while no other command changes the shared schemas."""
+    names = ", ".join(migration.name for migration in files) or "of the shared schemas"
+    try:
+        async with block as connection:
+            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
+            await connection.execute(_LOCK)
+            yield connection
+    except asyncpg.PostgresError as error:
+        raise MigrationFailedError(settings.shared_schemas[0].name, names, describe_refusal(error)) from error
+
+
+async def _run_next(database: Database, missing: Sequence[Migration], settings: Settings) -> Sequence[Migration]:
+    """Run those of *missing* that go together, or the next one that runs alone. Return what was not run by another."""
     together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
     if together:
         return await _run_together(database, together, settings)
-    if missing:
-        await _run_alone(database, missing[0], settings)
-    return missing[:1]
+    return await _run_alone(database, missing[0], settings)
 
 
 async def _run_together(database: Database, files: Sequence[Migration], settings: Settings) -> Sequence[Migration]:
     schema = settings.shared_schemas[0].name
-    names = ", ".join(migration.name for migration in files)
-    try:
-        async with database.shared_connection() as connection:
-            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
-            await connection.execute(_LOCK)
-            # Another command may have run them while this one waited.
-            missing = await _list_missing(connection, files)
-            await run_scripts(connection, schema, missing, seconds=settings.migration_statement_timeout + GRACE)
-            path = await record_migrations(connection, SHARED_LEDGER, missing)
-            if path != [shared.name for shared in settings.shared_schemas]:
-                raise explain_path(schema, missing)
-            await refuse_shared_names(connection, settings=settings)
-            await announce_changes(connection, ALL_TENANTS)
-    except asyncpg.PostgresError as error:
-        raise MigrationFailedError(schema, names, describe_refusal(error)) from error
+    async with _locked(database.shared_connection(), settings, files) as connection:
+        # Another command may have run them while this one waited.
+        missing = await _list_missing(connection, files)
+        await run_scripts(connection, schema, missing, seconds=settings.migration_statement_timeout + GRACE)
+        path = await record_migrations(connection, SHARED_LEDGER, missing)
+        if path != [shared.name for shared in settings.shared_schemas]:
+            raise explain_path(schema, missing)
+        await note_ledger_schema(connection, settings=settings)
+        await refuse_shared_names(connection, settings=settings)
+        await announce_changes(connection, ALL_TENANTS)
     return missing
 
 
-async def _run_alone(database: Database, migration: Migration, settings: Settings) -> None:
+async def _run_alone(database: Database, migration: Migration, settings: Settings) -> Sequence[Migration]:
     schema = settings.shared_schemas[0].name
     try:
         async with database.session() as connection:
             await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=False))
             await connection.execute(_LOCK_SESSION)
             if not await _list_missing(connection, [migration]):
-                return
+                return ()
             # An index that is built concurrently waits for transactions to end, and blocks nobody.
             await connection.execute(format_limits(settings, 0, local=False))
             await run_alone(connection, migration, [s.name for s in settings.shared_schemas], settings=settings)
             await refuse_shared_names(connection, settings=settings)
             async with connection.transaction():
                 await record_migrations(connection, SHARED_LEDGER, [migration])
+                await note_ledger_schema(connection, settings=settings)
                 await announce_changes(connection, ALL_TENANTS)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else describe(error)
         raise explain_half(schema, migration, reason) from error
+    return (migration,)
 
 
 async def _list_missing(connection: Connection | DriverConnection, files: Sequence[Migration]) -> Sequence[Migration]:

@@ -15,6 +15,16 @@ from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName
 
+SHARED_LOCK_KEY = 126892148680036
+"""Of the advisory lock on the shared schemas. The number is arbitrary: "shared" as bytes.
+
+Whoever changes the shared schemas has it alone. Whoever makes a tenant's tables shares it until the commit. Otherwise
+each of two transactions could make the same name, and neither would see the other's.
+"""
+
+SHARE_LOCK = f"SELECT pg_catalog.pg_advisory_xact_lock_shared({SHARED_LOCK_KEY})"
+"""Takes that lock until the end of the transaction, together with others who make tenants' tables."""
+
 
 @dataclass(frozen=True, slots=True)
 class SharedName:
@@ -22,7 +32,7 @@ class SharedName:
 
     Attributes:
         schema: The tenant's schema.
-        kind: `relation`, `type` or `routine`.
+        kind: Such as `relation`, `type` or `routine`.
         name: The name.
         shared_schema: The shared schema.
     """
@@ -55,9 +65,13 @@ async def refuse_shared_names(
 ) -> None:
     """Make sure that no name is in *schema* and in a shared schema. None stands for the schemas of all tenants.
 
+    With a *schema*, nobody changes the shared schemas until the caller's transaction ends.
+
     Raises:
         SharedNameError: One is.
     """
+    if schema is not None and settings.shared_schemas:
+        await connection.execute(SHARE_LOCK)
     found = await list_shared_names(connection, None if schema is None else [schema.name], settings=settings)
     if found:
         raise SharedNameError(describe_shared_names(found))

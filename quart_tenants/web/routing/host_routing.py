@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from quart import Quart, current_app
 from quart.wrappers import Request, Response, Websocket
@@ -16,13 +16,21 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
-from quart_tenants.errors import SchemaBehindError, SettingError, UnknownHostError, UnknownTenantError
+from quart_tenants.errors import (
+    RegistryStaleError,
+    SchemaBehindError,
+    SettingError,
+    UnknownHostError,
+    UnknownTenantError,
+)
 from quart_tenants.settings import PREFIX
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.context import (
     find_request,
     find_requested_slug,
+    find_tenant,
     get_current_tenant,
+    get_sent_target,
     look_again,
     may_be_tenants,
     remember_request,
@@ -31,10 +39,8 @@ from quart_tenants.web.hosts import HostPatterns, get_port, parse_host
 from quart_tenants.web.sessions.tenant_sessions import ask_about_session
 from quart_tenants.web.state import TenantState, get_state
 
-# The characters that a path may contain beside letters and digits, the percent sign of escapes included
-# (RFC 3986, section 3.3).
-_AS_SENT = "%!$&'()*+,/:;=@-._~"
-
+# How the names of the extension's own endpoints begin.
+_OUR_ENDPOINT = "quart_tenants_"
 _TENANT_ARGUMENT = "tenant"
 _APEX_ARGUMENT = "_apex"
 _ANY_ARGUMENT = "_host"
@@ -96,6 +102,10 @@ async def enter_tenant() -> Response | None:
             redirect = _enter(asked, for_tenant=for_tenant)
         if redirect is not None:
             return redirect
+    elif _ANY_ARGUMENT in arguments and _is_apps_own(asked) and may_be_tenants(asked.host) and find_tenant() is None:
+        # A page of every host may ask who is here, and is served also if that cannot be known.
+        with contextlib.suppress(RegistryStaleError):
+            await look_again(asked)
     await ask_about_session()
     for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT):
         arguments.pop(argument, None)
@@ -122,6 +132,11 @@ def _enter(asked: Request | Websocket, *, for_tenant: bool) -> Response | None:
     return None
 
 
+def _is_apps_own(asked: Request | Websocket) -> bool:
+    """Return whether the route is the app's, and no probe of ours, which must answer without a database."""
+    return asked.endpoint is not None and not asked.endpoint.startswith(_OUR_ENDPOINT)
+
+
 def _is_our_host(asked: BaseRequestWebsocket) -> bool:
     """Return whether the host of *asked* is a tenant's address, used or not, or the domain itself."""
     state = get_state()
@@ -142,14 +157,7 @@ def _find_redirect(asked: Request) -> Response | None:
     if new_slug is None:
         return None
     # The visitor chooses only the port, the path and the query; the whole host stands before them.
-    # The path is taken as it was sent: asked.path is decoded, and a %2F in it would lead elsewhere.
-    path = bytes(asked.scope.get("raw_path") or b"")
-    if not path.startswith(b"/"):
-        # The request line was such as "GET http://host/path".
-        path = quote(asked.root_path + asked.path).encode()
-    target = quote(path, safe=_AS_SENT)
-    if asked.query_string:
-        target += "?" + quote(asked.query_string, safe=_AS_SENT + "?")
+    target = get_sent_target(asked)
     host = f"{new_slug}.{state.settings.domain}{get_port(asked.host)}"
     # 308 keeps the method and the body. No browser may store it: the old name may belong to another tenant one day.
     headers = {"Location": f"{asked.scheme}://{host}{target}", "Cache-Control": "no-store"}

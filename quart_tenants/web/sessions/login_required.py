@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import ParamSpec, TypeVar
 
-from quart import Response, redirect, request, url_for
+from quart import Response, current_app, redirect, request, url_for
 from quart.wrappers import Request
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from quart_tenants.errors import NotLoggedInError
-from quart_tenants.web.context import find_request, prefers_html
+from quart_tenants.web.context import find_request, get_sent_target, prefers_html
 from quart_tenants.web.sessions.tenant_sessions import get_session
 from quart_tenants.web.state import get_state
 
@@ -43,14 +43,14 @@ def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T |
     @functools.wraps(view)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> T | Response | WerkzeugResponse:
         if get_session().user is not None:
-            return await view(*args, **kwargs)
+            return await current_app.ensure_async(view)(*args, **kwargs)
         asked, endpoint = find_request(), get_state().sign_in_endpoint
         if endpoint is None or not isinstance(asked, Request) or not prefers_html(asked):
             raise NotLoggedInError
         if asked.method not in _SAFE_METHODS:
             # Nobody can go back to what was sent.
             return redirect(url_for(endpoint), HTTPStatus.SEE_OTHER)
-        return redirect(url_for(endpoint, next=asked.full_path.removesuffix("?")), HTTPStatus.SEE_OTHER)
+        return redirect(url_for(endpoint, next=get_sent_target(asked)), HTTPStatus.SEE_OTHER)
 
     return guarded
 

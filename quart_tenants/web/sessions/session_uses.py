@@ -7,7 +7,7 @@ from quart_tenants.web.sessions.logins import login_attempt
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.sessions.tenant_sessions import end_session, get_session, start_session
 
-_USES = {function.__name__: function for function in (end_session, get_session, login_attempt, start_session)}
+_USES = (end_session, get_session, login_attempt, start_session)
 
 
 def refuse_foreign_sessions(app: Quart) -> None:
@@ -30,7 +30,7 @@ def refuse_foreign_sessions(app: Quart) -> None:
 def uses_sessions(app: Quart) -> bool:
     """Return whether a view of *app* names one of the functions for sessions, or is wrapped by `login_required`.
 
-    A view that reaches them by another function is not found.
+    A view that reaches them by another function, or by the name of a module, is not found.
     """
     return any(_names_session(view) for view in app.view_functions.values())
 
@@ -38,7 +38,7 @@ def uses_sessions(app: Quart) -> bool:
 def _names_session(view: object) -> bool:
     while view is not None:
         code, names = getattr(view, "__code__", None), getattr(view, "__globals__", {})
-        if code is not None and any(name in code.co_names and names.get(name) is _USES[name] for name in _USES):
+        if code is not None and any(names.get(name) is use for name in code.co_names for use in _USES):
             return True
         view = getattr(view, "__wrapped__", None)
     return False

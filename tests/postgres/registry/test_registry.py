@@ -715,3 +715,16 @@ async def test_visitors_are_told_together_that_nothing_can_be_read(
 
     await execute(database, READABLE)
     await registry.catch_up()
+
+
+async def test_visitor_does_not_wait_for_a_read_that_hangs(
+    database: Database, settings: Settings, other_process: Database
+) -> None:
+    """After half of the time for which the memory is trusted the answer is that nobody knows."""
+    registry = WatchedRegistry(database, replace(settings, registry_max_age=0.4))
+    await registry.load()
+    async with other_process.connection() as connection:
+        await connection.execute("LOCK TABLE quart_tenants.changes")
+        results = await asyncio.gather(*(registry.catch_up() for _ in range(5)), return_exceptions=True)
+
+    assert [str(result) for result in results] == ["the feed of changes cannot be read in time"] * 5

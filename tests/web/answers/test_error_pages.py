@@ -257,8 +257,22 @@ async def test_browser_is_sent_to_the_sign_in_page(app: Quart) -> None:
     read = await client.get("/members/a%20b?page=2", headers=headers)
     sent = await client.post("/members/x", headers=headers)
 
-    assert (read.status_code, read.headers["Location"]) == (303, "/sign-in?next=/members/a+b?page%3D2")
+    assert (read.status_code, read.headers["Location"]) == (303, "/sign-in?next=/members/a%2520b?page%3D2")
     assert (sent.status_code, sent.headers["Location"]) == (303, "/sign-in")
+
+
+async def test_view_without_async_may_need_a_login(app: Quart) -> None:
+    """Quart runs such a view in a thread."""
+
+    @app.get("/slow", host="<tenant_host:tenant>")
+    @login_required  # type: ignore[arg-type]
+    def slow() -> ResponseReturnValue:
+        return {"slow": True}
+
+    client = app.test_client()
+    await client.post("/sign-in", headers={"Host": "acme.localhost"})
+
+    assert await (await client.get("/slow", headers={"Host": "acme.localhost"})).get_json() == {"slow": True}
 
 
 async def test_program_is_answered_401(app: Quart) -> None:

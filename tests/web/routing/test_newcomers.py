@@ -8,7 +8,14 @@ from typing import NamedTuple
 import pytest
 from quart import Quart, ResponseReturnValue
 
-from quart_tenants import QuartTenants, current_tenant, get_session, start_session, tenant_connection
+from quart_tenants import (
+    QuartTenants,
+    current_tenant,
+    find_tenant,
+    get_session,
+    start_session,
+    tenant_connection,
+)
 from quart_tenants.admin import parse_slug
 from quart_tenants.domain import parse_domain
 from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
@@ -62,6 +69,11 @@ def make_worker(settings: Settings, **config: object) -> Worker:
     async def rows(slug: str) -> ResponseReturnValue:
         async with tenant_connection(slug) as connection:
             return {"rows": await connection.fetchval(COUNT)}
+
+    @app.get("/who", host=tenants.any_host)
+    async def who() -> ResponseReturnValue:
+        found = find_tenant()
+        return {"rows": None if found is None else found.slug}
 
     @app.websocket("/talk", host=tenants.host)
     async def talk() -> None:
@@ -142,6 +154,17 @@ async def test_change_of_another_worker_is_served_at_once(change: Change, here: 
     host = await change(here.tenants)
 
     assert await get(there, host) == (200, 0)
+
+
+async def test_page_of_every_host_knows_who_is_here(change: Change, here: Worker, there: Worker) -> None:
+    """It is served also where nobody is, and where that cannot be known."""
+    host = await change(here.tenants)
+
+    assert await get(there, host, "/who") == (200, "acme" if host in ("acme.localhost", "shop.example") else "newco")
+    async with here.tenants.database.connection() as connection:
+        await connection.execute("ALTER TABLE quart_tenants.changes RENAME TO changes_elsewhere")
+    assert await get(there, "nobody.localhost", "/who") == (200, None)
+    assert await get(there, "nobody.localhost", "/healthz") == (200, None)
 
 
 async def test_worker_that_does_not_ask_refuses_a_newcomer(
