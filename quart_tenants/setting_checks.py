@@ -17,6 +17,9 @@ from quart_tenants.tenant import SchemaName, parse_shared_schema_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+UNIX_SOCKET = "unix"
+"""In place of a network: whoever connects by a unix socket, which has no address."""
+
 # An address. If it has colons and a port follows, it is in brackets.
 _SERVER = re.compile(r"(?:\[(?P<bracketed>[^]]+)\]|(?P<plain>[^][:]+))(?::(?P<port>[0-9]{1,5}))?|(?P<bare>[^][]+)")
 _DNS_PORT = 53
@@ -90,12 +93,12 @@ def check_schemas(value: object) -> tuple[SchemaName, ...]:
         raise ValueError(f"is {value!r}: {error.text!r} cannot be shared: {error.reason}") from None
 
 
-def check_networks(value: object) -> tuple[Network, ...]:
-    """Return networks; a single address is a network, too."""
+def check_proxies(value: object) -> tuple[Network | str, ...]:
+    """Return networks, where a single address is a network, too, and the word `unix`."""
     try:
-        return tuple(ipaddress.ip_network(name) for name in sorted(check_names(value)))
+        return tuple(name if name == UNIX_SOCKET else ipaddress.ip_network(name) for name in sorted(check_names(value)))
     except ValueError as error:
-        raise ValueError(f"is {value!r}: give networks such as 127.0.0.1 or 10.0.0.0/8 ({error})") from None
+        raise ValueError(f"is {value!r}: give networks such as 127.0.0.1 or 10.0.0.0/8, or unix ({error})") from None
 
 
 def check_dns_servers(value: object) -> tuple[DnsServer, ...]:

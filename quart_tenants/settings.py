@@ -16,7 +16,7 @@ from quart_tenants.setting_checks import (
     check_domain,
     check_folder,
     check_names,
-    check_networks,
+    check_proxies,
     check_public_url,
     check_schemas,
     check_schemes,
@@ -111,11 +111,12 @@ class Settings:
         "Servers that are asked whether a domain belongs to a tenant: `127.0.0.1`, `127.0.0.1:5353` or `[::1]:53`. "
         "None: those of the system.",
     )
-    trusted_proxies: tuple[Network, ...] = _setting(
+    trusted_proxies: tuple[Network | str, ...] = _setting(
         (),
-        check_networks,
+        check_proxies,
         "networks",
-        "Proxies whose `X-Forwarded-*` headers are trusted. The headers of all other clients are ignored.",
+        "Proxies whose `X-Forwarded-*` headers are trusted; `unix` for one that connects by a unix socket. "
+        "The headers of all other clients are ignored.",
     )
     trusted_proxy_hops: int = _setting(
         1,

@@ -35,7 +35,14 @@ from quart_tenants.web.guards.security_headers import SecurityHeaders
 from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.login_gates import LoginGates
 from quart_tenants.web.routing.ask_route import add_ask_route
-from quart_tenants.web.routing.host_routing import ANY_HOST, APEX_HOST, TENANT_HOST, add_host_routing, enter_tenant
+from quart_tenants.web.routing.host_routing import (
+    ANY_HOST,
+    APEX_HOST,
+    TENANT_HOST,
+    add_host_routing,
+    enter_tenant,
+    name_reserved_host,
+)
 from quart_tenants.web.routing.probes import add_probes
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
@@ -95,8 +102,8 @@ class QuartTenants(TenantState):
             app.session_interface = cast("SecureCookieSessionInterface", sessions)
         refuse_foreign_sessions(app)
         add_host_routing(app, self)
-        add_ask_route(app)
         add_probes(app, self)
+        add_ask_route(app)
         answer_tenant_errors(app)
         app.context_processor(lambda: {"current_tenant": current_tenant})
         # From the inside out. The headers depend on the scheme, which the proxies know, and belong on every answer.
@@ -170,6 +177,16 @@ class QuartTenants(TenantState):
         """
         self._set_up = set_up
         return set_up
+
+    def reserved_host(self, label: str) -> str:
+        """Return for `host=` of a route: `<label>.<domain>`, on any port.
+
+        Raises:
+            SettingError: `TENANTS_RESERVED_SLUGS` does not keep *label* for the app, so a tenant could take it.
+        """
+        if label not in self.settings.reserved_slugs:
+            raise SettingError(f"{PREFIX}RESERVED_SLUGS", f"lacks {label!r}: a tenant could take that host")
+        return name_reserved_host(label)
 
     def files(self, root: str | Path) -> TenantFiles:
         """Return the folders of all tenants under *root*: one for each, copied and deleted with the tenant."""

@@ -15,10 +15,18 @@ from quart_tenants import (
     Tenant,
     UnknownTenantError,
     current_tenant,
+    login_attempt,
     tenant_connection,
 )
 from quart_tenants.admin import parse_slug, rename_tenant
-from quart_tenants.errors import InvalidSlugError, RegistryNotReadyError, TenantExistsError, WrongTenantError
+from quart_tenants.errors import (
+    InvalidCredentialsError,
+    InvalidSlugError,
+    RegistryNotReadyError,
+    SettingError,
+    TenantExistsError,
+    WrongTenantError,
+)
 from tests.support.databases import REFERENCE_FILES, drop_for_good, let_names_rest
 
 COUNT = "SELECT count(*) FROM company_data"
@@ -138,6 +146,64 @@ async def test_urls_keep_the_host_and_the_port(app: Quart) -> None:
         "probe": "/probe",
     }
     assert (await get_json(app, "localhost:5000", "/"))["acme"] == "http://acme.localhost:5000/count"
+
+
+async def test_reserved_label_has_routes_of_its_own(app: Quart, tenants: QuartTenants) -> None:
+    """On any port, with addresses that lead there; nobody else's label can be given routes."""
+
+    @app.get("/", host=tenants.reserved_host("admin"))
+    async def console() -> ResponseReturnValue:
+        return {"here": url_for("console"), "outside": url_for("console", _external=True), "home": url_for("home")}
+
+    @app.get("/to-console", host=tenants.apex_host)
+    async def to_console() -> ResponseReturnValue:
+        return {"console": url_for("console")}
+
+    answer = await get_json(app, "ADMIN.localhost:5000", "/")
+    assert answer == {
+        "status": 200,
+        "here": "/",
+        "outside": "http://admin.localhost:5000/",
+        "home": "http://localhost:5000/",
+    }
+    assert (await get_json(app, "localhost:5000", "/to-console"))["console"] == "http://admin.localhost:5000/"
+    assert (await get_json(app, "api.localhost", "/count"))["code"] == "unknown_tenant"
+    with pytest.raises(SettingError, match="TENANTS_RESERVED_SLUGS lacks 'shop'"):
+        tenants.reserved_host("shop")
+
+
+@pytest.mark.parametrize("path", ["/", "/count", "/nothing?a=%2F"])
+async def test_www_leads_to_the_domain_itself(app: Quart, path: str) -> None:
+    """Whichever page is asked for, with its query."""
+    answer = await app.test_client().get(path, headers={"Host": "www.localhost:5000"})
+
+    assert (answer.status_code, answer.headers["Location"]) == (308, f"http://localhost:5000{path}")
+
+
+async def test_login_at_the_domain_itself_is_counted(app: Quart, tenants: QuartTenants) -> None:
+    """Operators have accounts, too: guessing is slowed there, apart from every tenant's."""
+    app.secret_key = "a key of a decent length"
+    for host in (tenants.apex_host, tenants.host):
+
+        @app.post("/guess", host=host, endpoint=f"guess {host}")
+        async def guess() -> ResponseReturnValue:
+            async with login_attempt("root"):
+                raise InvalidCredentialsError
+
+        @app.post("/enter", host=host, endpoint=f"enter {host}")
+        async def enter_here() -> ResponseReturnValue:
+            async with login_attempt("root") as attempt:
+                await attempt.succeed("root")
+            return {}
+
+    async def post(host: str, path: str) -> int:
+        return (await app.test_client().post(path, headers={"Host": host})).status_code
+
+    assert await post("localhost", "/enter") == 200
+    statuses = [await post("localhost", "/guess") for _ in range(8)]
+    assert statuses[0] == 401
+    assert statuses[-1] == 429
+    assert await post("acme.localhost", "/guess") == 401
 
 
 async def test_websocket_has_a_tenant(app: Quart) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 
+from quart_tenants.setting_checks import UNIX_SOCKET
 from quart_tenants.settings import Settings
 from quart_tenants.web.logs.log_fields import BEHIND_PROXY
 
@@ -35,7 +36,8 @@ class TrustedProxies:
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self._app = app
-        self._networks = settings.trusted_proxies
+        self._networks = [network for network in settings.trusted_proxies if not isinstance(network, str)]
+        self._trusts_sockets = UNIX_SOCKET in settings.trusted_proxies
         self._hops = settings.trusted_proxy_hops
         self._warned = False
 
@@ -44,13 +46,13 @@ class TrustedProxies:
         if scope["type"] == "http" or scope["type"] == "websocket":
             headers = scope["headers"]
             peer = _get_peer(scope)
-            if peer is not None and self._is_ours(peer):
+            if self._trusts_sockets if _is_socket(scope) else self._is_ours(peer):
                 scope = self._follow(scope, headers, peer)
             elif not self._warned and any(name == b"x-forwarded-for" for name, _ in headers):
                 self._warn(peer)
         await self._app(scope, receive, send)
 
-    def _follow(self, scope: Any, headers: _Headers, peer: _Address) -> Any:
+    def _follow(self, scope: Any, headers: _Headers, peer: _Address | None) -> Any:
         """Return *scope* as the proxies saw the request."""
         visitor, steps = self._walk(_read_list(headers, b"x-forwarded-for"), peer)
         forwarded = dict(scope)
@@ -67,7 +69,7 @@ class TrustedProxies:
             forwarded["headers"] = [*kept, (b"host", host.encode())]
         return forwarded
 
-    def _walk(self, addresses: Sequence[str], peer: _Address) -> tuple[_Address, int]:
+    def _walk(self, addresses: Sequence[str], peer: _Address | None) -> tuple[_Address | None, int]:
         """Return the visitor's address, and how many steps to the left of *peer* it stands."""
         visitor, steps = peer, 0
         for text in reversed(addresses[-self._hops :]):
@@ -79,8 +81,8 @@ class TrustedProxies:
                 break
         return visitor, steps
 
-    def _is_ours(self, address: _Address) -> bool:
-        return any(address in network for network in self._networks)
+    def _is_ours(self, address: _Address | None) -> bool:
+        return address is not None and any(address in network for network in self._networks)
 
     def _warn(self, peer: _Address | None) -> None:
         # This is logged once, because a stranger who sends the header must not fill the log.
@@ -93,8 +95,14 @@ class TrustedProxies:
         )
 
 
+def _is_socket(scope: Any) -> bool:
+    """Return whether the peer has connected by a unix socket. Servers say that in three ways."""
+    client = scope.get("client")
+    return client is None or not client[0] or client[0].startswith("unix:")
+
+
 def _get_peer(scope: Any) -> _Address | None:
-    # A unix socket has no peer address, so no forwarded header is believed there.
+    # A unix socket has no peer address.
     client = scope.get("client")
     return _find_peer_address(client[0]) if client else None
 

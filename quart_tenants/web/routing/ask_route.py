@@ -1,11 +1,15 @@
 """Tell a proxy for which hosts it may fetch a certificate."""
 
+import ipaddress
+
 from quart import Quart, Response, request
+from werkzeug.exceptions import NotFound
 
 from quart_tenants.domain import find_host_name
 from quart_tenants.errors import InvalidRequestError, SchemaBehindError, UnknownHostError, UnknownTenantError
-from quart_tenants.web.context import find_slug_of_host, may_be_tenants
+from quart_tenants.web.context import find_address, find_slug_of_host, may_be_tenants
 from quart_tenants.web.routing.host_routing import APEX_HOST
+from quart_tenants.web.routing.probes import LAST_HOST
 from quart_tenants.web.state import get_state
 
 ASK_PATH = "/.well-known/tenants/ask"
@@ -13,8 +17,33 @@ ASK_PATH = "/.well-known/tenants/ask"
 
 
 def add_ask_route(app: Quart) -> None:
-    """Let *app* answer at `ASK_PATH`."""
+    """Let *app* answer at `ASK_PATH` on the domain itself, and to a proxy on this machine whatever host it names.
+
+    Caddy asks at the address by which it reaches the worker, such as 127.0.0.1:8000, which is none of the app's hosts.
+    """
     app.add_url_rule(ASK_PATH, "quart_tenants_ask", _ask, host=APEX_HOST)
+    app.add_url_rule(ASK_PATH, "quart_tenants_ask_here", _ask_here, host=LAST_HOST)
+
+
+async def _ask_here() -> Response:
+    """Answer a client on this machine as `_ask` does it, and nobody else.
+
+    Raises:
+        NotFound: The client is elsewhere.
+    """
+    if not _is_on_this_machine(find_address()):
+        raise NotFound
+    return await _ask()
+
+
+def _is_on_this_machine(address: str | None) -> bool:
+    if not address or address.startswith("unix:"):
+        # A unix socket has no address.
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 async def _ask() -> Response:

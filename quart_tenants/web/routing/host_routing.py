@@ -5,6 +5,7 @@ and a label would fix the port.
 """
 
 import contextlib
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,7 +15,7 @@ from quart import Quart, current_app
 from quart.wrappers import Request, Response, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import NotFound
-from werkzeug.routing import BaseConverter
+from werkzeug.routing import BaseConverter, Map
 
 from quart_tenants.errors import (
     RegistryStaleError,
@@ -44,6 +45,8 @@ _OUR_ENDPOINT = "quart_tenants_"
 _TENANT_ARGUMENT = "tenant"
 _APEX_ARGUMENT = "_apex"
 _ANY_ARGUMENT = "_host"
+_RESERVED_ARGUMENT = "_reserved"
+_WWW = "www"
 
 TENANT_HOST: Final = f"<tenant_host:{_TENANT_ARGUMENT}>"
 """For `host=` of a route: `<tenant>.<domain>` on any port, and the tenant's own domains."""
@@ -53,6 +56,11 @@ APEX_HOST: Final = f"<apex_host:{_APEX_ARGUMENT}>"
 
 ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
 """For `host=` of a route: every host. An IP address counts, and so does no host at all. For probes."""
+
+
+def name_reserved_host(label: str) -> str:
+    """Return for `host=` of a route: `<label>.<domain>` on any port, where *label* is one that no tenant may take."""
+    return f'<reserved_host("{label}"):{_RESERVED_ARGUMENT}>'
 
 
 def add_host_routing(app: Quart, state: TenantState) -> None:
@@ -70,7 +78,18 @@ def add_host_routing(app: Quart, state: TenantState) -> None:
     class AnyHost(BaseConverter):
         regex = ".*"
 
-    app.url_map.converters.update(tenant_host=TenantHost, apex_host=ApexHost, any_host=AnyHost)
+    class ReservedHost(BaseConverter):
+        # Before those of tenants.
+        weight = 50
+
+        def __init__(self, url_map: Map, label: str) -> None:
+            super().__init__(url_map)
+            self.label = label
+            self.regex = rf"{re.escape(label)}\.{patterns.apex}"
+
+    app.url_map.converters.update(
+        tenant_host=TenantHost, apex_host=ApexHost, any_host=AnyHost, reserved_host=ReservedHost
+    )
     app.url_defaults(_make_host_default(app, domain))
 
 
@@ -107,7 +126,7 @@ async def enter_tenant() -> Response | None:
         with contextlib.suppress(RegistryStaleError):
             await look_again(asked)
     await ask_about_session()
-    for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT):
+    for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT, _RESERVED_ARGUMENT):
         arguments.pop(argument, None)
     return None
 
@@ -120,7 +139,7 @@ def _enter(asked: Request | Websocket, *, for_tenant: bool) -> Response | None:
     if not _is_our_host(asked):
         # Always the same answer. A wrong method (405) or a missing slash (308) would tell which paths there are.
         raise NotFound
-    if for_tenant:
+    if for_tenant or _is_www(asked):
         try:
             get_current_tenant()
         except UnknownTenantError:
@@ -130,6 +149,12 @@ def _enter(asked: Request | Websocket, *, for_tenant: bool) -> Response | None:
                 raise
             return redirect
     return None
+
+
+def _is_www(asked: Request | Websocket) -> bool:
+    """Return whether the host is `www` of the domain, where the routes of the domain itself are not found."""
+    state = get_state()
+    return find_requested_slug(asked, state) == _WWW and _WWW in state.settings.reserved_slugs
 
 
 def _is_apps_own(asked: Request | Websocket) -> bool:
@@ -150,15 +175,20 @@ def _is_our_host(asked: BaseRequestWebsocket) -> bool:
 
 
 def _find_redirect(asked: Request) -> Response | None:
-    """Return the redirect to the tenant that had this address before it was renamed, or None."""
+    """Return the redirect from `www` to the domain itself, or to the tenant that was renamed from this address."""
     state = get_state()
     slug = find_requested_slug(asked, state)
-    new_slug = None if slug is None else state.registry.find_new_slug(slug)
-    if new_slug is None:
-        return None
+    if slug == _WWW and slug in state.settings.reserved_slugs:
+        # People type it from habit.
+        prefix = ""
+    else:
+        new_slug = None if slug is None else state.registry.find_new_slug(slug)
+        if new_slug is None:
+            return None
+        prefix = f"{new_slug}."
     # The visitor chooses only the port, the path and the query; the whole host stands before them.
     target = get_sent_target(asked)
-    host = f"{new_slug}.{state.settings.domain}{get_port(asked.host)}"
+    host = f"{prefix}{state.settings.domain}{get_port(asked.host)}"
     # 308 keeps the method and the body. No browser may store it: the old name may belong to another tenant one day.
     headers = {"Location": f"{asked.scheme}://{host}{target}", "Cache-Control": "no-store"}
     return Response(status=HTTPStatus.PERMANENT_REDIRECT, headers=headers)
@@ -215,8 +245,16 @@ def _make_host_default(app: Quart, domain: str) -> Callable[[str, dict[str, Any]
             values[_APEX_ARGUMENT] = _get_apex(here, domain)
         if app.url_map.is_endpoint_expecting(endpoint, _ANY_ARGUMENT):
             values[_ANY_ARGUMENT] = here
+        if app.url_map.is_endpoint_expecting(endpoint, _RESERVED_ARGUMENT):
+            label = _read_label(next(app.url_map.iter_rules(endpoint)).host or "")
+            values[_RESERVED_ARGUMENT] = f"{label}.{_get_apex(here, domain)}"
 
     return add_host
+
+
+def _read_label(host: str) -> str:
+    """Return the label in what `name_reserved_host` has made."""
+    return host.split('"')[1]
 
 
 def _get_tenant_host(here: str, domain: str, tenant: Tenant | str | None) -> str:

@@ -12,19 +12,19 @@ ALIVE_PATH = "/healthz"
 READY_PATH = "/readyz"
 """200 while the database answers and holds the registry at the right version, and 503 otherwise."""
 
-_PROBE_HOST = ANY_HOST.replace("any", "probe")
+LAST_HOST = ANY_HOST.replace("any", "last")
 """Every host, as `ANY_HOST`, but after all routes of the app."""
 
 
 def add_probes(app: Quart, state: TenantState) -> None:
     """Let *app* answer both paths on every host, unless `TENANTS_PROBES` says no. The app's own routes go first."""
+    app.url_map.converters["last_host"] = _LastHost
     if state.settings.probes:
-        app.url_map.converters["probe_host"] = _ProbeHost
-        app.add_url_rule(ALIVE_PATH, "quart_tenants_healthz", _say_alive, host=_PROBE_HOST)
-        app.add_url_rule(READY_PATH, "quart_tenants_readyz", _say_ready, host=_PROBE_HOST)
+        app.add_url_rule(ALIVE_PATH, "quart_tenants_healthz", _say_alive, host=LAST_HOST)
+        app.add_url_rule(READY_PATH, "quart_tenants_readyz", _say_ready, host=LAST_HOST)
 
 
-class _ProbeHost(BaseConverter):
+class _LastHost(BaseConverter):
     regex = ".*"
     # Werkzeug tries the hosts with a greater weight later. All others have 100.
     weight = 1000

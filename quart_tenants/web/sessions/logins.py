@@ -9,9 +9,12 @@ from quart import current_app
 from quart_tenants.audit import audit
 from quart_tenants.errors import InvalidCredentialsError, TenantError, TooManyLoginsError
 from quart_tenants.postgres.sessions.failed_logins import LoginCount, count_failure, count_success, look_at_login
-from quart_tenants.web.context import find_address, get_current_tenant
+from quart_tenants.web.context import find_address, find_current_tenant
 from quart_tenants.web.sessions.tenant_sessions import TenantSession, start_session
 from quart_tenants.web.state import get_state
+
+# Logins at the domain itself are counted under it.
+_NO_TENANT = 0
 
 
 class LoginAttempt:
@@ -66,7 +69,7 @@ class LoginAttempt:
 
 @asynccontextmanager
 async def login_attempt(account: str, *, event: str = "login") -> AsyncIterator[LoginAttempt]:
-    """Let a visitor try to log in as *account* at the current tenant, and write down how it ended.
+    """Let a visitor try to log in as *account* at the current tenant, or at the domain itself, and note how it ended.
 
     ```python
     async with login_attempt(name) as attempt:
@@ -89,16 +92,17 @@ async def login_attempt(account: str, *, event: str = "login") -> AsyncIterator[
 
     Raises:
         TooManyLoginsError: It is too early for another attempt.
-        NoTenantError: This is no request at a tenant's host.
+        NoTenantError: There is no current app.
         DatabaseUnavailableError: The database cannot be asked.
     """
-    tenant = get_current_tenant()
+    tenant = find_current_tenant()
+    tenant_id = _NO_TENANT if tenant is None else tenant.id
     state = get_state()
-    async with state.login_gates.pass_through(tenant.id, account):
+    async with state.login_gates.pass_through(tenant_id, account):
         async with state.login_gates.connections, state.database.connection() as connection:
             key = current_app.secret_key or ""
             try:
-                count = await look_at_login(connection, tenant.id, account, find_address(), key)
+                count = await look_at_login(connection, tenant_id, account, find_address(), key)
             except TooManyLoginsError as error:
                 audit(f"{event}_throttled", address=find_address(), retry_after=error.retry_after)
                 raise

@@ -48,6 +48,18 @@ async def test_proxy_in_the_list_is_believed(address: str) -> None:
     assert [value for name, value in scope["headers"] if name == b"host"] == [b"acme.localhost"]
 
 
+@pytest.mark.parametrize("client", [None, ("", 0), ("unix:", 1), ("unix:/run/app.sock", None)])
+async def test_proxy_at_a_unix_socket_is_believed_if_the_setting_says_so(client: Any) -> None:
+    """Such a peer has no address. Visitors by other ways are believed as before, which is not at all."""
+    headers = [*HEADERS, (b"x-forwarded-for", VISITOR.encode())]
+
+    trusted = await see_scope(client, headers, networks="unix")
+    assert (trusted["client"], trusted["scheme"]) == ((VISITOR, 0), "https")
+    assert (await see_scope(client, headers, networks="unix,10.0.0.0/8"))["client"] == (VISITOR, 0)
+    assert (await see_scope(client, headers))["client"] == client
+    assert (await see_scope(("10.0.0.1", 1), headers, networks="unix"))["client"] == ("10.0.0.1", 1)
+
+
 @pytest.mark.parametrize("client", [("127.0.0.2", 1), ("::ffff:192.0.2.1", 1), ("unix:", 1), ("", 1), None])
 async def test_stranger_is_not_believed(client: tuple[str, int] | None) -> None:
     """Whoever is not in the list changes neither the address nor the scheme nor the host."""

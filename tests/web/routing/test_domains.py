@@ -294,6 +294,23 @@ async def test_proxy_is_told_which_hosts_are_served(app: Quart, tenants: QuartTe
     assert await ask("?domain=acme.localhost") == 503
 
 
+async def test_proxy_on_this_machine_may_name_any_host(app: Quart, tenants: QuartTenants) -> None:
+    """It asks at the address of the worker, as Caddy does; from elsewhere that is no address of ours."""
+    await give(tenants, ACME)
+
+    async def ask(domain: str, host: str, client: tuple[str, int] | None) -> int:
+        answer = await app.test_client().get(
+            f"{ASK}?domain={domain}", headers={"Host": host}, scope_base={"client": client}
+        )
+        return answer.status_code
+
+    for here in (("127.0.0.1", 5), ("::1", 5), None):
+        assert await ask(SHOP, "127.0.0.1:8000", here) == 200
+        assert await ask("evil.org", "127.0.0.1:8000", here) == 404
+    assert await ask(SHOP, "10.0.0.1:8000", ("10.0.0.2", 5)) == 404
+    assert await ask(SHOP, "localhost", ("10.0.0.2", 5)) == 200
+
+
 # Old addresses
 
 

@@ -1,4 +1,5 @@
--- sql/registry/0004_settings.sql: what the app remembers about each tenant. Runs once per database.
+-- sql/registry/0004_settings_and_logins.sql: what the app remembers about each tenant, and logins at the domain itself.
+-- Runs once per database.
 
 ALTER TABLE quart_tenants.tenants
     -- What every worker needs of the tenant without a query, such as its plan or its colour. The app gives it a meaning.
@@ -32,3 +33,7 @@ SELECT
     t.settings
 FROM quart_tenants.tenants AS t
 WHERE t.dropped_at IS NULL;
+
+-- Logins at the domain itself, such as those of operators, are counted under number 0, which no tenant has. The rows of a
+-- tenant that is deleted are forgotten by their time.
+ALTER TABLE quart_tenants.failed_logins DROP CONSTRAINT failed_logins_tenant_id_fkey;
