@@ -7,13 +7,15 @@ from werkzeug.exceptions import NotFound
 
 from quart_tenants.domain import find_host_name
 from quart_tenants.errors import InvalidRequestError, SchemaBehindError, UnknownHostError, UnknownTenantError
-from quart_tenants.web.context import find_address, find_slug_of_host, may_be_tenants
+from quart_tenants.web.context import find_slug_of_host, may_be_tenants
 from quart_tenants.web.routing.host_routing import APEX_HOST
 from quart_tenants.web.routing.probes import LAST_HOST
 from quart_tenants.web.state import get_state
 
 ASK_PATH = "/.well-known/tenants/ask"
 """The path on the domain itself that Caddy's `on_demand_tls` asks."""
+
+_UNKNOWN = ("unknown", 0)
 
 
 def add_ask_route(app: Quart) -> None:
@@ -31,12 +33,14 @@ async def _ask_here() -> Response:
     Raises:
         NotFound: The client is elsewhere.
     """
-    if not _is_on_this_machine(find_address()):
+    # As TrustedProxies has left it: the client of a proxy that we trust.
+    client = request.scope.get("client", _UNKNOWN)
+    if not _is_on_this_machine(client[0] if client else ""):
         raise NotFound
     return await _ask()
 
 
-def _is_on_this_machine(address: str | None) -> bool:
+def _is_on_this_machine(address: str) -> bool:
     if not address or address.startswith("unix:"):
         # A unix socket has no address.
         return True
