@@ -23,7 +23,7 @@ from quart_tenants.web.context import current_tenant, find_tenant, shared_connec
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.guards.origins import allow_from_elsewhere
 from quart_tenants.web.lifecycle_hooks import TenantEvent
-from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
+from quart_tenants.web.messages import publish, subscribe
 from quart_tenants.web.routing.host_routing import tenant_url
 from quart_tenants.web.sessions.login_required import get_next_path, login_required
 from quart_tenants.web.sessions.logins import LoginAttempt, login_attempt
@@ -34,7 +34,6 @@ __all__ = [
     "Connection",
     "DatabaseUnavailableError",
     "InvalidCredentialsError",
-    "LogFields",
     "LoginAttempt",
     "NoTenantError",
     "NotLoggedInError",
@@ -47,7 +46,6 @@ __all__ = [
     "TenantEvent",
     "TenantSession",
     "UnknownTenantError",
-    "add_log_fields",
     "allow_from_elsewhere",
     "answer_tenant_error",
     "current_tenant",
@@ -60,10 +58,12 @@ __all__ = [
     "get_session",
     "login_attempt",
     "login_required",
+    "publish",
     "retry_reads",
     "shared_connection",
     "start_session",
     "stream_rows",
+    "subscribe",
     "tenant_connection",
     "tenant_url",
 ]

@@ -539,6 +539,26 @@ class SharedNameError(TenantError):
     status = 500
 
 
+class MessageTooLongError(TenantError):
+    """The message is too long."""
+
+    code = "message_too_long"
+    status = 500
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"a message has at most {limit} bytes as JSON, with its topic; send an id instead of the content"
+        )
+        self.limit = limit
+
+
+class MessagesLostError(TenantError):
+    """Messages may be missing; load the page again."""
+
+    code = "messages_lost"
+    status = 503
+
+
 # The database
 
 

@@ -43,6 +43,12 @@ class Settings:
         "URL",
         "The PostgreSQL database that holds the tenants. Everything that reads or writes a table needs it.",
     )
+    direct_database_url: str | None = _setting(
+        None,
+        check_url,
+        "URL",
+        "The same database without a pooler between. `subscribe()` listens there, because a pooler forgets LISTEN.",
+    )
     domain: str = _setting(
         "localhost", check_domain, "domain", "Tenants answer at `<tenant>.<domain>`, on any port and in any case."
     )

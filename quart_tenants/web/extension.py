@@ -16,6 +16,7 @@ from quart_tenants.audit import audit
 from quart_tenants.errors import HookFailedError, SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.opening import SetUp
+from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.postgres.migrations.migration_files import get_shared_migrations, get_tenant_migrations
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.shared.shared_access import check_shared_schemas
@@ -34,6 +35,7 @@ from quart_tenants.web.guards.proxies import TrustedProxies
 from quart_tenants.web.guards.security_headers import SecurityHeaders
 from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.login_gates import LoginGates
+from quart_tenants.web.messages import name_channel
 from quart_tenants.web.routing.ask_route import add_ask_route
 from quart_tenants.web.routing.host_routing import (
     ANY_HOST,
@@ -165,6 +167,8 @@ class QuartTenants(TenantState):
             stack.push_async_callback(_cancel, follower)
             self._database, self._registry = database, registry
             self.login_gates = LoginGates(self.settings.login_attempts)
+            self.messages = MessageHub(self.settings, name_channel(self._app) if self._app is not None else "")
+            stack.push_async_callback(self.messages.close)
             try:
                 yield
             finally:

@@ -7,6 +7,7 @@ from quart import Quart, current_app, has_app_context
 from quart_tenants.domain import Domain
 from quart_tenants.errors import NoTenantError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
@@ -23,11 +24,13 @@ class TenantState(LifecycleHooks):
     Attributes:
         settings: The checked settings.
         login_gates: Limits how many login attempts for one account run at a time. Exists while the app is serving.
+        messages: Hands messages to the subscribers in this worker. Exists while the app is serving.
         sign_in_endpoint: Where `login_required` sends a browser whose visitor is not logged in; None for nowhere.
     """
 
     settings: Settings
     login_gates: LoginGates
+    messages: MessageHub
 
     def __init__(self) -> None:
         super().__init__()

@@ -106,7 +106,8 @@ async def _call_function(connection: "Connection") -> None:
 
 
 async def _listen(connection: "Connection") -> None:
-    await connection.add_listener("my_news", lambda *_: None)
+    with pytest.raises(asyncpg.InterfaceError, match=r"use quart_tenants\.subscribe\(\)"):
+        await connection.add_listener("my_news", lambda *_: None)
 
 
 async def _log(connection: "Connection") -> None:

@@ -20,8 +20,9 @@ import pytest
 import uvloop
 from quart import Quart
 
-from quart_tenants import LogFields, QuartTenants, add_log_fields
+from quart_tenants import QuartTenants
 from quart_tenants.audit import audit
+from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
 from quart_tenants.web.logs.log_format import LogHandler
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until

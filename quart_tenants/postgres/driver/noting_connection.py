@@ -61,6 +61,16 @@ class NotingConnection(_AsyncpgConnection):
         self.altered = True
         await super().set_builtin_type_codec(*args, **options)
 
+    async def add_listener(self, *args: Any) -> None:
+        """Refuse it: a transaction hears nothing, and at its end the connection is another's.
+
+        Raises:
+            asyncpg.InterfaceError: Always.
+        """
+        raise asyncpg.InterfaceError(
+            "a block hears no notifications: use quart_tenants.subscribe(), or a connection of your own"
+        )
+
     def add_query_logger(self, callback: Any) -> None:
         """Add it, as asyncpg does it: for this block, after which the connection is closed."""
         self.altered = True

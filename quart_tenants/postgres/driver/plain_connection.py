@@ -158,11 +158,6 @@ class PlainConnection(NotingConnection):
         await self._check_copy(options)
         return await super().copy_records_to_table(table_name, **options)
 
-    async def add_listener(self, *args: Any) -> None:
-        """Add it, as asyncpg does it: for this block, after which the connection is closed."""
-        self.altered = True
-        await super().add_listener(*args)
-
     def add_log_listener(self, *args: Any) -> None:
         """Add it, as asyncpg does it: for this block, after which the connection is closed."""
         self.altered = True
