@@ -172,12 +172,18 @@ async def test_reserved_label_has_routes_of_its_own(app: Quart, tenants: QuartTe
         tenants.reserved_host("shop")
 
 
-@pytest.mark.parametrize("path", ["/", "/count", "/nothing?a=%2F"])
-async def test_www_leads_to_the_domain_itself(app: Quart, path: str) -> None:
-    """Whichever page is asked for, with its query."""
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/nothing?a=%2F"])
+async def test_www_leads_to_the_domain_itself(app: Quart, tenants: QuartTenants, path: str) -> None:
+    """Whichever page is asked for, with its query, also where tenants have a first page of their own."""
+
+    @app.get("/", host=tenants.host)
+    async def index() -> ResponseReturnValue:
+        return {}
+
     answer = await app.test_client().get(path, headers={"Host": "www.localhost:5000"})
 
     assert (answer.status_code, answer.headers["Location"]) == (308, f"http://localhost:5000{path}")
+    assert (await get_json(app, "www.localhost", "/count"))["code"] == "unknown_tenant"
 
 
 async def test_login_at_the_domain_itself_is_counted(app: Quart, tenants: QuartTenants) -> None:

@@ -178,8 +178,8 @@ def _find_redirect(asked: Request) -> Response | None:
     """Return the redirect from `www` to the domain itself, or to the tenant that was renamed from this address."""
     state = get_state()
     slug = find_requested_slug(asked, state)
-    if slug == _WWW and slug in state.settings.reserved_slugs:
-        # People type it from habit.
+    if _is_www(asked) and (asked.path == "/" or _TENANT_ARGUMENT not in (asked.view_args or {})):
+        # People type it from habit. A page of tenants is none of the domain's, and www is no tenant.
         prefix = ""
     else:
         new_slug = None if slug is None else state.registry.find_new_slug(slug)
