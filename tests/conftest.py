@@ -151,7 +151,7 @@ async def database(settings: Settings, timings: Timings) -> AsyncIterator[Databa
 
 
 @pytest.fixture
-async def walled_settings(server_url: str, database_url: str) -> AsyncIterator[Settings]:
+async def roles_settings(server_url: str, database_url: str) -> AsyncIterator[Settings]:
     """Settings for `database_url`, where each tenant has a role of its own."""
     settings = Settings(
         migrations_dir=REFERENCE_FILES, database_url=database_url, pool_max_size=5, role_per_tenant=True
@@ -163,9 +163,9 @@ async def walled_settings(server_url: str, database_url: str) -> AsyncIterator[S
 
 
 @pytest.fixture
-async def walled_database(walled_settings: Settings, timings: Timings) -> AsyncIterator[Database]:
-    """A pool of one connection on `walled_settings`."""
-    async with await Database.open(walled_settings, max_size=1, timings=timings) as database:
+async def roles_database(roles_settings: Settings, timings: Timings) -> AsyncIterator[Database]:
+    """A pool of one connection on `roles_settings`."""
+    async with await Database.open(roles_settings, max_size=1, timings=timings) as database:
         yield database
 
 

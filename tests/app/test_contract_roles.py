@@ -8,13 +8,13 @@ import httpx
 from quart_tenants.settings import Settings
 from tests.support.processes import PROGRAM, SECRET_KEY, make_environment, run_server
 
-_WALL = "QUART_TENANTS_ROLE_PER_TENANT"
+_ROLES = "QUART_TENANTS_ROLE_PER_TENANT"
 
 
-def test_server_does_not_start_without_the_wall_it_is_to_have(database_url: str) -> None:
+def test_server_does_not_start_without_the_roles_it_is_to_have(database_url: str) -> None:
     """With the setting on and `init` not run again, `serve` ends with status 1 and says what to run."""
     environment = make_environment(
-        QUART_TENANTS_DATABASE_URL=database_url, QUART_SECRET_KEY=SECRET_KEY, **{_WALL: "true"}
+        QUART_TENANTS_DATABASE_URL=database_url, QUART_SECRET_KEY=SECRET_KEY, **{_ROLES: "true"}
     )
 
     done = subprocess.run(
@@ -27,9 +27,9 @@ def test_server_does_not_start_without_the_wall_it_is_to_have(database_url: str)
     assert "Traceback" not in done.stderr
 
 
-async def test_app_serves_behind_the_wall(walled_settings: Settings, tmp_path: Path) -> None:
+async def test_app_serves_with_roles(roles_settings: Settings, tmp_path: Path) -> None:
     """Login, data, a new password and logout work as a role that reaches one schema only."""
-    with run_server(walled_settings.required_database_url, tmp_path, **{_WALL: "true"}) as server:
+    with run_server(roles_settings.required_database_url, tmp_path, **{_ROLES: "true"}) as server:
         async with server.member(1) as member:
             data = await member.get("/data")
             changed = await member.post("/password", data={"passwd": "foo", "new_passwd": "another one"})

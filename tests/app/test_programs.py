@@ -294,7 +294,7 @@ async def test_seeds_own_database_is_served_as_it_is(empty_database_url: str, tm
                 async with server.client(f"company{number}.local.com:5000") as client:
                     await client.post("/login", data={"uname": f"user_{number}", "passwd": "foo"})
                     shown[number] = (await client.get("/data")).json()
-                    # The upgraded hash opens the door as well.
+                    # The upgraded hash lets the user in, too.
                     again = await client.post("/login", data={"uname": f"user_{number}", "passwd": "foo"})
                     assert again.status_code == 200
         after = await connection.fetch(everything)

@@ -47,7 +47,7 @@ ADD = "INSERT INTO company_data (description) VALUES ($1)"
 # Of these the driver knows that they only read, so that they take BEGIN and path along.
 LIST = "SELECT description FROM company_data"
 SEE_PATH = "SELECT current_schemas(false)::text[]"
-SEE_WALLED = """
+SEE_WITH_ROLES = """
 SELECT current_user::text, current_schemas(false)::text[], current_setting('statement_timeout'),
     (SELECT string_agg(relname, ',') FROM pg_class WHERE relnamespace = pg_my_temp_schema())
 """
@@ -348,46 +348,46 @@ async def test_disturbed_read_behind_another_tenants_leaves_nothing(
 
 
 @pytest.fixture
-async def walled_tenants(walled_database: Database) -> tuple[Tenant, Tenant]:
+async def tenants_with_roles(roles_database: Database) -> tuple[Tenant, Tenant]:
     """Two tenants that have roles of their own."""
-    acme, globex = [await get_tenant(walled_database, parse_slug(slug)) for slug in ("acme", "globex")]
+    acme, globex = [await get_tenant(roles_database, parse_slug(slug)) for slug in ("acme", "globex")]
     return acme, globex
 
 
 @pytest.mark.parametrize("act", ["reads", "rolled back", "temporary table", "local setting", "caught error"])
-async def test_next_block_behind_the_wall_is_clean(
-    walled_database: Database, walled_tenants: tuple[Tenant, Tenant], act: str
+async def test_next_block_with_roles_is_clean(
+    roles_database: Database, tenants_with_roles: tuple[Tenant, Tenant], act: str
 ) -> None:
     """With a role per tenant the pipelined block acts as its tenant's role, and ends with it."""
-    acme, globex = walled_tenants
-    for tenant in walled_tenants:
-        async with walled_database.tenant_connection(tenant) as connection:
+    acme, globex = tenants_with_roles
+    for tenant in tenants_with_roles:
+        async with roles_database.tenant_connection(tenant) as connection:
             await connection.execute(ADD, tenant.slug)
 
     for heir in (acme, globex, acme):
         with contextlib.suppress(TenantError, asyncpg.PostgresError):
-            async with walled_database.tenant_connection(acme) as connection:
+            async with roles_database.tenant_connection(acme) as connection:
                 await connection.fetch(LIST)
                 await ACTS.get(act, _roll_back_to_savepoint)(connection)
-        async with walled_database.tenant_connection(heir) as connection:
+        async with roles_database.tenant_connection(heir) as connection:
             rows = [row["description"] for row in await connection.fetch(LIST)]
-            seen = await connection.fetchrow(SEE_WALLED)
+            seen = await connection.fetchrow(SEE_WITH_ROLES)
         assert rows == [heir.slug]
         assert seen is not None
         assert tuple(seen) == (heir.role and heir.role.name, [heir.schema.name], "0", None)
 
 
 async def test_role_of_another_tenant_reads_nothing(
-    walled_database: Database, walled_tenants: tuple[Tenant, Tenant]
+    roles_database: Database, tenants_with_roles: tuple[Tenant, Tenant]
 ) -> None:
     """A pipelined read of the neighbour's table by its full name is refused by PostgreSQL."""
-    acme, globex = walled_tenants
-    for tenant in walled_tenants:
-        async with walled_database.tenant_connection(tenant) as connection:
+    acme, globex = tenants_with_roles
+    for tenant in tenants_with_roles:
+        async with roles_database.tenant_connection(tenant) as connection:
             await connection.fetch(LIST)
 
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        async with walled_database.tenant_connection(acme) as connection:
+        async with roles_database.tenant_connection(acme) as connection:
             await connection.fetch(f"SELECT description FROM {globex.schema.quoted}.company_data")
 
 

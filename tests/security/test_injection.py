@@ -152,23 +152,23 @@ class Target:
 
 
 @pytest.fixture
-async def targets(walled_settings: Settings) -> AsyncIterator[tuple[Target, Target]]:
-    """The same tenants through blocks with the wall, and for comparison without it."""
-    without = replace(walled_settings, role_per_tenant=False)
+async def targets(roles_settings: Settings) -> AsyncIterator[tuple[Target, Target]]:
+    """The same tenants through blocks with a role, and for comparison without one."""
+    without = replace(roles_settings, role_per_tenant=False)
     async with (
-        await Database.open(walled_settings, max_size=1) as walled,
+        await Database.open(roles_settings, max_size=1) as with_roles,
         await Database.open(without, max_size=1) as open_database,
     ):
-        acme = await get_tenant(walled, parse_slug("acme"))
-        async with walled.tenant_connection(await get_tenant(walled, parse_slug("globex"))) as connection:
+        acme = await get_tenant(with_roles, parse_slug("acme"))
+        async with with_roles.tenant_connection(await get_tenant(with_roles, parse_slug("globex"))) as connection:
             await connection.execute("INSERT INTO company_data (description) VALUES ($1)", SECRET)
             await connection.execute("INSERT INTO app_user (username, password) VALUES ($1, 'x')", SECRET)
             # A naive handler of globex leaves a secret in the text of a statement that the driver keeps prepared.
             await connection.fetch(f"SELECT id FROM company_data WHERE description = '{SECRET}'")
-        async with walled.connection() as connection:
+        async with with_roles.connection() as connection:
             await connection.execute("ANALYZE globex.company_data")
         secrets = [SECRET, "globex", "quart_tenants_"]
-        yield Target(walled, acme, secrets), Target(open_database, acme, secrets)
+        yield Target(with_roles, acme, secrets), Target(open_database, acme, secrets)
 
 
 async def attack_fetch(target: Target, sql: str, *arguments: str) -> Outcome:
@@ -201,19 +201,19 @@ async def _attack(target: Target, run: "Callable[[Connection], Awaitable[object]
 
 async def test_no_attack_leaves_the_wall(targets: tuple[Target, Target]) -> None:
     """Bound or naively formatted, by fetch or by execute, no attack reads or changes what is another tenant's."""
-    walled, _ = targets
+    with_roles, _ = targets
     escapes = []
 
     for attack in ATTACKS:
         formatted = f"SELECT description FROM company_data WHERE description = '{attack}'"
         bound = "SELECT description FROM company_data WHERE description = $1"
         for outcome in (
-            await attack_fetch(walled, bound, attack),
-            await attack_execute(walled, bound, attack),
+            await attack_fetch(with_roles, bound, attack),
+            await attack_execute(with_roles, bound, attack),
         ):
             assert outcome == Outcome()
-        for outcome in (await attack_fetch(walled, formatted), await attack_execute(walled, formatted)):
-            escapes.append(await walled.find_escape(attack, outcome))
+        for outcome in (await attack_fetch(with_roles, formatted), await attack_execute(with_roles, formatted)):
+            escapes.append(await with_roles.find_escape(attack, outcome))
             if attack in STACKED:
                 assert "multiple commands" in str(outcome.error)
 
@@ -240,15 +240,15 @@ async def test_without_the_wall_attacks_succeed(targets: tuple[Target, Target]) 
 
 async def test_open_set_config_leaves_the_wall(targets: tuple[Target, Target]) -> None:
     """With set_config() left to everybody, as PostgreSQL has it, one SELECT leaves the role: so it is taken away."""
-    walled, _ = targets
+    with_roles, _ = targets
     attack = (
         "' UNION ALL SELECT set_config('role', 'none', true)"
         " UNION ALL SELECT set_config('search_path', 'globex', true) --"
     )
     sql = f"SELECT description FROM company_data WHERE description = '{attack}'"
-    assert await walled.find_escape(attack, await attack_fetch(walled, sql)) is None
+    assert await with_roles.find_escape(attack, await attack_fetch(with_roles, sql)) is None
 
-    async with walled.database.connection() as connection:
+    async with with_roles.database.connection() as connection:
         await connection.execute("GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO PUBLIC")
 
-    assert await walled.find_escape(attack, await attack_fetch(walled, sql)) is not None
+    assert await with_roles.find_escape(attack, await attack_fetch(with_roles, sql)) is not None

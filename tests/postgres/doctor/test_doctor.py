@@ -46,28 +46,28 @@ async def execute(database: Database, statement: str) -> None:
         await connection.execute(statement)
 
 
-async def test_doctor_finds_nothing_behind_the_wall(walled_settings: Settings, walled_database: Database) -> None:
+async def test_doctor_finds_nothing_behind_the_wall(roles_settings: Settings, roles_database: Database) -> None:
     """On a direct connection with roles all checks are well, and no probe stays, nor one of a run that was killed."""
-    await execute(walled_database, "CREATE SCHEMA quart_tenants_probe_1_ab_a; CREATE SCHEMA quart_tenants_probe_mine")
+    await execute(roles_database, "CREATE SCHEMA quart_tenants_probe_1_ab_a; CREATE SCHEMA quart_tenants_probe_mine")
 
-    findings = await examine_all(walled_settings)
+    findings = await examine_all(roles_settings)
 
     assert list_checks(findings, State.LEAK, State.FAILED) == set()
     # The tests log in as a superuser.
     assert list_checks(findings, State.WARNING) == {"login role"}
     assert "each client on a server process of its own" in findings["blocks"].seen
-    async with walled_database.connection() as connection:
+    async with roles_database.connection() as connection:
         assert [row[0] for row in await connection.fetch(_LIST_LEFT)] == ["quart_tenants_probe_mine"]
 
 
-async def test_probes_go_when_the_doctor_is_interrupted(walled_settings: Settings, walled_database: Database) -> None:
+async def test_probes_go_when_the_doctor_is_interrupted(roles_settings: Settings, roles_database: Database) -> None:
     """A Ctrl-C while the probes are there leaves none of them."""
     inside = asyncio.Event()
 
     async def probe() -> None:
         async with (
-            await Database.open(walled_settings, max_size=1) as database,
-            make_probes(database, settings=walled_settings),
+            await Database.open(roles_settings, max_size=1) as database,
+            make_probes(database, settings=roles_settings),
         ):
             inside.set()
             await asyncio.Event().wait()
@@ -78,21 +78,21 @@ async def test_probes_go_when_the_doctor_is_interrupted(walled_settings: Setting
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    async with walled_database.connection() as connection:
+    async with roles_database.connection() as connection:
         assert await connection.fetch(_LIST_LEFT) == []
 
 
-@pytest.mark.parametrize("walled", [True, False])
+@pytest.mark.parametrize("with_roles", [True, False])
 async def test_naive_pooler_is_found_out_and_harmless_to_blocks(
-    walled_settings: Settings, walled_database: Database, walled: bool
+    roles_settings: Settings, roles_database: Database, with_roles: bool
 ) -> None:
     """Behind a pooler that resets nothing sessions leak, which is a warning, and blocks on one backend do not."""
-    url = walled_settings.required_database_url
+    url = roles_settings.required_database_url
     # On a busy machine the pooler's one turn is waited for.
-    settings = replace(walled_settings, connect_timeout=60, role_per_tenant=walled)
+    settings = replace(roles_settings, connect_timeout=60, role_per_tenant=with_roles)
     async with naive_pooler(url) as pooled_url:
         naive = await examine_all(replace(settings, database_url=pooled_url))
-    await execute(walled_database, _EMPTY_PATH)
+    await execute(roles_database, _EMPTY_PATH)
     async with naive_pooler(url) as pooled_url:
         mended = await examine_all(replace(settings, database_url=pooled_url))
 
@@ -144,7 +144,7 @@ async def test_naive_blocks_are_caught_on_a_shared_backend(settings: Settings, d
 
 
 async def test_attack_without_the_wall_succeeds(settings: Settings, database: Database) -> None:
-    """What the doctor tries against the wall succeeds where there is none."""
+    """What the doctor tries against a role succeeds where there is none."""
     async with make_probes(database, settings=settings) as (probe, victim):
         succeeded = await attack(database, probe, victim)
 
@@ -189,14 +189,14 @@ async def test_doctor_without_rights_tells_so(settings: Settings, database: Data
 
 
 async def test_table_of_another_role_is_told_beside_a_missing_role(
-    walled_settings: Settings, walled_database: Database
+    roles_settings: Settings, roles_database: Database
 ) -> None:
     """What somebody made by hand in one tenant's schema is a warning, also while another tenant has no role."""
-    await execute(walled_database, "CREATE TABLE acme.by_hand ()")
-    alone = await examine_all(walled_settings)
+    await execute(roles_database, "CREATE TABLE acme.by_hand ()")
+    alone = await examine_all(roles_settings)
 
-    await execute(walled_database, "UPDATE quart_tenants.tenants SET role_name = NULL WHERE slug = 'globex'")
-    both = await examine_all(walled_settings)
+    await execute(roles_database, "UPDATE quart_tenants.tenants SET role_name = NULL WHERE slug = 'globex'")
+    both = await examine_all(roles_settings)
 
     assert list_checks(alone, State.LEAK, State.FAILED) == set()
     assert list_checks(both, State.LEAK) == {"tenants' roles"}
@@ -205,30 +205,30 @@ async def test_table_of_another_role_is_told_beside_a_missing_role(
         assert findings["tenants' tables"].seen.endswith("another owner: acme")
 
 
-async def test_lost_right_of_the_owner_is_no_leak(walled_settings: Settings, walled_database: Database) -> None:
+async def test_lost_right_of_the_owner_is_no_leak(roles_settings: Settings, roles_database: Database) -> None:
     """Where only we lack what everybody has lost, the doctor says so, and nobody is kept from serving."""
-    async with walled_database.connection() as connection:
+    async with roles_database.connection() as connection:
         owner = await get_owner(connection)
     await execute(
-        walled_database,
+        roles_database,
         f"REVOKE EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) FROM {owner.quoted}",
     )
 
-    rights = (await examine_all(walled_settings))["everybody's rights"]
+    rights = (await examine_all(roles_settings))["everybody's rights"]
 
     assert rights.state is State.FAILED
     assert "lacks set_config()" in rights.seen
     assert "GRANT EXECUTE" in rights.remedy
-    await refuse_leaks(walled_database, settings=walled_settings)
+    await refuse_leaks(roles_database, settings=roles_settings)
 
 
-async def test_tenants_role_with_more_rights_is_a_leak(walled_settings: Settings, walled_database: Database) -> None:
+async def test_tenants_role_with_more_rights_is_a_leak(roles_settings: Settings, roles_database: Database) -> None:
     """Whatever one tenant's role was given keeps everybody from serving, and the remedy that is told mends it."""
-    async with walled_database.connection() as connection:
+    async with roles_database.connection() as connection:
         rows = await connection.fetch("SELECT role_name FROM quart_tenants.tenants ORDER BY id")
         first, second = (RoleName(row["role_name"]).quoted for row in rows[:2])
         database_name = await connection.fetchval("SELECT current_database()")
-    assert (await examine_all(walled_settings))["roles' rights"].state is State.OK
+    assert (await examine_all(roles_settings))["roles' rights"].state is State.OK
 
     for strength, told in (
         (f"GRANT {second} TO {first}", "is a member of"),
@@ -244,10 +244,10 @@ async def test_tenants_role_with_more_rights_is_a_leak(walled_settings: Settings
         (f"GRANT UPDATE ON pg_catalog.pg_settings TO {first}", "has UPDATE on pg_catalog.pg_settings"),
         (f"GRANT TEMPORARY ON DATABASE {database_name} TO {first}", "has TEMPORARY on DATABASE"),
     ):
-        await execute(walled_database, strength)
+        await execute(roles_database, strength)
         with pytest.raises(LeakError, match=told) as raised:
-            await refuse_leaks(walled_database, settings=walled_settings)
+            await refuse_leaks(roles_database, settings=roles_settings)
 
         remedy = str(raised.value).partition("superuser run: ")[2].removesuffix(" (the command doctor tells all)")
-        await execute(walled_database, remedy)
-        await refuse_leaks(walled_database, settings=walled_settings)
+        await execute(roles_database, remedy)
+        await refuse_leaks(roles_database, settings=roles_settings)

@@ -111,7 +111,7 @@ def test_statement_on_rows_runs_no_other(statement: str) -> None:
 
 @pytest.mark.parametrize("statement", WILD)
 def test_statement_that_may_run_anything_is_known(statement: str) -> None:
-    """What may run other SQL, or end or change the transaction, is not tame."""
+    """What may run other SQL, or end or change the transaction, does more than read rows."""
     assert StatementEffects().find(statement) is Effect.ANYTHING
 
 

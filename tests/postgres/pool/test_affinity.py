@@ -399,34 +399,32 @@ async def test_pgbouncer_is_found_out(settings: Settings, acme: Tenant, globex: 
 
 @pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize("first", ["fetch", "execute", "empty"])
-async def test_missing_role_is_said_by_a_warm_block(walled_database: Database, first: str) -> None:
+async def test_missing_role_is_said_by_a_warm_block(roles_database: Database, first: str) -> None:
     """A tenant's role that cannot be entered is RolesNotReadyError also where it went ahead of a read."""
-    acme = await get_tenant(walled_database, parse_slug("acme"))
+    acme = await get_tenant(roles_database, parse_slug("acme"))
     for _ in range(2):
-        async with walled_database.tenant_connection(acme) as connection:
+        async with roles_database.tenant_connection(acme) as connection:
             await connection.fetch(READ)
     without = replace(acme, role=RoleName("quart_tenants_nobody"))
 
     with pytest.raises(RolesNotReadyError) if first != "empty" else contextlib.nullcontext():
-        async with walled_database.tenant_connection(without) as connection:
+        async with roles_database.tenant_connection(without) as connection:
             if first != "empty":
                 await getattr(connection, first)(READ)
 
-    async with walled_database.tenant_connection(acme) as connection:
+    async with roles_database.tenant_connection(acme) as connection:
         assert await connection.fetch(READ) == []
 
 
-async def test_missing_role_of_a_dropped_tenant_is_unknown(walled_database: Database) -> None:
+async def test_missing_role_of_a_dropped_tenant_is_unknown(roles_database: Database) -> None:
     """Where the schema is gone with the role the tenant is unknown, and no setup is blamed."""
-    acme = await get_tenant(walled_database, parse_slug("acme"))
+    acme = await get_tenant(roles_database, parse_slug("acme"))
     for _ in range(2):
-        async with walled_database.tenant_connection(acme) as connection:
+        async with roles_database.tenant_connection(acme) as connection:
             await connection.fetch(READ)
-    async with walled_database.connection() as connection:
+    async with roles_database.connection() as connection:
         await connection.execute("ALTER SCHEMA acme RENAME TO elsewhere")
 
     with pytest.raises(UnknownTenantError):
-        async with walled_database.tenant_connection(
-            replace(acme, role=RoleName("quart_tenants_nobody"))
-        ) as connection:
+        async with roles_database.tenant_connection(replace(acme, role=RoleName("quart_tenants_nobody"))) as connection:
             await connection.fetch(READ)

@@ -1,4 +1,4 @@
-"""A role per tenant: every command keeps the wall, whoever may log in, and a block without it is refused."""
+"""A role per tenant: every command keeps it, whoever may log in, and a block without it is refused."""
 
 import asyncio
 import io
@@ -112,7 +112,7 @@ async def execute(url: str, statement: str) -> None:
         await connection.close()
 
 
-async def assert_walled(database: Database, tenant: Tenant, other: Tenant) -> None:
+async def assert_has_role(database: Database, tenant: Tenant, other: Tenant) -> None:
     """Assert that *tenant*'s block works as its role, which reaches no table of *other*, and makes none."""
     async with database.connection() as connection:
         owner = await get_owner(connection)
@@ -140,14 +140,14 @@ async def test_every_command_keeps_the_wall(login_settings: Settings, migrations
     acme, globex = parse_slug("acme"), parse_slug("globex")
     async with await Database.open(settings, max_size=2) as database:
         other = await get_tenant(database, globex)
-        await assert_walled(database, await get_tenant(database, acme), other)
+        await assert_has_role(database, await get_tenant(database, acme), other)
 
         (migrations_dir / "0002_notes.sql").write_text(_SECOND_FILE)
         (migrations_dir / "0003_notes_by_maker.sql").write_text(_THIRD_FILE)
         report = await migrate_fleet(database, await plan_fleet(database, settings=settings), settings=settings)
         assert report.failed == []
         tenant = await get_tenant(database, acme)
-        await assert_walled(database, tenant, other)
+        await assert_has_role(database, tenant, other)
         async with database.connection() as connection:
             owner = await get_owner(connection)
         async with database.tenant_connection(tenant) as connection:
@@ -159,27 +159,27 @@ async def test_every_command_keeps_the_wall(login_settings: Settings, migrations
 
         await backup_tenant(database, acme, tmp_path / "acme.tar", settings=settings)
         restored = await restore_tenant(database, tmp_path / "acme.tar", parse_slug("beside"), settings=settings)
-        await assert_walled(database, restored, tenant)
+        await assert_has_role(database, restored, tenant)
         copied = await copy_tenant(database, acme, parse_slug("copy"), "Copy", settings=settings)
-        await assert_walled(database, copied, restored)
+        await assert_has_role(database, copied, restored)
         replaced_slugs: list[Slug] = []
         replacing = await restore_tenant(
             database, tmp_path / "acme.tar", acme, settings=settings, replace=True, on_replaced=replaced_slugs.append
         )
-        await assert_walled(database, await get_tenant(database, acme), restored)
+        await assert_has_role(database, await get_tenant(database, acme), restored)
         assert replacing.role == tenant.role
         replaced = await undrop_tenant(database, replaced_slugs[0], settings=settings)
         # The role of acme reaches acme's new tables, and no more those that it had until now.
-        await assert_walled(database, replaced, replacing)
-        await assert_walled(database, replacing, replaced)
+        await assert_has_role(database, replaced, replacing)
+        await assert_has_role(database, replacing, replaced)
 
         renamed = await rename_tenant(database, acme, parse_slug("zenith"), settings=settings)
-        await assert_walled(database, renamed, other)
+        await assert_has_role(database, renamed, other)
         await drop_tenant(database, renamed.slug)
         with pytest.raises(UnknownTenantError):
             async with database.tenant_connection(renamed) as connection:
                 await connection.fetch(_LIST_ROWS)
-        await assert_walled(database, await undrop_tenant(database, renamed.slug, settings=settings), other)
+        await assert_has_role(database, await undrop_tenant(database, renamed.slug, settings=settings), other)
         assert (await make_owner(database))[1] == []
         await refuse_leaks(database, settings=settings)
 
@@ -211,7 +211,7 @@ async def test_adopted_schema_gets_the_owner_and_a_role(login_settings: Settings
 
         (tenant,) = await adopt_schemas(database, {old: SchemaName("old")}, settings=settings, version=1)
 
-        await assert_walled(database, tenant, await get_tenant(database, parse_slug("acme")))
+        await assert_has_role(database, tenant, await get_tenant(database, parse_slug("acme")))
         async with database.tenant_connection(tenant) as connection:
             assert await connection.fetchval("SELECT twice(21)") == 42
             assert await connection.fetchval("SELECT nextval('numbers')") == 1
@@ -226,18 +226,18 @@ async def test_adopted_schema_gets_the_owner_and_a_role(login_settings: Settings
 async def test_tenant_without_role_is_refused(
     settings: Settings, acme: Tenant, server_url: str, database_url: str
 ) -> None:
-    """With the wall on, a tenant without a role gets no block, nothing is made, and the server does not start."""
-    walled = replace(settings, role_per_tenant=True)
-    async with dropping_roles(server_url, database_url), await Database.open(walled, max_size=1) as database:
+    """With roles on, a tenant without a role gets no block, nothing is made, and the server does not start."""
+    with_roles = replace(settings, role_per_tenant=True)
+    async with dropping_roles(server_url, database_url), await Database.open(with_roles, max_size=1) as database:
         with pytest.raises(RolesNotReadyError, match="'acme' has no role"):
             database.tenant_connection(acme)
         with pytest.raises(RolesNotReadyError, match="init"):
-            await create_tenant(database, parse_slug("new"), "New", settings=walled)
+            await create_tenant(database, parse_slug("new"), "New", settings=with_roles)
         with pytest.raises(LeakError, match="init"):
-            await refuse_leaks(database, settings=walled)
+            await refuse_leaks(database, settings=with_roles)
 
         owner = await set_up_roles(database)
-        await refuse_leaks(database, settings=walled)
+        await refuse_leaks(database, settings=with_roles)
         for hole, words in (
             ("UPDATE quart_tenants.tenants SET role_name = NULL WHERE slug = 'acme'", "acme"),
             ("GRANT EXECUTE ON FUNCTION pg_catalog.set_config(text, text, boolean) TO PUBLIC", "set_config"),
@@ -245,8 +245,8 @@ async def test_tenant_without_role_is_refused(
             (f"ALTER ROLE {owner.quoted} SUPERUSER", "superuser"),
         ):
             with pytest.raises(LeakError, match=words):
-                await execute_and_look(database, hole, walled)
-        await refuse_leaks(database, settings=walled)
+                await execute_and_look(database, hole, with_roles)
+        await refuse_leaks(database, settings=with_roles)
 
 
 async def execute_and_look(database: Database, hole: str, settings: Settings) -> None:
@@ -261,29 +261,29 @@ async def execute_and_look(database: Database, hole: str, settings: Settings) ->
             await connection.execute(f"ALTER ROLE {owner.quoted} NOSUPERUSER")
 
 
-async def test_init_repairs_what_lacks(walled_database: Database, walled_settings: Settings) -> None:
+async def test_init_repairs_what_lacks(roles_database: Database, roles_settings: Settings) -> None:
     """Roles that are missing in this server, as after a restore elsewhere, are made again, and owners set right."""
-    async with walled_database.connection() as connection:
+    async with roles_database.connection() as connection:
         elsewhere = RoleName((await get_owner(connection)).name.replace("_owner", "x_owner"))
         await connection.execute("UPDATE quart_tenants.role_setup SET owner_name = $1", elsewhere.name)
         await connection.execute(
             "UPDATE quart_tenants.tenants SET role_name = regexp_replace(role_name, '_t([0-9]+)$', 'x_t\\1')"
         )
-    acme, globex = [await get_tenant(walled_database, parse_slug(slug)) for slug in ("acme", "globex")]
+    acme, globex = [await get_tenant(roles_database, parse_slug(slug)) for slug in ("acme", "globex")]
     with pytest.raises(RolesNotReadyError, match="init"):
-        async with walled_database.tenant_connection(acme) as connection:
+        async with roles_database.tenant_connection(acme) as connection:
             await connection.fetch(_LIST_ROWS)
 
-    owner, without = await make_owner(walled_database)
+    owner, without = await make_owner(roles_database)
     # Interrupted after the first.
-    await give_roles(walled_database, owner, without[:1], on_done=lambda *_: None)
-    await set_up_roles(walled_database)
+    await give_roles(roles_database, owner, without[:1], on_done=lambda *_: None)
+    await set_up_roles(roles_database)
 
     assert owner == elsewhere
     assert len(without) == 4
     for tenant, other in ((acme, globex), (globex, acme)):
-        await assert_walled(walled_database, tenant, other)
-    await refuse_leaks(walled_database, settings=walled_settings)
+        await assert_has_role(roles_database, tenant, other)
+    await refuse_leaks(roles_database, settings=roles_settings)
 
 
 async def test_wall_can_be_switched_off_and_on(login_settings: Settings) -> None:
@@ -304,17 +304,17 @@ async def test_wall_can_be_switched_off_and_on(login_settings: Settings) -> None
         assert sorted(tenant.slug for tenant in without) == ["acme", "new"]
         await give_roles(database, owner, without, on_done=lambda *_: None)
 
-        await assert_walled(database, await get_tenant(database, new.slug), acme)
-        await assert_walled(database, acme, new)
+        await assert_has_role(database, await get_tenant(database, new.slug), acme)
+        await assert_has_role(database, acme, new)
 
 
 async def test_wall_can_be_taken_down(server_url: str, database_url: str) -> None:
     """What docs/operating.md says gives everybody's rights back, leaves no role and no table of another one."""
-    walled = Settings(migrations_dir=REFERENCE_FILES, database_url=database_url, role_per_tenant=True)
+    with_roles = Settings(migrations_dir=REFERENCE_FILES, database_url=database_url, role_per_tenant=True)
     name = database_url.partition("?")[0].rpartition("/")[2]
     page = (Path(__file__).parents[3] / "docs" / "operating.md").read_text()
     (script,) = [block for block in re.findall(r"```sql\n(.*?)```", page, re.DOTALL) if "REASSIGN" in block]
-    async with dropping_roles(server_url, database_url), await Database.open(walled, max_size=1) as database:
+    async with dropping_roles(server_url, database_url), await Database.open(with_roles, max_size=1) as database:
         before = await look_at_rights(database)
         owner = await set_up_roles(database)
         between = await look_at_rights(database)
@@ -334,7 +334,7 @@ async def test_wall_can_be_taken_down(server_url: str, database_url: str) -> Non
             prefix = owner.name.removesuffix("owner")
             assert await connection.fetch("SELECT FROM pg_roles WHERE starts_with(rolname, $1)", prefix) == []
         await set_up_roles(database)
-        await refuse_leaks(database, settings=walled)
+        await refuse_leaks(database, settings=with_roles)
 
 
 async def look_at_rights(database: Database) -> list[object]:
@@ -352,12 +352,12 @@ async def look_at_rights(database: Database) -> list[object]:
 
 
 async def test_backup_and_restore_with_the_wall_off_pass_no_grants_on(
-    walled_settings: Settings, walled_database: Database, tmp_path: Path
+    roles_settings: Settings, roles_database: Database, tmp_path: Path
 ) -> None:
     """Where roles were once set up, no backup and no restore lets the role of one tenant into another's schema."""
-    off = replace(walled_settings, role_per_tenant=False)
-    tenant = await get_tenant(walled_database, parse_slug("acme"))
-    async with walled_database.connection() as connection:
+    off = replace(roles_settings, role_per_tenant=False)
+    tenant = await get_tenant(roles_database, parse_slug("acme"))
+    async with roles_database.connection() as connection:
         owner = await get_owner(connection)
     forget = "DELETE FROM quart_tenants.role_setup"
     remember = f"INSERT INTO quart_tenants.role_setup (owner_name) VALUES ('{owner}')"
@@ -373,24 +373,24 @@ async def test_backup_and_restore_with_the_wall_off_pass_no_grants_on(
             return may
 
         await backup_tenant(database, tenant.slug, tmp_path / "without.tar", settings=off)
-        await execute(walled_settings.required_database_url, forget)
+        await execute(roles_settings.required_database_url, forget)
         await backup_tenant(database, tenant.slug, tmp_path / "grants.tar", settings=off)
 
         assert not await restore("without.tar", "from-without")
         # The negative control: a file with grants, and a restore that passes them on.
         assert await restore("grants.tar", "naive")
 
-        await execute(walled_settings.required_database_url, remember)
+        await execute(roles_settings.required_database_url, remember)
         assert not await restore("grants.tar", "from-grants")
 
 
-async def test_statement_cannot_be_stacked(walled_database: Database) -> None:
-    """In a walled block one text is one statement, in execute and in what copies; the driver's own work goes on."""
-    acme = await get_tenant(walled_database, parse_slug("acme"))
-    async with walled_database.connection() as connection:
+async def test_statement_cannot_be_stacked(roles_database: Database) -> None:
+    """In a block with a role one text is one statement, also in what copies; the driver goes on with its own work."""
+    acme = await get_tenant(roles_database, parse_slug("acme"))
+    async with roles_database.connection() as connection:
         await connection.execute("CREATE TYPE acme.mood AS ENUM ('well')")
 
-    async with walled_database.tenant_connection(acme) as connection:
+    async with roles_database.tenant_connection(acme) as connection:
         for stacked in (
             connection.execute("SELECT 1; RESET ROLE"),
             connection.copy_from_query("SELECT 1) TO STDOUT; RESET ROLE; COPY (SELECT 2", output=_ignore),

@@ -137,7 +137,7 @@ async def test_savepoint_saves_first_rows_from_an_error(made_in: Made) -> None:
         assert await connection.fetchval("SELECT description FROM company_data") == "kept"
 
 
-async def test_first_rows_cannot_reach_another_tenant(walled_database: Database, walled_settings: Settings) -> None:
+async def test_first_rows_cannot_reach_another_tenant(roles_database: Database, roles_settings: Settings) -> None:
     """With roles the function has the rights of the new tenant, also when its text tries to leave the role."""
 
     async def peek(connection: Connection) -> None:
@@ -147,9 +147,9 @@ async def test_first_rows_cannot_reach_another_tenant(walled_database: Database,
         await connection.execute("RESET ROLE; SELECT * FROM acme.company_data")
 
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await create_tenant(walled_database, NEWCO, "Newco", settings=walled_settings, fill=peek)
+        await create_tenant(roles_database, NEWCO, "Newco", settings=roles_settings, fill=peek)
     with pytest.raises(asyncpg.PostgresSyntaxError, match="multiple commands"):
-        await create_tenant(walled_database, NEWCO, "Newco", settings=walled_settings, fill=escape)
+        await create_tenant(roles_database, NEWCO, "Newco", settings=roles_settings, fill=escape)
 
 
 async def test_first_rows_of_one_tenant_after_the_other_have_their_own_types(made_in: Made, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.web.commands.runs import Run, assert_refused, execute, make_run
 
 
 @pytest.fixture(autouse=True)
-def wall(monkeypatch: pytest.MonkeyPatch) -> None:
+def roles_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every command here have the setting."""
     monkeypatch.setenv("QUART_TENANTS_ROLE_PER_TENANT", "true")
 
@@ -48,7 +48,7 @@ def get_user(url: str) -> str:
     return url.partition("//")[2].partition(":")[0]
 
 
-def test_init_builds_the_wall_and_doctor_approves(run: Run, url: str) -> None:
+def test_init_sets_roles_up_and_doctor_approves(run: Run, url: str) -> None:
     """`init` puts every tenant behind a role, a second one finds nothing to do, and `doctor` tells each check."""
     first = run("init")
     second = run("init")
