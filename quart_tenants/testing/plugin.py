@@ -74,9 +74,10 @@ def tenants_database_stock(
     tenants_server_url: str, tenants_app_factory: "Callable[[], Quart]"
 ) -> Iterator[DatabaseStock]:
     """Copies of a database in which the app's migrations have run, with two tenants."""
-    with new_database_between_loops(tenants_server_url) as url, _pointing_at(url):
-        app = tenants_app_factory()
-        prefix = asyncio.run(_fill(url, _get_extension(app).settings))
+    with new_database_between_loops(tenants_server_url) as url:
+        # Only for this: other tests of the session have nothing to do with the template.
+        with _pointing_at(url):
+            prefix = asyncio.run(_fill(url, _get_extension(tenants_app_factory()).settings))
         template = url.partition("?")[0].rpartition("/")[2]
         try:
             with DatabaseStock(tenants_server_url, template) as stock:

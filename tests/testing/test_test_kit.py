@@ -1,5 +1,6 @@
 """What an adopter's tests get: a database, tenants, clients that are logged in, and a hunt for leaks."""
 
+import os
 import subprocess
 import sys
 import uuid
@@ -13,6 +14,7 @@ from quart_tenants.connection import Connection
 from quart_tenants.errors import TenantExistsError
 from quart_tenants.testing import LeakFoundError, hunt_leaks
 from quart_tenants.testing.clients import ClientMaker
+from quart_tenants.testing.databases import DatabaseStock
 from quart_tenants.testing.plugin import NewTenant
 from tests.support.processes import make_environment
 
@@ -28,6 +30,11 @@ async def test_each_test_has_a_database_of_its_own(first_tenant: Tenant, tenants
     async with tenants.database.tenant_connection(first_tenant) as connection:
         assert await connection.fetchval("SELECT count(*) FROM company_data") == 0
         await connection.execute(ADD_ROW, f"of test {number}")
+
+
+def test_template_is_in_nobodys_environment(tenants_database_stock: DatabaseStock) -> None:
+    """Tests of the same session that do not use the kit have their own databases."""
+    assert [name for name in os.environ if name.startswith("QUART_")] == []
 
 
 async def test_client_is_logged_in_without_a_password(
