@@ -15,7 +15,7 @@ import pytest
 
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.testing.databases import FAST_AND_FORGETFUL
-from tests.support.databases import fill_template
+from tests.support.databases import REFERENCE_FILES, fill_template
 from tests.support.patience import wait_until
 from tests.support.processes import Server, run_application
 from tests.support.tcp_proxy import TcpProxy
@@ -30,6 +30,7 @@ SLOWER = 4
 SIZE = 4
 
 SETTINGS = {
+    "QUART_TENANTS_MIGRATIONS_DIR": str(REFERENCE_FILES),
     "QUART_TENANTS_REQUEST_TIMEOUT": str(REQUEST_TIMEOUT),
     "QUART_TENANTS_ACQUIRE_TIMEOUT": "1.4",
     "QUART_TENANTS_POOL_MAX_SIZE": str(SIZE),

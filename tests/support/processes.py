@@ -126,21 +126,24 @@ def run_application(application: str, database_url: str, folder: Path, **setting
             pass_fds=[number],
             cwd=Path(__file__).parents[2],
         )
+    server = Server(process, port, log)
     try:
-        wait_for_answer(port)
-        yield Server(process, port, log)
+        wait_for_answer(port, server=server)
+        yield server
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(DEADLINE)
 
 
-def wait_for_answer(port: int, path: str = "/healthz") -> None:
-    """Return when something answers on *port*."""
+def wait_for_answer(port: int, path: str = "/healthz", *, server: Server | None = None) -> None:
+    """Return when something answers on *port*. If *server* ends before that, nobody waits longer."""
 
     def answers() -> bool:
         try:
             httpx.get(f"http://127.0.0.1:{port}{path}", timeout=DEADLINE)
-        except httpx.TransportError:
+        except httpx.TransportError as error:
+            if server is not None and server.process.poll() is not None:
+                raise RuntimeError(f"the process has ended; its log: {server.log.read_text()}") from error
             return False
         return True
 
