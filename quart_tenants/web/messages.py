@@ -82,6 +82,7 @@ async def subscribe(topic: str = "", *, tenant: Tenant | None = None) -> AsyncIt
 
     Raises:
         NoTenantError: No tenant is named and there is no current one.
+        SettingError: The URL in `TENANTS_DIRECT_DATABASE_URL` cannot be understood.
         DatabaseUnavailableError: The database cannot be reached.
         DatabaseRefusedError: A pooler stands between; `TENANTS_DIRECT_DATABASE_URL` goes around it.
     """

@@ -13,7 +13,13 @@ from quart import Quart, ResponseReturnValue, websocket
 
 from quart_tenants import QuartTenants, Tenant, current_tenant, publish, subscribe, tenant_connection
 from quart_tenants.admin import create_tenants, parse_slug
-from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, MessagesLostError, MessageTooLongError
+from quart_tenants.errors import (
+    DatabaseRefusedError,
+    DatabaseUnavailableError,
+    MessagesLostError,
+    MessageTooLongError,
+    SettingError,
+)
 from quart_tenants.postgres.messages.message_hub import Subscription
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
@@ -182,6 +188,17 @@ async def test_first_subscriber_is_told_that_nobody_can_listen(database_url: str
             with pytest.raises(DatabaseUnavailableError, match="cannot connect to listen"):
                 async with subscribe(tenant=get(worker, "acme")):
                     pass
+
+
+async def test_direct_url_with_a_wrong_port_is_one_clear_error(database_url: str) -> None:
+    """The driver finds that out only when it connects. The subscriber must not wait for ever, nor read the password."""
+    worker = make_worker(database_url, TENANTS_DIRECT_DATABASE_URL="postgresql://nobody:sesame@127.0.0.1:port/x")
+    async with worker.app.test_app(), worker.app.app_context(), asyncio.timeout(10):
+        for _ in range(2):
+            with pytest.raises(SettingError, match="TENANTS_DIRECT_DATABASE_URL cannot be understood") as caught:
+                async with subscribe(tenant=get(worker, "acme")):
+                    pass
+            assert "sesame" not in str(caught.value)
 
 
 async def test_pooler_that_forgets_listen_is_named(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,13 @@ from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError,
 from quart_tenants.postgres.blocks.block import Block, list_path
 from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, EVERYBODY, Beginning, TenantKey
-from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, Connection, DriverConnection, describe
+from quart_tenants.postgres.driver.connection_types import (
+    DRIVER_ERRORS,
+    Connection,
+    DriverConnection,
+    describe,
+    explain_no_connection,
+)
 from quart_tenants.postgres.driver.opening import SetUp
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.pool.connection_pool import ConnectionPool
@@ -81,15 +87,7 @@ class Database:
             )
             await pool.open(settings.connect_timeout)
         except (ValueError, *DRIVER_ERRORS) as error:
-            # A certificate that is refused is a ValueError, too.
-            if isinstance(error, ValueError) and not isinstance(error, OSError):
-                # Without asyncpg's words: they repeat a part of the URL, which holds a password.
-                raise SettingError(
-                    "TENANTS_DATABASE_URL", "cannot be understood; check its port and its options"
-                ) from error
-            raise DatabaseUnavailableError(
-                f"cannot connect to the database: {describe(error)}; is it running, and is TENANTS_DATABASE_URL right?"
-            ) from error
+            raise explain_no_connection(error, "TENANTS_DATABASE_URL", "cannot connect to the database") from error
         return cls(pool, settings, shares=shares)
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import asyncpg
 
 from quart_tenants.connection import Connection as Connection
+from quart_tenants.errors import DatabaseUnavailableError, SettingError, TenantError
 
 if TYPE_CHECKING:
     DriverConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -20,3 +21,18 @@ DRIVER_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, a
 def describe(error: BaseException) -> str:
     """Return what a driver's error says, or its type where it says nothing."""
     return str(error) or type(error).__name__
+
+
+def explain_no_connection(error: Exception, setting: str, purpose: str) -> TenantError:
+    """Return the error for a connection that could not be opened.
+
+    Args:
+        error: One of `DRIVER_ERRORS`, or the ValueError that asyncpg raises for a URL.
+        setting: The key of the setting that holds the URL.
+        purpose: What cannot be done, such as `cannot connect to the database`.
+    """
+    # A certificate that is refused is a ValueError, too.
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        # Without asyncpg's words: they repeat a part of the URL, which holds a password.
+        return SettingError(setting, "cannot be understood; check its port and its options")
+    return DatabaseUnavailableError(f"{purpose}: {describe(error)}; is it running, and is {setting} right?")

@@ -15,8 +15,9 @@ from quart_tenants.errors import (
     DatabaseUnavailableError,
     MessagesLostError,
     MessageTooLongError,
+    TenantError,
 )
-from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe, explain_no_connection
 from quart_tenants.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class MessageHub:
         """Return a new subscription. What is sent from now on reaches it. The first one connects.
 
         Raises:
+            SettingError: The URL to listen at cannot be understood.
             DatabaseUnavailableError: The database cannot be reached.
             DatabaseRefusedError: What is sent does not come back: a pooler stands between.
         """
@@ -137,12 +139,17 @@ class MessageHub:
         while True:
             try:
                 connection, closed = await self._connect()
-            except (DatabaseUnavailableError, DatabaseRefusedError) as error:
+            except Exception as error:
+                # No error may end this task before the first subscriber is told: it would wait for ever.
                 if self._ready is not None and not self._ready.done():
                     # The first subscriber is told, and the next one tries again.
                     self._ready.set_exception(error)
                     return
-                logger.warning("messages of other workers cannot be heard, which is tried again: %s", error)
+                logger.warning(
+                    "messages of other workers cannot be heard, which is tried again: %s",
+                    error,
+                    exc_info=None if isinstance(error, TenantError) else error,
+                )
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
@@ -166,15 +173,19 @@ class MessageHub:
             else:
                 self._hand_over(str(payload))
 
+        direct_url = self._settings.direct_database_url
+        setting = "TENANTS_DATABASE_URL" if direct_url is None else "TENANTS_DIRECT_DATABASE_URL"
         try:
             connection = await asyncpg.connect(
-                self._settings.direct_database_url or self._settings.required_database_url,
+                direct_url or self._settings.required_database_url,
                 timeout=self._settings.connect_timeout,
                 command_timeout=self._settings.command_timeout,
                 server_settings={"application_name": "quart_tenants messages", "search_path": ""},
             )
-        except DRIVER_ERRORS as error:
-            raise DatabaseUnavailableError(f"cannot connect to listen for messages: {describe(error)}") from error
+        except (ValueError, *DRIVER_ERRORS) as error:
+            raise explain_no_connection(
+                error, setting, "cannot connect to listen for messages in the database"
+            ) from error
         try:
             connection.add_termination_listener(lambda _: closed.set())
             await connection.add_listener(self.channel, hear)
