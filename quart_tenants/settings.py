@@ -295,6 +295,11 @@ class Settings:
             )
         return self.database_url
 
+    @property
+    def shared_names(self) -> list[str]:
+        """The names of the shared schemas, in the order of the path."""
+        return [schema.name for schema in self.shared_schemas]
+
 
 def get_key(setting: Field[Any]) -> str:
     """Return the key of a field of `Settings`: `TENANTS_DOMAIN` for `domain`."""

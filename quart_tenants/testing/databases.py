@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -26,6 +26,10 @@ FAST_AND_FORGETFUL = {
 }
 """Options of a server on which nothing has to survive a crash of the machine."""
 
+# The members before the roles that they are members of, and the owner last: it has granted the memberships.
+_LIST_ROLES = """
+SELECT rolname::text AS name FROM pg_catalog.pg_roles WHERE starts_with(rolname::text, $1) ORDER BY rolname DESC
+"""
 _ROOM = 2 * 1024**3  # bytes, for many databases of some 8 MB
 
 
@@ -103,6 +107,21 @@ def new_database_between_loops(server_url: str, template: str = "template0") -> 
             yield url
         finally:
             runner.run(manager.__aexit__(None, None, None))
+
+
+async def drop_with_roles(server_url: str, name: str, prefixes: Iterable[str]) -> None:
+    """Drop the database *name*, and then all roles whose names begin with one of *prefixes*.
+
+    Roles belong to the whole server, so they stay when a database is dropped.
+    """
+    connection = await asyncpg.connect(server_url)
+    try:
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        for prefix in prefixes:
+            for role in await connection.fetch(_LIST_ROLES, prefix):
+                await connection.execute(f'DROP ROLE IF EXISTS "{role["name"]}"')
+    finally:
+        await connection.close()
 
 
 class DatabaseStock:

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-import asyncpg
 import pytest
 
 from quart_tenants.errors import SettingError
@@ -20,6 +19,7 @@ from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.testing.clients import ClientMaker
 from quart_tenants.testing.databases import (
     DatabaseStock,
+    drop_with_roles,
     name_database,
     new_database_between_loops,
     serve_postgres,
@@ -40,10 +40,6 @@ else:
 FIRST, SECOND = Slug("acme"), Slug("globex")
 _DATABASE = "QUART_TENANTS_DATABASE_URL"
 _SECRET_KEY = "QUART_SECRET_KEY"  # noqa: S105  (the name of a variable)
-# The members before the roles that they are members of, and the owner last: it has granted the memberships.
-_LIST_ROLES = """
-SELECT rolname::text AS name FROM pg_catalog.pg_roles WHERE starts_with(rolname::text, $1) ORDER BY rolname DESC
-"""
 
 
 class NewTenant(Protocol):
@@ -84,7 +80,7 @@ def tenants_database_stock(
                 yield stock
         finally:
             if prefix is not None:
-                asyncio.run(_drop_roles(tenants_server_url, template, prefix))
+                asyncio.run(drop_with_roles(tenants_server_url, template, [prefix]))
 
 
 @_async_fixture
@@ -171,13 +167,3 @@ async def _fill(url: str, settings: Settings) -> str | None:
         await migrate_shared(database, settings=settings)
         await create_tenants(database, {FIRST: "Acme", SECOND: "Globex"}, settings=settings, jobs=1)
     return prefix
-
-
-async def _drop_roles(server_url: str, template: str, prefix: str) -> None:
-    connection = await asyncpg.connect(server_url)
-    try:
-        await connection.execute(f"DROP DATABASE IF EXISTS {template} WITH (FORCE)")
-        for row in await connection.fetch(_LIST_ROLES, prefix):
-            await connection.execute(f'DROP ROLE IF EXISTS "{row["name"]}"')
-    finally:
-        await connection.close()

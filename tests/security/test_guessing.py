@@ -13,6 +13,7 @@ from quart import Quart
 from quart_tenants.app import create_app
 from quart_tenants.testing.databases import new_database_between_loops
 from tests.app.test_passwords import Spy, held, watch
+from tests.support.databases import execute
 from tests.support.patience import DEADLINE
 from tests.support.processes import SECRET_KEY, Server, run_server
 
@@ -61,14 +62,6 @@ def server(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 async def log_in(client: httpx.AsyncClient, fields: dict[str, str], address: str | None = None) -> httpx.Response:
     """Try to log in, with *address* in the header of proxies."""
     return await client.post("/login", data=fields, headers={"X-Forwarded-For": address} if address else {})
-
-
-async def execute(url: str, *statements: str) -> None:
-    """Run SQL."""
-    connection = await asyncpg.connect(url)
-    for statement in statements:
-        await connection.execute(statement)
-    await connection.close()
 
 
 async def wait_for_failures(database_url: str, number: int) -> None:

@@ -199,7 +199,7 @@ async def _attack(target: Target, run: "Callable[[Connection], Awaitable[object]
     return outcome
 
 
-async def test_no_attack_leaves_the_wall(targets: tuple[Target, Target]) -> None:
+async def test_no_attack_gets_around_the_role(targets: tuple[Target, Target]) -> None:
     """Bound or naively formatted, by fetch or by execute, no attack reads or changes what is another tenant's."""
     with_roles, _ = targets
     escapes = []
@@ -220,7 +220,7 @@ async def test_no_attack_leaves_the_wall(targets: tuple[Target, Target]) -> None
     assert [escape for escape in escapes if escape is not None] == []
 
 
-async def test_without_the_wall_attacks_succeed(targets: tuple[Target, Target]) -> None:
+async def test_attacks_without_roles_succeed(targets: tuple[Target, Target]) -> None:
     """The same attacks read the other tenant's row where only the path keeps tenants apart, so the corpus can see."""
     _, without = targets
 
@@ -238,7 +238,7 @@ async def test_without_the_wall_attacks_succeed(targets: tuple[Target, Target]) 
     assert await escapes("'; CREATE TABLE injected () --", attack_execute)
 
 
-async def test_open_set_config_leaves_the_wall(targets: tuple[Target, Target]) -> None:
+async def test_open_set_config_gets_around_the_role(targets: tuple[Target, Target]) -> None:
     """With set_config() left to everybody, as PostgreSQL has it, one SELECT leaves the role: so it is taken away."""
     with_roles, _ = targets
     attack = (

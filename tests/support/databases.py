@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import asyncpg
+
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
@@ -16,6 +18,16 @@ DEMO_TENANTS = ("company1", "company2")
 REFERENCE_FILES = get_resource_path("sql/tenant")
 """The migrations of the reference app, which make the tables of most tests."""
 DEMO_SQL = Path(__file__).parents[2] / "sql" / "demo"
+
+
+async def execute(url: str, *statements: str) -> None:
+    """Run *statements* on a connection of their own, as the role in *url*."""
+    connection = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 async def drop_for_good(database: Database, slug: Slug) -> None:

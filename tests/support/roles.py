@@ -10,12 +10,11 @@ import asyncpg
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.role_setup import TenantWithoutRole, give_roles, make_owner, revoke_public_rights
 from quart_tenants.tenant import RoleName
+from quart_tenants.testing.databases import drop_with_roles
 
 # A test may have changed the name behind it.
 _PREFIX_LENGTH = len("quart_tenants_0123456")
 _LIST_OWNERS = "SELECT owner_name FROM quart_tenants.role_setup"
-# The members before the roles that they are members of, and the owner last: it has granted the memberships.
-_LIST_ROLES = "SELECT rolname::text FROM pg_roles WHERE starts_with(rolname::text, $1) ORDER BY rolname DESC"
 
 
 async def set_up_roles(database: Database) -> RoleName:
@@ -40,16 +39,8 @@ async def dropping_roles(server_url: str, database_url: str) -> AsyncIterator[No
         yield
     finally:
         owners = await _list(database_url, _LIST_OWNERS)
-        connection = await asyncpg.connect(server_url)
-        try:
-            name = urlsplit(database_url).path.removeprefix("/")
-            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            for owner in owners:
-                roles = await connection.fetch(_LIST_ROLES, owner[:_PREFIX_LENGTH])
-                for role in roles:
-                    await connection.execute(f'DROP ROLE "{role["rolname"]}"')
-        finally:
-            await connection.close()
+        name = urlsplit(database_url).path.removeprefix("/")
+        await drop_with_roles(server_url, name, [owner[:_PREFIX_LENGTH] for owner in owners])
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ default path is empty: outside a transaction of ours there are no tables.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable
 from functools import lru_cache
 from types import TracebackType
 from typing import Self
@@ -46,7 +46,6 @@ class Database:
         self._pool = pool
         self._settings = settings
         self._shares = shares
-        self._shared_path = "".join(f", {schema.quoted}" for schema in settings.shared_schemas)
 
     @classmethod
     async def open(
@@ -142,7 +141,7 @@ class Database:
         if with_role and tenant.role is None:
             # A block never acts as the login instead.
             raise RolesNotReadyError(f"tenant {tenant.slug!r} has no role of its own yet: run quart-tenants init")
-        beginning = _begin(tenant, read_only, with_role, self._shared_path, shared_version)
+        beginning = _begin(tenant, read_only, with_role, self._settings.shared_schemas, shared_version)
         return Block(self._pool, beginning, self._settings.acquire_timeout, tenant, first, self._shares)
 
     def connection(self) -> Block:
@@ -154,7 +153,8 @@ class Database:
 
     async def go_on_in(self, block: Block, tenant: Tenant) -> None:
         """Let the rest of *block* be as one of *tenant*: on its path, as its role. *tenant* was made in this block."""
-        await block.go_on_as(_begin(tenant, False, self._settings.role_per_tenant, self._shared_path, 0))
+        settings = self._settings
+        await block.go_on_as(_begin(tenant, False, settings.role_per_tenant, settings.shared_schemas, 0))
 
     def shared_connection(self, *, shared_version: int = 0) -> Block:
         """Return a block that sees the shared schemas only, and may write there. It acts as the login.
@@ -167,10 +167,10 @@ class Database:
 
         Entering and leaving the block raise the same errors as `tenant_connection`.
         """
-        if not self._shared_path:
+        schemas = self._settings.shared_schemas
+        if not schemas:
             raise SettingError("TENANTS_SHARED_SCHEMAS", "names no schema: there are no shared tables")
-        path = f"SET LOCAL search_path TO {self._shared_path.removeprefix(', ')}"
-        beginning = Beginning((BEGIN, path), tenant=TenantKey(EVERYBODY, 0, shared_version))
+        beginning = Beginning((BEGIN, _set_path(*schemas)), tenant=TenantKey(EVERYBODY, 0, shared_version))
         return Block(self._pool, beginning, self._settings.acquire_timeout)
 
     @contextlib.asynccontextmanager
@@ -215,7 +215,7 @@ class Database:
                 self._settings.required_database_url,
                 timeout=self._settings.connect_timeout,
                 statement_cache_size=0,
-                server_settings=_DEFAULTS | {"search_path": ", ".join(schema.quoted for schema in path)},
+                server_settings=_DEFAULTS | {"search_path": _write_path(path)},
             )
         except DRIVER_ERRORS as error:
             raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
@@ -234,12 +234,12 @@ class Database:
 
 def list_tenant_path(schema: SchemaName, settings: Settings) -> list[str]:
     """Return the schemas that a block of the tenant with *schema* sees, in their order."""
-    return [schema.name, *(shared.name for shared in settings.shared_schemas)]
+    return [schema.name, *settings.shared_names]
 
 
-async def enter_schema(connection: Connection, schema: SchemaName, shared: Sequence[SchemaName] = ()) -> None:
-    """Let the rest of the transaction on *connection* see *schema* and those of *shared*. For making its tables."""
-    await connection.execute(_set_path(schema, "".join(f", {other.quoted}" for other in shared)))
+async def enter_schema(connection: Connection, schema: SchemaName, *, settings: Settings) -> None:
+    """Let the rest of the transaction on *connection* see *schema* and the shared ones. For making its tables."""
+    await connection.execute(_set_path(schema, *settings.shared_schemas))
 
 
 # Also where a pooler has dropped the connection's own empty path.
@@ -247,18 +247,24 @@ _BEGIN_WITHOUT_TENANT = Beginning((BEGIN, "SET LOCAL search_path TO ''"))
 
 
 @lru_cache(maxsize=4096)
-def _begin(tenant: Tenant, read_only: bool, with_role: bool, shared_path: str, shared_version: int) -> Beginning:
+def _begin(
+    tenant: Tenant, read_only: bool, with_role: bool, shared: tuple[SchemaName, ...], shared_version: int
+) -> Beginning:
     begin = BEGIN_READ_ONLY if read_only else BEGIN
     role = (f"SET LOCAL ROLE {tenant.role.quoted}",) if with_role and tenant.role is not None else ()
     return Beginning(
-        (begin, *role, _set_path(tenant.schema, shared_path)),
+        (begin, *role, _set_path(tenant.schema, *shared)),
         with_role=with_role,
         tenant=TenantKey(tenant.id, tenant.version, shared_version),
     )
 
 
-def _set_path(schema: SchemaName, shared_path: str) -> str:
+def _set_path(*schemas: SchemaName) -> str:
     # PostgreSQL accepts a path whose schema is missing, so a dropped tenant fails with "relation does
     # not exist". `public` is left off on purpose, unless the operator shares it: the same query would read rows there.
     # A name that is in both is refused elsewhere, because a dropped table must not fall through to a shared one.
-    return f"SET LOCAL search_path TO {schema.quoted}{shared_path}"
+    return f"SET LOCAL search_path TO {_write_path(schemas)}"
+
+
+def _write_path(schemas: Iterable[SchemaName]) -> str:
+    return ", ".join(schema.quoted for schema in schemas)

@@ -199,7 +199,6 @@ async def _check_catalogue(block: Connection) -> list[Finding]:
 
 
 async def _check_shared(block: Connection, settings: Settings) -> list[Finding]:
-    names = [schema.name for schema in settings.shared_schemas]
     try:
         await check_shared_schemas(block, settings=settings)
     except RegistryNotReadyError as error:
@@ -225,7 +224,9 @@ async def _check_shared(block: Connection, settings: Settings) -> list[Finding]:
     )
     owner = await find_owner(block) if settings.role_per_tenant else None
     if owner is not None:
-        writers = await block.fetch(read_statement("list_shared_writers"), names, name_readers(owner).name)
+        writers = await block.fetch(
+            read_statement("list_shared_writers"), settings.shared_names, name_readers(owner).name
+        )
         findings.append(
             judge(
                 "shared schemas",

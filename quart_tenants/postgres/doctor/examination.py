@@ -80,11 +80,10 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     for finding in findings:
         yield finding
     async with database.connection() as connection:
-        shared = [schema.name for schema in settings.shared_schemas]
         paths = [row["setting"] for row in await connection.fetch(_LIST_PATH_SETTINGS)]
-        ways = (
-            [row["way"] for row in await connection.fetch(_LIST_WAYS_OUT, shared)] if settings.role_per_tenant else []
-        )
+        ways = []
+        if settings.role_per_tenant:
+            ways = [row["way"] for row in await connection.fetch(_LIST_WAYS_OUT, settings.shared_names)]
     if paths:
         seen = list_problem("a connection that does not ask for a path gets one", paths)
         remedy = "ALTER ROLE or ALTER DATABASE … SET search_path = ''"

@@ -96,7 +96,7 @@ async def read_probe(database: Database, probe: Probe) -> Row:
 
 
 async def attack(database: Database, probe: Probe, victim: Probe) -> list[str]:
-    """Try to leave the wall around *probe*; return what succeeded."""
+    """Try to get out of *probe*'s schema and role; return what succeeded."""
     other = victim.tenant.schema.quoted
     succeeded = []
     for what, statement in (
@@ -143,7 +143,7 @@ async def _make(database: Database, schema: SchemaName, settings: Settings) -> P
         if owner is not None:
             role = _name_role(owner, schema)
             await open_schema_to(connection, schema, owner, role)
-        await enter_schema(connection, schema, settings.shared_schemas)
+        await enter_schema(connection, schema, settings=settings)
         await connection.execute("INSERT INTO probe (stamp) VALUES ($1)", stamp)
     return Probe(Tenant(0, Slug(schema.name), schema, schema.name, role=role), stamp)
 

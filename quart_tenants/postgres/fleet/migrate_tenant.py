@@ -15,9 +15,9 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.blocks.block import find_reported_path, list_path
 from quart_tenants.postgres.blocks.database import Database, list_tenant_path
-from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.migrations.migration_alone import explain_half, run_alone
+from quart_tenants.postgres.migrations.migration_alone import half_explained, run_alone
 from quart_tenants.postgres.migrations.migration_files import Migration, explain_path, record_migrations, run_scripts
 from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits
 from quart_tenants.postgres.registry.registry_tables import announce_changes
@@ -133,7 +133,7 @@ async def _run_together(
 
 async def _run_alone(database: Database, tenant: Tenant, migration: Migration, settings: Settings) -> None:
     """Run a file that PostgreSQL refuses in a transaction."""
-    try:
+    with half_explained(tenant.schema.name, migration):
         async with database.session(tenant.schema) as connection:
             await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=False))
             await lock_session(connection, tenant.id, tenant.slug, settings.migration_lock_timeout)
@@ -149,9 +149,6 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
             async with connection.transaction():
                 await record_migrations(connection, tenant.schema.name, [migration])
                 await announce_changes(connection, tenant.id)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else describe(error)
-        raise explain_half(tenant.schema.name, migration, reason) from error
 
 
 async def _check_usable(connection: Connection | DriverConnection, tenant: Tenant) -> int:

@@ -1,12 +1,14 @@
 """Run a file that PostgreSQL refuses in a transaction, statement by statement."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import asyncpg
 
 from quart_tenants.errors import MigrationFailedError
 from quart_tenants.postgres.blocks.block import list_path
-from quart_tenants.postgres.driver.connection_types import DriverConnection
+from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
+from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import LEAVES_PATH, Migration, locate_refusal
 from quart_tenants.postgres.migrations.migration_tries import GRACE
 from quart_tenants.settings import Settings
@@ -37,13 +39,13 @@ async def run_alone(
         try:
             await connection.execute(statement.sql, timeout=settings.migration_statement_timeout + GRACE)
         except asyncpg.PostgresError as error:
-            raise explain_half(path[0], migration, locate_refusal(statement, error)) from error
+            raise _explain_half(path[0], migration, locate_refusal(statement, error)) from error
         # Otherwise the next statement could run in another tenant's schema.
         if await list_path(connection) != list(path):
-            raise explain_half(path[0], migration, f"line {statement.line}: {LEAVES_PATH}")
+            raise _explain_half(path[0], migration, f"line {statement.line}: {LEAVES_PATH}")
     index = await connection.fetchval(_FIND_INVALID_INDEX, path[0])
     if index is not None:
-        raise explain_half(
+        raise _explain_half(
             path[0],
             migration,
             f"index {index} is invalid, left by a CREATE INDEX CONCURRENTLY that failed: "
@@ -51,7 +53,20 @@ async def run_alone(
         )
 
 
-def explain_half(schema: str, migration: Migration, reason: str) -> MigrationFailedError:
-    """Return the error for a file of which a part may have run."""
+@contextmanager
+def half_explained(schema: str, migration: Migration) -> Iterator[None]:
+    """Let a driver's error in the block say that a part of *migration* may have run in *schema*.
+
+    Raises:
+        MigrationFailedError: There was one.
+    """
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else describe(error)
+        raise _explain_half(schema, migration, reason) from error
+
+
+def _explain_half(schema: str, migration: Migration, reason: str) -> MigrationFailedError:
     kept = "what it did before stays, for it runs outside a transaction; the next try begins the file anew"
     return MigrationFailedError(schema, migration.name, reason, kept=kept)

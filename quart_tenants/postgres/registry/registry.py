@@ -1,6 +1,7 @@
 """Keep in memory which tenants exist, and follow the feed of changes."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import NoReturn
@@ -116,8 +117,7 @@ class Registry:
             SchemaBehindError: Its tables, or those that all tenants share, are older than the app needs.
             RegistryStaleError: The registry could not be read for too long.
         """
-        if self.get_age() > self._settings.registry_max_age:
-            raise RegistryStaleError("the feed of changes could not be read lately")
+        self._refuse_stale()
         tenant = self._by_slug.get(slug)
         if tenant is None or tenant.suspended:
             raise UnknownTenantError(slug)
@@ -133,14 +133,13 @@ class Registry:
         Raises:
             RegistryStaleError: The registry could not be read for too long.
         """
-        if self.get_age() > self._settings.registry_max_age:
-            raise RegistryStaleError("the feed of changes could not be read lately")
-        behind = self.shared_version < self._minimum_shared_version
-        return [
-            tenant
-            for _, tenant in sorted(self._by_slug.items())
-            if not tenant.suspended and not behind and tenant.version >= self._minimum_version
-        ]
+        # Also if there is none.
+        self._refuse_stale()
+        served = []
+        for slug in sorted(self._by_slug):
+            with contextlib.suppress(UnknownTenantError, SchemaBehindError):
+                served.append(self.get_tenant(slug))
+        return served
 
     def get_present(self, tenant: Tenant) -> Tenant:
         """Return *tenant* as it is now, also after a rename. Raises the errors of `get_tenant`.
@@ -153,6 +152,10 @@ class Registry:
     def get_age(self) -> float:
         """Return how many seconds ago the registry was read. Something may have changed since."""
         return time.monotonic() - self._read_at
+
+    def _refuse_stale(self) -> None:
+        if self.get_age() > self._settings.registry_max_age:
+            raise RegistryStaleError("the feed of changes could not be read lately")
 
     def find_slug_by_domain(self, domain: str) -> Slug | None:
         """Return the slug of the tenant that owns *domain*, or None. `get_tenant` says whether it may be served."""

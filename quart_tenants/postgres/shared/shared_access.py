@@ -64,7 +64,7 @@ async def make_shared_schemas(connection: Connection, *, settings: Settings) -> 
         RegistryNotReadyError: This role may not make schemas, one of them is a tenant's, or the shared files have run
             in another schema than the first one, or in one that is gone.
     """
-    names = [schema.name for schema in settings.shared_schemas]
+    names = settings.shared_names
     await _refuse_misnamed(connection, names)
     missing = {row["name"] for row in await connection.fetch(_LIST_MISSING, names)}
     if names[0] in missing and await connection.fetchval(_FIND_LEDGER_SCHEMA, SHARED_LEDGER) is not None:
@@ -87,7 +87,7 @@ async def check_shared_schemas(connection: Connection | DriverConnection, *, set
     Raises:
         RegistryNotReadyError: One is missing or a tenant's, or the shared files have run in another schema.
     """
-    names = [schema.name for schema in settings.shared_schemas]
+    names = settings.shared_names
     if not names:
         return
     await _refuse_misnamed(connection, names)
@@ -103,8 +103,7 @@ async def note_ledger_schema(connection: Connection | DriverConnection, *, setti
 
 async def list_foreign_parts(connection: Connection | DriverConnection, *, settings: Settings) -> list[str]:
     """Return the shared schemas, and the tables in them, that this login may not change."""
-    names = [schema.name for schema in settings.shared_schemas]
-    return [row["part"] for row in await connection.fetch(_LIST_FOREIGN, names)]
+    return [row["part"] for row in await connection.fetch(_LIST_FOREIGN, settings.shared_names)]
 
 
 async def _refuse_misnamed(connection: Connection | DriverConnection, names: list[str]) -> None:
@@ -134,8 +133,7 @@ async def grant_shared(connection: Connection, owner: RoleName, *, settings: Set
     Raises:
         RolesNotReadyError: This role may not grant that.
     """
-    names = [schema.name for schema in settings.shared_schemas]
-    if not names:
+    if not settings.shared_schemas:
         return
     readers = name_readers(owner)
     try:
@@ -160,6 +158,6 @@ async def list_shared_grants(
     connection: Connection | DriverConnection, owner: RoleName, *, settings: Settings
 ) -> list[str]:
     """Return the statements that would give the tenants' roles what they lack of the shared schemas."""
-    names = [schema.name for schema in settings.shared_schemas]
-    rows = await connection.fetch(read_statement("list_shared_grants"), names, owner.name, name_readers(owner).name)
+    readers = name_readers(owner)
+    rows = await connection.fetch(read_statement("list_shared_grants"), settings.shared_names, owner.name, readers.name)
     return [row["statement"] for row in rows]

@@ -10,9 +10,9 @@ import asyncpg
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, TenantError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.migrations.migration_alone import explain_half, run_alone
+from quart_tenants.postgres.migrations.migration_alone import half_explained, run_alone
 from quart_tenants.postgres.migrations.migration_files import (
     SHARED_LEDGER,
     Migration,
@@ -133,7 +133,7 @@ async def _run_together(database: Database, files: Sequence[Migration], settings
         missing = await _list_missing(connection, files)
         await run_scripts(connection, schema, missing, seconds=settings.migration_statement_timeout + GRACE)
         path = await record_migrations(connection, SHARED_LEDGER, missing)
-        if path != [shared.name for shared in settings.shared_schemas]:
+        if path != settings.shared_names:
             raise explain_path(schema, missing)
         await note_ledger_schema(connection, settings=settings)
         await refuse_shared_names(connection, settings=settings)
@@ -142,8 +142,7 @@ async def _run_together(database: Database, files: Sequence[Migration], settings
 
 
 async def _run_alone(database: Database, migration: Migration, settings: Settings) -> Sequence[Migration]:
-    schema = settings.shared_schemas[0].name
-    try:
+    with half_explained(settings.shared_schemas[0].name, migration):
         async with database.session() as connection:
             await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=False))
             await connection.execute(_LOCK_SESSION)
@@ -151,15 +150,12 @@ async def _run_alone(database: Database, migration: Migration, settings: Setting
                 return ()
             # An index that is built concurrently waits for transactions to end, and blocks nobody.
             await connection.execute(format_limits(settings, 0, local=False))
-            await run_alone(connection, migration, [s.name for s in settings.shared_schemas], settings=settings)
+            await run_alone(connection, migration, settings.shared_names, settings=settings)
             await refuse_shared_names(connection, settings=settings)
             async with connection.transaction():
                 await record_migrations(connection, SHARED_LEDGER, [migration])
                 await note_ledger_schema(connection, settings=settings)
                 await announce_changes(connection, ALL_TENANTS)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        reason = describe_refusal(error) if isinstance(error, asyncpg.PostgresError) else describe(error)
-        raise explain_half(schema, migration, reason) from error
     return (migration,)
 
 

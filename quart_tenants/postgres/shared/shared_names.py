@@ -53,10 +53,9 @@ async def list_shared_names(
         schemas: Schemas of tenants; None for those of all tenants outside the trash.
         settings: They name the shared schemas.
     """
-    shared = [schema.name for schema in settings.shared_schemas]
-    if not shared:
+    if not settings.shared_schemas:
         return []
-    rows = await connection.fetch(read_statement("list_shared_names"), shared, schemas)
+    rows = await connection.fetch(read_statement("list_shared_names"), settings.shared_names, schemas)
     return [SharedName(row["schema_name"], row["kind"], row["name"], row["shared_schema"]) for row in rows]
 
 

@@ -295,7 +295,7 @@ async def _list_obstacles(
 def _explain_obstacle(
     row: Row, rest: RecentlyDroppedError | None, settings: Settings, *, new_schema: bool
 ) -> TenantError | None:
-    if any(shared.name == row["schema_name"] for shared in settings.shared_schemas):
+    if row["schema_name"] in settings.shared_names:
         return InvalidSchemaNameError(row["schema_name"], "TENANTS_SHARED_SCHEMAS shares it with all tenants")
     if row["in_trash"]:
         return TenantInTrashError(row["slug"])
@@ -331,7 +331,7 @@ async def _create(
     if owner is not None:
         # The schema is still empty: all that the owner role makes from now on is open to the tenant's role.
         tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner, new=True))
-    await enter_schema(connection, schema, settings.shared_schemas)
+    await enter_schema(connection, schema, settings=settings)
     path = list_tenant_path(schema, settings)
     await apply_migrations(connection, str(schema), migrations, path=path, owner=with_role)
     if first_rows is not None:

@@ -47,13 +47,11 @@ async def turn_into_page(problem: Response, text: str, code: str, request_id: st
     facts = {"status": int(status), "title": status.phrase, "text": text, "code": code, "request_id": request_id}
     try:
         page = await render_template(TEMPLATE, **facts)
-    except TemplateNotFound as error:
-        if error.name != TEMPLATE:
+    except Exception as error:
+        # The visitor is to read what went wrong first, and not what went wrong while that was shown. Having no such
+        # template is no mistake.
+        if not isinstance(error, TemplateNotFound) or error.name != TEMPLATE:
             logger.exception("%s: the template %s cannot be rendered", describe_request(), TEMPLATE)
-        page = _write_plain_page(status.phrase, text, request_id)
-    except Exception:
-        # The visitor is to read what went wrong first, and not what went wrong while that was shown.
-        logger.exception("%s: the template %s cannot be rendered", describe_request(), TEMPLATE)
         page = _write_plain_page(status.phrase, text, request_id)
     answer = current_app.response_class(page, status, mimetype="text/html")
     for name, value in problem.headers:

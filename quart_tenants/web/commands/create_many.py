@@ -4,13 +4,13 @@ from typing import BinaryIO
 
 import click
 
-from quart_tenants.errors import HookFailedError, TenantExistsError
+from quart_tenants.errors import TenantExistsError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.provisioning import create_tenants, find_obstacles
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.commands.progress import Progress
-from quart_tenants.web.commands.running import Failures, count_tenants, tell_hooks, with_database
+from quart_tenants.web.commands.running import Failures, count_tenants, tell_hooks_of_each, with_database
 from quart_tenants.web.commands.tenant_list import TenantList, parse_tenant_list
 
 _MOST_MISTAKES = 20
@@ -48,13 +48,10 @@ async def create_many_command(
     if dry_run:
         click.echo(f"would create {count_tenants(len(names))}")
         return
-    created = 0
     made: list[Tenant] = []
     with Progress("creating", len(names)) as progress:
 
         def count(tenant: Tenant) -> None:
-            nonlocal created
-            created += 1
             made.append(tenant)
             progress.advance()
 
@@ -62,15 +59,13 @@ async def create_many_command(
             await create_tenants(database, names, settings=settings, jobs=jobs, on_created=count)
         finally:
             # This is said after a Ctrl-C, too.
-            if created < len(names):
-                click.echo(f"{created} of {count_tenants(len(names))} were made; go on with --skip-existing", err=True)
-    click.echo(f"created {count_tenants(created)}")
+            if len(made) < len(names):
+                click.echo(
+                    f"{len(made)} of {count_tenants(len(names))} were made; go on with --skip-existing", err=True
+                )
+    click.echo(f"created {count_tenants(len(made))}")
     failures = Failures(len(made))
-    for tenant in made:
-        try:
-            await tell_hooks("created", tenant)
-        except HookFailedError as error:
-            failures.add(tenant.slug, error)
+    await tell_hooks_of_each("created", made, failures)
     failures.end()
 
 

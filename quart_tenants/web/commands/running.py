@@ -5,7 +5,7 @@ import errno
 import functools
 import shlex
 import sys
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import click
 from quart.cli import ScriptInfo
 
-from quart_tenants.errors import DatabaseUnavailableError, SettingError, TenantError
+from quart_tenants.errors import DatabaseUnavailableError, HookFailedError, SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
@@ -161,6 +161,15 @@ async def tell_hooks(kind: str, tenant: Tenant, **facts: Any) -> None:
     """
     known = None if kind in ("dropped", "purged") else tenant
     await _hook_calls.get().tell(kind, TenantEvent(tenant.id, tenant.slug, known, **facts))
+
+
+async def tell_hooks_of_each(kind: str, tenants: Iterable[Tenant], failures: Failures) -> None:
+    """Call `tell_hooks` for each of *tenants*, and add to *failures* those whose hooks raised an exception."""
+    for tenant in tenants:
+        try:
+            await tell_hooks(kind, tenant)
+        except HookFailedError as error:
+            failures.add(tenant.slug, error)
 
 
 def find_settings() -> Settings:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from quart_tenants.errors import HookFailedError, TenantError
+from quart_tenants.errors import TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.purge import find_purgeable, purge_tenants
 from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, undrop_tenant
@@ -17,6 +17,7 @@ from quart_tenants.web.commands.running import (
     do_for_each,
     name_program,
     tell_hooks,
+    tell_hooks_of_each,
     tell_if_behind,
     with_database,
 )
@@ -119,7 +120,7 @@ def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: boo
 
         def tell(tenant: TrashedTenant) -> None:
             click.echo(f"purged {tenant.slug}")
-            purged.append(tenant)
+            purged.append(Tenant(tenant.id, tenant.slug, tenant.schema, tenant.name))
 
         def fail(tenant: TrashedTenant, error: TenantError) -> None:
             failures.add(tenant.slug, error)
@@ -128,11 +129,7 @@ def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: boo
         try:
             await purge_tenants(database, tenants, on_purged=tell, on_failed=fail)
         finally:
-            for tenant in purged:
-                try:
-                    await tell_hooks("purged", Tenant(tenant.id, tenant.slug, tenant.schema, tenant.name))
-                except HookFailedError as error:
-                    failures.add(tenant.slug, error)
+            await tell_hooks_of_each("purged", purged, failures)
         failures.end()
 
     purge()

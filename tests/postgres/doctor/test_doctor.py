@@ -46,7 +46,9 @@ async def execute(database: Database, statement: str) -> None:
         await connection.execute(statement)
 
 
-async def test_doctor_finds_nothing_behind_the_wall(roles_settings: Settings, roles_database: Database) -> None:
+async def test_doctor_finds_nothing_where_tenants_have_roles(
+    roles_settings: Settings, roles_database: Database
+) -> None:
     """On a direct connection with roles all checks are well, and no probe stays, nor one of a run that was killed."""
     await execute(roles_database, "CREATE SCHEMA quart_tenants_probe_1_ab_a; CREATE SCHEMA quart_tenants_probe_mine")
 
@@ -143,7 +145,7 @@ async def test_naive_blocks_are_caught_on_a_shared_backend(settings: Settings, d
     assert [row["stamps"] for row in rows] == [[probes[0].stamp], [probes[1].stamp], [probes[1].stamp]]
 
 
-async def test_attack_without_the_wall_succeeds(settings: Settings, database: Database) -> None:
+async def test_attack_without_roles_succeeds(settings: Settings, database: Database) -> None:
     """What the doctor tries against a role succeeds where there is none."""
     async with make_probes(database, settings=settings) as (probe, victim):
         succeeded = await attack(database, probe, victim)

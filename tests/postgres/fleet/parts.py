@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import asyncpg
-
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import FleetReport, migrate_fleet, plan_fleet
 from quart_tenants.postgres.registry.registry_tables import list_tenants
@@ -38,13 +36,3 @@ async def list_with_column(database: Database, table: str, column: str) -> list[
             column,
         )
     return [row["table_schema"] for row in rows]
-
-
-async def execute(database_url: str, *statements: str) -> None:
-    """Run statements on a connection of their own."""
-    connection = await asyncpg.connect(database_url)
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()

@@ -24,7 +24,8 @@ from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
-from tests.postgres.fleet.parts import ALL, NO_TRANSACTION, Add, execute, list_with_column, migrate, read_versions
+from tests.postgres.fleet.parts import ALL, NO_TRANSACTION, Add, list_with_column, migrate, read_versions
+from tests.support.databases import execute
 
 ADD_NICKNAME = "ALTER TABLE app_user ADD COLUMN nickname text"
 

@@ -32,7 +32,7 @@ from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Slug, Tenant, parse_slug
 from quart_tenants.testing.databases import name_database, new_database
-from tests.support.databases import REFERENCE_FILES
+from tests.support.databases import REFERENCE_FILES, execute
 from tests.support.roles import dropping_roles, new_login, set_up_roles
 
 _ADD_ROW = "INSERT INTO company_data (description) VALUES ($1)"
@@ -103,15 +103,6 @@ async def login_settings(
         yield settings
 
 
-async def execute(url: str, statement: str) -> None:
-    """Run *statement* as the role in *url*."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
-
-
 async def assert_has_role(database: Database, tenant: Tenant, other: Tenant) -> None:
     """Assert that *tenant*'s block works as its role, which reaches no table of *other*, and makes none."""
     async with database.connection() as connection:
@@ -134,7 +125,7 @@ async def assert_has_role(database: Database, tenant: Tenant, other: Tenant) -> 
 
 
 @pytest.mark.slow
-async def test_every_command_keeps_the_wall(login_settings: Settings, migrations_dir: Path, tmp_path: Path) -> None:
+async def test_every_command_keeps_the_roles(login_settings: Settings, migrations_dir: Path, tmp_path: Path) -> None:
     """A tenant has its role after create, migrate, rename, undrop, copy, restore and replace, and none after purge."""
     settings = replace(login_settings, trash_days=0)
     acme, globex = parse_slug("acme"), parse_slug("globex")
@@ -286,7 +277,7 @@ async def test_init_repairs_what_lacks(roles_database: Database, roles_settings:
     await refuse_leaks(roles_database, settings=roles_settings)
 
 
-async def test_wall_can_be_switched_off_and_on(login_settings: Settings) -> None:
+async def test_roles_can_be_switched_off_and_on(login_settings: Settings) -> None:
     """With the setting off again everything works as the login role; on again, `init` takes in what came meanwhile."""
     off = replace(login_settings, role_per_tenant=False)
     async with await Database.open(off, max_size=1) as database:
@@ -308,7 +299,7 @@ async def test_wall_can_be_switched_off_and_on(login_settings: Settings) -> None
         await assert_has_role(database, acme, new)
 
 
-async def test_wall_can_be_taken_down(server_url: str, database_url: str) -> None:
+async def test_roles_can_be_removed(server_url: str, database_url: str) -> None:
     """What docs/operating.md says gives everybody's rights back, leaves no role and no table of another one."""
     with_roles = Settings(migrations_dir=REFERENCE_FILES, database_url=database_url, role_per_tenant=True)
     name = database_url.partition("?")[0].rpartition("/")[2]
@@ -351,7 +342,7 @@ async def look_at_rights(database: Database) -> list[object]:
         ]
 
 
-async def test_backup_and_restore_with_the_wall_off_pass_no_grants_on(
+async def test_backup_and_restore_without_roles_pass_no_grants_on(
     roles_settings: Settings, roles_database: Database, tmp_path: Path
 ) -> None:
     """Where roles were once set up, no backup and no restore lets the role of one tenant into another's schema."""

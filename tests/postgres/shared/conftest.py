@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
@@ -16,6 +15,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName
 from quart_tenants.testing.databases import name_database, new_database
 from tests.postgres.shared.parts import ACME, GLOBEX, SHARED_FILES, TENANT_FILES, App, write_files
+from tests.support.databases import execute
 from tests.support.roles import dropping_roles, new_login
 
 _MODES = ["one role", "a role per tenant", "a role per tenant, and a login that is no superuser"]
@@ -56,12 +56,3 @@ async def app(request: pytest.FixtureRequest, server_url: str, tmp_path: Path) -
         for slug in (ACME, GLOBEX):
             await create_tenant(database, slug, slug.title(), settings=settings)
         yield App(database, settings, superuser_url)
-
-
-async def execute(url: str, statement: str) -> None:
-    """Run *statement* on a connection of its own."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()

@@ -16,8 +16,8 @@ from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_te
 from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from quart_tenants.tenant import SchemaName, Slug
-from tests.postgres.shared.conftest import execute
 from tests.postgres.shared.parts import ACME, COPY, GLOBEX, TWIN, App
+from tests.support.databases import execute
 
 ADD_ADA = "INSERT INTO members (email, name, tags, plan_id) VALUES ('Ada@Example.com', 'Ada Lovelace', 'a=>1', 2)"
 LIST_MEMBERS = """

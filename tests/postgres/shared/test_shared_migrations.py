@@ -25,8 +25,8 @@ from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_te
 from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from quart_tenants.settings import read_settings
 from quart_tenants.tenant import SchemaName, parse_schema_name
-from tests.postgres.shared.conftest import execute
 from tests.postgres.shared.parts import ACME, COPY, GLOBEX, App, write_files
+from tests.support.databases import execute
 
 PLANS = "CREATE TABLE plans (id integer, name text); INSERT INTO plans VALUES (1, 'mine')"
 

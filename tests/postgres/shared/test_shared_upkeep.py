@@ -16,8 +16,8 @@ from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName
-from tests.postgres.shared.conftest import execute
 from tests.postgres.shared.parts import ACME, COPY, GLOBEX, TENANT_FILES, TWIN, App, write_files
+from tests.support.databases import execute
 
 READ_PLANS = "SELECT count(*) FROM plans"
 
