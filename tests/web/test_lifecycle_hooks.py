@@ -1,5 +1,6 @@
 """What follows a change of a tenant: hooks of the app, and a folder for each tenant."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from quart_tenants.errors import HookFailedError, InvalidPathError, NoTenantErro
 from quart_tenants.tenant import Slug
 from quart_tenants.web.context import working_for
 from quart_tenants.web.tenant_files import TenantFiles
-from tests.support.databases import REFERENCE_FILES
+from tests.support.databases import REFERENCE_FILES, execute
 from tests.web.commands.runs import Outcome
 
 Told = list[tuple[str, str, int | None, str | None]]
@@ -115,6 +116,42 @@ def test_lists_are_told_tenant_by_tenant(
     assert commands.run("create-many", str(tmp_path / "list.csv")).status == 0
 
     assert sorted(told) == [("created", "one", None, None), ("created", "two", None, None)]
+
+
+def test_list_that_fails_in_the_middle_tells_of_what_it_made(
+    commands: CommandLine, told: Told, tmp_path: Path, database_url: str
+) -> None:
+    """The next run skips these tenants, so nobody else would."""
+    asyncio.run(
+        execute(
+            database_url,
+            "CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$",
+            "CREATE TRIGGER refuse BEFORE INSERT ON quart_tenants.tenants FOR EACH ROW WHEN (NEW.slug = 'three')"
+            " EXECUTE FUNCTION public.refuse()",
+        )
+    )
+    (tmp_path / "list.csv").write_text("slug\none\ntwo\nthree\n")
+
+    outcome = commands.run("create-many", str(tmp_path / "list.csv"), "--jobs", "1")
+
+    assert outcome.status == 1
+    assert "not today" in outcome.err
+    assert told == [("created", "one", None, None), ("created", "two", None, None)]
+
+
+def test_adopted_schemas_are_all_named_and_told_although_a_hook_fails(
+    commands: CommandLine, app: tuple[Quart, QuartTenants], told: Told, database_url: str
+) -> None:
+    """All of them were registered before."""
+    app[1].on_created(lambda event: 1 / 0 if event.slug == "first" else None)
+    asyncio.run(execute(database_url, "CREATE SCHEMA first", "CREATE SCHEMA second"))
+
+    outcome = commands.run("adopt", "first", "second", "--at-version", "0")
+
+    assert outcome.status == 1
+    assert [line.split()[1] for line in outcome.out.splitlines()] == ["first", "second"]
+    assert "1 of 2 tenants failed" in outcome.err
+    assert told == [("created", "first", None, None), ("created", "second", None, None)]
 
 
 def test_hook_may_use_the_new_tenants_tables(commands: CommandLine, app: tuple[Quart, QuartTenants]) -> None:

@@ -49,23 +49,21 @@ async def create_many_command(
         click.echo(f"would create {count_tenants(len(names))}")
         return
     made: list[Tenant] = []
-    with Progress("creating", len(names)) as progress:
+    try:
+        with Progress("creating", len(names)) as progress:
 
-        def count(tenant: Tenant) -> None:
-            made.append(tenant)
-            progress.advance()
+            def count(tenant: Tenant) -> None:
+                made.append(tenant)
+                progress.advance()
 
-        try:
             await create_tenants(database, names, settings=settings, jobs=jobs, on_created=count)
-        finally:
-            # This is said after a Ctrl-C, too.
-            if len(made) < len(names):
-                click.echo(
-                    f"{len(made)} of {count_tenants(len(names))} were made; go on with --skip-existing", err=True
-                )
-    click.echo(f"created {count_tenants(len(made))}")
-    failures = Failures(len(made))
-    await tell_hooks_of_each("created", made, failures)
+        click.echo(f"created {count_tenants(len(made))}")
+    finally:
+        # After a failure and a Ctrl-C, too: the next run skips the tenants that exist.
+        if len(made) < len(names):
+            click.echo(f"{len(made)} of {count_tenants(len(names))} were made; go on with --skip-existing", err=True)
+        failures = Failures(len(names))
+        await tell_hooks_of_each("created", made, failures)
     failures.end()
 
 

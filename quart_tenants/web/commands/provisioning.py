@@ -18,7 +18,14 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
-from quart_tenants.web.commands.running import Failures, count_tenants, tell_hooks, tell_shared, with_database
+from quart_tenants.web.commands.running import (
+    Failures,
+    count_tenants,
+    tell_hooks,
+    tell_hooks_of_each,
+    tell_shared,
+    with_database,
+)
 from quart_tenants.web.commands.tables import print_rows
 
 
@@ -150,9 +157,12 @@ async def adopt_command(database: Database, settings: Settings, schemas: tuple[s
         if slug in parsed:
             raise click.UsageError(f"{slug} is given twice")
         parsed[slug] = parse_schema_name(after if separator else before)
-    for tenant in await adopt_schemas(database, parsed, settings=settings, version=at_version):
+    adopted = await adopt_schemas(database, parsed, settings=settings, version=at_version)
+    for tenant in adopted:
         click.echo(f"adopted {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
-        await tell_hooks("created", tenant)
+    failures = Failures(len(adopted))
+    await tell_hooks_of_each("created", adopted, failures)
+    failures.end()
 
 
 @click.command("list")
