@@ -258,11 +258,11 @@ class Block:
             ) from error
         except BaseException as error:
             translated = _translate(error, driver)
-            if translated is None and isinstance(error, asyncpg.PostgresError):
-                # The server said no, such as by a deferred constraint, and is well.
+            if translated is None and isinstance(error, asyncpg.PostgresError | asyncio.CancelledError):
+                # The server said no, such as by a deferred constraint, and is well. Or the block was cancelled: nobody
+                # knows how far COMMIT came, and the transaction is over after this either way.
                 await self._roll_back()
                 raise
-            # Also on cancellation: nobody knows how far COMMIT came, and the reset did not.
             self._pool.discard(self._pooled)
             if translated is not None:
                 raise translated from error

@@ -15,6 +15,7 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
+from tests.support.patience import wait_until
 
 INSERT = "INSERT INTO company_data (description) VALUES ('a row')"
 COUNT = "SELECT count(*) FROM company_data"
@@ -123,6 +124,41 @@ async def test_deferred_constraint_fails_the_block(one_connection_database: Data
             await connection.execute("INSERT INTO once VALUES (1), (1)")
 
     assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_cancelled_commit_keeps_the_connection(
+    one_connection_database: Database, database: Database, acme: Tenant
+) -> None:
+    """The server is told to stop, and the same server process serves the next block, which sees nothing of this one."""
+    async with one_connection_database.tenant_connection(acme) as connection:
+        pid = connection.get_server_pid()
+        await connection.execute(
+            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql"
+            " AS $$ BEGIN PERFORM pg_sleep(60); RETURN NULL; END $$;"
+            "CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON company_data DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION wait()"
+        )
+
+    async def insert() -> None:
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+
+    async def is_waiting() -> bool | None:
+        async with database.connection() as connection:
+            waits: bool | None = await connection.fetchval(
+                "SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1", pid
+            )
+        return waits
+
+    task = asyncio.create_task(insert())
+    await wait_until(is_waiting)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    async with one_connection_database.tenant_connection(acme) as connection:
+        assert await connection.fetchval(COUNT) == 0
+        assert connection.get_server_pid() == pid
 
 
 async def test_exhausted_pool_is_told_apart(settings: Settings, acme: Tenant) -> None:
