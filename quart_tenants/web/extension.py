@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -41,6 +41,7 @@ from quart_tenants.web.routing.host_routing import (
     ANY_HOST,
     APEX_HOST,
     TENANT_HOST,
+    DefaultHosts,
     add_host_routing,
     enter_tenant,
     name_reserved_host,
@@ -104,6 +105,7 @@ class QuartTenants(TenantState):
             app.session_interface = cast("SecureCookieSessionInterface", sessions)
         refuse_foreign_sessions(app)
         add_host_routing(app, self)
+        self._default_hosts = DefaultHosts(app)
         add_probes(app, self)
         add_ask_route(app)
         answer_tenant_errors(app)
@@ -127,6 +129,7 @@ class QuartTenants(TenantState):
         async def start() -> None:
             _check_quart_settings(app)
             refuse_foreign_sessions(app)
+            self._default_hosts.tell_unreachable()
             if uses_sessions(app):
                 check_secret_key(app)
             await resources.enter_async_context(self.running())
@@ -191,6 +194,14 @@ class QuartTenants(TenantState):
         if label not in self.settings.reserved_slugs:
             raise SettingError(f"{PREFIX}RESERVED_SLUGS", f"lacks {label!r}: a tenant could take that host")
         return name_reserved_host(label)
+
+    def routes_at(self, host: str) -> AbstractContextManager[None]:
+        """Let *host* be that of the routes which are added in the context and name none, such as those of an extension.
+
+        `with tenants.routes_at(tenants.apex_host): QuartSchema(app)`. Without it such a route is never reached, except
+        for the static files of a blueprint, which every host serves.
+        """
+        return self._default_hosts.use(host)
 
     def files(self, root: str | Path) -> TenantFiles:
         """Return the folders of all tenants under *root*: one for each, copied and deleted with the tenant."""

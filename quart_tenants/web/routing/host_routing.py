@@ -5,8 +5,9 @@ and a label would fix the port.
 """
 
 import contextlib
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -40,6 +41,8 @@ from quart_tenants.web.hosts import HostPatterns, get_port, parse_host
 from quart_tenants.web.sessions.tenant_sessions import ask_about_session
 from quart_tenants.web.state import TenantState, get_state
 
+_logger = logging.getLogger(__name__)
+
 # How the names of the extension's own endpoints begin.
 _OUR_ENDPOINT = "quart_tenants_"
 _TENANT_ARGUMENT = "tenant"
@@ -61,6 +64,51 @@ ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
 def name_reserved_host(label: str) -> str:
     """Return for `host=` of a route: `<label>.<domain>` on any port, where *label* is one that no tenant may take."""
     return f'<reserved_host("{label}"):{_RESERVED_ARGUMENT}>'
+
+
+class DefaultHosts:
+    """Gives a host to the routes of *app* that name none.
+
+    Those are the routes of other extensions and the static files of blueprints, which cannot say for which hosts they
+    are. Without a host a route is never reached.
+    """
+
+    def __init__(self, app: Quart) -> None:
+        hosts = self
+        self._app = app
+        self._host: str | None = None
+        parent: Any = app.url_rule_class
+
+        class HostRule(parent):  # type: ignore[misc]
+            def __init__(self, string: str, *, host: str | None = None, **options: Any) -> None:
+                super().__init__(string, host=host or hosts._find(options.get("endpoint")), **options)
+
+        app.url_rule_class = HostRule  # type: ignore[assignment]
+
+    @contextlib.contextmanager
+    def use(self, host: str) -> Iterator[None]:
+        """Let *host* be that of the routes which are added in the context and name none."""
+        before, self._host = self._host, host
+        try:
+            yield
+        finally:
+            self._host = before
+
+    def tell_unreachable(self) -> None:
+        """Write to the log which routes nobody can reach."""
+        for rule in self._app.url_map.iter_rules():
+            if not rule.host:
+                _logger.warning(
+                    "nobody can reach the route %s (endpoint %s), because it names no host: add it inside "
+                    "`with tenants.routes_at(tenants.host):`, or at another host",
+                    rule.rule,
+                    rule.endpoint,
+                )
+
+    def _find(self, endpoint: str | None) -> str | None:
+        # The same files for everybody; Quart lets a blueprint name no host for them.
+        is_static = endpoint is not None and endpoint.endswith(".static")
+        return ANY_HOST if is_static and self._host is None else self._host
 
 
 def add_host_routing(app: Quart, state: TenantState) -> None:

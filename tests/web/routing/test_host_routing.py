@@ -1,16 +1,18 @@
 """Routes are found at the hosts that they are for, and a stranger's host is told nothing about them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from quart import Quart
+from quart import Blueprint, Quart, url_for
 from quart.routing import QuartRule
 from werkzeug.exceptions import BadHost
 from werkzeug.routing import BaseConverter
 
 from quart_tenants import QuartTenants
 from quart_tenants.web.routing.host_routing import enter_tenant
+from tests.support.databases import REFERENCE_FILES
 
 PATHS = ["/data", "/data/", "/folder", "/folder/", "//data", "/orders/7", "/orders/x", "/socket", "/none"]
 METHODS = ["GET", "HEAD", "POST", "DELETE", "OPTIONS"]
@@ -119,6 +121,57 @@ async def test_app_may_have_a_converter_of_its_own_for_one_tenant() -> None:
     assert found == [f"/data {QuartTenants.host}", "only acme's"]
 
 
+# Routes that name no host
+
+
+@pytest.mark.parametrize("host", ["acme.localhost", "localhost:5000", "elsewhere.example"])
+async def test_static_files_of_a_blueprint_are_at_every_host(host: str, tmp_path: Path) -> None:
+    """Quart lets a blueprint name no host for them. The address is one of the same host."""
+    (tmp_path / "style.css").write_text("p {}")
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL="postgresql://localhost/unused")
+    QuartTenants(app)
+    app.register_blueprint(Blueprint("notes", __name__, static_folder=str(tmp_path), static_url_path="/files"))
+
+    answer = await app.test_client().get("/files/style.css", headers={"Host": host})
+    async with app.test_request_context("/", headers={"Host": host}):
+        address = url_for("notes.static", filename="style.css")
+
+    assert (answer.status_code, await answer.get_data(as_text=True)) == (200, "p {}")
+    assert address == "/files/style.css"
+
+
+async def test_routes_that_name_no_host_get_that_of_their_context() -> None:
+    """Those of other extensions name none. A host of their own stays."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL="postgresql://localhost/unused")
+    tenants = QuartTenants(app)
+    with tenants.routes_at(tenants.apex_host):
+        app.add_url_rule("/docs", "docs", view)
+        app.add_url_rule("/own", "own", view, host=tenants.host)
+        app.add_websocket("/live", "live", view)
+
+    assert await find_endpoint(app, "localhost", "/docs") == "docs"
+    assert await find_endpoint(app, "acme.localhost", "/docs") is None
+    assert await find_endpoint(app, "localhost", "/own") is None
+    assert {rule.host for rule in app.url_map.iter_rules("live")} == {tenants.apex_host}
+
+
+async def test_route_that_nobody_can_reach_is_named_at_start(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no error, because the visitors of the other routes are served."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL=database_url, TENANTS_MIGRATIONS_DIR=REFERENCE_FILES)
+    QuartTenants(app)
+    app.add_url_rule("/docs", "docs", view)
+
+    async with app.test_app():
+        assert await find_endpoint(app, "acme.localhost", "/docs") is None
+
+    assert "nobody can reach the route /docs (endpoint docs)" in caplog.text
+
+
 async def test_route_that_is_added_later_is_found() -> None:
     """Nothing is remembered of the routes that there were before."""
     app = make_app()
@@ -149,9 +202,9 @@ def test_methods_of_quart_stay_as_they_are(name: str) -> None:
 
 @pytest.mark.parametrize("get", [lambda app: app.url_map, lambda app: app], ids=["url_map", "app"])
 def test_no_inner_function_is_replaced(get: Callable[[Quart], object]) -> None:
-    """Beside `asgi_app` no callable of a class is covered by one of the object's own."""
+    """Beside `asgi_app` and `url_rule_class`, which Quart documents for this, no callable of a class is covered."""
     made = get(make_app())
 
     covered = {name for name in vars(made) if callable(getattr(type(made), name, None))}
 
-    assert covered <= {"asgi_app"}
+    assert covered <= {"asgi_app", "url_rule_class"}
