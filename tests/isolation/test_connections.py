@@ -4,6 +4,7 @@ Each trace is left by acme and looked for by globex on the same connection: by o
 must be gone, and by the naive lender of the seed, where the same look finds it.
 """
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -242,6 +243,37 @@ async def test_codec_of_the_app_is_on_every_connection(settings: Settings, acme:
                 seen.add(connection.get_server_pid())
 
     assert len(seen) == 1
+
+
+async def test_copy_writes_json_by_the_codec_of_the_app(settings: Settings, acme: Tenant) -> None:
+    """A codec that writes and reads texts, as asyncpg's manual has it, serves COPY and arrays, too."""
+
+    async def set_up(connection: "DriverConnection") -> None:
+        for name in ("json", "jsonb"):
+            await connection.set_type_codec(name, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+
+    value = {"a": [1, None, "ü"]}
+    async with await Database.open(settings, max_size=1, set_up=set_up) as database:
+        async with database.tenant_connection(acme) as connection:
+            await connection.execute("CREATE TABLE facts (plain json, better jsonb, many jsonb[])")
+            await connection.copy_records_to_table("facts", records=[(value, value, [value, None])])
+            await connection.execute("INSERT INTO facts VALUES ($1, $1::json::jsonb, ARRAY[$2::jsonb])", value, value)
+        async with database.tenant_connection(acme) as connection:
+            rows = await connection.fetch("SELECT * FROM facts")
+
+    assert [tuple(row) for row in rows] == [(value, value, [value, None]), (value, value, [value])]
+
+
+async def test_copy_of_asyncpgs_own_refuses_json_beside_a_codec(database_url: str) -> None:
+    """Negative control: asyncpg copies in binary, and such a codec writes texts."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.set_type_codec("json", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+        await connection.execute("CREATE TEMPORARY TABLE facts (plain json)")
+        with pytest.raises(asyncpg.InternalClientError, match="no binary format encoder for type json"):
+            await connection.copy_records_to_table("facts", records=[({},)])
+    finally:
+        await connection.close()
 
 
 def _shout(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     _AsyncpgConnection = asyncpg.Connection[asyncpg.Record]
 else:
     _AsyncpgConnection = asyncpg.Connection
+
+# What stands before the text of a value in PostgreSQL's binary format: for jsonb its version.
+_JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}
 
 
 class NotingConnection(_AsyncpgConnection):
@@ -46,10 +50,32 @@ class NotingConnection(_AsyncpgConnection):
         """Prepare *query*, as asyncpg does it; the server has it under a name until the block's end."""
         return await super().prepare(query, name=name or make_name(), **options)
 
-    async def set_type_codec(self, *args: Any, **options: Any) -> None:
-        """Set it, as asyncpg does it: for this block, after which the connection is closed."""
+    async def set_type_codec(
+        self,
+        typename: str,
+        *,
+        schema: str = "public",
+        encoder: Callable[[Any], Any],
+        decoder: Callable[[Any], Any],
+        format: str = "text",  # noqa: A002  (asyncpg's name)
+    ) -> None:
+        """Set it, as asyncpg does it: for this block, after which the connection is closed.
+
+        One for JSON that takes and returns texts also serves COPY, which asyncpg does in binary only.
+        """
         self.altered = True
-        await super().set_type_codec(*args, **options)
+        if schema == "pg_catalog" and format == "text" and typename in _JSON_PREFIXES:
+            prefix, write, read = _JSON_PREFIXES[typename], encoder, decoder
+            format = "binary"  # noqa: A001
+
+            def encoder(value: Any) -> bytes:
+                text: str = write(value)
+                return prefix + text.encode()
+
+            def decoder(data: bytes) -> Any:
+                return read(data[len(prefix) :].decode())
+
+        await super().set_type_codec(typename, schema=schema, encoder=encoder, decoder=decoder, format=format)
 
     async def reset_type_codec(self, *args: Any, **options: Any) -> None:
         """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
