@@ -1,6 +1,8 @@
 """The reference app: login, logout, data and static files for every tenant."""
 
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from quart import Quart
@@ -53,6 +55,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Quart:
     app.extensions["password_hasher"] = hasher
     for blueprint in (auth, data, site):
         app.register_blueprint(blueprint)
+    # The extra `openapi` may be left out.
+    if find_spec("quart_schema") is not None:
+        import_module("quart_tenants.app.description").add_description(app)
 
     @app.before_serving
     async def prepare() -> None:

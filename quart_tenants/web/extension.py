@@ -49,7 +49,7 @@ from quart_tenants.web.routing.host_routing import (
 from quart_tenants.web.routing.probes import add_probes
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
-from quart_tenants.web.sessions.session_uses import refuse_foreign_sessions, uses_sessions
+from quart_tenants.web.sessions.session_uses import refuse_foreign_sessions, refuse_foreign_tokens, uses_sessions
 from quart_tenants.web.state import TenantState, put_state
 from quart_tenants.web.tenant_files import TenantFiles
 
@@ -129,6 +129,7 @@ class QuartTenants(TenantState):
         async def start() -> None:
             _check_quart_settings(app)
             refuse_foreign_sessions(app)
+            refuse_foreign_tokens(app)
             self._default_hosts.tell_unreachable()
             if uses_sessions(app):
                 check_secret_key(app)

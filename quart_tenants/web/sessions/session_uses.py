@@ -3,10 +3,17 @@
 from quart import Quart
 
 from quart_tenants.errors import SettingError
+from quart_tenants.tenant import SchemaName, Slug, Tenant
+from quart_tenants.web.context import working_for
 from quart_tenants.web.sessions.logins import login_attempt
+from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.sessions.tenant_sessions import end_session, get_session, start_session
 
+# Two tenants that no database has.
+_SOMEBODY, _SOMEBODY_ELSE = (
+    Tenant(number, Slug(name), SchemaName(name), name) for number, name in ((-1, "somebody"), (-2, "somebody-else"))
+)
 _USES = (end_session, get_session, login_attempt, start_session)
 
 
@@ -25,6 +32,26 @@ def refuse_foreign_sessions(app: Quart) -> None:
             f"is {type(interface).__name__}, which knows no tenants: a session of one tenant would be one of every "
             "tenant. Leave it out, or give it checks_tenant = True if it makes sure of that itself",
         )
+
+
+def refuse_foreign_tokens(app: Quart) -> None:
+    """Make sure that what Quart-Auth signs for a user of one tenant is nothing at another tenant.
+
+    Raises:
+        SettingError: It is the same user at every tenant.
+    """
+    for auth in app.extensions.get("QUART_AUTH", ()):
+        check_secret_key(app)
+        with working_for(_SOMEBODY):
+            token = auth.dump_token("1", app)
+        with working_for(_SOMEBODY_ELSE):
+            user = auth.load_token(token, app)
+        if user is not None:
+            raise SettingError(
+                type(auth).__name__,
+                "knows no tenants: its cookie of user 1 of one tenant would be user 1 of every tenant. "
+                "docs/other-libraries.md has a class of ten lines that puts the tenant into the cookie",
+            )
 
 
 def uses_sessions(app: Quart) -> bool:

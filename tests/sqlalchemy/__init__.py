@@ -1,0 +1,1 @@
+"""Sessions of SQLAlchemy in the blocks of tenants."""
