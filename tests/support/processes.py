@@ -1,5 +1,6 @@
 """Start the program as its users do: as a process of its own."""
 
+import http.client
 import os
 import signal
 import socket
@@ -139,12 +140,17 @@ def wait_for_answer(port: int, path: str = "/healthz", *, server: Server | None 
     """Return when something answers on *port*. If *server* ends before that, nobody waits longer."""
 
     def answers() -> bool:
+        # A client of httpx reads the certificates each time, which takes longer than most of what is waited for.
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
         try:
-            httpx.get(f"http://127.0.0.1:{port}{path}", timeout=DEADLINE)
-        except httpx.TransportError as error:
+            connection.request("GET", path)
+            connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
             if server is not None and server.process.poll() is not None:
                 raise RuntimeError(f"the process has ended; its log: {server.log.read_text()}") from error
             return False
+        finally:
+            connection.close()
         return True
 
     wait_in_thread_until(answers)
