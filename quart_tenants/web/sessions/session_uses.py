@@ -1,5 +1,8 @@
 """Look at start which sessions an app uses, so that a mistake is not found by its first visitor."""
 
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType, ModuleType
+
 from quart import Quart
 
 from quart_tenants.errors import SettingError
@@ -14,6 +17,7 @@ from quart_tenants.web.sessions.tenant_sessions import end_session, get_session,
 _SOMEBODY, _SOMEBODY_ELSE = (
     Tenant(number, Slug(name), SchemaName(name), name) for number, name in ((-1, "somebody"), (-2, "somebody-else"))
 )
+_OURS = __name__.partition(".")[0]
 _USES = (end_session, get_session, login_attempt, start_session)
 
 
@@ -57,15 +61,39 @@ def refuse_foreign_tokens(app: Quart) -> None:
 def uses_sessions(app: Quart) -> bool:
     """Return whether a view of *app* names one of the functions for sessions, or is wrapped by `login_required`.
 
-    A view that reaches them by another function, or by the name of a module, is not found.
+    Functions of the app that a view names count, too, and so do names such as `quart_tenants.get_session`. What a view
+    reaches by a method is not found.
     """
-    return any(_names_session(view) for view in app.view_functions.values())
+    seen: set[object] = set()
+    return any(_reaches_session(view, seen) for view in app.view_functions.values())
 
 
-def _names_session(view: object) -> bool:
-    while view is not None:
-        code, names = getattr(view, "__code__", None), getattr(view, "__globals__", {})
-        if code is not None and any(names.get(name) is use for name in code.co_names for use in _USES):
+def _reaches_session(function: object, seen: set[object]) -> bool:
+    while isinstance(function, FunctionType) and function not in seen:
+        seen.add(function)
+        if any(
+            any(value is use for use in _USES) or (_is_same_app(value, function) and _reaches_session(value, seen))
+            for value in _list_named(function.__code__, function.__globals__)
+        ):
             return True
-        view = getattr(view, "__wrapped__", None)
+        function = getattr(function, "__wrapped__", None)
     return False
+
+
+def _list_named(code: CodeType, names: Mapping[str, object]) -> Iterator[object]:
+    """Yield what *code* and the functions inside it name: globals, and attributes of modules."""
+    for name in code.co_names:
+        value = names.get(name)
+        if isinstance(value, ModuleType):
+            yield from (getattr(value, attribute, None) for attribute in code.co_names)
+        elif isinstance(value, FunctionType):
+            yield value
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _list_named(constant, names)
+
+
+def _is_same_app(value: object, function: FunctionType) -> bool:
+    """Return whether *value* is a function of the app's own, as *function* is. Ours would lead everywhere."""
+    package = function.__module__.partition(".")[0]
+    return isinstance(value, FunctionType) and package != _OURS and value.__module__.partition(".")[0] == package

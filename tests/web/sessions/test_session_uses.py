@@ -4,6 +4,7 @@ import pytest
 from quart import Quart, ResponseReturnValue
 from quart.sessions import SecureCookieSessionInterface, SessionInterface
 
+import quart_tenants
 from quart_tenants import QuartTenants, current_tenant, get_session, login_required, start_session
 from quart_tenants.errors import SettingError
 from tests.support.databases import REFERENCE_FILES
@@ -64,6 +65,23 @@ async def test_login_required_without_a_key_fails_at_start(database_url: str) ->
     @login_required
     async def notes() -> ResponseReturnValue:
         return {}
+
+    with pytest.raises(SettingError, match="SECRET_KEY is not set"):
+        await app.startup()
+
+
+def find_user() -> str | None:
+    """Return who is logged in."""
+    return str(quart_tenants.get_session().user)
+
+
+async def test_helper_that_names_the_module_needs_a_key_too(database_url: str) -> None:
+    """A view that calls it is found, also where the call is in a function inside the view."""
+    app, tenants = make_app(database_url)
+
+    @app.get("/me", host=tenants.host)
+    async def me() -> ResponseReturnValue:
+        return {"users": [found for found in (find_user() for _ in range(1))]}  # noqa: C416
 
     with pytest.raises(SettingError, match="SECRET_KEY is not set"):
         await app.startup()
