@@ -141,6 +141,22 @@ async def ask_as_strangers(port: int, clients: int, seconds: float) -> int:
     return refused
 
 
+async def start_flood(kind: str, port: int, clients: int, seconds: float) -> asyncio.subprocess.Process:
+    """Return a process that floods as soon as it is told to, and then says how many answers it got."""
+    pipe = asyncio.subprocess.PIPE
+    command = ["-m", "benchmarks.noisy", kind, str(port), str(clients), str(seconds)]
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe)
+    assert process.stdout is not None
+    await process.stdout.readline()
+    return process
+
+
+def wait_to_be_told() -> None:
+    """Say that everything is loaded, and wait until the other process wants the flood."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
 async def measure(
     port: int, clients: int, rounds: int, seconds: float, *, kind: str = "--flood"
 ) -> tuple[float, float, int]:
@@ -155,12 +171,11 @@ async def measure(
     noise = 0
     for number in range(2 * rounds):
         done = asyncio.Event()
+        # A process of its own, so that it does not slow down the clock of the others, and ready before that runs.
+        flooding = await start_flood(kind, port, clients, seconds) if number % 2 else None
         asking = asyncio.create_task(quiet.ask_until(done))
-        if number % 2:
-            # A process of its own, so that it does not slow down the clock of the others.
-            command = ["-m", "benchmarks.noisy", kind, str(port), str(clients), str(seconds)]
-            flooding = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
-            output, _ = await flooding.communicate()
+        if flooding is not None:
+            output, _ = await flooding.communicate(b"go\n")
             noise += int(output)
         else:
             await asyncio.sleep(seconds)
@@ -231,9 +246,11 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.strangers:
         port, clients, flood_seconds = given.strangers
+        wait_to_be_told()
         print(asyncio.run(ask_as_strangers(int(port), int(clients), float(flood_seconds))))
     elif given.flood:
         port, clients, flood_seconds = given.flood
+        wait_to_be_told()
         print(len(asyncio.run(flood(int(port), int(clients), float(flood_seconds))).milliseconds))
     else:
         sys.exit(asyncio.run(main(given.rounds, given.seconds)))

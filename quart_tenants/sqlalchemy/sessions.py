@@ -1,68 +1,26 @@
 """Sessions of SQLAlchemy in the blocks of tenants."""
 
-import functools
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from quart_tenants.connection import Connection
 from quart_tenants.sqlalchemy.block_dialect import DRIVER, BorrowedConnection
+from quart_tenants.sqlalchemy.owned_objects import OwnedSession, keep_to
 from quart_tenants.tenant import Tenant
-from quart_tenants.web.context import shared_connection, tenant_connection
+from quart_tenants.web.context import get_current_tenant, shared_connection, tenant_connection
 
-_borrowed: ContextVar[BorrowedConnection] = ContextVar("quart_tenants_borrowed")
-
-
-async def _get_borrowed() -> BorrowedConnection:
-    return _borrowed.get()
-
-
-@functools.cache
-def _get_engine() -> AsyncEngine:
-    # It keeps no connections, so all loops and all apps can share it, with what it has compiled.
-    return create_async_engine(DRIVER + "://", async_creator=_get_borrowed, poolclass=NullPool)
-
-
-def session_on(connection: Connection, **options: Any) -> AbstractAsyncContextManager[AsyncSession]:
-    """Lend a session of SQLAlchemy on *connection*, which a block has lent: it sees what the block sees.
-
-    Leaving the context commits the session, leaving it by an exception undoes what it did since its last commit. Its
-    transaction is a savepoint in the block's, so all is saved when the block ends without an error.
-
-    Args:
-        connection: Such as the one that `create(…, fill=…)` hands over.
-        options: Of `AsyncSession`. `expire_on_commit` is False, because nothing can be loaded without an await.
-    """
-    return _open(connection, options, goes_on=True)
-
-
-@asynccontextmanager
-async def _open(connection: Connection, options: dict[str, Any], *, goes_on: bool) -> AsyncIterator[AsyncSession]:
-    """Lend a session on *connection*. *goes_on*: whether the block may go on after it."""
-    borrowed = BorrowedConnection(connection)
-    token = _borrowed.set(borrowed)
-    try:
-        engine_connection = await _get_engine().connect()
-    finally:
-        _borrowed.reset(token)
-    session = AsyncSession(engine_connection, **({"expire_on_commit": False} | options))
-    try:
-        yield session
-        await session.flush()
-        borrowed.is_ending = not goes_on
-        await session.commit()
-    except BaseException as error:
-        # A block that is cancelled, or has lost its connection, does not go on.
-        borrowed.is_ending = not goes_on or not isinstance(error, Exception) or connection.is_closed()
-        raise
-    finally:
-        await session.close()
-        await engine_connection.close()
+_SHARED = "the shared schemas"
+_lent: ContextVar[BorrowedConnection] = ContextVar("quart_tenants_lent_to_sqlalchemy")
+# They keep no connections: what they have is the statements that they have compiled.
+_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = WeakKeyDictionary()
 
 
 def tenant_session(
@@ -74,6 +32,8 @@ def tenant_session(
     commits what was added and changed; leaving it by an exception or a cancellation undoes all of it. Inside it
     `session.commit()` flushes and ends no transaction, and `session.rollback()` goes back to the last commit.
 
+    An object that was loaded or saved for another tenant cannot be added or merged here.
+
     Args:
         tenant: A tenant, or its slug. Default: the current one.
         read_only: Whether PostgreSQL refuses every write in this block.
@@ -82,8 +42,14 @@ def tenant_session(
     Raises:
         TenantError: What `tenant_connection` raises. A refused statement is one of `sqlalchemy.exc`'s errors; a
             deferred constraint that is refused when the block ends is asyncpg's.
+
+    If a statement was interrupted, such as by `asyncio.timeout()` inside the block, the session can do no more, and
+    leaving the block undoes everything and raises `sqlalchemy.exc.InvalidRequestError`.
     """
-    return _lend(tenant_connection(tenant, read_only=read_only), options)
+    block = tenant_connection(tenant, read_only=read_only)
+    if tenant is None:
+        tenant = get_current_tenant()
+    return _lend(block, tenant.slug if isinstance(tenant, Tenant) else tenant, options)
 
 
 def shared_session(**options: Any) -> AbstractAsyncContextManager[AsyncSession]:
@@ -95,17 +61,35 @@ def shared_session(**options: Any) -> AbstractAsyncContextManager[AsyncSession]:
     Raises:
         TenantError: What `shared_connection` raises.
     """
-    return _lend(shared_connection(), options)
+    return _lend(shared_connection(), _SHARED, options)
 
 
 @asynccontextmanager
-async def _lend(block: AbstractAsyncContextManager[Connection], options: dict[str, Any]) -> AsyncIterator[AsyncSession]:
+async def session_on(connection: Connection, **options: Any) -> AsyncIterator[AsyncSession]:
+    """Lend a session of SQLAlchemy on *connection*, which a block has lent: it sees what the block sees.
+
+    Leaving the context commits the session, leaving it by an exception or a cancellation undoes what it did, and the
+    block may go on. All is saved when the block ends without an error. Use one session at a time on a connection.
+
+    Args:
+        connection: Such as the one that `create(…, fill=…)` hands over.
+        options: Of `AsyncSession`. `expire_on_commit` is False, because nothing can be loaded without an await.
+    """
+    async with connection.transaction(), _open(connection, options) as session:
+        yield session
+
+
+@asynccontextmanager
+async def _lend(
+    block: AbstractAsyncContextManager[Connection], owner: str, options: dict[str, Any]
+) -> AsyncIterator[AsyncSession]:
     refused: DBAPIError | None = None
     cause: BaseException | None = None
     try:
         async with block as connection:
             try:
-                async with _open(connection, options, goes_on=False) as session:
+                async with _open(connection, options) as session:
+                    keep_to(session, owner)
                     yield session
             except DBAPIError as error:
                 # The block knows by asyncpg's errors that the tenant is gone, or the server.
@@ -118,3 +102,47 @@ async def _lend(block: AbstractAsyncContextManager[Connection], options: dict[st
         if refused is not None and error is cause:
             raise refused from cause
         raise
+
+
+@asynccontextmanager
+async def _open(connection: Connection, options: dict[str, Any]) -> AsyncIterator[AsyncSession]:
+    """Lend a session on *connection*. After an error somebody else undoes what it did."""
+    borrowed = BorrowedConnection(connection)
+    token = _lent.set(borrowed)
+    try:
+        engine_connection = await _get_engine().connect()
+    finally:
+        _lent.reset(token)
+    own: dict[str, Any] = {"expire_on_commit": False, "sync_session_class": OwnedSession}
+    session = AsyncSession(engine_connection, **(own | options))
+    try:
+        yield session
+        borrowed.check_usable()
+        if session.in_transaction():
+            await session.commit()
+        borrowed.check_usable()
+    except BaseException:
+        borrowed.is_ending = True
+        raise
+    finally:
+        await session.close()
+        await engine_connection.close()
+
+
+def _get_engine() -> AsyncEngine:
+    loop = asyncio.get_running_loop()
+    engine = _engines.get(loop)
+    if engine is None:
+        engine = create_async_engine(DRIVER + "://", async_creator=_get_lent, poolclass=NullPool)
+        _engines[loop] = engine
+    return engine
+
+
+async def _get_lent() -> BorrowedConnection:
+    """Return the connection for which an engine was asked. An engine that asks by itself gets none."""
+    borrowed = _lent.get(None)
+    if borrowed is None:
+        raise InvalidRequestError(
+            "this session has no connection any more, because a statement was interrupted: leave the block"
+        )
+    return borrowed

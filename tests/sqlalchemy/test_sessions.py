@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import json
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -119,15 +120,40 @@ async def test_session_that_was_kept_sees_nothing_afterwards(tenants: QuartTenan
             await session.scalars(sa.select(Author))
 
 
-async def test_session_on_an_object_of_the_other_tenant_finds_nothing(tenants: QuartTenants) -> None:
-    """An object of acme's that is refreshed in a session of globex's is not there."""
-    async with tenant_session("acme") as session:
-        author = Author(name="a")
+async def load_author(slug: str, name: str) -> Author:
+    """Save an author, and return it as an object that belongs to no session."""
+    async with tenant_session(slug) as session:
+        author = Author(name=name)
         session.add(author)
+    return author
+
+
+async def test_object_of_one_tenant_is_refused_in_a_session_of_another(tenants: QuartTenants) -> None:
+    """Both have an author with the number 1: changing acme's would change globex's."""
+    await load_author("globex", "globex's")
+    author = await load_author("acme", "acme's")
+    author.name = "changed"
     async with tenant_session("globex") as session:
+        for take in (session.add, session.delete, session.merge, session.refresh):
+            with pytest.raises(sa.exc.InvalidRequestError, match=r"'acme'.* 'globex'|not persistent"):
+                result = take(author)
+                await result  # type: ignore[misc]
+    async with tenant_session("acme") as session:
         session.add(author)
-        with pytest.raises(sa.exc.InvalidRequestError):
-            await session.refresh(author)
+    for slug, name in (("acme", "changed"), ("globex", "globex's")):
+        async with tenant_session(slug) as session:
+            assert await session.scalar(sa.select(Author.name)) == name
+
+
+async def test_session_that_knows_no_tenant_would_change_the_others_row(tenants: QuartTenants) -> None:
+    """Negative control: SQLAlchemy finds the row by its number alone."""
+    await load_author("globex", "globex's")
+    author = await load_author("acme", "acme's")
+    author.name = "changed"
+    async with tenant_connection("globex") as connection:
+        async with session_on(connection) as session:
+            session.add(author)
+        assert await connection.fetchval("SELECT name FROM author") == "changed"
 
 
 # One transaction
@@ -187,17 +213,60 @@ async def test_read_only_session_cannot_write(tenants: QuartTenants) -> None:
             session.add(Author(name="a"))
 
 
-@pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE"])
-async def test_isolation_level_does_not_leave_the_block(tenants: QuartTenants, level: str) -> None:
-    """AUTOCOMMIT saves nothing early; another level is refused, for the transaction has begun."""
-    with pytest.raises((LookupError, sa.exc.SQLAlchemyError)):
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"isolation_level": "AUTOCOMMIT"},
+        {"isolation_level": "READ COMMITTED"},
+        {"postgresql_readonly": True},
+        {"postgresql_deferrable": True},
+    ],
+    ids=str,
+)
+async def test_kind_of_transaction_cannot_be_changed(tenants: QuartTenants, option: dict[str, object]) -> None:
+    """It is the block's, and has begun. Nothing is saved as if nothing had been asked."""
+    with pytest.raises(sa.exc.InvalidRequestError, match="the block's transaction has begun"):
         async with tenant_session("acme") as session:
-            await session.connection(execution_options={"isolation_level": level})
+            await session.connection(execution_options=option)
+            session.add(Author(name="a"))
+    assert await list_authors("acme") == []
+
+
+async def test_two_phases_are_refused(tenants: QuartTenants) -> None:
+    """A prepared transaction would outlive the block."""
+    with pytest.raises(sa.exc.InvalidRequestError, match="one phase"):
+        async with tenant_session("acme", twophase=True) as session:
             session.add(Author(name="a"))
             await session.flush()
-            raise LookupError
-    async with tenant_session("acme") as session:
-        assert await session.scalar(sa.select(sa.func.count(Author.id))) == 0
+    assert await list_authors("acme") == []
+
+
+async def list_authors(slug: str) -> list[str]:
+    """Return the names that are saved."""
+    async with tenant_connection(slug) as connection:
+        return [row["name"] for row in await connection.fetch("SELECT name FROM author ORDER BY id")]
+
+
+async def test_session_that_was_interrupted_saves_nothing(tenants: QuartTenants) -> None:
+    """SQLAlchemy takes its connection for closed, and all for undone: so the block undoes all, and says so."""
+    with pytest.raises(sa.exc.InvalidRequestError, match="interrupted"):
+        async with tenant_session("acme") as session:
+            session.add(Author(name="undone"))
+            await session.flush()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await session.execute(sa.text("SELECT pg_sleep(60)"))
+            await session.rollback()
+            with pytest.raises(sa.exc.InvalidRequestError, match="leave the block"):
+                await session.execute(sa.text("SELECT 1"))
+    assert await list_authors("acme") == []
+
+
+async def test_session_that_is_begun_by_hand_is_saved(tenants: QuartTenants) -> None:
+    """With `session.begin()` there is nothing left to commit at the end."""
+    async with tenant_session("acme", autobegin=False) as session, session.begin():
+        session.add(Author(name="a"))
+    assert await list_authors("acme") == ["a"]
 
 
 async def test_session_on_the_connection_of_a_new_tenant_fills_it(tenants: QuartTenants) -> None:
@@ -228,6 +297,28 @@ async def test_session_on_a_block_that_goes_on_undoes_what_failed(tenants: Quart
                 await session.flush()
                 raise LookupError
         assert await connection.fetchval("SELECT string_agg(name, ',') FROM author") == "kept"
+
+
+@pytest.mark.parametrize("end", ["cancelled", "refused and caught", "interrupted"])
+async def test_block_goes_on_after_a_session_that_failed(tenants: QuartTenants, end: str) -> None:
+    """What the session did is undone, and what the block did before it is saved."""
+    async with tenant_connection("acme") as connection:
+        await connection.execute("INSERT INTO author (name) VALUES ('kept')")
+        with pytest.raises((TimeoutError, sa.exc.SQLAlchemyError)):
+            async with asyncio.timeout(0.2 if end == "cancelled" else None), session_on(connection) as session:
+                session.add(Author(name="undone"))
+                await session.flush()
+                if end == "cancelled":
+                    await asyncio.Event().wait()
+                elif end == "interrupted":
+                    with pytest.raises(TimeoutError):
+                        async with asyncio.timeout(0.05):
+                            await session.execute(sa.text("SELECT pg_sleep(60)"))
+                else:
+                    with pytest.raises(sa.exc.DBAPIError):
+                        await session.execute(sa.text("SELECT 1/0"))
+        await connection.execute("INSERT INTO author (name) VALUES ('later')")
+    assert await list_authors("acme") == ["kept", "later"]
 
 
 async def test_shared_session_needs_shared_schemas(tenants: QuartTenants) -> None:
@@ -267,6 +358,75 @@ async def test_json_is_what_python_says_whatever_codec_the_app_has(database_url:
             assert await session.scalar(changed) == {"new": 1}
             assert await session.scalar(sa.text("SELECT jsonb_typeof(facts) FROM note WHERE id = 4")) == "null"
             assert await session.scalar(sa.text("SELECT raw IS NULL FROM note WHERE id = 4")) is True
+
+
+class Wrapped(sa.types.TypeDecorator[Any]):
+    """A type of an app's own, which is JSON in the database."""
+
+    impl = sa.JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: object) -> Any:
+        """Wrap it."""
+        return {"wrapped": value}
+
+    def process_result_value(self, value: Any, dialect: object) -> Any:
+        """Take it out."""
+        return value["wrapped"]
+
+
+def load_json(text: str) -> object:
+    """Read JSON, as an app may have it."""
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("codec", ["none", "raw", "loads"])
+async def test_statements_with_json_are_those_of_sqlalchemy(database_url: str, codec: str) -> None:
+    """Arrays, aggregates, an empty IN, DISTINCT, UNION, many rows at once: nothing is added to the statement."""
+    app, tenants = await set_up(database_url)
+
+    async def set_codec(connection: Any) -> None:
+        for name in ("json", "jsonb"):
+            await connection.set_type_codec(name, schema="pg_catalog", encoder=json.dumps, decoder=load_json)
+
+    if codec != "none":
+        tenants.on_connect(embed_json if codec == "raw" else set_codec)
+    table = sa.Table(
+        "facts",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("b", JSONB),
+        sa.Column("many", ARRAY(JSONB)),
+        sa.Column("own", Wrapped),
+    )
+    async with app.app_context(), tenants.running():
+        async with tenant_session("acme") as session:
+            connection = await session.connection()
+            await connection.run_sync(table.create)
+            values = [1, 1.0, {"n": 10}, {"n": 2}]
+            rows = [{"b": value, "many": [value, {"n": 1}], "own": value} for value in values]
+            await session.execute(sa.insert(table), rows)
+            await session.execute(sa.insert(table).returning(table.c.id), rows[:2])
+        async with tenant_session("acme") as session:
+            b = table.c.b
+            found = (await session.execute(sa.select(b, table.c.many, table.c.own).order_by(table.c.id).limit(4))).all()
+            assert [tuple(row) for row in found] == [(value, [value, {"n": 1}], value) for value in values]
+            assert len((await session.scalars(sa.select(b).distinct().order_by(b))).all()) == 3
+            assert len((await session.scalars(sa.union(sa.select(b), sa.select(b)))).all()) == 3
+            assert (await session.scalars(sa.select(b).where(b.in_([])))).all() == []
+            assert (await session.scalars(sa.select(table.c.id).where(b.in_([{"n": 2}])))).all() == [4]
+            every = await session.scalar(sa.select(sa.func.array_agg(b, type_=ARRAY(JSONB))))
+            assert every is not None
+            assert {"n": 2} in every
+            plain = sa.text("SELECT b FROM facts WHERE id = 3").columns(b=JSONB)
+            assert await session.scalar(plain) == {"n": 10}
+            streamed = [value async for value in await session.stream_scalars(sa.select(b).order_by(table.c.id))]
+            assert streamed[:4] == values
+        async with tenant_connection("acme") as block:
+            # The block's own statements have the app's codec.
+            value = await block.fetchval("SELECT b FROM facts WHERE id = 3")
+            assert type(value).__name__ == {"none": "str", "raw": "Raw", "loads": "dict"}[codec]
+            assert await block.fetchval("SELECT jsonb_typeof(many[1]) FROM facts WHERE id = 3") == "object"
 
 
 async def test_stream_reads_in_pieces(tenants: QuartTenants) -> None:

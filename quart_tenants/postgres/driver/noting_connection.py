@@ -2,7 +2,7 @@
 
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 else:
     _AsyncpgConnection = asyncpg.Connection
 
+_UTF8 = ("UTF8", "UTF-8")
 # What stands before the text of a value in PostgreSQL's binary format: for jsonb its version.
 _JSON_PREFIXES = {"json": b"", "jsonb": b"\x01"}
 
@@ -29,11 +30,12 @@ class NotingConnection(_AsyncpgConnection):
         proxy: The handle by which asyncpg's pool knows this connection.
     """
 
-    __slots__ = ("_timings", "altered", "proxy")
+    __slots__ = ("_json_is_text", "_timings", "altered", "proxy")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.altered = False
+        self._json_is_text = False
         self.proxy: Any = None
         self._timings = Timings()
 
@@ -64,18 +66,37 @@ class NotingConnection(_AsyncpgConnection):
         One for JSON that takes and returns texts also serves COPY, which asyncpg does in binary only.
         """
         self.altered = True
-        if schema == "pg_catalog" and format == "text" and typename in _JSON_PREFIXES:
-            prefix, write, read = _JSON_PREFIXES[typename], encoder, decoder
+        is_json = schema == "pg_catalog" and typename in _JSON_PREFIXES
+        if is_json and (format == "binary" or self.get_settings().client_encoding.upper() in _UTF8):
+            encoder, decoder = self._make_json_codec(_JSON_PREFIXES[typename], encoder, decoder, texts=format == "text")
             format = "binary"  # noqa: A001
-
-            def encoder(value: Any) -> bytes:
-                text: str = write(value)
-                return prefix + text.encode()
-
-            def decoder(data: bytes) -> Any:
-                return read(data[len(prefix) :].decode())
-
         await super().set_type_codec(typename, schema=schema, encoder=encoder, decoder=decoder, format=format)
+
+    def _make_json_codec(
+        self, prefix: bytes, encoder: Callable[[Any], Any], decoder: Callable[[Any], Any], *, texts: bool
+    ) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+        """Return a binary codec that does what *encoder* and *decoder* do, unless JSON is to be text now."""
+
+        def encode(value: Any) -> bytes:
+            written: Any = value if self._json_is_text else encoder(value)
+            is_text = texts or self._json_is_text
+            return prefix + written.encode() if is_text else written  # type: ignore[no-any-return]
+
+        def decode(data: bytes) -> Any:
+            if self._json_is_text:
+                return data[len(prefix) :].decode()
+            return decoder(data[len(prefix) :].decode() if texts else data)
+
+        return encode, decode
+
+    @contextlib.contextmanager
+    def json_as_text(self) -> Iterator[None]:
+        """Let the parameters and results of JSON types be texts in the context, whatever codec was set for them."""
+        before, self._json_is_text = self._json_is_text, True
+        try:
+            yield
+        finally:
+            self._json_is_text = before
 
     async def reset_type_codec(self, *args: Any, **options: Any) -> None:
         """Reset it, as asyncpg does it: for this block, after which the connection is closed."""
