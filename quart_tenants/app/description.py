@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from quart import Quart, jsonify
+from quart import Quart, jsonify, request
 from quart.wrappers import Response
 from quart_schema import APIKeySecurityScheme, DataSource, Info, OpenAPIProvider, QuartSchema
 from quart_schema.documentation import document
 from werkzeug.routing import Rule
 
 from quart_tenants.web.routing.host_routing import APEX_HOST, TENANT_HOST
+from quart_tenants.web.sessions.session_interface import get_cookie_name
 
 _HOST_ARGUMENT = "tenant"
 _LOGGED_IN = {400: "Another tenant's session, or no such tenant.", 401: "Nobody is logged in."}
@@ -125,4 +126,7 @@ def add_description(app: Quart) -> None:
 
     @app.get("/openapi.json", host=APEX_HOST)
     async def describe_app() -> Response:
-        return jsonify(provider.schema())
+        description = provider.schema()
+        name = get_cookie_name(app, secure=request.is_secure)
+        description["components"]["securitySchemes"][_SESSION]["name"] = name
+        return jsonify(description)

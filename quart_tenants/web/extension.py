@@ -129,7 +129,7 @@ class QuartTenants(TenantState):
         async def start() -> None:
             _check_quart_settings(app)
             refuse_foreign_sessions(app)
-            refuse_foreign_tokens(app)
+            await refuse_foreign_tokens(app, self.settings.domain)
             self._default_hosts.tell_unreachable()
             if uses_sessions(app):
                 check_secret_key(app)

@@ -11,11 +11,11 @@ from quart_tenants.app import create_app
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference-app.md"
 
 
-async def read_description(database_url: str) -> dict[str, Any]:
+async def read_description(database_url: str, scheme: str = "http") -> dict[str, Any]:
     """Return what /openapi.json of the domain itself says."""
     app = create_app({"TENANTS_DATABASE_URL": database_url, "SECRET_KEY": "0123456789abcdef" * 2})
     async with app.test_app():
-        answer = await app.test_client().get("/openapi.json", headers={"Host": "localhost"})
+        answer = await app.test_client().get("/openapi.json", headers={"Host": "localhost"}, scheme=scheme)
     assert answer.status_code == 200
     description: dict[str, Any] = await answer.get_json()
     return description
@@ -42,6 +42,13 @@ async def test_every_reference_of_the_description_leads_somewhere(database_url: 
     assert "security" not in description["paths"]["/login"]["post"]
     assert description["paths"]["/data"]["get"]["responses"].keys() == {"200", "400", "401"}
     assert [one["name"] for one in description["paths"]["/data"]["get"]["parameters"]] == ["limit", "after"]
+
+
+@pytest.mark.parametrize(("scheme", "name"), [("http", "session"), ("https", "__Host-session")])
+async def test_cookie_has_the_name_that_a_login_gives_it(database_url: str, scheme: str, name: str) -> None:
+    """Over https it is another one."""
+    description = await read_description(database_url, scheme)
+    assert description["components"]["securitySchemes"]["session"]["name"] == name
 
 
 async def test_app_without_the_extra_has_no_description(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,9 @@ ENVIRONMENT = """
 from alembic import context
 
 if context.is_offline_mode():
-    context.configure(url="postgresql+asyncpg://", literal_binds=True, dialect_opts={"paramstyle": "named"})
+    context.configure(
+        url="postgresql+asyncpg://", literal_binds=True, dialect_opts={"paramstyle": "named"}, transactional_ddl=False
+    )
 else:
     context.configure(connection=context.config.attributes["connection"])
 with context.begin_transaction():
@@ -139,12 +141,46 @@ async def test_revisions_become_files_and_schemas_become_tenants(
     assert revisions == ["b2", "b2"]
 
 
-def test_revision_that_joins_branches_is_refused(config: Config, tmp_path: Path) -> None:
+def test_file_of_ones_own_stays_between_them(config: Config, tmp_path: Path) -> None:
+    """A revision is known by its name, and not by its place."""
+    write_files = load_script().write_files
+    write_files(config, tmp_path)
+    (tmp_path / "0002_own.sql").write_text("CREATE TABLE own (id int)")
+    add_revision(config, "b2", "a1", SECOND, "A text, too")
+
+    assert [path.name for path in write_files(config, tmp_path)] == ["0003_a_text_too.sql"]
+    assert write_files(config, tmp_path) == []
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_revisions_that_branch_are_refused(config: Config, tmp_path: Path, *, joined: bool) -> None:
     """Files have one order."""
     add_revision(config, "b1", "a1", SECOND, "One")
     add_revision(config, "b2", "a1", SECOND, "Two")
-    path = Path(str(config.get_main_option("script_location")), "versions", "c.py")
-    path.write_text(REVISION.format(revision="c", before=("b1", "b2"), upgrade="pass"))
+    if joined:
+        path = Path(str(config.get_main_option("script_location")), "versions", "c.py")
+        path.write_text(REVISION.format(revision="c", before=("b1", "b2"), upgrade="pass"))
 
-    with pytest.raises(SystemExit, match="joins two branches"):
+    with pytest.raises(SystemExit, match="must follow one another"):
         load_script().write_files(config, tmp_path)
+
+
+def test_revision_before_one_that_has_a_file_is_refused(config: Config, tmp_path: Path) -> None:
+    """The later one may have run already."""
+    add_revision(config, "b2", "a1", SECOND, "Second")
+    load_script().write_files(config, tmp_path)
+    add_revision(config, "between", "a1", "pass", "Between")
+    add_revision(config, "b2", "between", SECOND, "Second")
+
+    with pytest.raises(SystemExit, match="a new revision comes last"):
+        load_script().write_files(config, tmp_path)
+
+
+def test_environment_that_writes_transactions_is_refused(config: Config, tmp_path: Path) -> None:
+    """A COMMIT that is taken out of a text by hand may be another one."""
+    path = Path(str(config.get_main_option("script_location")), "env.py")
+    path.write_text(path.read_text().replace(", transactional_ddl=False", ""))
+
+    with pytest.raises(SystemExit, match="transactional_ddl=False"):
+        load_script().write_files(config, tmp_path)
+    assert list(tmp_path.glob("*.sql")) == []

@@ -1,7 +1,9 @@
 """Quart-Auth: a user of one tenant is nobody at another's."""
 
+from typing import Any
+
 import pytest
-from quart import Quart, ResponseReturnValue
+from quart import Quart, ResponseReturnValue, request
 from quart_auth import AuthUser, QuartAuth, current_user, login_user
 
 from quart_tenants import QuartTenants, find_tenant
@@ -72,13 +74,52 @@ async def test_quart_auth_itself_is_refused_at_start(database_url: str) -> None:
         await app.startup()
 
 
-async def test_quart_auth_itself_takes_the_cookie_everywhere(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Negative control: without the refusal user 7 is user 7 everywhere."""
-    monkeypatch.setattr("quart_tenants.web.extension.refuse_foreign_tokens", lambda app: None)
+class HostAuth(QuartAuth):
+    """Another way: the token names the host."""
+
+    def dump_token(self, auth_id: str, app: Quart | None = None) -> str:
+        """Sign *auth_id* together with the host."""
+        return super().dump_token(f"{request.host}/{auth_id}", app)
+
+    def load_token(self, token: str, app: Quart | None = None) -> str | None:
+        """Return the user, if *token* was signed at this host."""
+        host, _, auth_id = (super().load_token(token, app) or "").partition("/")
+        return auth_id if host == request.host else None
+
+
+class LeakyAuth(TenantAuth):
+    """One that asks for the tenant at tenants only."""
+
+    def load_token(self, token: str, app: Quart | None = None) -> str | None:
+        """Return the user, on the domain itself whoever has signed *token*."""
+        if find_tenant() is not None:
+            return super().load_token(token, app)
+        return (QuartAuth.load_token(self, token, app) or "").partition("/")[2]
+
+
+async def test_class_that_looks_at_the_host_is_taken(database_url: str) -> None:
+    """It is tried out as in a request."""
     app, tenants = make_app(database_url)
-    QuartAuth(app, cookie_secure=False)
+    HostAuth(app, cookie_secure=False)
+    add_pages(app, tenants)
+
+    assert await find_users(app) == {"acme.localhost": "7", "globex.localhost": None, "localhost": None}
+
+
+async def test_class_that_looks_away_on_the_domain_itself_is_refused(database_url: str) -> None:
+    """There, too, acme's user 7 is nobody."""
+    app, _ = make_app(database_url)
+    LeakyAuth(app)
+
+    with pytest.raises(SettingError, match="LeakyAuth"):
+        await app.startup()
+
+
+async def test_quart_auth_itself_takes_the_cookie_everywhere(database_url: str) -> None:
+    """Negative control: without the refusal, which an app may switch off, user 7 is user 7 everywhere."""
+    app, tenants = make_app(database_url)
+    auth: Any = QuartAuth(app, cookie_secure=False)
+    auth.checks_tenant = True
     add_pages(app, tenants)
 
     assert set((await find_users(app)).values()) == {"7"}

@@ -50,6 +50,9 @@ _APEX_ARGUMENT = "_apex"
 _ANY_ARGUMENT = "_host"
 _RESERVED_ARGUMENT = "_reserved"
 _WWW = "www"
+# The endpoint and the path of a blueprint's static files, as Quart makes them.
+_STATIC = ".static"
+_STATIC_PATH = "/<path:filename>"
 
 TENANT_HOST: Final = f"<tenant_host:{_TENANT_ARGUMENT}>"
 """For `host=` of a route: `<tenant>.<domain>` on any port, and the tenant's own domains."""
@@ -81,7 +84,7 @@ class DefaultHosts:
 
         class HostRule(parent):  # type: ignore[misc]
             def __init__(self, string: str, *, host: str | None = None, **options: Any) -> None:
-                super().__init__(string, host=host or hosts._find(options.get("endpoint")), **options)
+                super().__init__(string, host=host or hosts._find(options.get("endpoint") or "", string), **options)
 
         app.url_rule_class = HostRule  # type: ignore[assignment]
 
@@ -105,10 +108,13 @@ class DefaultHosts:
                     rule.endpoint,
                 )
 
-    def _find(self, endpoint: str | None) -> str | None:
-        # The same files for everybody; Quart lets a blueprint name no host for them.
-        is_static = endpoint is not None and endpoint.endswith(".static")
-        return ANY_HOST if is_static and self._host is None else self._host
+    def _find(self, endpoint: str, path: str) -> str | None:
+        if self._host is None and endpoint.endswith(_STATIC) and path.endswith(_STATIC_PATH):
+            blueprint = self._app.blueprints.get(endpoint.removesuffix(_STATIC))
+            if blueprint is not None and blueprint.has_static_folder:
+                # The same files for everybody; Quart lets a blueprint name no host for them.
+                return ANY_HOST
+        return self._host
 
 
 def add_host_routing(app: Quart, state: TenantState) -> None:
@@ -124,6 +130,8 @@ def add_host_routing(app: Quart, state: TenantState) -> None:
         regex = patterns.apex
 
     class AnyHost(BaseConverter):
+        # After those that say more about the host.
+        weight = 200
         regex = ".*"
 
     class ReservedHost(BaseConverter):
@@ -206,8 +214,9 @@ def _is_www(asked: Request | Websocket) -> bool:
 
 
 def _is_apps_own(asked: Request | Websocket) -> bool:
-    """Return whether the route is the app's, and no probe of ours, which must answer without a database."""
-    return asked.endpoint is not None and not asked.endpoint.startswith(_OUR_ENDPOINT)
+    """Return whether the route is the app's, and no probe of ours or a static file: those need no database."""
+    endpoint = asked.endpoint
+    return endpoint is not None and not endpoint.startswith(_OUR_ENDPOINT) and not endpoint.endswith(_STATIC)
 
 
 def _is_our_host(asked: BaseRequestWebsocket) -> bool:

@@ -39,7 +39,7 @@ class TenantSessionInterface(SessionInterface):
         secure = request.scheme in ("https", "wss")
 
         def find_sent() -> list[str]:
-            return _find_cookies(request, _get_name(app, secure))
+            return _find_cookies(request, get_cookie_name(app, secure=secure))
 
         answered = not isinstance(request, Request)
         return TenantSession(self._state, request, self._get_cookies(app), find_sent, secure=secure, answered=answered)
@@ -82,7 +82,7 @@ class TenantSessionInterface(SessionInterface):
             headers.add("Cache-Control", "private, no-store")
         if not session.needs_cookie():
             return
-        name = _get_name(app, session.secure)
+        name = get_cookie_name(app, secure=session.secure)
         # The cookie is for this host only (no Domain) and for the whole site (Path=/). The prefix __Host- demands both.
         options: dict[str, Any] = {"path": "/", "secure": session.secure, "httponly": True, "samesite": "Lax"}
         cookie = session.find_cookie()
@@ -106,6 +106,7 @@ def _find_cookies(request: BaseRequestWebsocket, name: str) -> list[str]:
     return [only[2]] if only is not None and only[1] == name else request.cookies.getlist(name)
 
 
-def _get_name(app: Quart, secure: bool) -> str:
+def get_cookie_name(app: Quart, *, secure: bool) -> str:
+    """Return the name of the cookie of sessions. *secure*: whether the visitor comes by https."""
     name: str = app.config["SESSION_COOKIE_NAME"]
     return f"__Host-{name}" if secure else name

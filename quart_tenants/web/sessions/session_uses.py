@@ -1,6 +1,8 @@
 """Look at start which sessions an app uses, so that a mistake is not found by its first visitor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from itertools import permutations
 from types import CodeType, FunctionType, ModuleType
 
 from quart import Quart
@@ -13,9 +15,10 @@ from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.sessions.tenant_sessions import end_session, get_session, start_session
 
-# Two tenants that no database has.
-_SOMEBODY, _SOMEBODY_ELSE = (
-    Tenant(number, Slug(name), SchemaName(name), name) for number, name in ((-1, "somebody"), (-2, "somebody-else"))
+# The domain itself, and two tenants that no database has.
+_PLACES = (
+    None,
+    *(Tenant(number, Slug(name), SchemaName(name), name) for number, name in ((-1, "somebody"), (-2, "somebody-else"))),
 )
 _OURS = __name__.partition(".")[0]
 _USES = (end_session, get_session, login_attempt, start_session)
@@ -38,24 +41,42 @@ def refuse_foreign_sessions(app: Quart) -> None:
         )
 
 
-def refuse_foreign_tokens(app: Quart) -> None:
+async def refuse_foreign_tokens(app: Quart, domain: str) -> None:
     """Make sure that what Quart-Auth signs for a user of one tenant is nothing at another tenant.
+
+    An object of Quart-Auth may say `checks_tenant = True` if it is for the domain itself only, or makes sure in a way
+    that cannot be tried out.
 
     Raises:
         SettingError: It is the same user at every tenant.
     """
     for auth in app.extensions.get("QUART_AUTH", ()):
+        if getattr(auth, "checks_tenant", False):
+            continue
         check_secret_key(app)
-        with working_for(_SOMEBODY):
-            token = auth.dump_token("1", app)
-        with working_for(_SOMEBODY_ELSE):
-            user = auth.load_token(token, app)
-        if user is not None:
+        tokens = {}
+        for place in _PLACES:
+            async with _visiting(app, domain, place):
+                tokens[place] = auth.dump_token("1", app)
+        users = []
+        for here, there in permutations(_PLACES, 2):
+            async with _visiting(app, domain, there):
+                users.append(auth.load_token(tokens[here], app))
+        if users != [None] * len(users):
             raise SettingError(
                 type(auth).__name__,
                 "knows no tenants: its cookie of user 1 of one tenant would be user 1 of every tenant. "
                 "docs/other-libraries.md has a class of ten lines that puts the tenant into the cookie",
             )
+
+
+@asynccontextmanager
+async def _visiting(app: Quart, domain: str, place: Tenant | None) -> AsyncIterator[None]:
+    """Be a visitor at *place*, which no database has, or at the domain itself."""
+    host = domain if place is None else f"{place.slug}.{domain}"
+    async with app.test_request_context("/", headers={"Host": host}):
+        with nullcontext() if place is None else working_for(place):
+            yield
 
 
 def uses_sessions(app: Quart) -> bool:

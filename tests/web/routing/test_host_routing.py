@@ -141,6 +141,34 @@ async def test_static_files_of_a_blueprint_are_at_every_host(host: str, tmp_path
     assert address == "/files/style.css"
 
 
+async def test_static_files_stand_behind_the_pages_of_tenants(tmp_path: Path) -> None:
+    """Also those of a blueprint that has every path, and was registered first."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL="postgresql://localhost/unused")
+    tenants = QuartTenants(app)
+    app.register_blueprint(Blueprint("site", __name__, static_folder=str(tmp_path), static_url_path="/"))
+    app.add_url_rule("/data", "data", view, host=tenants.host)
+
+    assert await find_endpoint(app, "acme.localhost", "/data") == "data"
+    assert await find_endpoint(app, "acme.localhost", "/style.css") == "site.static"
+
+
+async def test_view_that_is_called_static_is_at_no_host(tmp_path: Path) -> None:
+    """Only what Quart itself adds for a folder is the same for everybody."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_DATABASE_URL="postgresql://localhost/unused")
+    QuartTenants(app)
+    for name, folder in (("with", str(tmp_path)), ("without", None)):
+        blueprint = Blueprint(name, __name__, static_folder=folder, url_prefix=f"/{name}")
+        blueprint.add_url_rule("/secret", "own_static", view)
+        if folder is None:
+            blueprint.add_url_rule("/secret/<path:filename>", "static", view)
+        app.register_blueprint(blueprint)
+
+    assert await find_endpoint(app, "evil.example", "/with/secret") is None
+    assert await find_endpoint(app, "evil.example", "/without/secret/x") is None
+
+
 async def test_routes_that_name_no_host_get_that_of_their_context() -> None:
     """Those of other extensions name none. A host of their own stays."""
     app = Quart(__name__, host_matching=True, static_folder=None)
