@@ -15,6 +15,8 @@ from quart.cli import find_best_app
 import quart_tenants
 from quart_tenants import NoTenantError, Tenant, current_tenant
 
+pytestmark = pytest.mark.slow
+
 APP = '''
 """An adopter's app."""
 

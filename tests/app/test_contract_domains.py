@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from quart_tenants.domain import parse_domain
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.domains import add_domain
@@ -9,6 +11,8 @@ from quart_tenants.postgres.tenants.lifecycle import rename_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.support.processes import run_server
+
+pytestmark = pytest.mark.slow
 
 LOGIN = {"uname": "user_1", "passwd": "foo"}
 

@@ -6,6 +6,8 @@ from werkzeug.exceptions import NotFound
 
 from tests.support.processes import Server
 
+pytestmark = pytest.mark.slow
+
 NOT_FOUND = {
     "type": "about:blank",
     "title": "Not Found",

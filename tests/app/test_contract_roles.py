@@ -4,9 +4,12 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 
 from quart_tenants.settings import Settings
 from tests.support.processes import PROGRAM, SECRET_KEY, make_environment, run_server
+
+pytestmark = pytest.mark.slow
 
 _ROLES = "QUART_TENANTS_ROLE_PER_TENANT"
 

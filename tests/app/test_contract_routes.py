@@ -12,6 +12,8 @@ import pytest
 import quart_tenants.app
 from tests.support.processes import Server
 
+pytestmark = pytest.mark.slow
+
 RIGHT = {"uname": "user_1", "passwd": "foo"}
 SESSION_COOKIE = "session"
 

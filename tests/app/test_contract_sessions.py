@@ -12,6 +12,8 @@ from itsdangerous import URLSafeTimedSerializer
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
 from tests.support.processes import SECRET_KEY, Server, run_server
 
+pytestmark = pytest.mark.slow
+
 # The number that the template's registry gave it.
 COMPANY1 = 3
 RIGHT = {"uname": "user_1", "passwd": "foo"}

@@ -15,6 +15,8 @@ from quart_tenants.errors import HashQueueFullError, InvalidUserError, PasswordT
 from quart_tenants.settings import Settings
 from tests.support.patience import DEADLINE
 
+pytestmark = pytest.mark.slow
+
 SEED_HASH = "$pbkdf2-sha256$29000$5ry31vofg7CWkhJCSClFKA$i01NZ9cAJCAYlXQCY2AXmcmJfe8eD5vZMDOy0h8tH2U"
 SEED_PASSWORD = "foo"
 

@@ -21,6 +21,8 @@ from tests.isolation.small_app import MOST_BYTES
 from tests.support.processes import SECRET_KEY, make_environment
 from tests.support.raw_requests import Wire
 
+pytestmark = pytest.mark.slow
+
 APP = "tests.isolation.small_app:create_app"
 PROGRAMS = {
     "uvicorn": ["uvicorn", "--factory", APP, "--port", "0"],

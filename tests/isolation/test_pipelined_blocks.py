@@ -39,6 +39,8 @@ from tests.support.timings import WARM
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["ground"]
 
 Act = Callable[["Connection"], Awaitable[object]]
@@ -212,7 +214,6 @@ async def look(lend: Lender, tenant: Tenant) -> dict[str, object]:
     return wrong
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after_a_read", [True, False], ids=["after a read", "at once"])
 @pytest.mark.parametrize("act", ACTS)
 async def test_next_block_is_clean(
@@ -329,7 +330,6 @@ async def read_after_another(field: Field, lend: Lender, body: Body, stamp: str,
     await run_block(field, lend, body, stamp)
 
 
-@pytest.mark.slow
 async def test_disturbed_read_behind_another_tenants_leaves_nothing(
     ground: Field,
     settings: Settings,

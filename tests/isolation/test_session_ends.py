@@ -29,6 +29,8 @@ from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds
 from tests.support.patience import DEADLINE
 from tests.support.processes import SECRET_KEY
 
+pytestmark = pytest.mark.slow
+
 Worker = Callable[..., Awaitable[Quart]]
 ACME = "acme.localhost"
 

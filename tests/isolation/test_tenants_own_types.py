@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from quart_tenants.postgres.driver.connection_types import Connection
 
+pytestmark = pytest.mark.slow
+
 # The types of a schema, older and newer.
 TYPES = (
     """

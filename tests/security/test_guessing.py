@@ -17,6 +17,8 @@ from tests.support.databases import execute
 from tests.support.patience import DEADLINE
 from tests.support.processes import SECRET_KEY, Server, run_server
 
+pytestmark = pytest.mark.slow
+
 ATTEMPTS = 5
 ATTEMPTS_PER_ADDRESS = 6
 RIGHT = {"uname": "user_1", "passwd": "foo"}
@@ -150,7 +152,6 @@ async def burst(servers: list[Server]) -> Counter[str]:
     return codes
 
 
-@pytest.mark.slow
 async def test_burst_is_counted_too(database_url: str, tmp_path: Path) -> None:
     """Of 200 guesses at once at two workers each checks a few before the count shows; the rest are refused."""
     settings = LIMITS | ROOM | {"QUART_TENANTS_TRUSTED_PROXIES": "127.0.0.0/8"}
@@ -168,7 +169,6 @@ async def test_burst_is_counted_too(database_url: str, tmp_path: Path) -> None:
     assert codes == {"invalid_credentials": checked, "too_many_logins": BURST - checked}
 
 
-@pytest.mark.slow
 async def test_burst_without_limits_is_checked(database_url: str, tmp_path: Path) -> None:
     """Negative control: with the limits at their maximum, each of the 200 guesses is checked."""
     with run_server(database_url, tmp_path, **QUICK, **ROOM) as server:

@@ -15,6 +15,8 @@ from quart_tenants.app import create_app
 from tests.support.databases import REFERENCE_FILES
 from tests.support.processes import SECRET_KEY
 
+pytestmark = pytest.mark.slow
+
 EVERYWHERE = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"}
 REFERENCE_APP = EVERYWHERE | {
     "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; "

@@ -28,6 +28,8 @@ from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
 from tests.support.processes import PROGRAM, Server, make_environment, run_server
 
+pytestmark = pytest.mark.slow
+
 ROLE = "planted_role"
 SECRETS = {
     "the password of the database": "planted-database-password",
@@ -115,7 +117,6 @@ async def role_that_goes(server_url: str) -> AsyncIterator[None]:
     await connection.close()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("role_that_goes")
 async def test_no_secret_is_written(database_url: str, server_url: str, tmp_path: Path) -> None:
     """Through logins, bugs, a lost database and commands no secret is written; lines tell their request and tenant."""

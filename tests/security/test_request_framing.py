@@ -18,6 +18,8 @@ from quart_tenants.testing.databases import new_database_between_loops
 from tests.support.patience import DEADLINE
 from tests.support.processes import Server, run_server
 
+pytestmark = pytest.mark.slow
+
 NEXT = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\n"
 

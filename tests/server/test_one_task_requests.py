@@ -16,6 +16,8 @@ from quart_tenants.web.context import find_request
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE
 
+pytestmark = pytest.mark.slow
+
 GET: dict[str, Any] = {
     "type": "http",
     "http_version": "1.1",

@@ -28,6 +28,8 @@ from quart_tenants.sqlalchemy import session_on, shared_session, tenant_session
 from quart_tenants.web.context import working_for
 from tests.support.databases import REFERENCE_FILES
 
+pytestmark = pytest.mark.slow
+
 
 class Base(DeclarativeBase):
     """What all models of these tests have in common."""

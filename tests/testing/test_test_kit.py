@@ -18,6 +18,8 @@ from quart_tenants.testing.databases import DatabaseStock
 from quart_tenants.testing.plugin import NewTenant
 from tests.support.processes import make_environment
 
+pytestmark = pytest.mark.slow
+
 ADD_ROW = "INSERT INTO company_data (description) VALUES ($1)"
 SECRET = "ada's secret plan"
 
@@ -234,7 +236,6 @@ def test_module_level_extension_says_why_not(monkeypatch):
 """
 
 
-@pytest.mark.slow
 def test_project_of_its_own_needs_one_fixture(tmp_path: Path, server_url: str) -> None:
     """Nothing is imported for the plugin, and the roles of its tests are dropped."""
     (tmp_path / "migrations").mkdir()
@@ -250,7 +251,6 @@ def test_project_of_its_own_needs_one_fixture(tmp_path: Path, server_url: str) -
     assert "3 passed" in ran, ran
 
 
-@pytest.mark.slow
 def test_project_without_the_fixture_is_told(tmp_path: Path, server_url: str) -> None:
     """The error names what to define, and where."""
     (tmp_path / "test_notes.py").write_text("def test_it(tenants_app_factory):\n    pass\n")

@@ -29,6 +29,8 @@ from quart_tenants.errors import (
 )
 from tests.support.databases import REFERENCE_FILES, drop_for_good, let_names_rest
 
+pytestmark = pytest.mark.slow
+
 COUNT = "SELECT count(*) FROM company_data"
 
 

@@ -12,6 +12,8 @@ from quart_tenants.tenant import parse_slug
 from quart_tenants.web import hosts
 from quart_tenants.web.hosts import find_domain, parse_host, read_host
 
+pytestmark = pytest.mark.slow
+
 DOMAIN = "example.com"
 
 labels = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)

@@ -18,6 +18,8 @@ from quart_tenants.web.tenant_files import TenantFiles
 from tests.support.databases import REFERENCE_FILES, execute
 from tests.web.commands.runs import Outcome
 
+pytestmark = pytest.mark.slow
+
 Told = list[tuple[str, str, int | None, str | None]]
 KINDS = ("created", "copied", "restored", "renamed", "dropped", "purged")
 

@@ -24,6 +24,8 @@ from quart_tenants.postgres.messages.message_hub import Subscription
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
 
+pytestmark = pytest.mark.slow
+
 HOST = {"Host": "acme.localhost"}
 KILL_LISTENERS = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -229,7 +231,6 @@ async def test_strange_notifications_are_ignored(workers: tuple[Worker, Worker])
         assert await take(messages, 1) == ["good"]
 
 
-@pytest.mark.slow
 async def test_no_message_reaches_another_tenant(workers: tuple[Worker, Worker]) -> None:
     """Two workers, 50 tenants, 10,000 messages, listeners killed meanwhile: what is missing was said to be."""
     here, there = workers

@@ -17,6 +17,8 @@ from tests.support.databases import REFERENCE_FILES
 from tests.support.feeds import RARE_NEWS
 from tests.web.commands.runs import Run, execute
 
+pytestmark = pytest.mark.slow
+
 PLANS = "CREATE TABLE plans (id integer, name text); INSERT INTO plans VALUES (1, 'free');"
 
 

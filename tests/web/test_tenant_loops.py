@@ -22,6 +22,8 @@ from quart_tenants.settings import read_settings
 from tests.support.databases import REFERENCE_FILES
 from tests.web.commands.runs import Run
 
+pytestmark = pytest.mark.slow
+
 ALL = ["acme", "company1", "company2", "globex"]
 ACME = parse_slug("acme")
 

@@ -14,6 +14,8 @@ from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
 
+pytestmark = pytest.mark.slow
+
 
 def make_tenant(number: int) -> Tenant:
     """Return a tenant that needs no database."""

@@ -23,6 +23,8 @@ from tests.support.timings import WARM
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
+pytestmark = pytest.mark.slow
+
 
 READ = "SELECT description FROM company_data"
 ADD = "INSERT INTO company_data (description) VALUES ($1)"

@@ -20,6 +20,8 @@ from quart_tenants.tenant import RoleName, Tenant
 from tests.postgres.conftest import Role
 from tests.support.pooler import naive_pooler
 
+pytestmark = pytest.mark.slow
+
 _LIST_LEFT = """
 SELECT nspname::text FROM pg_namespace WHERE starts_with(nspname, 'quart_tenants_probe_')
 UNION ALL SELECT rolname::text FROM pg_roles, quart_tenants.role_setup

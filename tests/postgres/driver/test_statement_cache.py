@@ -30,6 +30,8 @@ from tests.support.timings import WARM
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
+pytestmark = pytest.mark.slow
+
 
 OFTEN = 10
 """So often a tenant has read when it has a statement of its own."""

@@ -27,6 +27,8 @@ from quart_tenants.tenant import Slug, Tenant, parse_slug
 from tests.postgres.fleet.parts import ALL, NO_TRANSACTION, Add, list_with_column, migrate, read_versions
 from tests.support.databases import execute
 
+pytestmark = pytest.mark.slow
+
 ADD_NICKNAME = "ALTER TABLE app_user ADD COLUMN nickname text"
 
 

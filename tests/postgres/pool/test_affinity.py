@@ -30,6 +30,8 @@ from tests.support.patience import DEADLINE
 from tests.support.pooler import naive_pooler
 from tests.support.timings import WARM
 
+pytestmark = pytest.mark.slow
+
 BACKEND = "SELECT pg_backend_pid()"
 READ = "SELECT description FROM company_data"
 ADD = "INSERT INTO company_data (description) VALUES ($1)"
@@ -305,7 +307,6 @@ async def test_straight_to_the_server_connections_are_direct(settings: Settings,
     assert direct
 
 
-@pytest.mark.slow
 async def test_pooler_that_was_not_found_out_shows_no_foreign_row(
     settings: Settings, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:

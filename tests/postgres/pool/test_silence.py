@@ -14,6 +14,8 @@ from quart_tenants.tenant import Tenant
 from tests.support.patience import DEADLINE, wait_until
 from tests.support.tcp_proxy import TcpProxy
 
+pytestmark = pytest.mark.slow
+
 SIZE = 3
 BACKEND = "SELECT pg_backend_pid()"
 

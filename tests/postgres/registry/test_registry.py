@@ -33,6 +33,8 @@ from tests.support.patience import DEADLINE
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
 
+pytestmark = pytest.mark.slow
+
 ACME, GLOBEX, NEWCO = parse_slug("acme"), parse_slug("globex"), parse_slug("newco")
 UNREADABLE = "ALTER TABLE quart_tenants.changes RENAME TO changes_elsewhere"
 READABLE = "ALTER TABLE quart_tenants.changes_elsewhere RENAME TO changes"

@@ -35,6 +35,8 @@ from quart_tenants.testing.databases import name_database, new_database
 from tests.support.databases import REFERENCE_FILES, execute
 from tests.support.roles import dropping_roles, new_login, set_up_roles
 
+pytestmark = pytest.mark.slow
+
 _ADD_ROW = "INSERT INTO company_data (description) VALUES ($1)"
 _LIST_ROWS = "SELECT description FROM company_data"
 _SECOND_FILE = """
@@ -124,7 +126,6 @@ async def assert_has_role(database: Database, tenant: Tenant, other: Tenant) -> 
                     await connection.execute(refused)
 
 
-@pytest.mark.slow
 async def test_every_command_keeps_the_roles(login_settings: Settings, migrations_dir: Path, tmp_path: Path) -> None:
     """A tenant has its role after create, migrate, rename, undrop, copy, restore and replace, and none after purge."""
     settings = replace(login_settings, trash_days=0)

@@ -19,6 +19,8 @@ from quart_tenants.tenant import SchemaName, Slug
 from tests.postgres.shared.parts import ACME, COPY, GLOBEX, TWIN, App
 from tests.support.databases import execute
 
+pytestmark = pytest.mark.slow
+
 ADD_ADA = "INSERT INTO members (email, name, tags, plan_id) VALUES ('Ada@Example.com', 'Ada Lovelace', 'a=>1', 2)"
 LIST_MEMBERS = """
 SELECT m.email::text AS email, p.name AS plan, m.tags -> 'a' AS tag

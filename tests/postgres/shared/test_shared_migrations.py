@@ -28,6 +28,8 @@ from quart_tenants.tenant import SchemaName, parse_schema_name
 from tests.postgres.shared.parts import ACME, COPY, GLOBEX, App, write_files
 from tests.support.databases import execute
 
+pytestmark = pytest.mark.slow
+
 PLANS = "CREATE TABLE plans (id integer, name text); INSERT INTO plans VALUES (1, 'mine')"
 
 

@@ -19,6 +19,8 @@ from quart_tenants.tenant import SchemaName
 from tests.postgres.shared.parts import ACME, COPY, GLOBEX, TENANT_FILES, TWIN, App, write_files
 from tests.support.databases import execute
 
+pytestmark = pytest.mark.slow
+
 READ_PLANS = "SELECT count(*) FROM plans"
 
 only_roles = pytest.mark.parametrize("app", ["a role per tenant"], indirect=True)

@@ -31,6 +31,8 @@ from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, pa
 from tests.postgres.conftest import Role
 from tests.support.databases import REFERENCE_FILES, drop_for_good, let_names_rest
 
+pytestmark = pytest.mark.slow
+
 ACME, NEWCO, OLDCO = parse_slug("acme"), parse_slug("newco"), parse_slug("oldco")
 
 LIST_SCHEMAS = "SELECT oid, nspname, nspowner, nspacl FROM pg_catalog.pg_namespace ORDER BY oid"

@@ -22,6 +22,8 @@ from tests.server.protocols.waiting import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("app", [make_app(), answer_plainly], ids=["pieces", "plain"])
 async def test_connection_serves_one_request_after_the_other(app: App) -> None:
@@ -273,7 +275,6 @@ def count_streams() -> int:
     return sum(type(thing) is HTTPStream for thing in gc.get_objects())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "requests"),
     [

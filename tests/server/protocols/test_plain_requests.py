@@ -28,6 +28,8 @@ from tests.server.protocols.cases import (
 from tests.server.protocols.serving import DEADLINE, App, answer, end, send, serving, start
 from tests.server.protocols.waiting import is_watched
 
+pytestmark = pytest.mark.slow
+
 
 class Talk(NamedTuple):
     """What was said.
@@ -86,7 +88,6 @@ async def talk(
     return said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_answers_are_those_of_hypercorn(name: str) -> None:
     """Byte for byte, with the same lines in the access log, whatever the app does."""

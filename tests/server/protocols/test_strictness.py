@@ -9,6 +9,8 @@ import pytest
 
 from quart_tenants.server.protocols.requests import RequestError, RequestReader
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 64 * 1024
 HOST = b"Host: acme.localhost\r\n"
 

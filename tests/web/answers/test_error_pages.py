@@ -30,6 +30,8 @@ from quart_tenants.errors import (
 )
 from tests.support.databases import REFERENCE_FILES
 
+pytestmark = pytest.mark.slow
+
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 JSON = "application/json"
 PAGE = "{{ status }} {{ title }}: {{ text }}{% if current_tenant %} at {{ current_tenant.name }}{% endif %}"

@@ -14,6 +14,8 @@ from quart_tenants.web.answers import row_streams
 from quart_tenants.web.answers.problems import answer_all_errors
 from tests.support.databases import REFERENCE_FILES
 
+pytestmark = pytest.mark.slow
+
 HOST = "acme.localhost"
 ROWS = 10_000
 # The database fails at that row, long after the first ones are sent.

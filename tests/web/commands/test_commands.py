@@ -16,6 +16,8 @@ from quart_tenants.web.commands.group import tenant_commands
 from tests.support.databases import REFERENCE_FILES
 from tests.web.commands.runs import NO_TERMINAL, Outcome, Run, ask, assert_misused, assert_refused, execute
 
+pytestmark = pytest.mark.slow
+
 LIST_USERS = "SELECT username, password FROM app_user ORDER BY id"
 OLD_SCHEMA = 'CREATE SCHEMA "we=ird Co" CREATE TABLE members (name text)'
 

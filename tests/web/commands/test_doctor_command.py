@@ -10,6 +10,8 @@ from tests.support.processes import SECRET_KEY
 from tests.support.roles import dropping_roles, new_login
 from tests.web.commands.runs import Run, assert_refused, execute, make_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def roles_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ from tests.web.commands.runs import (
     find_slugs,
 )
 
+pytestmark = pytest.mark.slow
+
 LONG_AGO = "UPDATE quart_tenants.resting_names SET free_at = free_at - interval '1 day'"
 DAY = r"\d{4}-\d\d-\d\d"
 

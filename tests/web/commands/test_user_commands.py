@@ -8,6 +8,8 @@ from quart_tenants.app import create_app
 from tests.support.processes import SECRET_KEY
 from tests.web.commands.runs import NO_TERMINAL, Outcome, Run, assert_refused
 
+pytestmark = pytest.mark.slow
+
 HOST = "company1.localhost"
 
 

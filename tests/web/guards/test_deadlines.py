@@ -14,6 +14,8 @@ from quart_tenants.web.answers.problems import answer_all_errors
 from quart_tenants.web.guards.deadlines import RequestDeadlines
 from tests.support.databases import REFERENCE_FILES
 
+pytestmark = pytest.mark.slow
+
 ADD = "INSERT INTO company_data (description) VALUES ('a row')"
 COUNT = "SELECT count(*) FROM company_data"
 

@@ -21,6 +21,8 @@ from tests.support.databases import let_names_rest
 from tests.support.name_server import run_name_server
 from tests.web.test_extension import get_json, make_app
 
+pytestmark = pytest.mark.slow
+
 SHOP = "shop.example.com"
 ASK = "/.well-known/tenants/ask"
 ACME, GLOBEX, NEWCO = parse_slug("acme"), parse_slug("globex"), parse_slug("newco")

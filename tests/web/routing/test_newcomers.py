@@ -28,6 +28,8 @@ from quart_tenants.web.routing.ask_route import ASK_PATH
 from tests.support.databases import REFERENCE_FILES
 from tests.support.feeds import RARE_NEWS
 
+pytestmark = pytest.mark.slow
+
 ACME, NEWCO = parse_slug("acme"), parse_slug("newco")
 COUNT = "SELECT count(*) FROM company_data"
 
