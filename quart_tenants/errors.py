@@ -296,6 +296,21 @@ class TenantNotInTrashError(TenantError):
         self.slug = slug
 
 
+class DependentsError(TenantError):
+    """Something outside this tenant depends on it."""
+
+    code = "dependents"
+    status = 409
+
+    def __init__(self, slug: str, dependents: str, *, removable: bool) -> None:
+        if removable:
+            remedy = "they hold no data of their own: --including-dependents drops them, too"
+        else:
+            remedy = "dropping the tenant would delete what is not the tenant's: change that first"
+        super().__init__(f"what depends on tenant {slug!r} outside its schema: {dependents}; {remedy}")
+        self.slug = slug
+
+
 class FormerSlugError(TenantError):
     """This name is taken."""
 

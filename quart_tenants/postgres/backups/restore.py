@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +42,7 @@ from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner, get_owner
 from quart_tenants.postgres.roles.schema_access import name_role
+from quart_tenants.postgres.tenants.dependents import Dependent, check_dependents
 from quart_tenants.postgres.tenants.provisioning import check_free, check_not_reserved
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name, parse_slug
@@ -73,6 +74,7 @@ async def restore_tenant(
     settings: Settings,
     replace: bool = False,
     on_replaced: Callable[[Slug], object] | None = None,
+    including_dependents: bool = False,
 ) -> Tenant:
     """Restore the backup *file* as the tenant *slug*, in one transaction.
 
@@ -90,8 +92,11 @@ async def restore_tenant(
             own. A transaction that is open at that moment may see the old tables first and then the new ones, and
             what it writes may end in the trash.
         on_replaced: Called with the slug of the tenant in the trash.
+        including_dependents: Whether views and foreign keys outside the replaced schema that depend on it are dropped.
+            A view would go on to show the rows in the trash.
 
     Raises:
+        DependentsError: Something outside the replaced schema depends on it.
         BackupFileError: *file* is no backup, is damaged, is newer than this database or this app, is of
             another tenant than the one to replace, names its schema in a text, or needs something that the
             database lacks.
@@ -105,7 +110,9 @@ async def restore_tenant(
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Tenants are to have roles of their own, which are not set up.
     """
-    restored = await _restore_file(database, file, str(file), slug, settings, replace=replace)
+    restored = await _restore_file(
+        database, file, str(file), slug, settings, replace=replace, including_dependents=including_dependents
+    )
     if restored.replaced is not None and on_replaced is not None:
         on_replaced(restored.replaced.slug)
     return restored.tenant
@@ -157,6 +164,7 @@ async def _restore_file(
     name: str | None = None,
     schema: SchemaName | None = None,
     replace: bool = False,
+    including_dependents: bool = False,
 ) -> Restoration:
     """Restore *file*; errors call it *source*."""
     with contextlib.ExitStack() as stack:
@@ -170,7 +178,7 @@ async def _restore_file(
             # The programs that wrote the file may have been newer than the server.
             programs = await find_client_programs(max(server_version // 10000, get_reader_version(opened)))
             if replace:
-                restoration = await _plan_replacing(connection, backup, source, slug)
+                restoration = await _plan_replacing(connection, backup, source, slug, including=including_dependents)
             else:
                 # The lock comes first: another copy to the same slug may have held it until now.
                 aside = await _lock_namesake(connection, backup.schema, slug)
@@ -223,12 +231,16 @@ async def _check_new(connection: Connection, slug: Slug, schema: SchemaName | No
     return schema
 
 
-async def _plan_replacing(connection: Connection, backup: Backup, source: str, slug: Slug) -> Restoration:
+async def _plan_replacing(
+    connection: Connection, backup: Backup, source: str, slug: Slug, *, including: bool
+) -> Restoration:
     tenant = await lock_tenant(connection, slug)
     await _check_same(connection, backup, source, tenant)
     replaced = None
+    dependents: Sequence[Dependent] = ()
     # Somebody may have dropped the schema by hand.
     if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
+        dependents = await check_dependents(connection, slug, tenant.schema, including=including)
         replaced_id = await connection.fetchval(_NEXT_ID)
         replaced = Replaced(replaced_id, parse_slug(f"{slug[:40]}-replaced-{replaced_id}"))
     aside = await _lock_namesake(connection, backup.schema, slug)
@@ -239,6 +251,7 @@ async def _plan_replacing(connection: Connection, backup: Backup, source: str, s
         aside=aside,
         replaces=True,
         replaced=replaced,
+        dependents=dependents,
     )
 
 

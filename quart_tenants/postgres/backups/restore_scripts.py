@@ -11,6 +11,7 @@ from quart_tenants.postgres.roles.schema_access import (
     name_role,
 )
 from quart_tenants.postgres.shared.shared_names import SHARE_LOCK
+from quart_tenants.postgres.tenants.dependents import Dependent
 from quart_tenants.postgres.tenants.trash import name_in_trash
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
@@ -105,6 +106,7 @@ class Restoration:
         aside: Whether a schema of that name exists now.
         replaces: Whether the tenant exists now.
         replaced: The tenant in the trash; None for a new tenant, or if there is no schema any more.
+        dependents: What outside the replaced schema depends on it, and is dropped.
         owner: The owner role if each tenant has a role of its own.
         shared: The schemas that all tenants share.
     """
@@ -115,6 +117,7 @@ class Restoration:
     aside: bool = False
     replaces: bool = False
     replaced: Replaced | None = None
+    dependents: Sequence[Dependent] = ()
     owner: RoleName | None = None
     shared: Sequence[SchemaName] = ()
 
@@ -134,6 +137,7 @@ class Restoration:
             script.append(_rename(self._aside_name, self.dumped))
         if self.replaced is not None:
             trash, later = name_in_trash(self.replaced.id), self.replaced.slug
+            script += [f"{dependent.removal};\n" for dependent in self.dependents]
             script += [
                 _rename(tenant.schema, trash),
                 _execute(_MOVE_FUNCTION_PATHS, trash.name, schema, later, answer="\\gexec\n"),

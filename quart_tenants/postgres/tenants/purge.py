@@ -12,6 +12,7 @@ from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
 from quart_tenants.postgres.roles.schema_access import drop_role
 from quart_tenants.postgres.sessions.failed_logins import prune_failed_logins
 from quart_tenants.postgres.sessions.session_ends import prune_ended_sessions
+from quart_tenants.postgres.tenants.dependents import remove_dependents
 from quart_tenants.postgres.tenants.trash import TrashedTenant, list_trash
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
@@ -73,6 +74,7 @@ async def purge_trash(
     settings: Settings,
     slugs: Collection[Slug] | None = None,
     older_than_days: float | None = None,
+    including_dependents: bool = False,
 ) -> list[TrashedTenant]:
     """Delete tenants for good that have been in the trash for long, and return them.
 
@@ -81,8 +83,10 @@ async def purge_trash(
         settings: They say how long the trash is kept.
         slugs: Only these tenants, however long they have been in the trash.
         older_than_days: Only tenants that were dropped so many days ago; default: `TENANTS_TRASH_DAYS`.
+        including_dependents: Whether views and foreign keys outside a schema that depend on it are dropped.
 
     Raises:
+        DependentsError: Something outside a schema depends on it.
         TenantNotInTrashError: One of *slugs* is not in the trash; nothing is deleted.
         TenantBusyError: A transaction changes or reads a tenant.
         DatabaseRefusedError: PostgreSQL refused to drop something, for example for a lack of rights.
@@ -90,7 +94,7 @@ async def purge_trash(
         RegistryNotReadyError: There is no registry yet.
     """
     tenants = await find_purgeable(database, settings=settings, slugs=slugs, older_than_days=older_than_days)
-    return await purge_tenants(database, tenants)
+    return await purge_tenants(database, tenants, including_dependents=including_dependents)
 
 
 async def purge_tenants(
@@ -99,6 +103,7 @@ async def purge_tenants(
     *,
     on_purged: Callable[[TrashedTenant], object] | None = None,
     on_failed: Callable[[TrashedTenant, TenantError], object] | None = None,
+    including_dependents: bool = False,
 ) -> list[TrashedTenant]:
     """Delete tenants for good, each schema in several transactions, and return them. Then clean up the registry.
 
@@ -111,8 +116,10 @@ async def purge_tenants(
         on_purged: Called for each tenant that is deleted.
         on_failed: Called for each tenant that could not be deleted; the others are still deleted. Without it
             the error is raised.
+        including_dependents: Whether views and foreign keys outside a schema that depend on it are dropped.
 
     Raises:
+        DependentsError: Something outside a schema depends on it, and nothing of the tenant is deleted.
         TenantBusyError: A transaction changes or reads a tenant.
         DatabaseRefusedError: PostgreSQL refused to drop something, for example for a lack of rights.
         DatabaseUnavailableError: The database cannot be reached.
@@ -121,7 +128,7 @@ async def purge_tenants(
     for tenant in tenants:
         try:
             with translate_refusals():
-                gone = await _purge(database, tenant)
+                gone = await _purge(database, tenant, including=including_dependents)
         except TenantError as error:
             if on_failed is None or isinstance(error, DatabaseUnavailableError):
                 raise
@@ -140,10 +147,12 @@ async def purge_tenants(
     return purged
 
 
-async def _purge(database: Database, tenant: TrashedTenant) -> bool:
+async def _purge(database: Database, tenant: TrashedTenant, *, including: bool) -> bool:
     """Return whether this call deleted the tenant. If not, it was brought back, or another process deleted it."""
     async with database.connection() as connection:
         await lock_until_commit(connection, tenant.id, tenant.slug)
+        # Before anything is deleted, for every batch drops what depends on it.
+        await remove_dependents(connection, tenant.slug, tenant.schema, including=including)
         if await connection.fetchval(_BEGIN, tenant.id, tenant.dropped_at) is None:
             return False
     batch = _BATCH
@@ -159,6 +168,8 @@ async def _purge(database: Database, tenant: TrashedTenant) -> bool:
                 if drops:
                     await connection.execute("; ".join(drops))
                     continue
+                # Its functions and types are still there, and something may have been made meanwhile.
+                await remove_dependents(connection, tenant.slug, SchemaName(schema), including=including)
                 await connection.execute(f"DROP SCHEMA IF EXISTS {SchemaName(schema).quoted} CASCADE")
                 await connection.execute(_FORGET_MIGRATIONS, schema)
                 await connection.execute(_FORGET_TENANT, tenant.id)

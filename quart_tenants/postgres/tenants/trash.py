@@ -12,6 +12,7 @@ from quart_tenants.postgres.registry.registry_tables import announce_changes, ch
 from quart_tenants.postgres.registry.resting_names import check_rested, let_names_rest, wake_name
 from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, lock_until_commit
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
+from quart_tenants.postgres.tenants.dependents import remove_dependents
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
@@ -57,12 +58,19 @@ class TrashedTenant:
     half_purged: bool
 
 
-async def drop_tenant(database: Database, slug: Slug) -> Tenant:
+async def drop_tenant(database: Database, slug: Slug, *, including_dependents: bool = False) -> Tenant:
     """Put a tenant into the trash and return it as it was. `undrop_tenant` brings it back.
 
     Its schema is renamed, so that nothing can read it by its old name. The slug stays taken.
 
+    Args:
+        database: The database of the tenant.
+        slug: The slug of the tenant.
+        including_dependents: Whether views and foreign keys outside the schema that depend on it are dropped. They do
+            not come back with the tenant. Such a view would go on to show the dropped tenant's rows.
+
     Raises:
+        DependentsError: Something outside its schema depends on it.
         UnknownTenantError: There is no such tenant.
         TenantInTrashError: The tenant is in the trash already.
         TenantBusyError: The tenant is being migrated or changed.
@@ -75,6 +83,7 @@ async def drop_tenant(database: Database, slug: Slug) -> Tenant:
         await connection.execute(_PUT_INTO_TRASH, tenant.id, trash.name)
         # A tenant must be droppable, too, if somebody dropped its schema by hand.
         if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
+            await remove_dependents(connection, slug, tenant.schema, including=including_dependents)
             await _rename_schema(connection, tenant.schema, trash)
         else:
             await connection.execute(_MOVE_MIGRATIONS, tenant.schema.name, trash.name)

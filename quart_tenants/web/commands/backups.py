@@ -11,7 +11,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.running import name_program, tell_hooks, tell_if_behind, with_database
-from quart_tenants.web.commands.trash import ask_for_name
+from quart_tenants.web.commands.trash import INCLUDING_DEPENDENTS, ask_for_name
 
 
 @click.command("backup")
@@ -36,8 +36,9 @@ async def backup_command(database: Database, settings: Settings, slug: str, file
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--as", "slug", metavar="SLUG", required=True, help="The slug of the restored tenant.")
 @click.option("--replace", is_flag=True, help="Replace the living tenant SLUG.")
+@INCLUDING_DEPENDENTS
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def restore_command(file: Path, slug: str, replace: bool, yes: bool) -> None:
+def restore_command(file: Path, slug: str, replace: bool, including_dependents: bool, yes: bool) -> None:
     """Make tenant SLUG from the backup FILE. A failure changes nothing.
 
     SLUG is a new tenant, unless --replace is given. With --replace the living tenant keeps its name, domains
@@ -56,7 +57,13 @@ def restore_command(file: Path, slug: str, replace: bool, yes: bool) -> None:
         replaced: list[Slug] = []
         show_beginning(f"restoring {slug}")
         tenant = await restore_tenant(
-            database, file, parsed, settings=settings, replace=replace, on_replaced=replaced.append
+            database,
+            file,
+            parsed,
+            settings=settings,
+            replace=replace,
+            on_replaced=replaced.append,
+            including_dependents=including_dependents,
         )
         click.echo(f"restored {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
         for old in replaced:

@@ -7,6 +7,7 @@ import click
 
 from quart_tenants.errors import TenantError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.tenants.dependents import list_dependents
 from quart_tenants.postgres.tenants.purge import find_purgeable, purge_tenants
 from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, undrop_tenant
 from quart_tenants.settings import Settings
@@ -22,11 +23,18 @@ from quart_tenants.web.commands.running import (
     with_database,
 )
 
+INCLUDING_DEPENDENTS = click.option(
+    "--including-dependents",
+    is_flag=True,
+    help="Drop views and foreign keys of others that depend on the tenant's tables, too.",
+)
+
 
 @click.command("drop")
 @click.argument("slugs", metavar="SLUG...", nargs=-1, required=True)
+@INCLUDING_DEPENDENTS
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def drop_command(slugs: tuple[str, ...], yes: bool) -> None:
+def drop_command(slugs: tuple[str, ...], including_dependents: bool, yes: bool) -> None:
     """Put tenants into the trash.
 
     From then on nobody can read their data. undrop brings it back until purge deletes it, and the name stays
@@ -43,7 +51,7 @@ def drop_command(slugs: tuple[str, ...], yes: bool) -> None:
 
         async def drop_one(slug: Slug) -> None:
             nonlocal dropped
-            tenant = await drop_tenant(database, slug)
+            tenant = await drop_tenant(database, slug, including_dependents=including_dependents)
             dropped += 1
             click.echo(f"dropped {tenant.slug} (schema {tenant.schema})")
             await tell_hooks("dropped", tenant)
@@ -85,8 +93,11 @@ async def undrop_command(database: Database, settings: Settings, slug: str) -> N
     help="Only tenants dropped longer ago.  [default: TENANTS_TRASH_DAYS]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted and delete nothing.")
+@INCLUDING_DEPENDENTS
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: bool, yes: bool) -> None:
+def purge_command(
+    slugs: tuple[str, ...], older_than: float | None, dry_run: bool, including_dependents: bool, yes: bool
+) -> None:
     """Delete tenants for good that have been in the trash for long, or the tenants SLUG at once.
 
     Nothing brings them back. The command asks for the tenant's name, or for the number of several tenants.
@@ -98,12 +109,17 @@ def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: boo
 
     @with_database
     async def find(database: Database, settings: Settings) -> list[TrashedTenant]:
-        return await find_purgeable(database, settings=settings, slugs=parsed or None, older_than_days=older_than)
+        found = await find_purgeable(database, settings=settings, slugs=parsed or None, older_than_days=older_than)
+        if dry_run:
+            for tenant in found:
+                click.echo(f"would purge {_describe(tenant)}")
+                async with database.connection() as connection:
+                    dependents = await list_dependents(connection, tenant.schema)
+                for dependent in dependents:
+                    click.echo(f"  outside it {dependent} depends on it", err=True)
+        return found
 
     tenants = find()
-    if dry_run:
-        for tenant in tenants:
-            click.echo(f"would purge {_describe(tenant)}")
     if not tenants:
         click.echo("nothing in the trash is old enough", err=True)
     if dry_run:
@@ -127,7 +143,9 @@ def purge_command(slugs: tuple[str, ...], older_than: float | None, dry_run: boo
 
         # This also cleans up the registry, so it runs if there is nothing to delete, too.
         try:
-            await purge_tenants(database, tenants, on_purged=tell, on_failed=fail)
+            await purge_tenants(
+                database, tenants, on_purged=tell, on_failed=fail, including_dependents=including_dependents
+            )
         finally:
             await tell_hooks_of_each("purged", purged, failures)
         failures.end()

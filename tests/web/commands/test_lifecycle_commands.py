@@ -236,6 +236,35 @@ def test_interrupted_list_is_continued(run: Run, write_list: Callable[[str], str
     assert "tenant 'other' exists already (schema new4)" in run("create-many", "new.csv", "--skip-existing").err
 
 
+def test_dependents_are_named_and_dropped_if_the_operator_says_so(run: Run, database_url: str) -> None:
+    """Without the option nothing changes."""
+    execute(database_url, "CREATE VIEW public.report AS SELECT id FROM acme.company_data")
+
+    refused = run("drop", "acme", "--yes")
+    assert (refused.status, refused.out) == (1, "")
+    assert "view public.report" in refused.err
+    assert "--including-dependents" in refused.err
+    assert "acme" in run("list").out
+    assert run("drop", "acme", "--including-dependents", "--yes").status == 0
+
+
+def test_dry_purge_names_dependents(run: Run, database_url: str) -> None:
+    """What depends on a tenant in the trash would go with it, or stop the purge."""
+    assert run("drop", "acme", "--yes").status == 0
+    execute(
+        database_url,
+        "DO $$ BEGIN EXECUTE format('CREATE VIEW public.report AS SELECT id FROM %I.company_data',"
+        " (SELECT schema_name FROM quart_tenants.tenants WHERE slug = 'acme')); END $$",
+    )
+
+    planned = run("purge", "acme", "--dry-run")
+    assert planned.err == "  outside it view public.report depends on it\n"
+    refused = run("purge", "acme", "--yes")
+    assert (refused.status, refused.out) == (1, "")
+    assert "view public.report" in refused.err
+    assert run("purge", "acme", "--including-dependents", "--yes").out == "purged acme\n"
+
+
 def test_failure_in_the_middle_of_a_list_keeps_what_is_made(
     run: Run, write_list: Callable[[str], str], database_url: str
 ) -> None:
