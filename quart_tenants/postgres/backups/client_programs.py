@@ -23,7 +23,10 @@ _MAX_WORDS = 1 << 16  # bytes of stderr that are kept; the error comes first
 _DEFAULT_HOSTS = "/run/postgresql,/var/run/postgresql,/tmp,/private/tmp,localhost"
 # The variables that asyncpg reads, too. Any other PG* could lead the programs to another server.
 _SHARED_VARIABLES = frozenset(
-    {"PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE", "PGTARGETSESSIONATTRS", "PGKRBSRVNAME"}
+    {
+        *("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGDATABASE", "PGTARGETSESSIONATTRS"),
+        *("PGKRBSRVNAME", "PGSERVICEFILE"),
+    }
 )
 # The options that may follow the question mark of the URL, with the variable of each.
 _VARIABLES = {
@@ -44,6 +47,7 @@ _VARIABLES = {
     "krbsrvname": "PGKRBSRVNAME",
     "gsslib": "PGGSSLIB",
     "options": "PGOPTIONS",
+    "service": "PGSERVICE",
 }
 
 

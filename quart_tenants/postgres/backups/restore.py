@@ -35,7 +35,7 @@ from quart_tenants.postgres.backups.client_programs import (
     find_client_programs,
     start_program,
 )
-from quart_tenants.postgres.backups.restore_scripts import MADE_ELSEWHERE, Replaced, Restoration
+from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, MADE_ELSEWHERE, WRONG_PLACE, Replaced, Restoration
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import describe_newest, get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry
@@ -192,7 +192,8 @@ async def _restore_file(
                 restoration = replace_fields(
                     restoration, owner=owner, tenant=replace_fields(restoration.tenant, role=role)
                 )
-            restoration = replace_fields(restoration, shared=settings.shared_schemas)
+            place = await connection.fetchval(GET_PLACE)
+            restoration = replace_fields(restoration, shared=settings.shared_schemas, place=place)
             environment = build_environment(settings.required_database_url, os.environ)
             # psql uses another connection. This one holds the locks until psql has committed.
             await _run(connection, restoration, programs, environment, opened, source, server_version)
@@ -344,6 +345,8 @@ def _explain(restoration: Restoration, source: str, status: int, words: str) -> 
                 f"needs what this database lacks, to become tenant {tenant.slug!r}: {message}; "
                 "create it, and restore again",
             )
+        if sqlstate == WRONG_PLACE:
+            return ClientProgramError(f"{failed}: {message}; write host, port, user and database into the URL")
         if sqlstate == MADE_ELSEWHERE:
             return BackupFileError(source, f"cannot become tenant {tenant.slug!r}: {message}")
         if sqlstate == _UNIQUE_VIOLATION and "tenants_slug_key" in message:

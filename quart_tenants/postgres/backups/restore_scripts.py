@@ -16,6 +16,8 @@ from quart_tenants.postgres.tenants.trash import name_in_trash
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
+WRONG_PLACE = "QT002"
+"""The SQLSTATE of this package's own refusal: psql is connected to another database."""
 MADE_ELSEWHERE = "QT001"
 """The SQLSTATE of this package's own refusal: the backup does not fit here."""
 
@@ -76,6 +78,22 @@ SELECT format('DO %L', format(
 FROM ({read_statement("list_shared_names")}) AS common LIMIT 1
 """  # noqa: S608  (a file of ours)
 
+GET_PLACE = """
+SELECT pg_catalog.concat_ws(
+    ' ', 'database', pg_catalog.current_database(), 'as', session_user, 'on the server that was started at',
+    extract(epoch FROM pg_catalog.pg_postmaster_start_time())
+)
+"""
+"""Asks where a connection leads. Everybody may ask that, and the time has microseconds."""
+# psql reads the same address as the driver by rules of its own. $1 the answer to GET_PLACE on the driver's connection.
+_CHECK_PLACE = f"""
+SELECT format('DO %L', format(
+    'BEGIN RAISE EXCEPTION USING ERRCODE = ''{WRONG_PLACE}'', MESSAGE = %L; END',
+    format('psql was led to %s, and this program to %s', place, $1::text)
+))
+FROM ({GET_PLACE}) AS here (place) WHERE place <> $1::text
+"""  # noqa: S608  (of our own)
+
 _BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
 # The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = "RESET ALL;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
@@ -107,6 +125,7 @@ class Restoration:
         replaces: Whether the tenant exists now.
         replaced: The tenant in the trash; None for a new tenant, or if there is no schema any more.
         dependents: What outside the replaced schema depends on it, and is dropped.
+        place: Where the driver's connection leads, as `GET_PLACE` says it.
         owner: The owner role if each tenant has a role of its own.
         shared: The schemas that all tenants share.
     """
@@ -118,13 +137,15 @@ class Restoration:
     replaces: bool = False
     replaced: Replaced | None = None
     dependents: Sequence[Dependent] = ()
+    place: str = ""
     owner: RoleName | None = None
     shared: Sequence[SchemaName] = ()
 
     @property
     def before(self) -> str:
         """The SQL before the dump."""
-        return _BEGIN + (_rename(self.dumped, self._aside_name) if self.aside else "")
+        check = _execute(_CHECK_PLACE, self.place, answer="\\gexec\n")
+        return _BEGIN + check + (_rename(self.dumped, self._aside_name) if self.aside else "")
 
     @property
     def after(self) -> str:

@@ -8,10 +8,11 @@ import secrets
 import signal
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -36,6 +37,7 @@ from quart_tenants.postgres.tenants.lifecycle import rename_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant, list_trash, undrop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
+from quart_tenants.testing.databases import new_database
 from tests.postgres.backups.parts import (
     ACME,
     COPY,
@@ -345,3 +347,65 @@ async def test_end_of_input_is_no_commit(database: Database, database_url: str) 
         )
 
     assert await fetch(database, "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'half%'") == ["half1"]
+
+
+# Another way to the database
+
+
+@pytest.fixture
+async def service_url(
+    server_url: str, template: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[str, str]]:
+    """The test's database by the name of a service, and another database, to which the environment leads."""
+    parts = urlsplit(database_url)
+    place = parse_qs(parts.query)
+    file = tmp_path / "services"
+    file.write_text(
+        f"[small]\nhost={place['host'][0]}\nport={place['port'][0]}\nuser=postgres\ndbname={parts.path[1:]}\n"
+    )
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    async with new_database(server_url, template) as other:
+        monkeypatch.setenv("PGDATABASE", urlsplit(other).path[1:])
+        yield "postgresql://?service=small", other
+
+
+@pytest.mark.skipif("TEST_DATABASE_URL" in os.environ, reason="the service is written for the embedded server")
+async def test_service_leads_psql_where_it_leads_the_driver(
+    settings: Settings, backup_file: Path, service_url: tuple[str, str], database_url: str
+) -> None:
+    """The tenant is in the database that the service names, and not in the one of the environment."""
+    url, other = service_url
+    named = replace(settings, database_url=url)
+    async with await Database.open(named, max_size=1) as database:
+        await restore_tenant(database, backup_file, Slug("again"), settings=named)
+
+    assert await list_slugs(database_url) == ["acme", "again", "company1", "company2", "globex"]
+    assert await list_slugs(other) == ["acme", "company1", "company2", "globex"]
+
+
+async def list_slugs(url: str) -> list[str]:
+    """Return the tenants in a database."""
+    connection = await asyncpg.connect(url)
+    try:
+        return [row[0] for row in await connection.fetch("SELECT slug FROM quart_tenants.tenants ORDER BY slug")]
+    finally:
+        await connection.close()
+
+
+async def test_psql_that_was_led_elsewhere_does_nothing(
+    database: Database,
+    settings: Settings,
+    backup_file: Path,
+    server_url: str,
+    template: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the reason: it says where it is before its first change."""
+    async with new_database(server_url, template) as other:
+        elsewhere = build_environment(other, os.environ)
+        monkeypatch.setattr("quart_tenants.postgres.backups.restore.build_environment", lambda *_: elsewhere)
+
+        with pytest.raises(ClientProgramError, match="psql was led to database"):
+            await restore_tenant(database, backup_file, ACME, settings=settings, replace=True)
+
+        assert await list_slugs(other) == ["acme", "company1", "company2", "globex"]
