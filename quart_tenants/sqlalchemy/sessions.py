@@ -114,18 +114,20 @@ async def _open(connection: Connection, options: dict[str, Any]) -> AsyncIterato
     finally:
         _lent.reset(token)
     own: dict[str, Any] = {"expire_on_commit": False, "sync_session_class": OwnedSession}
-    session = AsyncSession(engine_connection, **(own | options))
     try:
-        yield session
-        borrowed.check_usable()
-        if session.in_transaction():
-            await session.commit()
-        borrowed.check_usable()
-    except BaseException:
-        borrowed.is_ending = True
-        raise
+        session = AsyncSession(engine_connection, **(own | options))
+        try:
+            yield session
+            borrowed.check_usable()
+            if session.in_transaction():
+                await session.commit()
+            borrowed.check_usable()
+        except BaseException:
+            borrowed.is_ending = True
+            raise
+        finally:
+            await session.close()
     finally:
-        await session.close()
         await engine_connection.close()
 
 

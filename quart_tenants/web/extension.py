@@ -50,7 +50,7 @@ from quart_tenants.web.routing.probes import add_probes
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.sessions.session_uses import refuse_foreign_sessions, refuse_foreign_tokens, uses_sessions
-from quart_tenants.web.state import TenantState, put_state
+from quart_tenants.web.state import TenantState, find_state, put_state
 from quart_tenants.web.tenant_files import TenantFiles
 
 
@@ -91,6 +91,8 @@ class QuartTenants(TenantState):
         """
         if self._app is not None:
             raise RuntimeError("this object serves an app already: make one QuartTenants for each app")
+        if find_state(app) is not None:
+            raise RuntimeError("this app has tenants already: make one QuartTenants for it")
         if not app.url_map.host_matching:
             raise SettingError(
                 "host_matching", "is off: make the app by Quart(__name__, host_matching=True, static_folder=None)"

@@ -212,6 +212,15 @@ async def test_refused_row_is_an_error_of_sqlalchemys(tenants: QuartTenants) -> 
         assert await session.scalar(sa.select(sa.func.count(Author.id))) == 0
 
 
+async def test_option_that_does_not_exist_costs_no_connection(tenants: QuartTenants) -> None:
+    """It is an error in the app, which the next session does not feel."""
+    for _ in range(3):
+        with pytest.raises(TypeError, match="nonsense"):
+            async with tenant_session("acme", nonsense=1):
+                pass
+    assert await list_authors("acme") == []
+
+
 async def test_read_only_session_cannot_write(tenants: QuartTenants) -> None:
     """PostgreSQL refuses it."""
     with pytest.raises(sa.exc.DBAPIError, match="read-only"):

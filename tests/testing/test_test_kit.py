@@ -5,9 +5,11 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
-from quart import Quart, ResponseReturnValue, request
+from quart import Quart, ResponseReturnValue, render_template_string, request
 
 from quart_tenants import QuartTenants, Tenant, current_tenant, get_session, tenant_connection
 from quart_tenants.connection import Connection
@@ -120,7 +122,73 @@ async def test_hunt_finds_the_view_with_a_global_cache(
         with pytest.raises(LeakFoundError, match=rf"GET /notes, asked by globex .*shows \"{SECRET}\""):
             await hunt_leaks(ada, eve)
     else:
-        assert await hunt_leaks(ada, eve) == 12
+        # Three visitors make the one request that writes, and each of the three that read twice.
+        assert await hunt_leaks(ada, eve) == 21
+
+
+async def test_hunt_reads_before_it_writes(
+    tenants_app: Quart, tenants: QuartTenants, client_for: ClientMaker, first_tenant: Tenant, second_tenant: Tenant
+) -> None:
+    """A cache that the other tenant's own writing would refresh is found as it was."""
+    cache: dict[int, str] = {}
+
+    @tenants_app.post("/by-id/<int:number>", host=tenants.host)
+    async def write(number: int) -> ResponseReturnValue:
+        cache[number] = (await request.get_json())["text"]
+        return {}
+
+    @tenants_app.get("/by-id/<int:number>", host=tenants.host)
+    async def read(number: int) -> ResponseReturnValue:
+        return {"text": cache[number]}
+
+    ada, eve = await client_for(first_tenant, user="ada"), await client_for(second_tenant, user="eve")
+    await ada.post("/by-id/1", json={"text": SECRET})
+    await ada.get("/by-id/1")
+
+    with pytest.raises(LeakFoundError, match="GET /by-id/1"):
+        await hunt_leaks(ada, eve)
+
+
+@pytest.mark.parametrize("text", [SECRET, 'say "plan B" loudly', "noël & friends", "two\nlines of it"])
+@pytest.mark.parametrize("kind", ["html", "json", "location"])
+async def test_hunt_reads_html_json_and_addresses(
+    tenants_app: Quart,
+    tenants: QuartTenants,
+    client_for: ClientMaker,
+    first_tenant: Tenant,
+    second_tenant: Tenant,
+    text: str,
+    kind: str,
+) -> None:
+    """A text is found as the app has escaped it."""
+    said: list[str] = []
+
+    @tenants_app.post("/say", host=tenants.host)
+    async def say() -> ResponseReturnValue:
+        said.append((await request.get_json())["text"])
+        return {}
+
+    @tenants_app.get("/said", host=tenants.host)
+    async def read() -> ResponseReturnValue:
+        if kind == "json":
+            return {"said": said}
+        if kind == "location":
+            return "", 204, {"Link": f"<?q={quote(said[0])}>"}
+        return await render_template_string("{% for one in said %}<p>{{ one }}</p>{% endfor %}", said=said)
+
+    ada, eve = await client_for(first_tenant, user="ada"), await client_for(second_tenant, user="eve")
+    await ada.post("/say", json={"text": text})
+    await ada.get("/said")
+
+    with pytest.raises(LeakFoundError, match="ignore="):
+        await hunt_leaks(ada, eve)
+
+
+async def test_hunt_needs_clients_of_the_kit(tenants_app: Quart, client_for: ClientMaker, first_tenant: Tenant) -> None:
+    """Another client knows no tenant."""
+    plain: Any = tenants_app.test_client()
+    with pytest.raises(TypeError, match="client_for"):
+        await hunt_leaks(await client_for(first_tenant), plain)
 
 
 async def test_hunt_finds_an_id_that_the_server_made(
@@ -155,7 +223,7 @@ async def test_hunt_finds_nothing_in_the_reference_app(
     await ada.get("/nothing/7")
     await ada.post("/logout")
 
-    assert await hunt_leaks(ada, eve) == 21
+    assert await hunt_leaks(ada, eve) == 36
 
 
 async def test_hunt_needs_two_tenants_and_something_to_look_for(

@@ -34,6 +34,13 @@ pytestmark = pytest.mark.slow
 COUNT = "SELECT count(*) FROM company_data"
 
 
+def test_second_extension_on_an_app_is_refused() -> None:
+    """Its hooks and routes would be there twice."""
+    app, _ = make_app(None)
+    with pytest.raises(RuntimeError, match="has tenants already"):
+        QuartTenants(app)
+
+
 def make_app(database_url: str | None) -> tuple[Quart, QuartTenants]:
     """Return an app with routes on every kind of host."""
     app = Quart(__name__, host_matching=True, static_folder=None)

@@ -16,7 +16,13 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.postgres.driver.block_statements import BEGIN_READ_ONLY, Beginning
-from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, Connection, DriverConnection, describe
+from quart_tenants.postgres.driver.connection_types import (
+    DRIVER_ERRORS,
+    Connection,
+    DriverConnection,
+    describe,
+    is_drivers,
+)
 from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
 from quart_tenants.postgres.driver.opening import BlockConnection
@@ -292,7 +298,7 @@ def _translate(error: BaseException, driver: BlockConnection) -> TenantError | N
     if isinstance(error, TenantError):
         return None
     # The second is the server's own statement_timeout.
-    if isinstance(error, TimeoutError | asyncpg.QueryCanceledError):
+    if (isinstance(error, TimeoutError) and is_drivers(error)) or isinstance(error, asyncpg.QueryCanceledError):
         return DatabaseTimeoutError("a statement took too long and was cancelled")
     if isinstance(error, DRIVER_ERRORS) and _is_gone(error, driver):
         return DatabaseUnavailableError(f"the connection to the database was lost: {describe(error)}", lost=True)

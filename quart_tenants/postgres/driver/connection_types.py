@@ -1,5 +1,6 @@
 """The types of the driver's connections, and its errors."""
 
+import traceback
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
@@ -18,9 +19,18 @@ else:
 DRIVER_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
 
 
+_DRIVERS = ("asyncpg.", __name__.rpartition(".")[0] + ".")
+
+
 def describe(error: BaseException) -> str:
     """Return what a driver's error says, or its type where it says nothing."""
     return str(error) or type(error).__name__
+
+
+def is_drivers(error: BaseException) -> bool:
+    """Return whether *error* comes out of the driver, and is not the app's own, which may be of the same class."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(str(frame.f_globals.get("__name__", "")).startswith(_DRIVERS) for frame, _ in frames)
 
 
 def explain_no_connection(error: Exception, setting: str, purpose: str) -> TenantError:

@@ -102,8 +102,8 @@ class DefaultHosts:
         for rule in self._app.url_map.iter_rules():
             if not rule.host:
                 _logger.warning(
-                    "nobody can reach the route %s (endpoint %s), because it names no host: add it inside "
-                    "`with tenants.routes_at(tenants.host):`, or at another host",
+                    "nobody can reach the route %s (endpoint %s), because it names no host: add host=tenants.host, or "
+                    "another host; where you cannot, add it inside `with tenants.routes_at(tenants.apex_host):`",
                     rule.rule,
                     rule.endpoint,
                 )

@@ -10,6 +10,7 @@ from quart_tenants.errors import (
     DatabaseUnavailableError,
     PoolExhaustedError,
     SettingError,
+    TenantError,
     TransactionLostError,
 )
 from quart_tenants.postgres.blocks.database import Database
@@ -229,6 +230,21 @@ async def test_backend_killed_before_the_commit_is_an_error(
                 assert await killer.fetchval("SELECT pg_terminate_backend($1, 5000)", connection.get_server_pid())
 
     assert await count_rows(one_connection_database, acme) == 0
+
+
+@pytest.mark.parametrize("kind", ["raised", "around a wait", "around a statement"])
+async def test_apps_own_time_limit_is_not_the_databases(database: Database, acme: Tenant, kind: str) -> None:
+    """It is the app's error and goes on its way: nobody is told that the database is slow."""
+    with pytest.raises(TimeoutError) as caught:
+        async with database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+            if kind == "raised":
+                raise TimeoutError("the mail server did not answer")
+            async with asyncio.timeout(0.01):
+                await (asyncio.sleep(60) if kind == "around a wait" else connection.execute("SELECT pg_sleep(60)"))
+
+    assert not isinstance(caught.value, TenantError)
+    assert await count_rows(database, acme) == 0
 
 
 async def test_users_error_keeps_its_type(database: Database, acme: Tenant) -> None:
