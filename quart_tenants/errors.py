@@ -88,11 +88,16 @@ class InvalidSlugError(TenantError):
 
     code = "invalid_slug"
     status = 400
-    _message_is_for_visitors = True
 
-    def __init__(self, text: str, reason: str) -> None:
-        super().__init__(f"{text!r} cannot be a tenant: {reason}")
+    def __init__(self, text: str, reason: str, *, for_operators: str = "") -> None:
+        self._for_everybody = f"{text!r} cannot be a tenant: {reason}"
+        super().__init__(self._for_everybody + for_operators)
         self.text = text
+
+    @property
+    def visitor_text(self) -> str:
+        """Say what is wrong with the name, and not by which setting."""
+        return self._for_everybody
 
 
 class InvalidSchemaNameError(TenantError):

@@ -93,7 +93,12 @@ class ClientMaker:
         Args:
             tenant: A tenant.
             user: Who is logged in, as the app names users to `start_session`; None for nobody.
+
+        Raises:
+            TypeError: *tenant* is no tenant, such as a slug.
         """
+        if not isinstance(tenant, Tenant):
+            raise TypeError(f"{tenant!r} is no tenant: take first_tenant, or await new_tenant({tenant!r})")
         client = TenantClient(self.app, tenant, f"{tenant.slug}.{self.domain}")
         if user is not None:
             await client.log_in(user)

@@ -58,6 +58,13 @@ async def test_client_is_logged_in_without_a_password(
     assert (await ada.get("/data", headers={"Host": "globex.localhost"})).status_code == 400
 
 
+async def test_client_is_for_a_tenant(client_for: ClientMaker) -> None:
+    """A slug is no tenant, and the error says where there is one."""
+    slug: Any = "acme"
+    with pytest.raises(TypeError, match="first_tenant"):
+        await client_for(slug)
+
+
 async def test_more_tenants_are_made_on_demand(new_tenant: NewTenant, client_for: ClientMaker) -> None:
     """With a slug and first rows, or with neither."""
 

@@ -5,6 +5,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quart_tenants.errors import InvalidNameError, InvalidSchemaNameError, InvalidSlugError
+from quart_tenants.postgres.tenants.provisioning import check_not_reserved
+from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, parse_display_name, parse_schema_name, parse_slug
 
 LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -168,3 +170,10 @@ def test_display_name_is_short_and_printable(text: str) -> None:
 def test_display_name_may_have_200_characters() -> None:
     """The limit itself is allowed."""
     assert parse_display_name("ä" * 200) == "ä" * 200
+
+
+def test_visitor_reads_no_setting() -> None:
+    """Who signs up with a reserved name reads that it is reserved, and not by what."""
+    with pytest.raises(InvalidSlugError, match="TENANTS_RESERVED_SLUGS") as caught:
+        check_not_reserved(parse_slug("admin"), Settings(reserved_slugs=frozenset({"admin"})))
+    assert caught.value.visitor_text == "'admin' cannot be a tenant: the name is reserved"

@@ -1,6 +1,7 @@
 """Make tenants: create one, create many, or adopt schemas that exist."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -116,7 +117,10 @@ async def create_tenant(
         tenant = await _create(connection, slug, schema, name, migrations, settings, first_rows)
         if fill is not None:
             await database.go_on_in(block, tenant)
-            await fill(connection)
+            filled: object = fill(connection)
+            if not inspect.isawaitable(filled):
+                raise TypeError("fill must be an async function: async def fill(connection): …")
+            await filled
     return tenant
 
 
@@ -345,4 +349,4 @@ async def _create(
 def check_not_reserved(slug: Slug, settings: Settings) -> None:
     """Raise `InvalidSlugError` if `TENANTS_RESERVED_SLUGS` keeps *slug* for the app itself."""
     if slug in settings.reserved_slugs:
-        raise InvalidSlugError(slug, "the name is reserved by TENANTS_RESERVED_SLUGS")
+        raise InvalidSlugError(slug, "the name is reserved", for_operators=" by TENANTS_RESERVED_SLUGS")

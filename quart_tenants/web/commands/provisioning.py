@@ -153,7 +153,8 @@ async def adopt_command(database: Database, settings: Settings, schemas: tuple[s
         except InvalidSlugError as error:
             if separator:
                 raise
-            raise InvalidSlugError(text, f"it is no subdomain; say which one to use: adopt SLUG={text}") from error
+            remedy = f"; say which one to use: adopt SLUG={text}"
+            raise InvalidSlugError(text, "it is no subdomain", for_operators=remedy) from error
         if slug in parsed:
             raise click.UsageError(f"{slug} is given twice")
         parsed[slug] = parse_schema_name(after if separator else before)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -86,6 +87,15 @@ async def test_first_rows_that_fail_leave_no_tenant(made_in: Made) -> None:
     assert not await is_there(database)
     await create_tenant(database, NEWCO, "Newco", settings=settings)
     assert await is_there(database)
+
+
+async def test_first_rows_need_an_async_function(made_in: Made) -> None:
+    """Another one is named as the mistake, and there is no tenant."""
+    database, settings = made_in
+    plain: Any = lambda connection: None  # noqa: E731
+    with pytest.raises(TypeError, match="async def fill"):
+        await create_tenant(database, NEWCO, "Newco", settings=settings, fill=plain)
+    assert not await is_there(database)
 
 
 async def test_cancelled_first_rows_leave_no_tenant(made_in: Made) -> None:
