@@ -1,4 +1,4 @@
-"""Turn the revisions of Alembic into the numbered files that `quart-tenants migrate` runs in each tenant.
+"""Turn the revisions of Alembic into the numbered files that the command `migrate` runs in each tenant.
 
     python alembic_files.py alembic.ini migrations
 

@@ -46,10 +46,9 @@ def tenant_session(
     If a statement was interrupted, such as by `asyncio.timeout()` inside the block, the session can do no more, and
     leaving the block undoes everything and raises `sqlalchemy.exc.InvalidRequestError`.
     """
-    block = tenant_connection(tenant, read_only=read_only)
-    if tenant is None:
-        tenant = get_current_tenant()
-    return _lend(block, tenant.slug if isinstance(tenant, Tenant) else tenant, options)
+    given = get_current_tenant() if tenant is None else tenant
+    owner = given.slug if isinstance(given, Tenant) else given
+    return _lend(tenant_connection(given, read_only=read_only), owner, options)
 
 
 def shared_session(**options: Any) -> AbstractAsyncContextManager[AsyncSession]:

@@ -37,11 +37,11 @@ from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.login_gates import LoginGates
 from quart_tenants.web.messages import name_channel
 from quart_tenants.web.routing.ask_route import add_ask_route
+from quart_tenants.web.routing.default_hosts import DefaultHosts
 from quart_tenants.web.routing.host_routing import (
     ANY_HOST,
     APEX_HOST,
     TENANT_HOST,
-    DefaultHosts,
     add_host_routing,
     enter_tenant,
     name_reserved_host,

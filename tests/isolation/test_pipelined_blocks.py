@@ -249,6 +249,7 @@ async def test_block_after_a_failed_one_is_clean(
         assert await look(one_connection_database.tenant_connection, heir) == {}
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize("act", ["setting in a SELECT", "advisory lock"])
 async def test_same_look_finds_what_counts_as_a_read(
     one_connection_database: Database,
@@ -256,11 +257,8 @@ async def test_same_look_finds_what_counts_as_a_read(
     globex: Tenant,
     act: str,
     monkeypatch: pytest.MonkeyPatch,
-    plain_driver: bool,
 ) -> None:
     """Negative control: where every SELECT counts as a plain read, the next block finds what the last did."""
-    if plain_driver:
-        pytest.skip("a plain connection is reset after every block")
     await fill(one_connection_database, acme, globex)
     find = StatementEffects.find
     monkeypatch.setattr(

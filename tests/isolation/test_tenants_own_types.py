@@ -120,6 +120,7 @@ async def test_each_tenant_gets_the_rows_of_its_own_types(
     assert await fuzz(one_connection_database, database, tenants, column) == []
 
 
+@pytest.mark.usefixtures("fast_driver_only")
 @pytest.mark.parametrize("column", [name for name in COLUMNS if name != "text"])
 async def test_shared_statements_fail_in_the_same_fuzz(
     settings: Settings,
@@ -127,11 +128,8 @@ async def test_shared_statements_fail_in_the_same_fuzz(
     tenants: list[Tenant],
     column: str,
     monkeypatch: pytest.MonkeyPatch,
-    plain_driver: bool,
 ) -> None:
     """Negative control: where all tenants share the statements of a connection, the second one gets an error."""
-    if plain_driver:
-        pytest.skip("a plain connection keeps no statements")
     turn_to: Callable[[StatementCache, TenantKey], None] = StatementCache.turn_to
     monkeypatch.setattr(StatementCache, "turn_to", lambda cache, _: turn_to(cache, TenantKey(1, 1)))
 

@@ -5,9 +5,8 @@ and a label would fix the port.
 """
 
 import contextlib
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -41,8 +40,6 @@ from quart_tenants.web.hosts import HostPatterns, get_port, parse_host
 from quart_tenants.web.sessions.tenant_sessions import ask_about_session
 from quart_tenants.web.state import TenantState, get_state
 
-_logger = logging.getLogger(__name__)
-
 # How the names of the extension's own endpoints begin.
 _OUR_ENDPOINT = "quart_tenants_"
 _TENANT_ARGUMENT = "tenant"
@@ -50,9 +47,9 @@ _APEX_ARGUMENT = "_apex"
 _ANY_ARGUMENT = "_host"
 _RESERVED_ARGUMENT = "_reserved"
 _WWW = "www"
-# The endpoint and the path of a blueprint's static files, as Quart makes them.
-_STATIC = ".static"
-_STATIC_PATH = "/<path:filename>"
+
+STATIC_ENDING = ".static"
+"""How the endpoint of a blueprint's static files ends, as Quart names it."""
 
 TENANT_HOST: Final = f"<tenant_host:{_TENANT_ARGUMENT}>"
 """For `host=` of a route: `<tenant>.<domain>` on any port, and the tenant's own domains."""
@@ -67,54 +64,6 @@ ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
 def name_reserved_host(label: str) -> str:
     """Return for `host=` of a route: `<label>.<domain>` on any port, where *label* is one that no tenant may take."""
     return f'<reserved_host("{label}"):{_RESERVED_ARGUMENT}>'
-
-
-class DefaultHosts:
-    """Gives a host to the routes of *app* that name none.
-
-    Those are the routes of other extensions and the static files of blueprints, which cannot say for which hosts they
-    are. Without a host a route is never reached.
-    """
-
-    def __init__(self, app: Quart) -> None:
-        hosts = self
-        self._app = app
-        self._host: str | None = None
-        parent: Any = app.url_rule_class
-
-        class HostRule(parent):  # type: ignore[misc]
-            def __init__(self, string: str, *, host: str | None = None, **options: Any) -> None:
-                super().__init__(string, host=host or hosts._find(options.get("endpoint") or "", string), **options)
-
-        app.url_rule_class = HostRule  # type: ignore[assignment]
-
-    @contextlib.contextmanager
-    def use(self, host: str) -> Iterator[None]:
-        """Let *host* be that of the routes which are added in the context and name none."""
-        before, self._host = self._host, host
-        try:
-            yield
-        finally:
-            self._host = before
-
-    def tell_unreachable(self) -> None:
-        """Write to the log which routes nobody can reach."""
-        for rule in self._app.url_map.iter_rules():
-            if not rule.host:
-                _logger.warning(
-                    "nobody can reach the route %s (endpoint %s), because it names no host: add host=tenants.host, or "
-                    "another host; where you cannot, add it inside `with tenants.routes_at(tenants.apex_host):`",
-                    rule.rule,
-                    rule.endpoint,
-                )
-
-    def _find(self, endpoint: str, path: str) -> str | None:
-        if self._host is None and endpoint.endswith(_STATIC) and path.endswith(_STATIC_PATH):
-            blueprint = self._app.blueprints.get(endpoint.removesuffix(_STATIC))
-            if blueprint is not None and blueprint.has_static_folder:
-                # The same files for everybody; Quart lets a blueprint name no host for them.
-                return ANY_HOST
-        return self._host
 
 
 def add_host_routing(app: Quart, state: TenantState) -> None:
@@ -216,7 +165,7 @@ def _is_www(asked: Request | Websocket) -> bool:
 def _is_apps_own(asked: Request | Websocket) -> bool:
     """Return whether the route is the app's, and no probe of ours or a static file: those need no database."""
     endpoint = asked.endpoint
-    return endpoint is not None and not endpoint.startswith(_OUR_ENDPOINT) and not endpoint.endswith(_STATIC)
+    return endpoint is not None and not endpoint.startswith(_OUR_ENDPOINT) and not endpoint.endswith(STATIC_ENDING)
 
 
 def _is_our_host(asked: BaseRequestWebsocket) -> bool:
