@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quart_tenants.errors import InvalidNameError, InvalidSchemaNameError, InvalidSlugError
-from quart_tenants.postgres.tenants.provisioning import check_not_reserved
+from quart_tenants.postgres.tenants.free_names import check_not_reserved
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, parse_display_name, parse_schema_name, parse_slug
 

@@ -43,7 +43,7 @@ from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner, get_owner
 from quart_tenants.postgres.roles.schema_access import name_role
 from quart_tenants.postgres.tenants.dependents import Dependent, check_dependents
-from quart_tenants.postgres.tenants.provisioning import check_free, check_not_reserved
+from quart_tenants.postgres.tenants.free_names import check_free, check_not_reserved
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name, parse_slug
 

@@ -11,7 +11,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import let_names_rest, wake_name
 from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant
-from quart_tenants.postgres.tenants.provisioning import check_free, check_not_reserved
+from quart_tenants.postgres.tenants.free_names import check_free, check_not_reserved
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 

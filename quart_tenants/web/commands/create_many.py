@@ -6,7 +6,8 @@ import click
 
 from quart_tenants.errors import TenantExistsError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.tenants.provisioning import create_tenants, find_obstacles
+from quart_tenants.postgres.tenants.free_names import find_obstacles
+from quart_tenants.postgres.tenants.provisioning import create_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.commands.progress import Progress

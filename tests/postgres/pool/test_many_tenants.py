@@ -17,7 +17,8 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import list_tenants
-from quart_tenants.postgres.tenants.provisioning import create_tenants, find_obstacles
+from quart_tenants.postgres.tenants.free_names import find_obstacles
+from quart_tenants.postgres.tenants.provisioning import create_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 
