@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from quart_tenants.connection import Connection
@@ -10,6 +11,7 @@ from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRe
 from quart_tenants.postgres.backups.backup_files import AppliedMigration, Backup, refuse_existing, write_backup
 from quart_tenants.postgres.backups.client_programs import (
     build_environment,
+    describe_failure,
     find_client_programs,
     start_program,
 )
@@ -17,19 +19,13 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner
+from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import SchemaName, Slug
+from quart_tenants.tenant import SchemaName, Slug, Tenant
 
 # This connection is idle while pg_dump or psql works.
 WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"
 GET_SERVER_VERSION = "SELECT pg_catalog.current_setting('server_version_num')::integer"
-# pg_dump --schema leaves extensions out, and then columns of their types cannot be restored.
-_FIND_EXTENSION = """
-SELECT pg_catalog.quote_ident(e.extname) FROM pg_catalog.pg_extension AS e
-JOIN pg_catalog.pg_namespace AS n ON n.oid = e.extnamespace
-WHERE n.nspname = $1 ORDER BY e.extname LIMIT 1
-"""
-
 # This statement and pg_dump use the same snapshot. So a transaction that commits meanwhile is in both or in neither.
 _TAKE_SNAPSHOT = """
 SELECT
@@ -67,7 +63,8 @@ async def backup_tenant(
         UnknownTenantError: There is no such tenant.
         TenantInTrashError: The tenant is in the trash.
         TenantBusyError: The tenant is being migrated or changed.
-        BackupFileError: *file* exists or cannot be written, or the schema holds an extension.
+        BackupFileError: *file* exists or cannot be written, or the schema holds what a dump leaves out: an extension, a
+            cast, a foreign table, a large object, a table that inherits from one of another schema.
         ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
         DatabaseRefusedError: PostgreSQL refused it, for example for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
@@ -80,15 +77,10 @@ async def backup_tenant(
         programs = await find_client_programs(version // 10000)
         # The lock comes first: the snapshot must not show a migration that is half done.
         tenant = await lock_tenant(connection, slug)
-        extension = await connection.fetchval(_FIND_EXTENSION, tenant.schema.name)
-        if extension is not None:
-            raise BackupFileError(
-                f"tenant {slug!r}",
-                f"cannot be backed up: its schema {tenant.schema} holds the extension {extension}, which belongs to "
-                f"the whole database; move it to a shared one: ALTER EXTENSION {extension} SET SCHEMA "
-                f"{settings.shared_schemas[0].quoted if settings.shared_schemas else 'public'}",
-            )
+        await _check_carried(connection, tenant, settings)
         backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
+        shadows = await connection.fetchval(read_statement("shadows_server_functions"), tenant.schema.name)
+        backup = replace(backup, shadows=shadows)
         # If tenants have or had roles of their own, the dump has no grants: they name this tenant's role, and a restore
         # makes its own grants.
         roles = await find_owner(connection) is not None
@@ -109,11 +101,26 @@ async def backup_tenant(
             return await asyncio.to_thread(writer.finish)
 
 
-def describe_failure(name: str, words: str) -> str:
-    """Return the first line of a program's error. Later lines may hold rows of a table."""
-    lines = words.splitlines() or ["it ended without a word"]
-    line = next((line for line in lines if "error:" in line), lines[0])
-    return f"{name}: {line.removeprefix(f'{name}: ').removeprefix('error: ')}"
+async def _check_carried(connection: Connection, tenant: Tenant, settings: Settings) -> None:
+    """Refuse a schema that holds something that would not be in the dump."""
+    shared = settings.shared_schemas[0].name if settings.shared_schemas else "public"
+    found = await connection.fetchrow(read_statement("list_not_carried"), tenant.schema.name, shared)
+    if found is not None:
+        name, remedy = found
+        raise _cannot_be_backed_up(tenant, f"holds {name}", remedy)
+    for question, name in await connection.fetch(read_statement("list_large_object_columns"), tenant.schema.name):
+        if await connection.fetchval(question):
+            raise _cannot_be_backed_up(
+                tenant,
+                f"has large objects in {name}",
+                "they belong to the whole database; keep their bytes in a column of type bytea",
+            )
+
+
+def _cannot_be_backed_up(tenant: Tenant, why: str, remedy: str) -> BackupFileError:
+    return BackupFileError(
+        f"tenant {tenant.slug!r}", f"cannot be backed up: its schema {tenant.schema} {why}; {remedy}"
+    )
 
 
 async def _take_snapshot(

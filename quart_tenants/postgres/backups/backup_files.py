@@ -51,6 +51,7 @@ class Backup:
         made_at: When the backup was made.
         server_version: The version of the PostgreSQL server, for example 180001.
         migrations: The migrations that had run in the schema, in order.
+        shadows: Whether a function in the schema could be taken for one of PostgreSQL's.
         size: The size of the dump in bytes.
         sha256: The digest of the dump in hex.
     """
@@ -63,6 +64,7 @@ class Backup:
     made_at: datetime
     server_version: int
     migrations: tuple[AppliedMigration, ...]
+    shadows: bool = False
     size: int = 0
     sha256: str = "0" * 64
 
@@ -267,6 +269,8 @@ def _parse(told: Mapping[str, Any]) -> Backup:
         made_at=datetime.fromisoformat(told["made_at"]),
         server_version=told["server_version"],
         migrations=tuple(AppliedMigration(**migration) for migration in told["migrations"]),
+        # A file of an older program does not say.
+        shadows=bool(told.get("shadows")),
         size=told["dump"]["size"],
         sha256=told["dump"]["sha256"],
     )

@@ -202,6 +202,13 @@ async def start_program(
         await asyncio.shield(program.end())
 
 
+def describe_failure(name: str, words: str) -> str:
+    """Return the first line of a program's error. Later lines may hold rows of a table."""
+    lines = words.splitlines() or ["it ended without a word"]
+    line = next((line for line in lines if "error:" in line), lines[0])
+    return f"{name}: {line.removeprefix(f'{name}: ').removeprefix('error: ')}"
+
+
 def _find_client_programs(server_version: int) -> ClientPrograms:
     found = []
     for folder in _list_folders():

@@ -8,34 +8,21 @@ schemas their final names. No other transaction sees this before the commit.
 import asyncio
 import contextlib
 import os
-import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
-from typing import BinaryIO
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     BackupFileError,
-    ClientProgramError,
-    DatabaseRefusedError,
-    DatabaseUnavailableError,
     TenantBusyError,
-    TenantError,
-    TenantExistsError,
 )
-from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant, describe_failure
+from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant
 from quart_tenants.postgres.backups.backup_files import Backup, get_reader_version, open_backup
-from quart_tenants.postgres.backups.client_programs import (
-    ClientPrograms,
-    Program,
-    build_environment,
-    find_client_programs,
-    start_program,
-)
-from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, MADE_ELSEWHERE, WRONG_PLACE, Replaced, Restoration
+from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
+from quart_tenants.postgres.backups.pouring import Dump, run_restoration
+from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Replaced, Restoration
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import describe_newest, get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry
@@ -55,15 +42,6 @@ _TRY_LOCK_SCHEMA = (
     "SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('quart_tenants schema ' || $1::text, 0))"
 )
 _FIND_SLUG = "SELECT slug FROM quart_tenants.living_tenants WHERE schema_name = $1"
-_ASK_FOR_LIFE = "SELECT"
-
-_REFUSAL = re.compile(r"^(?:psql:\S*:\d+: )?\S+: +([0-9A-Z]{5}): (.*)$", re.MULTILINE)
-_CLASSES_OF_SUCCESS = ("00", "01", "02")
-# A role, a type, a function, a table, a schema that is not there.
-_MISSING = frozenset({"42704", "42883", "42P01", "3F000"})
-_UNIQUE_VIOLATION = "23505"
-_CONNECTION_LOST = 2  # psql's exit status
-_MAX_HEAD = 1 << 16  # bytes; pg_restore writes its settings first
 
 
 async def restore_tenant(
@@ -74,6 +52,7 @@ async def restore_tenant(
     settings: Settings,
     replace: bool = False,
     on_replaced: Callable[[Slug], object] | None = None,
+    on_notice: Callable[[str], object] | None = None,
     including_dependents: bool = False,
 ) -> Tenant:
     """Restore the backup *file* as the tenant *slug*, in one transaction.
@@ -92,6 +71,7 @@ async def restore_tenant(
             own. A transaction that is open at that moment may see the old tables first and then the new ones, and
             what it writes may end in the trash.
         on_replaced: Called with the slug of the tenant in the trash.
+        on_notice: Called with a sentence for each CHECK that old rows break. It is restored as NOT VALID.
         including_dependents: Whether views and foreign keys outside the replaced schema that depend on it are dropped.
             A view would go on to show the rows in the trash.
 
@@ -111,7 +91,14 @@ async def restore_tenant(
         RolesNotReadyError: Tenants are to have roles of their own, which are not set up.
     """
     restored = await _restore_file(
-        database, file, str(file), slug, settings, replace=replace, including_dependents=including_dependents
+        database,
+        file,
+        str(file),
+        slug,
+        settings,
+        replace=replace,
+        including_dependents=including_dependents,
+        on_notice=on_notice,
     )
     if restored.replaced is not None and on_replaced is not None:
         on_replaced(restored.replaced.slug)
@@ -126,6 +113,7 @@ async def copy_tenant(
     *,
     settings: Settings,
     schema: SchemaName | None = None,
+    on_notice: Callable[[str], object] | None = None,
 ) -> Tenant:
     """Make a tenant with everything that *template* has in its schema, in one transaction.
 
@@ -138,6 +126,7 @@ async def copy_tenant(
         name: The display name of the new tenant.
         settings: They have the address of the database, the reserved slugs, and the folder of the migrations.
         schema: The name of the new schema; default: the slug.
+        on_notice: Called with a sentence for each CHECK that old rows break. The copy has it as NOT VALID.
 
     Raises what `create_tenant`, `backup_tenant` and `restore_tenant` raise.
     """
@@ -150,7 +139,9 @@ async def copy_tenant(
         file = Path(folder) / "template.tar"
         await backup_tenant(database, template, file, settings=settings)
         source = f"tenant {template!r}"
-        restored = await _restore_file(database, file, source, slug, settings, name=name, schema=schema)
+        restored = await _restore_file(
+            database, file, source, slug, settings, name=name, schema=schema, on_notice=on_notice
+        )
     return restored.tenant
 
 
@@ -165,6 +156,7 @@ async def _restore_file(
     schema: SchemaName | None = None,
     replace: bool = False,
     including_dependents: bool = False,
+    on_notice: Callable[[str], object] | None = None,
 ) -> Restoration:
     """Restore *file*; errors call it *source*."""
     with contextlib.ExitStack() as stack:
@@ -193,10 +185,22 @@ async def _restore_file(
                     restoration, owner=owner, tenant=replace_fields(restoration.tenant, role=role)
                 )
             place = await connection.fetchval(GET_PLACE)
-            restoration = replace_fields(restoration, shared=settings.shared_schemas, place=place)
-            environment = build_environment(settings.required_database_url, os.environ)
+            restoration = replace_fields(
+                restoration, shared=settings.shared_schemas, place=place, shadows=backup.shadows
+            )
+            # Also if roles are switched off: grants in a dump would open the new tables to the role of the dumped
+            # tenant.
+            dump = Dump(opened, programs, privileges=await find_owner(connection) is None)
             # psql uses another connection. This one holds the locks until psql has committed.
-            await _run(connection, restoration, programs, environment, opened, source, server_version)
+            await run_restoration(
+                connection,
+                restoration,
+                dump,
+                build_environment(settings.required_database_url, os.environ),
+                source=source,
+                server_version=server_version,
+                on_notice=on_notice,
+            )
     return restoration
 
 
@@ -278,83 +282,3 @@ async def _lock_namesake(connection: Connection, schema: SchemaName, restored: S
         raise TenantBusyError(restored)
     exists: bool = await connection.fetchval(_SCHEMA_EXISTS, schema.name)
     return exists
-
-
-async def _run(
-    connection: Connection,
-    restoration: Restoration,
-    programs: ClientPrograms,
-    environment: dict[str, str],
-    opened: BinaryIO,
-    source: str,
-    server_version: int,
-) -> None:
-    """Let psql run the script. It commits at the very end; if its input ends earlier, it rolls back."""
-    # Also if roles are switched off: grants in a dump would open the new tables to the role of the dumped tenant.
-    roles = await find_owner(connection) is not None
-    async with start_program(programs.run_sql(), environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as psql:
-        listening = await psql.write(restoration.before.encode())
-        if listening:
-            async with start_program(
-                programs.write_sql(privileges=not roles),
-                environment,
-                stdin=opened.fileno(),
-                stdout=subprocess.PIPE,
-            ) as pg_restore:
-                listening = await _pour(pg_restore, psql, server_version)
-                if listening:
-                    status, words = await pg_restore.wait()
-                    if status != 0:
-                        raise ClientProgramError(f"{source} cannot be read: {describe_failure('pg_restore', words)}")
-        if listening:
-            # This fails if the connection is lost, and with it our locks.
-            await connection.execute(_ASK_FOR_LIFE)
-            listening = await psql.write(restoration.after.encode())
-        status, words = await psql.wait()
-    if status != 0 or not listening:
-        raise _explain(restoration, source, status, words)
-
-
-async def _pour(pg_restore: Program, psql: Program, server_version: int) -> bool:
-    """Pass all SQL on, and return whether psql read it to the end."""
-    head = b""
-    while len(head) < _MAX_HEAD and b"\nSET client_encoding" not in head and (chunk := await pg_restore.read()):
-        head += chunk
-    if server_version < 170000:
-        # pg_restore does not know the version of the server, and an older server does not know this setting.
-        head = head.replace(b"\nSET transaction_timeout = 0;", b"", 1)
-    chunk = head
-    while chunk:
-        if not await psql.write(chunk):
-            return False
-        chunk = await pg_restore.read()
-    return True
-
-
-def _explain(restoration: Restoration, source: str, status: int, words: str) -> TenantError:
-    tenant = restoration.tenant
-    failed = f"{source} was not restored as tenant {tenant.slug!r}"
-    for sqlstate, message in _REFUSAL.findall(words):
-        if sqlstate.startswith(_CLASSES_OF_SUCCESS):
-            continue
-        if status == _CONNECTION_LOST:
-            break
-        if sqlstate in _MISSING:
-            return BackupFileError(
-                source,
-                f"needs what this database lacks, to become tenant {tenant.slug!r}: {message}; "
-                "create it, and restore again",
-            )
-        if sqlstate == WRONG_PLACE:
-            return ClientProgramError(f"{failed}: {message}; write host, port, user and database into the URL")
-        if sqlstate == MADE_ELSEWHERE:
-            return BackupFileError(source, f"cannot become tenant {tenant.slug!r}: {message}")
-        if sqlstate == _UNIQUE_VIOLATION and "tenants_slug_key" in message:
-            return TenantExistsError(tenant.slug, tenant.schema.name)
-        if sqlstate == _UNIQUE_VIOLATION and "pg_namespace_nspname_index" in message:
-            # Another program, which is no restore, made a schema of that name meanwhile.
-            return TenantBusyError(tenant.slug)
-        return DatabaseRefusedError(f"{failed}: {message}")
-    if status == _CONNECTION_LOST:
-        return DatabaseUnavailableError(f"{failed}: {describe_failure('psql', words)}")
-    return ClientProgramError(f"{failed}: psql ended with status {status}: {describe_failure('psql', words)}")

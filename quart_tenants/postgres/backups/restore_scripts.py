@@ -20,6 +20,8 @@ WRONG_PLACE = "QT002"
 """The SQLSTATE of this package's own refusal: psql is connected to another database."""
 MADE_ELSEWHERE = "QT001"
 """The SQLSTATE of this package's own refusal: the backup does not fit here."""
+BROKEN_BY_OLD_ROWS = "QT004"
+"""The SQLSTATE of this package's own warning: a CHECK was added as NOT VALID."""
 
 # The number was taken from the sequence a moment before.
 _ADD_TENANT = """
@@ -125,6 +127,7 @@ class Restoration:
         replaces: Whether the tenant exists now.
         replaced: The tenant in the trash; None for a new tenant, or if there is no schema any more.
         dependents: What outside the replaced schema depends on it, and is dropped.
+        shadows: Whether a function in the dump could be taken for one of PostgreSQL's.
         place: Where the driver's connection leads, as `GET_PLACE` says it.
         owner: The owner role if each tenant has a role of its own.
         shared: The schemas that all tenants share.
@@ -137,6 +140,7 @@ class Restoration:
     replaces: bool = False
     replaced: Replaced | None = None
     dependents: Sequence[Dependent] = ()
+    shadows: bool = False
     place: str = ""
     owner: RoleName | None = None
     shared: Sequence[SchemaName] = ()
@@ -146,6 +150,12 @@ class Restoration:
         """The SQL before the dump."""
         check = _execute(_CHECK_PLACE, self.place, answer="\\gexec\n")
         return _BEGIN + check + (_rename(self.dumped, self._aside_name) if self.aside else "")
+
+    @property
+    def enter(self) -> str:
+        """The SQL by which functions see what a block of the tenant would see, while the schema has the dump's name."""
+        path = ", ".join(schema.quoted for schema in (self.dumped, *self.shared))
+        return write_setting("search_path", path, local=False)
 
     @property
     def after(self) -> str:
@@ -204,6 +214,11 @@ class Restoration:
             + _execute(read_statement("grant_schema"), schema.name, self.owner.name, role.name, answer="\\gexec\n")
             + _execute(WRITE_ROLE, tenant_id, role.name)
         )
+
+
+def write_setting(name: str, setting: str, *, local: bool = True) -> str:
+    """Return the statement for psql that sets *name*, for the transaction if *local* is true, else for the session."""
+    return f"SELECT pg_catalog.set_config({quote_literal(name)}, {quote_literal(setting)}, {str(local).lower()});\n"
 
 
 def quote_literal(literal: str | int) -> str:

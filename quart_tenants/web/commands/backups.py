@@ -63,6 +63,7 @@ def restore_command(file: Path, slug: str, replace: bool, including_dependents: 
             settings=settings,
             replace=replace,
             on_replaced=replaced.append,
+            on_notice=show_notice,
             including_dependents=including_dependents,
         )
         click.echo(f"restored {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
@@ -72,6 +73,11 @@ def restore_command(file: Path, slug: str, replace: bool, including_dependents: 
         await tell_hooks("restored", tenant)
 
     restore()
+
+
+def show_notice(sentence: str) -> None:
+    """Say what a command could not make quite as it was."""
+    click.echo(f"note: {sentence}", err=True)
 
 
 def show_beginning(doing: str) -> None:

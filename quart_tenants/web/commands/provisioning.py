@@ -16,6 +16,7 @@ from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_te
 from quart_tenants.postgres.tenants.trash import list_trash
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
+from quart_tenants.web.commands.backups import show_notice
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import (
@@ -113,7 +114,13 @@ async def create_command(
             tenant = await create_tenant(database, parsed, display_name, settings=settings, schema=schema_name)
         else:
             tenant = await copy_tenant(
-                database, source.slug, parsed, display_name, settings=settings, schema=schema_name
+                database,
+                source.slug,
+                parsed,
+                display_name,
+                settings=settings,
+                schema=schema_name,
+                on_notice=show_notice,
             )
     except TenantExistsError as error:
         if error.slug == parsed:

@@ -143,20 +143,6 @@ async def test_copy_of_a_schema_with_a_common_name_is_not_refused(database: Data
     ]
 
 
-async def test_tenant_with_an_extension_is_not_backed_up(
-    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
-) -> None:
-    """A dump leaves an extension out and could not be restored, so the backup says at once what to do."""
-    await fill(database, acme, "CREATE EXTENSION citext SCHEMA acme; CREATE TABLE words (word acme.citext)")
-
-    with pytest.raises(BackupFileError, match=r"extension citext.*: ALTER EXTENSION citext SET SCHEMA public"):
-        await backup_tenant(database, ACME, tmp_path / "acme.tar", settings=settings)
-    assert list(tmp_path.iterdir()) == []
-    await fetch(database, "ALTER EXTENSION citext SET SCHEMA public")
-
-    assert await copy_tenant(database, ACME, COPY, "A copy", settings=settings) == await get_tenant(database, COPY)
-
-
 @pytest.mark.parametrize("schema", ["AcmeCorp", "a.b", "x*y", 'it\'s "quoted" \\ $1 :x', "größe ?[a-z]|"])
 async def test_odd_schema_names_are_taken_literally(
     database: Database, settings: Settings, tmp_path: Path, schema: str

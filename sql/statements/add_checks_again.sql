@@ -1,0 +1,20 @@
+-- Adds what set_checks_aside.sql has dropped. A CHECK that rows of the backup break is added as NOT VALID: they were
+-- there, too, and it holds for new rows.
+DO $do$
+DECLARE
+    noted text;
+BEGIN
+    FOR noted IN
+        SELECT value FROM pg_catalog.json_array_elements_text(
+            pg_catalog.current_setting('quart_tenants.checks')::json
+        ) AS value
+    LOOP
+        BEGIN
+            EXECUTE noted;
+        EXCEPTION WHEN check_violation THEN
+            EXECUTE noted || ' NOT VALID';
+            RAISE WARNING USING ERRCODE = 'QT004', MESSAGE = format('old rows break what now holds for new ones: %s', noted);
+        END;
+    END LOOP;
+END
+$do$;

@@ -1,0 +1,15 @@
+-- Lists the columns of schema $1 that may hold numbers of large objects: for each one a statement that says whether it
+-- does, and its name. There is no row unless the database has large objects.
+SELECT
+    format(
+        'SELECT EXISTS (SELECT FROM %s AS r JOIN pg_catalog.pg_largeobject_metadata AS o ON o.oid = r.%I)',
+        c.oid::regclass, a.attname
+    ) AS question,
+    format('%s.%I', c.oid::regclass, a.attname) AS name
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = $1
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+WHERE c.relkind IN ('r', 'p') AND 'pg_catalog.oid'::regtype IN (t.oid, t.typbasetype)
+    AND EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)
+ORDER BY name

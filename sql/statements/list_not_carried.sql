@@ -1,0 +1,43 @@
+-- Lists what belongs to schema $1 and would not be in its backup, with what to do. Each row: what it is, and the remedy.
+-- pg_dump --schema leaves out what belongs to the whole database, and says nothing.
+WITH tenant AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1),
+types AS (SELECT t.oid FROM pg_catalog.pg_type AS t JOIN tenant ON t.typnamespace = tenant.oid),
+relations AS (SELECT c.oid, c.relkind FROM pg_catalog.pg_class AS c JOIN tenant ON c.relnamespace = tenant.oid)
+SELECT
+    'the extension ' || quote_ident(e.extname) AS name,
+    format('move it to a shared schema: ALTER EXTENSION %I SET SCHEMA %I', e.extname, $2::text) AS remedy
+FROM pg_catalog.pg_extension AS e JOIN tenant ON e.extnamespace = tenant.oid
+UNION ALL
+SELECT
+    'the foreign table ' || r.oid::regclass,
+    'its rows are on another server; move it to a shared schema, or drop it'
+FROM relations AS r WHERE r.relkind = 'f'
+UNION ALL
+SELECT
+    format('the cast from %s to %s', c.castsource::regtype, c.casttarget::regtype),
+    'casts belong to the whole database; write a function in its place, or move the type to a shared schema'
+FROM pg_catalog.pg_cast AS c
+WHERE (c.castsource IN (SELECT oid FROM types) OR c.casttarget IN (SELECT oid FROM types))
+    -- Each range type has one to its multirange type. Those of an extension come with it.
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend AS d
+        WHERE d.classid = 'pg_catalog.pg_cast'::regclass AND d.objid = c.oid AND d.deptype IN ('i', 'e')
+    )
+UNION ALL
+SELECT
+    format('the transform for type %s', f.trftype::regtype),
+    'transforms belong to the whole database; move the type to a shared schema'
+FROM pg_catalog.pg_transform AS f WHERE f.trftype IN (SELECT oid FROM types)
+UNION ALL
+SELECT
+    format('%s, which inherits from %s', i.inhrelid::regclass, i.inhparent::regclass),
+    'one of the two is in another schema; both must be in the tenant''s'
+FROM pg_catalog.pg_inherits AS i
+WHERE (i.inhrelid IN (SELECT oid FROM relations)) <> (i.inhparent IN (SELECT oid FROM relations))
+    AND (i.inhrelid IN (SELECT oid FROM relations) OR i.inhparent IN (SELECT oid FROM relations))
+UNION ALL
+SELECT
+    format('%s, which a subscription fills', s.srrelid::regclass),
+    'the server that publishes it would send its rows again; remove the table from the subscription first'
+FROM pg_catalog.pg_subscription_rel AS s WHERE s.srrelid IN (SELECT oid FROM relations)
+ORDER BY 1

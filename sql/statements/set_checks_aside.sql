@@ -1,0 +1,57 @@
+-- Drops every valid CHECK of the first schema on the path, while its tables are empty, and notes how to add it again.
+-- A CHECK may call a function that reads another table, whose rows come later; and rows that were right when they were
+-- written may break a CHECK of today. So CHECKs are added after all rows, as pg_dump does it with keys.
+DO $do$
+DECLARE
+    schema_oid oid := (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = pg_catalog.current_schema());
+    noted text[] := '{}';
+    part record;
+BEGIN
+    LOOP
+        -- A child's own CHECK can be dropped when that of the parent is gone.
+        SELECT
+            c.conrelid::regclass AS place,
+            c.conname,
+            pg_catalog.pg_get_constraintdef(c.oid) AS definition,
+            pg_catalog.obj_description(c.oid, 'pg_constraint') AS words
+        INTO part
+        FROM pg_catalog.pg_constraint AS c
+        WHERE c.connamespace = schema_oid AND c.contype = 'c' AND c.conrelid <> 0 AND c.convalidated
+            AND c.coninhcount = 0
+        LIMIT 1;
+        EXIT WHEN NOT FOUND;
+        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', part.place, part.conname);
+        -- In the opposite order, because a parent's CHECK takes over that of its child, and not the other way round.
+        IF part.words IS NOT NULL THEN
+            noted := format('COMMENT ON CONSTRAINT %I ON %s IS %L', part.conname, part.place, part.words) || noted;
+        END IF;
+        noted := format('ALTER TABLE %s ADD CONSTRAINT %I %s', part.place, part.conname, part.definition) || noted;
+    END LOOP;
+    FOR part IN
+        SELECT
+            c.contypid::regtype AS place,
+            c.conname,
+            pg_catalog.pg_get_constraintdef(c.oid) AS definition,
+            pg_catalog.obj_description(c.oid, 'pg_constraint') AS words
+        FROM pg_catalog.pg_constraint AS c
+        WHERE c.connamespace = schema_oid AND c.contype = 'c' AND c.contypid <> 0 AND c.convalidated
+        ORDER BY c.oid
+    LOOP
+        -- PostgreSQL adds none to a domain that is a part of another type of a column. Then it stays as it is.
+        BEGIN
+            EXECUTE format('ALTER DOMAIN %s DROP CONSTRAINT %I', part.place, part.conname);
+            EXECUTE format('ALTER DOMAIN %s ADD CONSTRAINT %I %s', part.place, part.conname, part.definition);
+            EXECUTE format('ALTER DOMAIN %s DROP CONSTRAINT %I', part.place, part.conname);
+            noted := noted
+                || format('ALTER DOMAIN %s ADD CONSTRAINT %I %s', part.place, part.conname, part.definition);
+            IF part.words IS NOT NULL THEN
+                noted := noted
+                    || format('COMMENT ON CONSTRAINT %I ON DOMAIN %s IS %L', part.conname, part.place, part.words);
+            END IF;
+        EXCEPTION WHEN feature_not_supported THEN
+            CONTINUE;
+        END;
+    END LOOP;
+    PERFORM pg_catalog.set_config('quart_tenants.checks', pg_catalog.to_json(noted)::text, true);
+END
+$do$;

@@ -1,0 +1,26 @@
+-- Comments.
+CREATE TABLE cm_t (a integer CONSTRAINT cm_c CHECK (a > 0), b text);
+CREATE INDEX cm_i ON cm_t (b);
+CREATE VIEW cm_v AS SELECT a FROM cm_t;
+CREATE SEQUENCE cm_s;
+CREATE TYPE cm_e AS ENUM ();
+CREATE DOMAIN cm_d AS text;
+CREATE FUNCTION cm_f(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION cm_tf() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER cm_tr AFTER INSERT ON cm_t EXECUTE FUNCTION cm_tf();
+CREATE POLICY cm_p ON cm_t;
+CREATE RULE cm_r AS ON DELETE TO cm_t DO ALSO NOTHING;
+COMMENT ON TABLE cm_t IS 'it''s
+"a" \ table';
+COMMENT ON COLUMN cm_t.a IS 'a';
+COMMENT ON CONSTRAINT cm_c ON cm_t IS 'c';
+COMMENT ON INDEX cm_i IS 'i';
+COMMENT ON VIEW cm_v IS 'v';
+COMMENT ON COLUMN cm_v.a IS 'va';
+COMMENT ON SEQUENCE cm_s IS 's';
+COMMENT ON TYPE cm_e IS 'e';
+COMMENT ON DOMAIN cm_d IS 'd';
+COMMENT ON FUNCTION cm_f(integer) IS 'f';
+COMMENT ON TRIGGER cm_tr ON cm_t IS 'tr';
+COMMENT ON POLICY cm_p ON cm_t IS 'p';
+COMMENT ON RULE cm_r ON cm_t IS 'r';

@@ -1,0 +1,5 @@
+-- Names of NOT NULL.
+CREATE TABLE nn_t (a integer CONSTRAINT nn_a NOT NULL NO INHERIT, b integer);
+INSERT INTO nn_t VALUES (1, NULL);
+ALTER TABLE nn_t ADD CONSTRAINT nn_b NOT NULL b NOT VALID;
+COMMENT ON CONSTRAINT nn_a ON nn_t IS 'never';

@@ -1,0 +1,8 @@
+-- Materialized views of views.
+CREATE TABLE mv_t (a integer);
+INSERT INTO mv_t VALUES (1), (2), (3);
+CREATE VIEW mv_z AS SELECT a * 2 AS b FROM mv_t;
+CREATE MATERIALIZED VIEW mv_y AS SELECT sum(b) AS s FROM mv_z;
+CREATE MATERIALIZED VIEW mv_a AS SELECT s + 1 AS s FROM mv_y;
+CREATE UNIQUE INDEX mv_i ON mv_a (s);
+CREATE MATERIALIZED VIEW mv_none AS SELECT * FROM mv_a WITH NO DATA;

@@ -1,0 +1,9 @@
+-- Rules.
+CREATE TABLE ru_t (a integer, b text);
+CREATE TABLE ru_log (a integer);
+CREATE VIEW ru_v AS SELECT a FROM ru_t;
+INSERT INTO ru_t VALUES (1, 'x');
+CREATE RULE ru_add AS ON INSERT TO ru_v DO INSTEAD INSERT INTO ru_t VALUES (NEW.a, 'by rule') RETURNING a;
+CREATE RULE ru_also AS ON UPDATE TO ru_t WHERE OLD.a <> NEW.a DO ALSO INSERT INTO ru_log VALUES (OLD.a);
+CREATE RULE ru_never AS ON DELETE TO ru_t DO INSTEAD NOTHING;
+ALTER TABLE ru_t DISABLE RULE ru_never;

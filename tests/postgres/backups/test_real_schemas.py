@@ -1,0 +1,176 @@
+"""What people really have in their schemas is backed up, restored beside and in place, and copied."""
+
+import asyncio
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from quart_tenants.errors import BackupFileError
+from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
+from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import get_tenant
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Slug, Tenant
+from tests.postgres.backups.corpus import GROUPS, get_schema, list_groups
+from tests.postgres.backups.parts import ACME, fetch, fill
+
+pytestmark = pytest.mark.slow
+
+BESIDE, COPY = Slug("besides"), Slug("copied")
+
+GET_VERSION = "SELECT current_setting('server_version_num')::integer"
+LIST_RELATIONS = """
+SELECT array_agg(c.oid::regclass::text ORDER BY c.relname) FROM pg_class AS c
+WHERE c.relnamespace = current_schema()::regnamespace
+    AND (c.relkind IN ('r', 'p') OR c.relkind = 'm' AND c.relispopulated)
+"""
+
+
+async def run_program(
+    settings: Settings, name: str, *options: str, stdin: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one of PostgreSQL's programs on the database of *settings*."""
+    programs = await find_client_programs(18)
+    command: list[str | Path] = [programs.folder / name, *options]
+    environment = build_environment(settings.required_database_url, os.environ)
+    return await asyncio.to_thread(subprocess.run, command, env=environment, input=stdin, capture_output=True)
+
+
+async def photograph(database: Database, settings: Settings, slug: Slug) -> tuple[str, list[tuple[str, Any]]]:
+    """Return a tenant's schema as pg_dump writes it, with its name as @, and what the tenant reads in each relation."""
+    tenant = await get_tenant(database, slug)
+    async with database.tenant_connection(tenant) as connection:
+        rows = [
+            (relation, await connection.fetchval(f"SELECT array_agg(r::text) FROM {relation} AS r"))
+            for relation in await connection.fetchval(LIST_RELATIONS)
+        ]
+    dumped = await run_program(
+        settings, "pg_dump", f"--schema={tenant.schema.quoted}", "--restrict-key=x", "--no-owner"
+    )
+    assert dumped.returncode == 0, dumped.stderr
+    return re.sub(rf"\b{tenant.schema.name}\b", "@", dumped.stdout.decode()), rows
+
+
+async def ask_version(database: Database) -> int:
+    """Return the version of the server, for example 180001."""
+    async with database.connection() as connection:
+        version: int = await connection.fetchval(GET_VERSION)
+    return version
+
+
+@pytest.mark.parametrize("group", GROUPS)
+async def test_schema_comes_back_as_it_was(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path, group: int
+) -> None:
+    """A schema that is restored beside, in place, or copied has every object and every row of the original."""
+    for file in list_groups(await ask_version(database))[group]:
+        await fill(database, acme, file.read_text(encoding="utf-8"))
+    original = await photograph(database, settings, ACME)
+    backup = tmp_path / "acme.tar"
+
+    await backup_tenant(database, ACME, backup, settings=settings)
+    await restore_tenant(database, backup, BESIDE, settings=settings)
+    assert await photograph(database, settings, BESIDE) == original
+    await restore_tenant(database, backup, ACME, settings=settings, replace=True)
+    assert await photograph(database, settings, ACME) == original
+    await copy_tenant(database, ACME, COPY, "A copy", settings=settings)
+    assert await photograph(database, settings, COPY) == original
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "generated_column",
+        "check_of_functions",
+        "domain_of_functions",
+        "check_that_reads_another_table",
+        "dynamic_function",
+    ],
+)
+async def test_pg_dump_alone_cannot_be_restored(
+    database: Database, settings: Settings, acme: Tenant, name: str
+) -> None:
+    """Negative control: what pg_dump writes of such a schema fails, because its path is empty and its order another."""
+    await fill(database, acme, get_schema(name))
+
+    dumped = await run_program(settings, "pg_dump", "--schema=acme")
+    await fetch(database, "ALTER SCHEMA acme RENAME TO away")
+    poured = await run_program(settings, "psql", "--set=ON_ERROR_STOP=1", "--quiet", stdin=dumped.stdout)
+
+    assert dumped.returncode == 0
+    assert poured.returncode == 3
+    assert b"does not exist" in poured.stderr or b"violates check constraint" in poured.stderr
+
+
+async def test_check_that_old_rows_break_comes_back_for_new_ones(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
+) -> None:
+    """A CHECK that was right when its rows were written is restored as NOT VALID, and the operator is told."""
+    await fill(database, acme, get_schema("check_that_reads_another_table") + "; UPDATE ct_zones SET open = id = 1")
+    file = tmp_path / "acme.tar"
+    notices: list[str] = []
+
+    await backup_tenant(database, ACME, file, settings=settings)
+    restored = await restore_tenant(database, file, BESIDE, settings=settings, on_notice=notices.append)
+
+    (notice,) = notices
+    assert 'ADD CONSTRAINT "in an open zone"' in notice
+    async with database.tenant_connection(restored) as connection:
+        assert await connection.fetchval("SELECT array_agg(zone ORDER BY zone) FROM ct_a_shops") == [1, 2]
+    with pytest.raises(asyncpg.CheckViolationError):
+        await fill(database, restored, "INSERT INTO ct_a_shops VALUES (2)")
+
+
+NOT_CARRIED = {
+    r"the extension citext; .*: ALTER EXTENSION citext SET SCHEMA public": "CREATE EXTENSION citext SCHEMA acme",
+    r"the foreign table acme\.far; its rows are on another server": """
+        CREATE EXTENSION postgres_fdw SCHEMA public; CREATE SERVER other FOREIGN DATA WRAPPER postgres_fdw;
+        CREATE FOREIGN TABLE far (id integer) SERVER other
+    """,
+    r"the cast from acme\.mood to integer; .* write a function": """
+        CREATE TYPE mood AS ENUM ('sad'); CREATE FUNCTION count_mood(mood) RETURNS integer LANGUAGE sql AS 'SELECT 1';
+        CREATE CAST (mood AS integer) WITH FUNCTION count_mood
+    """,
+    r"acme\.own, which inherits from globex\.theirs; .*both must be in the tenant's": """
+        CREATE TABLE globex.theirs (id integer); CREATE TABLE own () INHERITS (globex.theirs)
+    """,
+    r"globex\.own, which inherits from acme\.theirs; ": """
+        CREATE TABLE theirs (id integer) PARTITION BY LIST (id);
+        CREATE TABLE globex.own PARTITION OF theirs FOR VALUES IN (1)
+    """,
+    r"large objects in acme\.files\.content; .*bytea": """
+        CREATE DOMAIN large AS oid; CREATE TABLE files (content large); INSERT INTO files VALUES (lo_from_bytea(0, 'x'))
+    """,
+}
+
+
+@pytest.mark.parametrize(("words", "statements"), NOT_CARRIED.items())
+async def test_schema_with_what_a_dump_leaves_out_is_not_backed_up(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path, words: str, statements: str
+) -> None:
+    """What belongs to the tenant and would not come back is named before anything is written, with what to do."""
+    async with database.tenant_connection(acme) as connection:
+        await connection.execute(statements)
+
+    with pytest.raises(BackupFileError, match=words):
+        await backup_tenant(database, ACME, tmp_path / "acme.tar", settings=settings)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_numbers_that_are_no_large_objects_are_backed_up(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
+) -> None:
+    """A column of type oid is refused only where it holds the number of a large object."""
+    await fill(database, acme, "SELECT lo_create(77); CREATE TABLE numbers (n oid); INSERT INTO numbers VALUES (78)")
+
+    backup = await backup_tenant(database, ACME, tmp_path / "acme.tar", settings=settings)
+
+    assert backup.size > 0
