@@ -3,18 +3,28 @@
 import asyncio
 import os
 import subprocess
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRefusedError, DatabaseUnavailableError
-from quart_tenants.postgres.backups.backup_files import AppliedMigration, Backup, refuse_existing, write_backup
+from quart_tenants.postgres.backups.backup_files import (
+    AppliedMigration,
+    Backup,
+    BackupWriter,
+    refuse_existing,
+    write_backup,
+)
 from quart_tenants.postgres.backups.client_programs import (
+    Program,
     build_environment,
     describe_failure,
     find_client_programs,
     start_program,
 )
+from quart_tenants.postgres.backups.rows_only import Shapes, plan_rows_only
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
@@ -25,6 +35,7 @@ from quart_tenants.tenant import SchemaName, Slug, Tenant
 
 # This connection is idle while pg_dump or psql works.
 WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"
+_GZIP = 31  # zlib's name for a whole gzip file
 GET_SERVER_VERSION = "SELECT pg_catalog.current_setting('server_version_num')::integer"
 # This statement and pg_dump use the same snapshot. So a transaction that commits meanwhile is in both or in neither.
 _TAKE_SNAPSHOT = """
@@ -45,7 +56,13 @@ WHERE t.id = $1
 
 
 async def backup_tenant(
-    database: Database, slug: Slug, file: Path, *, settings: Settings, force: bool = False
+    database: Database,
+    slug: Slug,
+    file: Path,
+    *,
+    settings: Settings,
+    force: bool = False,
+    shapes: Shapes | None = None,
 ) -> Backup:
     """Write a tenant's schema, and its rows in the registry, into *file* with mode 0600.
 
@@ -58,6 +75,7 @@ async def backup_tenant(
         file: A tar for `restore_tenant`. It holds password hashes, as the tables do.
         settings: They have the address of the database.
         force: Whether *file* may exist already; it is replaced at the end.
+        shapes: The same dictionary for all backups of one run saves most of their time in the database.
 
     Raises:
         UnknownTenantError: There is no such tenant.
@@ -79,26 +97,63 @@ async def backup_tenant(
         tenant = await lock_tenant(connection, slug)
         await _check_carried(connection, tenant, settings)
         backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
-        shadows = await connection.fetchval(read_statement("shadows_server_functions"), tenant.schema.name)
-        backup = replace(backup, shadows=shadows)
         # If tenants have or had roles of their own, the dump has no grants: they name this tenant's role, and a restore
         # makes its own grants.
         roles = await find_owner(connection) is not None
-        with write_backup(file, backup, force=force) as writer:
-            async with start_program(
+        plan = await plan_rows_only(
+            connection,
+            tenant,
+            backup.migrations,
+            settings=settings,
+            privileges=not roles,
+            server_version=version,
+            shapes={} if shapes is None else shapes,
+        )
+        environment = build_environment(settings.required_database_url, os.environ)
+        if plan is None:
+            backup = replace(
+                backup,
+                shadows=await connection.fetchval(read_statement("shadows_server_functions"), tenant.schema.name),
+            )
+            program = start_program(
                 programs.dump(tenant.schema, snapshot, privileges=not roles),
-                build_environment(settings.required_database_url, os.environ),
+                environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
-            ) as pg_dump:
-                while chunk := await pg_dump.read():
-                    await asyncio.to_thread(writer.write, chunk)
-                status, words = await pg_dump.wait()
+            )
+        else:
+            backup = replace(backup, rows=plan.rows)
+            program = start_program(programs.read_rows(), environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with write_backup(file, backup, force=force) as writer:
+            async with program as running:
+                if plan is None:
+                    await _read_all(running, writer.write)
+                else:
+                    await _read_rows(running, plan.write_script(snapshot), writer)
+                status, words = await running.wait()
             if status != 0:
                 # A status below 0 means that it was killed. Otherwise it repeats the error of the server.
                 refused = ClientProgramError if status < 0 else DatabaseRefusedError
-                raise refused(f"tenant {slug!r} was not backed up: {describe_failure('pg_dump', words)}")
+                raise refused(f"tenant {slug!r} was not backed up: {describe_failure(running.name, words)}")
             return await asyncio.to_thread(writer.finish)
+
+
+async def _read_rows(psql: Program, script: str, writer: BackupWriter) -> None:
+    """Compress what psql prints. pg_dump compresses its own."""
+    compressor = zlib.compressobj(wbits=_GZIP)
+    # psql reads its script as it goes on, and would wait for us to read what it prints.
+    feeding = asyncio.create_task(psql.write_all(script.encode()))
+    try:
+        await _read_all(psql, lambda chunk: writer.write(compressor.compress(chunk)))
+        await feeding
+    finally:
+        feeding.cancel()
+    await asyncio.to_thread(writer.write, compressor.flush())
+
+
+async def _read_all(program: Program, write: Callable[[bytes], object]) -> None:
+    while chunk := await program.read():
+        await asyncio.to_thread(write, chunk)
 
 
 async def _check_carried(connection: Connection, tenant: Tenant, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Write and read the file of a backup: a tar of `tenant.json`, which says what it is, and `schema.dump`."""
+"""Write and read the file of a backup: a tar of `tenant.json`, which says what it is, and a dump or rows."""
 
 import contextlib
 import hashlib
@@ -17,9 +17,10 @@ from typing import Any, BinaryIO
 from quart_tenants.errors import BackupFileError, InvalidSchemaNameError
 from quart_tenants.tenant import SchemaName, parse_schema_name
 
-FORMAT = 1
+# The second one is of rows only, which an older program would take for a damaged dump.
+_FORMATS = (1, 2)
 
-_MANIFEST, _DUMP = "tenant.json", "schema.dump"
+_MANIFEST, _DUMP, _ROWS = "tenant.json", "schema.dump", "rows.sql.gz"
 _DUMP_MAGIC = b"PGDMP"
 _READERS = {(1, 14): 12, (1, 15): 16, (1, 16): 17}
 _NEWEST_READER = 18
@@ -39,6 +40,19 @@ class AppliedMigration:
 
 
 @dataclass(frozen=True, slots=True)
+class RowsOnly:
+    """A backup of rows for tables that the migrations make.
+
+    Attributes:
+        shape: The digest of what the schema was made of.
+        views: The materialized views that had rows, quoted and with their schema.
+    """
+
+    shape: str
+    views: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Backup:
     """The manifest of a backup.
 
@@ -51,6 +65,7 @@ class Backup:
         made_at: When the backup was made.
         server_version: The version of the PostgreSQL server, for example 180001.
         migrations: The migrations that had run in the schema, in order.
+        rows: Given if the file has no tables but those of the migrations.
         shadows: Whether a function in the schema could be taken for one of PostgreSQL's.
         size: The size of the dump in bytes.
         sha256: The digest of the dump in hex.
@@ -64,9 +79,15 @@ class Backup:
     made_at: datetime
     server_version: int
     migrations: tuple[AppliedMigration, ...]
+    rows: RowsOnly | None = None
     shadows: bool = False
     size: int = 0
     sha256: str = "0" * 64
+
+    @property
+    def content(self) -> str:
+        """The name of the dump in the tar."""
+        return _DUMP if self.rows is None else _ROWS
 
     @property
     def version(self) -> int:
@@ -107,7 +128,7 @@ class BackupWriter:
         made_at = self._backup.made_at.timestamp()
         self._file.write(_make_header(_MANIFEST, len(manifest), made_at))
         self._file.write(manifest + b"\0" * (-len(manifest) % tarfile.BLOCKSIZE))
-        self._file.write(_make_header(_DUMP, self._size, made_at))
+        self._file.write(_make_header(self._backup.content, self._size, made_at))
 
 
 @contextlib.contextmanager
@@ -192,6 +213,11 @@ def get_reader_version(opened: BinaryIO) -> int:
     return next((version for known, version in _READERS.items() if found <= known), _NEWEST_READER)
 
 
+def digest_manifest(told: Mapping[str, Any]) -> str:
+    """Return the digest of what a manifest says, in hex."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def _read_start(file: Path, opened: io.RawIOBase) -> tuple[Backup, int]:
     """Return the manifest, and the position of the dump."""
     size, start = _read_header(file, opened, _MANIFEST, 0)
@@ -203,17 +229,21 @@ def _read_start(file: Path, opened: io.RawIOBase) -> tuple[Backup, int]:
         raise _is_truncated(file)
     try:
         told = json.loads(text)
-        if told["format"] != FORMAT:
+        if told["format"] not in _FORMATS:
             raise BackupFileError(
                 str(file),
-                f"has format {told['format']!r}, and this program reads format {FORMAT}: use the program that made it",
+                f"has format {told['format']!r}, and this program reads up to format {_FORMATS[-1]}: "
+                "use the program that made it",
             )
+        # A file of an older program has no digest.
+        if told.pop("digest", None) not in (None, digest_manifest(told)):
+            raise BackupFileError(str(file), f"is damaged: {_MANIFEST} is not as it was written")
         backup = _parse(told)
     except (ValueError, TypeError, KeyError, AttributeError, InvalidSchemaNameError) as error:
         raise BackupFileError(str(file), f"is no backup of a tenant: its {_MANIFEST} cannot be understood") from error
-    dump_size, start = _read_header(file, opened, _DUMP, start + size + -size % tarfile.BLOCKSIZE)
+    dump_size, start = _read_header(file, opened, backup.content, start + size + -size % tarfile.BLOCKSIZE)
     if dump_size != backup.size:
-        raise BackupFileError(str(file), f"is damaged: {_DUMP} has not the size that {_MANIFEST} says")
+        raise BackupFileError(str(file), f"is damaged: {backup.content} has not the size that {_MANIFEST} says")
     return backup, start
 
 
@@ -243,7 +273,7 @@ def _check_dump(file: Path, opened: io.RawIOBase, backup: Backup, start: int) ->
         digest.update(chunk)
         left -= len(chunk)
     if digest.hexdigest() != backup.sha256:
-        raise BackupFileError(str(file), f"is damaged: {_DUMP} has not the sha256 that {_MANIFEST} says")
+        raise BackupFileError(str(file), f"is damaged: {backup.content} has not the sha256 that {_MANIFEST} says")
 
 
 def _serialize(backup: Backup) -> bytes:
@@ -254,7 +284,8 @@ def _serialize(backup: Backup) -> bytes:
         "created_at": backup.created_at.isoformat(),
         "made_at": backup.made_at.isoformat(),
     }
-    return json.dumps({"format": FORMAT} | told | {"dump": dump}, indent=1).encode()
+    told = {"format": 1 if backup.rows is None else 2} | told | {"dump": dump}
+    return json.dumps(told | {"digest": digest_manifest(told)}, indent=1).encode()
 
 
 def _parse(told: Mapping[str, Any]) -> Backup:
@@ -269,12 +300,15 @@ def _parse(told: Mapping[str, Any]) -> Backup:
         made_at=datetime.fromisoformat(told["made_at"]),
         server_version=told["server_version"],
         migrations=tuple(AppliedMigration(**migration) for migration in told["migrations"]),
+        rows=None if told["format"] == 1 else RowsOnly(told["rows"]["shape"], tuple(told["rows"]["views"])),
         # A file of an older program does not say.
         shadows=bool(told.get("shadows")),
         size=told["dump"]["size"],
         sha256=told["dump"]["sha256"],
     )
     texts: list[Any] = [backup.slug, backup.schema.name, backup.name, backup.sha256]
+    if backup.rows is not None:
+        texts += [backup.rows.shape, *backup.rows.views]
     numbers: list[Any] = [backup.id, backup.server_version, backup.size]
     for migration in backup.migrations:
         texts += [migration.name, migration.sha256]

@@ -71,6 +71,10 @@ class ClientPrograms:
         """Return the command that turns a dump on stdin into SQL on stdout."""
         return [self.folder / "pg_restore", "--no-owner", *(() if privileges else ("--no-privileges",)), "--file=-"]
 
+    def read_rows(self) -> list[str | Path]:
+        """Return the command that runs SQL from stdin, and prints each value on a line of its own and nothing else."""
+        return [*self.run_sql(), "--no-align", "--tuples-only"]
+
     def run_sql(self) -> list[str | Path]:
         """Return the command that runs SQL from stdin up to the first error."""
         variables = ("--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose")
@@ -144,6 +148,12 @@ class Program:
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    async def write_all(self, text: bytes) -> None:
+        """Write to stdin and close it. Whoever reads stdout at the same time sees if the program ends early."""
+        await self.write(text)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     async def wait(self) -> tuple[int, str]:
         """Close stdin, and return the exit status and the text of stderr."""

@@ -1,6 +1,7 @@
 """Let psql run the script of a restore, with the dump's own SQL in the middle."""
 
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -22,7 +23,13 @@ from quart_tenants.errors import (
     TenantError,
     TenantExistsError,
 )
-from quart_tenants.postgres.backups.client_programs import ClientPrograms, Program, describe_failure, start_program
+from quart_tenants.postgres.backups.client_programs import (
+    CHUNK,
+    ClientPrograms,
+    Program,
+    describe_failure,
+    start_program,
+)
 from quart_tenants.postgres.backups.restore_scripts import (
     BROKEN_BY_OLD_ROWS,
     MADE_ELSEWHERE,
@@ -30,6 +37,7 @@ from quart_tenants.postgres.backups.restore_scripts import (
     Restoration,
     write_setting,
 )
+from quart_tenants.postgres.backups.rows_only import write_head
 from quart_tenants.resources import read_statement
 
 _ASK_FOR_LIFE = "SELECT"
@@ -119,6 +127,14 @@ class _Pouring:
 
     async def pour_all(self, psql: Program) -> bool:
         """Pass on all but the end of the script, and return whether psql read all of it."""
+        rows = self._restoration.rows
+        if rows is not None:
+            return (
+                await psql.write(f"{self._restoration.before}{self._restoration.make_tables}".encode())
+                and await self._pour_rows(psql)
+                and await psql.write(f"{read_statement('add_again')}{self._fill(rows.views).decode()}".encode())
+                and await psql.write(self._restoration.check_shape.encode())
+            )
         entries = (await self._read_all("--list")).splitlines(keepends=True)
         # Functions that PostgreSQL calls while it restores may call others by a name without a schema. So they run with
         # the path of the tenant, as they did when the rows were written, and not with the empty one that pg_dump sets.
@@ -130,12 +146,24 @@ class _Pouring:
             return (
                 await psql.write(self._restoration.before.encode())
                 and await self._pour(psql, "--section=pre-data", with_path=with_path)
-                and await psql.write(f"{self._enter}{read_statement('set_checks_aside')}".encode())
+                and await psql.write(f"{self._enter}{read_statement('set_aside')}".encode())
                 and await self._pour(psql, "--section=data", with_path=True)
-                and await psql.write(read_statement("add_checks_again").encode())
+                and await psql.write(read_statement("add_again").encode())
                 and await self._pour(psql, "--section=post-data", *others, with_path=with_path)
                 and await psql.write(self._fill(views))
             )
+
+    async def _pour_rows(self, psql: Program) -> bool:
+        head = f"{write_head(self._restoration.dumped)}\n".encode()
+        with gzip.open(self._dump.opened) as unpacked:
+            if await asyncio.to_thread(unpacked.read, len(head)) != head:
+                raise BackupFileError(
+                    self._source, f"is damaged: its rows are not of schema {self._restoration.dumped}"
+                )
+            while chunk := await asyncio.to_thread(unpacked.read, CHUNK):
+                if not await psql.write(chunk):
+                    return False
+        return True
 
     async def _find_views(self, entries: Sequence[str], file: Path) -> tuple[Sequence[str], Sequence[str]]:
         """Return the names of the materialized views that have rows, and the option that leaves them out."""

@@ -23,8 +23,9 @@ from quart_tenants.postgres.backups.backup_files import Backup, get_reader_versi
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
 from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Replaced, Restoration
+from quart_tenants.postgres.backups.rows_only import list_statements
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.migrations.migration_files import describe_newest, get_tenant_migrations
+from quart_tenants.postgres.migrations.migration_files import Migration, describe_newest, get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner, get_owner
@@ -168,7 +169,8 @@ async def _restore_file(
             server_version = await connection.fetchval(GET_SERVER_VERSION)
             _check_age(backup, source, slug, server_version, settings)
             # The programs that wrote the file may have been newer than the server.
-            programs = await find_client_programs(max(server_version // 10000, get_reader_version(opened)))
+            reader_version = get_reader_version(opened) if backup.rows is None else 0
+            programs = await find_client_programs(max(server_version // 10000, reader_version))
             if replace:
                 restoration = await _plan_replacing(connection, backup, source, slug, including=including_dependents)
             else:
@@ -185,12 +187,20 @@ async def _restore_file(
                     restoration, owner=owner, tenant=replace_fields(restoration.tenant, role=role)
                 )
             place = await connection.fetchval(GET_PLACE)
-            restoration = replace_fields(
-                restoration, shared=settings.shared_schemas, place=place, shadows=backup.shadows
-            )
             # Also if roles are switched off: grants in a dump would open the new tables to the role of the dumped
             # tenant.
-            dump = Dump(opened, programs, privileges=await find_owner(connection) is None)
+            privileges = await find_owner(connection) is None
+            restoration = replace_fields(
+                restoration,
+                shared=settings.shared_schemas,
+                place=place,
+                shadows=backup.shadows,
+                rows=backup.rows,
+                statements=() if backup.rows is None else tuple(list_statements(_choose(backup, settings))),
+                privileges=privileges,
+                same_server=backup.server_version // 10000 == server_version // 10000,
+            )
+            dump = Dump(opened, programs, privileges=privileges)
             # psql uses another connection. This one holds the locks until psql has committed.
             await run_restoration(
                 connection,
@@ -227,6 +237,12 @@ def _check_age(backup: Backup, source: str, slug: Slug, server_version: int, set
                 f"cannot become tenant {slug!r}: migration {applied.name} ran there with another text than its file "
                 "has now; put the file back, and write a new one for what is to change",
             )
+
+
+def _choose(backup: Backup, settings: Settings) -> list[Migration]:
+    """Return the files of the migrations that had run. `_check_age` has found each of them."""
+    migrations = get_tenant_migrations(settings)
+    return [migrations[applied.version - 1] for applied in backup.migrations]
 
 
 async def _check_new(connection: Connection, slug: Slug, schema: SchemaName | None, settings: Settings) -> SchemaName:

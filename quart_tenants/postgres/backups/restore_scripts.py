@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quart_tenants.postgres.backups.backup_files import AppliedMigration
+from quart_tenants.postgres.backups.backup_files import AppliedMigration, RowsOnly
 from quart_tenants.postgres.roles.owner_role import name_readers
 from quart_tenants.postgres.roles.schema_access import (
     LIST_ROLE_STATEMENTS,
@@ -22,6 +22,20 @@ MADE_ELSEWHERE = "QT001"
 """The SQLSTATE of this package's own refusal: the backup does not fit here."""
 BROKEN_BY_OLD_ROWS = "QT004"
 """The SQLSTATE of this package's own warning: a CHECK was added as NOT VALID."""
+
+
+def get_shape(privileges: str) -> str:
+    """Return the statement for the digest of all that the first schema on the path is made of.
+
+    Args:
+        privileges: SQL that says whether rights count.
+    """
+    described = read_statement("describe_everything").replace("$1", privileges)
+    return f"""
+SELECT pg_catalog.md5(pg_catalog.string_agg(part, chr(2) ORDER BY part COLLATE "C"))
+FROM ({described}) AS described
+"""  # noqa: S608  (a file of ours)
+
 
 # The number was taken from the sequence a moment before.
 _ADD_TENANT = """
@@ -96,6 +110,18 @@ SELECT format('DO %L', format(
 FROM ({GET_PLACE}) AS here (place) WHERE place <> $1::text
 """  # noqa: S608  (of our own)
 
+_RUN_LISTED = """SELECT statement FROM (VALUES {listed}) AS listed (number, statement) ORDER BY number \\gexec
+"""
+# $1 the digest of the backup's tables, $2 whether rights count.
+_CHECK_SHAPE = f"""
+SELECT format(
+    'DO %L',
+    'BEGIN RAISE EXCEPTION USING ERRCODE = ''{MADE_ELSEWHERE}'', MESSAGE = ''the migrations make other tables now than '
+    'those of the backup; restore it where the same shared tables and extensions are''; END'
+)
+FROM ({get_shape("$2::text::boolean")}) AS now (shape) WHERE shape <> $1::text
+"""  # noqa: S608  (a file of ours)
+
 _BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
 # The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = "RESET ALL;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
@@ -127,6 +153,11 @@ class Restoration:
         replaces: Whether the tenant exists now.
         replaced: The tenant in the trash; None for a new tenant, or if there is no schema any more.
         dependents: What outside the replaced schema depends on it, and is dropped.
+        rows: Given if the backup has rows only.
+        statements: What makes the tables for them.
+        privileges: Whether rights count when the tables are compared.
+        same_server: Whether the backup is from the same major version of the server. Another one may write the same
+            definition in other words.
         shadows: Whether a function in the dump could be taken for one of PostgreSQL's.
         place: Where the driver's connection leads, as `GET_PLACE` says it.
         owner: The owner role if each tenant has a role of its own.
@@ -140,6 +171,10 @@ class Restoration:
     replaces: bool = False
     replaced: Replaced | None = None
     dependents: Sequence[Dependent] = ()
+    rows: RowsOnly | None = None
+    statements: Sequence[str] = ()
+    privileges: bool = True
+    same_server: bool = True
     shadows: bool = False
     place: str = ""
     owner: RoleName | None = None
@@ -152,10 +187,30 @@ class Restoration:
         return _BEGIN + check + (_rename(self.dumped, self._aside_name) if self.aside else "")
 
     @property
+    def make_tables(self) -> str:
+        """The SQL that makes the tables for a backup of rows only, with keys and CHECKs set aside.
+
+        psql reads the statements as literals, because it would replace :name in them.
+        """
+        listed = ",\n".join(f"({number}, {quote_literal(text)})" for number, text in enumerate(self.statements))
+        return (
+            f"CREATE SCHEMA {self.dumped.quoted};\n{self.enter}"
+            f"{_RUN_LISTED.format(listed=listed)}"
+            f"{read_statement('empty_tables')}{read_statement('set_aside')}"
+        )
+
+    @property
+    def check_shape(self) -> str:
+        """The SQL that fails unless the tables are those of the backup."""
+        if self.rows is None or not self.same_server:
+            return ""
+        return self.enter + _execute(_CHECK_SHAPE, self.rows.shape, str(self.privileges).lower(), answer="\\gexec\n")
+
+    @property
     def enter(self) -> str:
         """The SQL by which functions see what a block of the tenant would see, while the schema has the dump's name."""
         path = ", ".join(schema.quoted for schema in (self.dumped, *self.shared))
-        return write_setting("search_path", path, local=False)
+        return f"SET search_path TO {path};\n"
 
     @property
     def after(self) -> str:
@@ -216,9 +271,9 @@ class Restoration:
         )
 
 
-def write_setting(name: str, setting: str, *, local: bool = True) -> str:
-    """Return the statement for psql that sets *name*, for the transaction if *local* is true, else for the session."""
-    return f"SELECT pg_catalog.set_config({quote_literal(name)}, {quote_literal(setting)}, {str(local).lower()});\n"
+def write_setting(name: str, setting: str) -> str:
+    """Return the statement for psql that sets *name* until the end of the transaction."""
+    return f"SELECT pg_catalog.set_config({quote_literal(name)}, {quote_literal(setting)}, true);\n"
 
 
 def quote_literal(literal: str | int) -> str:

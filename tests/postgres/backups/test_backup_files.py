@@ -1,6 +1,7 @@
 """What is in a backup's file, who may read it, and what is left of a backup that fails: nothing."""
 
 import asyncio
+import gzip
 import io
 import json
 import os
@@ -27,25 +28,41 @@ from tests.postgres.backups.parts import ACME, COPY, GLOBEX, fetch, fill, outsid
 pytestmark = pytest.mark.slow
 
 
-async def test_backup_is_a_private_tar_that_says_what_it_is(backup_file: Path, acme: Tenant) -> None:
+@pytest.mark.parametrize("kind", ["rows", "dump"])
+async def test_backup_is_a_private_tar_that_says_what_it_is(backup_file: Path, dump_file: Path, kind: str) -> None:
     """The file is a plain tar of two members, and only its owner may read it: it holds password hashes."""
-    with tarfile.open(backup_file, "r:") as tar:
+    file = {"rows": backup_file, "dump": dump_file}[kind]
+    content, number, slug, magic = {
+        "rows": ("rows.sql.gz", 2, "acme", b"\x1f\x8b"),
+        "dump": ("schema.dump", 1, "globex", b"PGDMP"),
+    }[kind]
+
+    with tarfile.open(file, "r:") as tar:
         names = tar.getnames()
         manifest = json.load(tar.extractfile("tenant.json") or io.BytesIO())
-        dump = (tar.extractfile("schema.dump") or io.BytesIO()).read()
+        dump = (tar.extractfile(content) or io.BytesIO()).read()
 
-    assert names == ["tenant.json", "schema.dump"]
-    assert stat.S_IMODE(backup_file.stat().st_mode) == 0o600
-    assert dump.startswith(b"PGDMP")
-    assert (manifest["format"], manifest["slug"], manifest["schema"], manifest["name"]) == (1, "acme", "acme", "Acme")
+    assert names == ["tenant.json", content]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert dump.startswith(magic)
+    assert (manifest["format"], manifest["slug"], manifest["schema"]) == (number, slug, slug)
     assert manifest["dump"]["size"] == len(dump)
     assert [migration["version"] for migration in manifest["migrations"]] == [1]
-    assert [path.name for path in backup_file.parent.iterdir()] == ["acme.tar"]
+    assert {path.name for path in file.parent.iterdir()} == {"acme.tar", "globex.tar"}
 
 
-async def test_programs_that_restore_are_as_new_as_those_that_wrote(backup_file: Path) -> None:
+async def test_rows_of_a_backup_are_the_sql_that_loads_them(backup_file: Path) -> None:
+    """Whoever has lost everything else can read the rows with gzip and any text editor."""
+    with tarfile.open(backup_file, "r:") as tar:
+        rows = gzip.decompress((tar.extractfile("rows.sql.gz") or io.BytesIO()).read()).decode()
+
+    assert "COPY acme.app_user (id, username, password) FROM stdin;\n1\ta\thash a\n2\tb\thash b\n\\.\n" in rows
+    assert "SELECT pg_catalog.setval('acme.app_user_id_seq', 2, 't');\n" in rows
+
+
+async def test_programs_that_restore_are_as_new_as_those_that_wrote(dump_file: Path) -> None:
     """A server may be older than the programs that made the backup, and older ones cannot read what they wrote."""
-    with open_backup(backup_file) as (_, dump):
+    with open_backup(dump_file) as (_, dump):
         written_by = get_reader_version(dump)
         rest = dump.read(5)
 

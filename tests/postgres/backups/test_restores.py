@@ -29,6 +29,7 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.backup_files import digest_manifest
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
@@ -175,13 +176,16 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change what a backup says about itself."""
     with tarfile.open(file, "r:") as tar:
         manifest = json.load(tar.extractfile("tenant.json") or io.BytesIO())
-        dump = (tar.extractfile("schema.dump") or io.BytesIO()).read()
+        (content,) = (name for name in tar.getnames() if name != "tenant.json")
+        dump = (tar.extractfile(content) or io.BytesIO()).read()
+    del manifest["digest"]
     change(manifest)
+    manifest["digest"] = digest_manifest(manifest)
     with tarfile.open(file, "w:") as tar:
-        for name, content in (("tenant.json", json.dumps(manifest).encode()), ("schema.dump", dump)):
+        for name, text in (("tenant.json", json.dumps(manifest).encode()), (content, dump)):
             member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
 
 
 def add_migration(manifest: dict[str, Any]) -> None:
@@ -190,15 +194,15 @@ def add_migration(manifest: dict[str, Any]) -> None:
 
 
 BAD_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "unknown format": (lambda told: told.update(format=2), "has format 2"),
+    "unknown format": (lambda told: told.update(format=3), "has format 3"),
     "newer server": (lambda told: told.update(server_version=990001), "made from PostgreSQL 99"),
     "newer migration": (add_migration, "version 0002, and this app's newest migration is 0001_"),
     "edited migration": (lambda told: told["migrations"][0].update(sha256="0" * 64), "0001_.* another text"),
-    "another sha256": (lambda told: told["dump"].update(sha256="0" * 64), "damaged: schema.dump has not the sha256"),
-    "another size": (lambda told: told["dump"].update(size=5), "damaged: schema.dump has not the size"),
+    "another sha256": (lambda told: told["dump"].update(sha256="0" * 64), r"damaged: rows.sql.gz has not the sha256"),
+    "another size": (lambda told: told["dump"].update(size=5), r"damaged: rows\.sql\.gz has not the size"),
     "no slug": (lambda told: told.pop("slug"), "cannot be understood"),
     "the registry's schema": (lambda told: told.update(schema="quart_tenants"), "cannot be understood"),
-    "another schema": (lambda told: told.update(schema="other"), 'schema "acme" already exists'),
+    "another schema": (lambda told: told.update(schema="other"), "its rows are not of schema other"),
 }
 
 
@@ -219,10 +223,11 @@ async def test_bad_backup_is_refused_and_changes_nothing(
         backup_file.write_bytes(whole)
         rewrite(backup_file, change)
         await assert_refused(why, words)
-    for length in (0, 100, 511, 512, 600, 1100, 2000, 3000, len(whole) - 2000):
+    rows = whole.index(b"\x1f\x8b")
+    for length in (0, 100, 511, 512, 600, 1100, rows - 600, rows - 1, rows, rows + 100):
         backup_file.write_bytes(whole[:length])
         await assert_refused(f"{length} bytes", "truncated|no backup")
-    for position in (whole.index(b"PGDMP"), len(whole) - 2000):
+    for position in (whole.index(b'"Acme"') + 1, rows, rows + 100):
         flipped = bytearray(whole)
         flipped[position] ^= 1
         backup_file.write_bytes(flipped)
@@ -231,6 +236,19 @@ async def test_bad_backup_is_refused_and_changes_nothing(
     await assert_refused("noise", "no backup")
     backup_file.unlink()
     await assert_refused("missing", "cannot be read: No such file")
+
+    assert await remember(database) == before
+
+
+async def test_dump_of_another_schema_than_its_manifest_says_is_refused(
+    database: Database, settings: Settings, dump_file: Path
+) -> None:
+    """What pg_dump wrote names its schema in each line, and cannot come into another one."""
+    rewrite(dump_file, lambda told: told.update(schema="other"))
+    before = await remember(database)
+
+    with pytest.raises(TenantError, match='schema "globex" already exists'):
+        await restore_tenant(database, dump_file, COPY, settings=settings)
 
     assert await remember(database) == before
 

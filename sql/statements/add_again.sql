@@ -1,4 +1,4 @@
--- Adds what set_checks_aside.sql has dropped. A CHECK that rows of the backup break is added as NOT VALID: they were
+-- Adds what set_aside.sql has dropped. A CHECK that rows of the backup break is added as NOT VALID: they were
 -- there, too, and it holds for new rows.
 DO $do$
 DECLARE
@@ -6,7 +6,7 @@ DECLARE
 BEGIN
     FOR noted IN
         SELECT value FROM pg_catalog.json_array_elements_text(
-            pg_catalog.current_setting('quart_tenants.checks')::json
+            pg_catalog.current_setting('quart_tenants.aside')::json
         ) AS value
     LOOP
         BEGIN

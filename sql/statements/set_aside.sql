@@ -1,12 +1,27 @@
--- Drops every valid CHECK of the first schema on the path, while its tables are empty, and notes how to add it again.
+-- Drops the CHECKs and foreign keys of the first schema on the path, while its tables are empty, switches its triggers
+-- off, and notes how to bring all of them back (add_again.sql).
 -- A CHECK may call a function that reads another table, whose rows come later; and rows that were right when they were
--- written may break a CHECK of today. So CHECKs are added after all rows, as pg_dump does it with keys.
+-- written may break a CHECK of today. So they are added after all rows. A dump of pg_dump has its keys and triggers
+-- behind the rows anyway.
 DO $do$
 DECLARE
     schema_oid oid := (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = pg_catalog.current_schema());
     noted text[] := '{}';
     part record;
 BEGIN
+    FOR part IN
+        SELECT g.tgrelid::regclass AS place, g.tgname, g.tgenabled
+        FROM pg_catalog.pg_depend AS d JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = d.objid AND NOT g.tgisinternal
+        JOIN pg_catalog.pg_class AS c ON c.oid = g.tgrelid AND c.relkind IN ('r', 'p')
+        WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = schema_oid
+            AND d.classid = 'pg_catalog.pg_class'::regclass AND g.tgenabled <> 'D'
+    LOOP
+        EXECUTE format('ALTER TABLE ONLY %s DISABLE TRIGGER %I', part.place, part.tgname);
+        noted := noted || format(
+            'ALTER TABLE ONLY %s ENABLE %s TRIGGER %I', part.place,
+            CASE part.tgenabled WHEN 'R' THEN 'REPLICA' WHEN 'A' THEN 'ALWAYS' END, part.tgname
+        );
+    END LOOP;
     LOOP
         -- A child's own CHECK can be dropped when that of the parent is gone.
         SELECT
@@ -15,9 +30,11 @@ BEGIN
             pg_catalog.pg_get_constraintdef(c.oid) AS definition,
             pg_catalog.obj_description(c.oid, 'pg_constraint') AS words
         INTO part
-        FROM pg_catalog.pg_constraint AS c
-        WHERE c.connamespace = schema_oid AND c.contype = 'c' AND c.conrelid <> 0 AND c.convalidated
-            AND c.coninhcount = 0
+        FROM pg_catalog.pg_depend AS d
+        JOIN pg_catalog.pg_constraint AS c ON c.conrelid = d.objid
+            AND (c.contype IN ('c', 'f') OR c.contype = 'n' AND NOT c.convalidated)
+        WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = schema_oid
+            AND d.classid = 'pg_catalog.pg_class'::regclass AND c.coninhcount = 0 AND c.conparentid = 0
         LIMIT 1;
         EXIT WHEN NOT FOUND;
         EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', part.place, part.conname);
@@ -33,8 +50,10 @@ BEGIN
             c.conname,
             pg_catalog.pg_get_constraintdef(c.oid) AS definition,
             pg_catalog.obj_description(c.oid, 'pg_constraint') AS words
-        FROM pg_catalog.pg_constraint AS c
-        WHERE c.connamespace = schema_oid AND c.contype = 'c' AND c.contypid <> 0 AND c.convalidated
+        FROM pg_catalog.pg_depend AS d
+        JOIN pg_catalog.pg_constraint AS c ON c.contypid = d.objid AND c.contype = 'c'
+        WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = schema_oid
+            AND d.classid = 'pg_catalog.pg_type'::regclass
         ORDER BY c.oid
     LOOP
         -- PostgreSQL adds none to a domain that is a part of another type of a column. Then it stays as it is.
@@ -52,6 +71,6 @@ BEGIN
             CONTINUE;
         END;
     END LOOP;
-    PERFORM pg_catalog.set_config('quart_tenants.checks', pg_catalog.to_json(noted)::text, true);
+    PERFORM pg_catalog.set_config('quart_tenants.aside', pg_catalog.to_json(noted)::text, true);
 END
 $do$;
