@@ -15,6 +15,7 @@ from quart_tenants.errors import MigrationFailedError, MigrationFileError, Setti
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.postgres.migrations.deferred_constraints import settle_constraints
 from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, Slug
@@ -242,7 +243,7 @@ async def run_scripts(
     """Run the statements of *migrations* in the transaction of *connection*, one message each, without a record.
 
     The tables are new, and nobody uses them yet. So statements that PostgreSQL refuses in a transaction run without
-    CONCURRENTLY, and VACUUM and REINDEX are left out.
+    CONCURRENTLY, and VACUUM and REINDEX are left out. After each file the constraints that it deferred are checked.
 
     Args:
         connection: Inside a block.
@@ -252,16 +253,27 @@ async def run_scripts(
 
     Raises:
         MigrationFileError: A file is no SQL; nothing ran.
-        MigrationFailedError: A statement failed. The caller's transaction is lost.
+        MigrationFailedError: A statement failed, or a row violates a deferred constraint. The caller's transaction is
+            lost.
     """
     scripts = [(migration.name, migration.script) for migration in migrations]
-    for name, script in scripts:
+    for number, (name, script) in enumerate(scripts):
+        deferred = False
         for statement in script.statements:
             try:
+                # The first file would meet the same rows if it were alone, and there PostgreSQL has the last word.
+                if number and deferred and statement.settled_tables:
+                    await settle_constraints(connection, statement.settled_tables)
                 if (sql := statement.sql_for_new_tables) is not None:
                     await connection.execute(sql, timeout=seconds)
             except asyncpg.PostgresError as error:
                 raise MigrationFailedError(schema, name, locate_refusal(statement, error)) from error
+            deferred |= statement.may_defer
+        if deferred:
+            try:
+                await settle_constraints(connection)
+            except asyncpg.PostgresError as error:
+                raise MigrationFailedError(schema, name, describe_refusal(error)) from error
 
 
 def explain_path(schema: str, migrations: Sequence[Migration]) -> MigrationFailedError:

@@ -5,12 +5,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from quart_tenants.errors import MigrationFileError
-from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, parse_sql
+from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, messages, parse_sql
 
 _DIRECTIVE = re.compile(r"--[ \t]*quart[-_]tenants[ \t]*:(.*)", re.IGNORECASE)
 _NO_TRANSACTION = "no transaction"
 # With CONCURRENTLY these cannot run in a transaction. (REFRESH MATERIALIZED VIEW CONCURRENTLY can.)
 _CONCURRENT_STATEMENTS = frozenset({"index_stmt", "drop_stmt", "reindex_stmt", "alter_table_stmt"})
+# These change no rows. After anything else a deferred constraint may wait for its check.
+_WITHOUT_ROWS = frozenset(
+    {
+        "alter_domain_stmt",
+        "alter_enum_stmt",
+        "alter_table_stmt",
+        "comment_stmt",
+        "composite_type_stmt",
+        "create_domain_stmt",
+        "create_enum_stmt",
+        "create_function_stmt",
+        "create_seq_stmt",
+        "create_stmt",
+        "create_trig_stmt",
+        "drop_stmt",
+        "grant_stmt",
+        "index_stmt",
+        "rename_stmt",
+        "view_stmt",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +42,15 @@ class Statement:
         sql: The text as written.
         line: The line of its text on which it begins, from 1.
         needs_no_transaction: Whether PostgreSQL refuses it in a transaction.
+        may_defer: Whether a constraint may wait for its check after it.
+        settled_tables: Tables for which no check may wait when it runs.
     """
 
     sql: str
     line: int
     needs_no_transaction: bool
+    may_defer: bool
+    settled_tables: tuple[str, ...]
 
     @property
     def sql_for_new_tables(self) -> str | None:
@@ -117,7 +142,11 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
                 "PostgreSQL refuses this in a transaction; move it into a file of its own "
                 f"that begins with the line -- quart-tenants: {_NO_TRANSACTION}",
             )
-        statements.append(Statement(sql, _count_line(encoded, start), outside))
+        statements.append(
+            Statement(
+                sql, _count_line(encoded, start), outside, kind not in _WITHOUT_ROWS, _list_settled_tables(raw.stmt)
+            )
+        )
     if not statements:
         raise MigrationFileError(f"{name}: holds no statement")
     return Script(tuple(statements), in_transaction)
@@ -128,6 +157,18 @@ def _lies_elsewhere(statement: Any) -> bool:
     extension = statement.create_extension_stmt
     names = {option.def_elem.defname for option in extension.options}
     return extension.if_not_exists and "schema" in names
+
+
+def _list_settled_tables(statement: Any) -> tuple[str, ...]:
+    """Return the names of the tables for which PostgreSQL refuses *statement* while a check waits."""
+    kind = statement.WhichOneof("node")
+    if kind in ("alter_table_stmt", "cluster_stmt", "index_stmt"):
+        return (getattr(statement, kind).relation.relname,)
+    if kind == "truncate_stmt":
+        return tuple(table.range_var.relname for table in statement.truncate_stmt.relations)
+    if kind == "drop_stmt" and statement.drop_stmt.remove_type == messages.OBJECT_TABLE:
+        return tuple(table.list.items[-1].string.sval for table in statement.drop_stmt.objects)
+    return ()
 
 
 def _read_directives(name: str, text: str) -> bool:
