@@ -236,6 +236,7 @@ class _Run:
         self._report = report
         self._max_failures = max_failures
         self._on_outcome = on_outcome
+        self._last_together: dict[int, int] = {}
 
     async def take(self, tenants: Sequence[Tenant], jobs: int) -> None:
         """Return when each of *tenants* is finished."""
@@ -291,7 +292,11 @@ class _Run:
         """Migrate *tenant*; return None if it must be tried again."""
         try:
             version = await migrate_tenant(
-                self._database, tenant, self._report.plan.migrations, settings=self._settings
+                self._database,
+                tenant,
+                self._report.plan.migrations,
+                settings=self._settings,
+                last_together=self._last_together,
             )
         except TenantError as error:
             if may_succeed_later(error) and attempt < self._settings.migration_attempts:

@@ -1,6 +1,5 @@
 """Migrate one tenant to a version, also if another process tries the same."""
 
-import itertools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -20,6 +19,7 @@ from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_alone import half_explained, run_alone
 from quart_tenants.postgres.migrations.migration_files import Migration, explain_path, record_migrations, run_scripts
 from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits
+from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
 from quart_tenants.postgres.roles.owner_role import as_owner
@@ -54,11 +54,17 @@ class _StandsElsewhereError(Exception):
 
 
 async def migrate_tenant(
-    database: Database, tenant: Tenant, migrations: Sequence[Migration], *, settings: Settings
+    database: Database,
+    tenant: Tenant,
+    migrations: Sequence[Migration],
+    *,
+    settings: Settings,
+    last_together: dict[int, int] | None = None,
 ) -> int:
     """Run the missing ones of *migrations* in the tenant's schema, and return its new version.
 
-    Files that follow one another run in one transaction, together with the rows that record them. A file that says
+    Files that follow one another run in one transaction, together with the rows that record them. If one of them uses
+    an enum value that an earlier one adds, the earlier files run in a transaction of their own first. A file that says
     `-- quart-tenants: no transaction` runs statement by statement on its own connection. If a statement of it fails,
     the ones before it stay, and the next try runs the file from its start.
 
@@ -67,17 +73,28 @@ async def migrate_tenant(
     A cancellation rolls back what has begun. If two processes migrate one tenant, the second one waits and then finds
     nothing to do.
 
+    Args:
+        database: Needs one connection.
+        tenant: As the registry knows it.
+        migrations: All files up to the version to reach.
+        settings: They say how long a migration may take.
+        last_together: Which versions go together in one transaction, the last one by the first one. This function adds
+            what it finds out, so that it does not try in vain for the next tenant.
+
     Raises:
         MigrationFileError: A file is no SQL.
-        MigrationFailedError: A statement failed.
+        MigrationFailedError: A statement failed. Files that were committed before stay.
         TenantBusyError: Another process migrates or changes the tenant.
         UnknownTenantError: The tenant was dropped meanwhile.
         DatabaseUnavailableError: The connection was lost. What was recorded is done, and all else is not.
         RolesNotReadyError: The files must run as the owner role, which `init` has not made yet.
     """
     version = tenant.version
+    last_together = {} if last_together is None else last_together
     while missing := migrations[version:]:
-        together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
+        together = take_together(missing)
+        if version + 1 in last_together:
+            together = together[: last_together[version + 1] - version]
         try:
             if together:
                 await _run_together(database, tenant, together, settings)
@@ -86,6 +103,10 @@ async def migrate_tenant(
         except _StandsElsewhereError:
             async with database.connection() as connection:
                 version = await _check_usable(connection, tenant)
+        except MigrationFailedError as error:
+            if not (first := count_committed_first(error, together)):
+                raise
+            last_together[version + 1] = version + first
         else:
             version += len(together) or 1
     return version

@@ -79,10 +79,12 @@ class Script:
     Attributes:
         statements: The statements in their order; at least one.
         in_transaction: False if the file says `-- quart-tenants: no transaction`.
+        sets_all_constraints: Whether it says SET CONSTRAINTS ALL.
     """
 
     statements: tuple[Statement, ...]
     in_transaction: bool
+    sets_all_constraints: bool = False
 
 
 def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -> Script:
@@ -116,6 +118,7 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
     head = encoded[: parsed.stmts[0].stmt_location].decode() if parsed.stmts else text
     in_transaction = _read_directives(name, head)
     statements = []
+    sets_all_constraints = False
     for raw in parsed.stmts:
         start = raw.stmt_location
         sql = encoded[start : start + raw.stmt_len if raw.stmt_len else None].decode()
@@ -142,6 +145,8 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
                 "PostgreSQL refuses this in a transaction; move it into a file of its own "
                 f"that begins with the line -- quart-tenants: {_NO_TRANSACTION}",
             )
+        # Without names it means ALL.
+        sets_all_constraints |= kind == "constraints_set_stmt" and not raw.stmt.constraints_set_stmt.constraints
         statements.append(
             Statement(
                 sql, _count_line(encoded, start), outside, kind not in _WITHOUT_ROWS, _list_settled_tables(raw.stmt)
@@ -149,7 +154,7 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
         )
     if not statements:
         raise MigrationFileError(f"{name}: holds no statement")
-    return Script(tuple(statements), in_transaction)
+    return Script(tuple(statements), in_transaction, sets_all_constraints)
 
 
 def _lies_elsewhere(statement: Any) -> bool:
