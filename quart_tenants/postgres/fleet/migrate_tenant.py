@@ -17,7 +17,13 @@ from quart_tenants.postgres.blocks.database import Database, list_tenant_path
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_alone import half_explained, run_alone
-from quart_tenants.postgres.migrations.migration_files import Migration, explain_path, record_migrations, run_scripts
+from quart_tenants.postgres.migrations.migration_files import (
+    AfterStatement,
+    Migration,
+    explain_path,
+    record_migrations,
+    run_scripts,
+)
 from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import announce_changes
@@ -60,6 +66,7 @@ async def migrate_tenant(
     *,
     settings: Settings,
     last_together: dict[int, int] | None = None,
+    after: AfterStatement | None = None,
 ) -> int:
     """Run the missing ones of *migrations* in the tenant's schema, and return its new version.
 
@@ -80,6 +87,7 @@ async def migrate_tenant(
         settings: They say how long a migration may take.
         last_together: Which versions go together in one transaction, the last one by the first one. This function adds
             what it finds out, so that it does not try in vain for the next tenant.
+        after: Called after each statement.
 
     Raises:
         MigrationFileError: A file is no SQL.
@@ -97,9 +105,9 @@ async def migrate_tenant(
             together = together[: last_together[version + 1] - version]
         try:
             if together:
-                await _run_together(database, tenant, together, settings)
+                await _run_together(database, tenant, together, settings, after)
             else:
-                await _run_alone(database, tenant, missing[0], settings)
+                await _run_alone(database, tenant, missing[0], settings, after)
         except _StandsElsewhereError:
             async with database.connection() as connection:
                 version = await _check_usable(connection, tenant)
@@ -113,7 +121,11 @@ async def migrate_tenant(
 
 
 async def _run_together(
-    database: Database, tenant: Tenant, migrations: Sequence[Migration], settings: Settings
+    database: Database,
+    tenant: Tenant,
+    migrations: Sequence[Migration],
+    settings: Settings,
+    after: AfterStatement | None = None,
 ) -> None:
     """Run files in one transaction with the rows that record them."""
     rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
@@ -136,7 +148,7 @@ async def _run_together(
                 raise TenantBusyError(tenant.slug)
             told = find_reported_path(connection)
             async with as_owner(connection, wanted=settings.role_per_tenant):
-                await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
+                await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds, after=after)
             path = list_tenant_path(tenant.schema, settings)
             if told in (tenant.schema.name, tenant.schema.quoted):
                 # This server reports every change of the path, because it has reported this path.
@@ -152,7 +164,9 @@ async def _run_together(
         raise MigrationFailedError(tenant.schema.name, names, describe_refusal(error)) from error
 
 
-async def _run_alone(database: Database, tenant: Tenant, migration: Migration, settings: Settings) -> None:
+async def _run_alone(
+    database: Database, tenant: Tenant, migration: Migration, settings: Settings, after: AfterStatement | None = None
+) -> None:
     """Run a file that PostgreSQL refuses in a transaction."""
     with half_explained(tenant.schema.name, migration):
         async with database.session(tenant.schema) as connection:
@@ -165,7 +179,7 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
             await connection.execute(format_limits(settings, 0, local=False))
             path = list_tenant_path(tenant.schema, settings)
             async with as_owner(connection, wanted=settings.role_per_tenant, local=False):
-                await run_alone(connection, migration, path, settings=settings)
+                await run_alone(connection, migration, path, settings=settings, after=after)
             await refuse_shared_names(connection, tenant.schema, settings=settings)
             async with connection.transaction():
                 await record_migrations(connection, tenant.schema.name, [migration])

@@ -9,7 +9,7 @@ from quart_tenants.errors import MigrationFailedError
 from quart_tenants.postgres.blocks.block import list_path
 from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.migrations.migration_files import LEAVES_PATH, Migration, locate_refusal
+from quart_tenants.postgres.migrations.migration_files import LEAVES_PATH, AfterStatement, Migration, locate_refusal
 from quart_tenants.postgres.migrations.migration_tries import GRACE
 from quart_tenants.settings import Settings
 
@@ -21,7 +21,12 @@ WHERE NOT i.indisvalid AND c.relkind = 'i'
 
 
 async def run_alone(
-    connection: DriverConnection, migration: Migration, path: Sequence[str], *, settings: Settings
+    connection: DriverConnection,
+    migration: Migration,
+    path: Sequence[str],
+    *,
+    settings: Settings,
+    after: AfterStatement | None = None,
 ) -> None:
     """Run the statements of *migration* outside a transaction. If one fails, those before it stay.
 
@@ -30,6 +35,7 @@ async def run_alone(
         migration: The file.
         path: The schema of the tables first.
         settings: They say how long a statement may take.
+        after: Called after each statement.
 
     Raises:
         MigrationFileError: The file is no SQL; nothing ran.
@@ -43,6 +49,8 @@ async def run_alone(
         # Otherwise the next statement could run in another tenant's schema.
         if await list_path(connection) != list(path):
             raise _explain_half(path[0], migration, f"line {statement.line}: {LEAVES_PATH}")
+        if after is not None:
+            await after(connection, migration, statement)
     index = await connection.fetchval(_FIND_INVALID_INDEX, path[0])
     if index is not None:
         raise _explain_half(

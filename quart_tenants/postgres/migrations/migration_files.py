@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +81,10 @@ class Migration:
     def check(self) -> None:
         """Make sure that the file can run. Raises the error of `script`."""
         _ = self.script
+
+
+AfterStatement = Callable[[Connection | DriverConnection, Migration, "Statement"], Awaitable[None]]
+"""Called with the connection after each statement of a migration, in the same transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +242,12 @@ async def apply_migrations(
 
 
 async def run_scripts(
-    connection: Connection, schema: str, migrations: Sequence[Migration], *, seconds: float | None = None
+    connection: Connection,
+    schema: str,
+    migrations: Sequence[Migration],
+    *,
+    seconds: float | None = None,
+    after: AfterStatement | None = None,
 ) -> None:
     """Run the statements of *migrations* in the transaction of *connection*, one message each, without a record.
 
@@ -250,14 +259,16 @@ async def run_scripts(
         schema: For errors.
         migrations: In order of version.
         seconds: How long a statement may take; default: the connection's own limit.
+        after: Called after each statement.
 
     Raises:
         MigrationFileError: A file is no SQL; nothing ran.
         MigrationFailedError: A statement failed, or a row violates a deferred constraint. The caller's transaction is
             lost.
     """
-    scripts = [(migration.name, migration.script) for migration in migrations]
-    for number, (name, script) in enumerate(scripts):
+    scripts = [(migration, migration.script) for migration in migrations]
+    for number, (migration, script) in enumerate(scripts):
+        name = migration.name
         deferred = False
         for statement in script.statements:
             try:
@@ -269,6 +280,8 @@ async def run_scripts(
             except asyncpg.PostgresError as error:
                 raise MigrationFailedError(schema, name, locate_refusal(statement, error)) from error
             deferred |= statement.may_defer
+            if after is not None:
+                await after(connection, migration, statement)
         if deferred:
             try:
                 await settle_constraints(connection)

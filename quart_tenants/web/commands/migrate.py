@@ -12,10 +12,12 @@ import click
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.postgres.rehearsal.rehearsal import DEFAULT_SAMPLE
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared, plan_shared
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.progress import Progress
+from quart_tenants.web.commands.rehearsal import rehearse_migration
 from quart_tenants.web.commands.running import count_tenants, tell_shared, with_database
 
 _MOST_NAMES = 10
@@ -36,6 +38,8 @@ def _parse_canary(ctx: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--canary", metavar="SLUG|N", callback=_parse_canary, help="Migrate these first; if one fails, stop.")
 @click.option("--max-failures", type=click.IntRange(min=1), help="Stop after so many failures.  [default: never]")
 @click.option("--to", type=click.IntRange(min=1), metavar="NNNN", help="The version to reach.  [default: the newest]")
+@click.option("--rehearse", is_flag=True, help="Migrate copies of some tenants, say what that did, and delete them.")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="How many copies.  [default: 3]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @with_database
 async def migrate_command(
@@ -47,6 +51,8 @@ async def migrate_command(
     canary: Slug | int,
     max_failures: int | None,
     to: int | None,
+    rehearse: bool,
+    sample: int | None,
     as_json: bool,
 ) -> None:
     """Migrate the shared schemas, and then all tenants to the newest version, also the suspended ones.
@@ -57,11 +63,15 @@ async def migrate_command(
     named = [parse_slug(slug) for slug in slugs]
     if named and isinstance(canary, str) and canary not in named:
         raise click.UsageError(f"the canary {canary} is none of those that --tenant names")
+    if rehearse and dry_run:
+        raise click.UsageError("--rehearse and --dry-run exclude each other")
+    if sample is not None and not rehearse:
+        raise click.UsageError("--sample belongs to --rehearse")
     if dry_run:
         shared = [migration.name for migration in await plan_shared(database, settings=settings)]
         if shared:
             click.echo(f"would run in the shared schema first: {', '.join(shared)}", err=True)
-    else:
+    elif not rehearse:
         # Before the tenants, whose files may refer to shared tables.
         tell_shared(await migrate_shared(database, settings=settings), settings)
     plan = await plan_fleet(database, settings=settings, slugs=named, to=to, canary=canary)
@@ -70,6 +80,11 @@ async def migrate_command(
         return
     if not plan.behind:
         click.echo(json.dumps(_show_report(FleetReport(plan))) if as_json else _describe_nothing(plan))
+        return
+    if rehearse:
+        await rehearse_migration(
+            database, plan, settings, DEFAULT_SAMPLE if sample is None else sample, as_json=as_json
+        )
         return
     migrated = 0
 
