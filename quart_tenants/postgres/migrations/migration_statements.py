@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from quart_tenants.errors import MigrationFileError
 from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, messages, parse_sql
 
 _DIRECTIVE = re.compile(r"--[ \t]*quart[-_]tenants[ \t]*:(.*)", re.IGNORECASE)
 _NO_TRANSACTION = "no transaction"
+_ACCEPT = re.compile(r"accept[ \t]+([a-z-]+)[ \t]*:[ \t]*\S.*", re.IGNORECASE)
 # With CONCURRENTLY these cannot run in a transaction. (REFRESH MATERIALIZED VIEW CONCURRENTLY can.)
 _CONCURRENT_STATEMENTS = frozenset({"index_stmt", "drop_stmt", "reindex_stmt", "alter_table_stmt"})
 # These change no rows. After anything else a deferred constraint may wait for its check.
@@ -72,6 +73,18 @@ class Statement:
         return self.line + (self.sql.count("\n", 0, int(position) - 1) if position else 0)
 
 
+class Accepted(NamedTuple):
+    """A danger that a file accepts, by `-- quart-tenants: accept RULE: reason`.
+
+    Attributes:
+        rule: The name that `lint` has for the danger.
+        line: Where the file says so, from 1.
+    """
+
+    rule: str
+    line: int
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """The content of a file.
@@ -80,11 +93,13 @@ class Script:
         statements: The statements in their order; at least one.
         in_transaction: False if the file says `-- quart-tenants: no transaction`.
         sets_all_constraints: Whether it says SET CONSTRAINTS ALL.
+        accepted: The dangers that it accepts.
     """
 
     statements: tuple[Statement, ...]
     in_transaction: bool
-    sets_all_constraints: bool = False
+    sets_all_constraints: bool
+    accepted: tuple[Accepted, ...]
 
 
 def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -> Script:
@@ -116,7 +131,7 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
         raise refuse(position, " ".join(str(error).split())) from error
     # The text before the first statement is comments.
     head = encoded[: parsed.stmts[0].stmt_location].decode() if parsed.stmts else text
-    in_transaction = _read_directives(name, head)
+    in_transaction, accepted = _read_directives(name, head)
     statements = []
     sets_all_constraints = False
     for raw in parsed.stmts:
@@ -154,7 +169,7 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
         )
     if not statements:
         raise MigrationFileError(f"{name}: holds no statement")
-    return Script(tuple(statements), in_transaction, sets_all_constraints)
+    return Script(tuple(statements), in_transaction, sets_all_constraints, accepted)
 
 
 def _lies_elsewhere(statement: Any) -> bool:
@@ -176,19 +191,26 @@ def _list_settled_tables(statement: Any) -> tuple[str, ...]:
     return ()
 
 
-def _read_directives(name: str, text: str) -> bool:
-    """Return whether the file runs in a transaction, by the comments before its first statement."""
+def _read_directives(name: str, text: str) -> tuple[bool, tuple[Accepted, ...]]:
+    """Return whether the file runs in a transaction, and what it accepts. *text* stands before the first statement."""
     in_transaction = True
+    accepted = []
     for number, line in enumerate(text.splitlines(), start=1):
         match = _DIRECTIVE.search(line)
         if match is None:
             continue
-        if match[1].strip().lower() != _NO_TRANSACTION:
+        directive = match[1].strip()
+        if directive.lower() == _NO_TRANSACTION:
+            in_transaction = False
+        elif acceptance := _ACCEPT.fullmatch(directive):
+            # The rules may change, and a file that has run may not. So nobody looks whether there is such a rule here.
+            accepted.append(Accepted(acceptance[1].lower(), number))
+        else:
             raise MigrationFileError(
-                f"{name}: line {number}: the only directive is -- quart-tenants: {_NO_TRANSACTION}"
+                f"{name}: line {number}: there is no such directive; there are -- quart-tenants: {_NO_TRANSACTION} "
+                "and -- quart-tenants: accept RULE: reason"
             )
-        in_transaction = False
-    return in_transaction
+    return in_transaction, tuple(accepted)
 
 
 def _find_concurrently(sql: str) -> list[tuple[int, int]]:

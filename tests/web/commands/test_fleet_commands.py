@@ -173,3 +173,21 @@ def test_rehearsal_that_fails_ends_with_one(run: Run, add: Add) -> None:
     assert "0002_broken.sql" in failed.err
     assert run("migrate", "--rehearse", "--dry-run").status == 2
     assert run("migrate", "--sample", "2").status == 2
+
+
+def test_lint_names_dangers_and_ends_with_one(run: Run, add: Add, tmp_path: Path) -> None:
+    """One line for each danger; the files may be named, and no database is needed."""
+    add("0002_drop.sql", "SELECT 1;\nDROP TABLE company_data")
+    add("0003_fine.sql", "CREATE TABLE fine (x int)")
+
+    everything = run("lint")
+    named = run("lint", str(tmp_path / "0003_fine.sql"))
+    later = run("lint", "--from", "3")
+    missing = run("lint", str(tmp_path / "0004_none.sql"))
+
+    assert everything.status == 1
+    assert everything.out.startswith("0002_drop.sql:2: drop-table: company_data: drop it in a later file")
+    assert everything.err == "1 danger; accept one by -- quart-tenants: accept RULE: reason\n"
+    assert (named.status, named.out, later.status) == (0, "", 0)
+    assert missing.status == 1
+    assert "0004_none.sql: there is no such file" in missing.err
