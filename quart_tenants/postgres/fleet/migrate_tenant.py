@@ -73,7 +73,7 @@ async def migrate_tenant(
     Files that follow one another run in one transaction, together with the rows that record them. If one of them uses
     an enum value that an earlier one adds, the earlier files run in a transaction of their own first. A file that says
     `-- quart-tenants: no transaction` runs statement by statement on its own connection. If a statement of it fails,
-    the ones before it stay, and the next try runs the file from its start.
+    the ones before it stay, and the next try runs the file from its start. So does a file in batches.
 
     The caller must make sure that no file was changed after it ran (`refuse_edited`).
 
@@ -176,7 +176,9 @@ async def _run_alone(
                 raise _StandsElsewhereError
             # An index that is built concurrently waits for transactions to end, and blocks nobody. So it has no limit
             # for locks: if it were stopped half-way, it would leave an invalid index.
-            await connection.execute(format_limits(settings, 0, local=False))
+            # A batch waits for rows as any other statement does.
+            limit = 0 if migration.script.batch_rows is None else settings.migration_lock_timeout
+            await connection.execute(format_limits(settings, limit, local=False))
             path = list_tenant_path(tenant.schema, settings)
             async with as_owner(connection, wanted=settings.role_per_tenant, local=False):
                 await run_alone(connection, migration, path, settings=settings, after=after)

@@ -252,7 +252,8 @@ async def run_scripts(
     """Run the statements of *migrations* in the transaction of *connection*, one message each, without a record.
 
     The tables are new, and nobody uses them yet. So statements that PostgreSQL refuses in a transaction run without
-    CONCURRENTLY, and VACUUM and REINDEX are left out. After each file the constraints that it deferred are checked.
+    CONCURRENTLY, VACUUM and REINDEX are left out, and batches follow one another without a commit. After each file the
+    constraints that it deferred are checked.
 
     Args:
         connection: Inside a block.
@@ -276,7 +277,8 @@ async def run_scripts(
                 if number and deferred and statement.settled_tables:
                     await settle_constraints(connection, statement.settled_tables)
                 if (sql := statement.sql_for_new_tables) is not None:
-                    await connection.execute(sql, timeout=seconds)
+                    while await run_statement(connection, sql, script.batch_rows, seconds=seconds):
+                        pass
             except asyncpg.PostgresError as error:
                 raise MigrationFailedError(schema, name, locate_refusal(statement, error)) from error
             deferred |= statement.may_defer
@@ -287,6 +289,25 @@ async def run_scripts(
                 await settle_constraints(connection)
             except asyncpg.PostgresError as error:
                 raise MigrationFailedError(schema, name, describe_refusal(error)) from error
+
+
+async def run_statement(
+    connection: Connection | DriverConnection, sql: str, batch_rows: int | None, *, seconds: float | None = None
+) -> bool:
+    """Run *sql* once, and return whether it is to run again. Outside a transaction each run is one of its own.
+
+    Args:
+        connection: It sees the tables.
+        sql: One statement.
+        batch_rows: How many rows it may change, which is its only parameter; None if it has none, and runs once.
+        seconds: How long it may take; default: the connection's own limit.
+    """
+    if batch_rows is None:
+        await connection.execute(sql, timeout=seconds)
+        return False
+    status = await connection.execute(sql, batch_rows, timeout=seconds)
+    # Such as "UPDATE 5000", or "INSERT 0 5000".
+    return status.rpartition(" ")[2] != "0"
 
 
 def explain_path(schema: str, migrations: Sequence[Migration]) -> MigrationFailedError:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from quart_tenants.errors import MigrationFileError
-from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, messages, parse_sql
+from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, messages, parse_sql, walk
 
 _DIRECTIVE = re.compile(r"--[ \t]*quart[-_]tenants[ \t]*:(.*)", re.IGNORECASE)
 _NO_TRANSACTION = "no transaction"
+_IN_BATCHES = re.compile(r"in[ \t]+batches(?:[ \t]+of[ \t]+([1-9][0-9]{0,6}))?", re.IGNORECASE)
+_BATCH_ROWS = 5000
+_CHANGES_ROWS = ("insert_stmt", "update_stmt", "delete_stmt")
 _ACCEPT = re.compile(r"accept[ \t]+([a-z-]+)[ \t]*:[ \t]*\S.*", re.IGNORECASE)
 # With CONCURRENTLY these cannot run in a transaction. (REFRESH MATERIALIZED VIEW CONCURRENTLY can.)
 _CONCURRENT_STATEMENTS = frozenset({"index_stmt", "drop_stmt", "reindex_stmt", "alter_table_stmt"})
@@ -91,13 +94,15 @@ class Script:
 
     Attributes:
         statements: The statements in their order; at least one.
-        in_transaction: False if the file says `-- quart-tenants: no transaction`.
+        in_transaction: False if the file says `-- quart-tenants: no transaction`, or is run in batches.
+        batch_rows: How many rows each run of its one statement is to change, until none is left; None for other files.
         sets_all_constraints: Whether it says SET CONSTRAINTS ALL.
         accepted: The dangers that it accepts.
     """
 
     statements: tuple[Statement, ...]
     in_transaction: bool
+    batch_rows: int | None
     sets_all_constraints: bool
     accepted: tuple[Accepted, ...]
 
@@ -131,7 +136,13 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
         raise refuse(position, " ".join(str(error).split())) from error
     # The text before the first statement is comments.
     head = encoded[: parsed.stmts[0].stmt_location].decode() if parsed.stmts else text
-    in_transaction, accepted = _read_directives(name, head)
+    directives = _read_directives(name, head)
+    in_transaction = directives.in_transaction
+    if directives.batch_rows is not None and not _is_batch(parsed.stmts):
+        raise MigrationFileError(
+            f"{name}: a file in batches holds one INSERT, UPDATE or DELETE with LIMIT $1, "
+            "which is run until it changes no row"
+        )
     statements = []
     sets_all_constraints = False
     for raw in parsed.stmts:
@@ -169,7 +180,7 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
         )
     if not statements:
         raise MigrationFileError(f"{name}: holds no statement")
-    return Script(tuple(statements), in_transaction, sets_all_constraints, accepted)
+    return Script(tuple(statements), in_transaction, directives.batch_rows, sets_all_constraints, directives.accepted)
 
 
 def _lies_elsewhere(statement: Any) -> bool:
@@ -191,9 +202,16 @@ def _list_settled_tables(statement: Any) -> tuple[str, ...]:
     return ()
 
 
-def _read_directives(name: str, text: str) -> tuple[bool, tuple[Accepted, ...]]:
-    """Return whether the file runs in a transaction, and what it accepts. *text* stands before the first statement."""
+class _Directives(NamedTuple):
+    in_transaction: bool
+    batch_rows: int | None
+    accepted: tuple[Accepted, ...]
+
+
+def _read_directives(name: str, text: str) -> _Directives:
+    """Return what the comments before the first statement say. These are *text*."""
     in_transaction = True
+    batch_rows = None
     accepted = []
     for number, line in enumerate(text.splitlines(), start=1):
         match = _DIRECTIVE.search(line)
@@ -202,15 +220,25 @@ def _read_directives(name: str, text: str) -> tuple[bool, tuple[Accepted, ...]]:
         directive = match[1].strip()
         if directive.lower() == _NO_TRANSACTION:
             in_transaction = False
+        elif batches := _IN_BATCHES.fullmatch(directive):
+            in_transaction = False
+            batch_rows = int(batches[1] or _BATCH_ROWS)
         elif acceptance := _ACCEPT.fullmatch(directive):
             # The rules may change, and a file that has run may not. So nobody looks whether there is such a rule here.
             accepted.append(Accepted(acceptance[1].lower(), number))
         else:
             raise MigrationFileError(
-                f"{name}: line {number}: there is no such directive; there are -- quart-tenants: {_NO_TRANSACTION} "
-                "and -- quart-tenants: accept RULE: reason"
+                f"{name}: line {number}: there is no such directive; there are -- quart-tenants: {_NO_TRANSACTION}, "
+                "in batches of N, and accept RULE: reason"
             )
-    return in_transaction, tuple(accepted)
+    return _Directives(in_transaction, batch_rows, tuple(accepted))
+
+
+def _is_batch(statements: Any) -> bool:
+    """Return whether there is one statement, which changes as many rows as its only parameter says."""
+    if len(statements) != 1 or statements[0].stmt.WhichOneof("node") not in _CHANGES_ROWS:
+        return False
+    return {node.number for _, node in walk(statements[0].stmt) if isinstance(node, messages.ParamRef)} == {1}
 
 
 def _find_concurrently(sql: str) -> list[tuple[int, int]]:

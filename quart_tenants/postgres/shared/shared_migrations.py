@@ -154,7 +154,8 @@ async def _run_alone(database: Database, migration: Migration, settings: Setting
             if not await _list_missing(connection, [migration]):
                 return ()
             # An index that is built concurrently waits for transactions to end, and blocks nobody.
-            await connection.execute(format_limits(settings, 0, local=False))
+            limit = 0 if migration.script.batch_rows is None else settings.migration_lock_timeout
+            await connection.execute(format_limits(settings, limit, local=False))
             await run_alone(connection, migration, settings.shared_names, settings=settings)
             await refuse_shared_names(connection, settings=settings)
             async with connection.transaction():
