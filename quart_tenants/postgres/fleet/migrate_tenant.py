@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import NamedTuple
 
 import asyncpg
 
@@ -55,6 +56,18 @@ WHERE t.id = {id:d} AND t.schema_name = pg_catalog.current_schema() AND pg_catal
 """
 
 
+class Reached(NamedTuple):
+    """Where a tenant stands after `migrate_tenant`.
+
+    Attributes:
+        version: The version of its tables.
+        by_us: Whether this call ran the last file, and not another process.
+    """
+
+    version: int
+    by_us: bool
+
+
 class _StandsElsewhereError(Exception):
     """The tenant is at another version than expected, because another process was faster."""
 
@@ -67,7 +80,7 @@ async def migrate_tenant(
     settings: Settings,
     last_together: dict[int, int] | None = None,
     after: AfterStatement | None = None,
-) -> int:
+) -> Reached:
     """Run the missing ones of *migrations* in the tenant's schema, and return its new version.
 
     Files that follow one another run in one transaction, together with the rows that record them. If one of them uses
@@ -98,6 +111,7 @@ async def migrate_tenant(
         RolesNotReadyError: The files must run as the owner role, which `init` has not made yet.
     """
     version = tenant.version
+    by_us = False
     last_together = {} if last_together is None else last_together
     while missing := migrations[version:]:
         together = take_together(missing)
@@ -109,6 +123,7 @@ async def migrate_tenant(
             else:
                 await _run_alone(database, tenant, missing[0], settings, after)
         except _StandsElsewhereError:
+            by_us = False
             async with database.connection() as connection:
                 version = await _check_usable(connection, tenant)
         except MigrationFailedError as error:
@@ -117,7 +132,8 @@ async def migrate_tenant(
             last_together[version + 1] = version + first
         else:
             version += len(together) or 1
-    return version
+            by_us = True
+    return Reached(version, by_us)
 
 
 async def _run_together(

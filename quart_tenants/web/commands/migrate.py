@@ -15,7 +15,7 @@ from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, O
 from quart_tenants.postgres.rehearsal.rehearsal import DEFAULT_SAMPLE
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared, plan_shared
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import Slug, parse_slug
+from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.rehearsal import rehearse_migration
 from quart_tenants.web.commands.running import count_tenants, tell_shared, with_database
@@ -90,13 +90,22 @@ async def migrate_command(
 
     def show(outcome: Outcome) -> None:
         nonlocal migrated
-        migrated += outcome.error is None
+        migrated += outcome.error is None and not outcome.by_others
         progress.advance(failed=outcome.error is not None and not outcome.gone)
+
+    def show_blocked(tenant: Tenant, blockers: str) -> None:
+        click.echo(f"{tenant.slug} waits for {blockers}", err=True)
 
     try:
         with Progress("migrating", len(plan.behind)) as progress:
             report = await migrate_fleet(
-                database, plan, settings=settings, jobs=jobs, max_failures=max_failures, on_outcome=show
+                database,
+                plan,
+                settings=settings,
+                jobs=jobs,
+                max_failures=max_failures,
+                on_outcome=show,
+                on_blocked=show_blocked,
             )
     except asyncio.CancelledError:
         click.echo(
@@ -130,9 +139,10 @@ def _print_report(report: FleetReport) -> None:
     # A rate over a few tenants means nothing.
     rate = f", {len(report.migrated) / report.seconds:.0f} a second" if len(report.migrated) >= _ENOUGH else ""
     gone = f", {len(report.gone)} gone meanwhile" if report.gone else ""
+    there = plan.up_to_date + len(report.by_others)
     click.echo(
         f"migrated {count_tenants(len(report.migrated))} to {plan.target_file} in {report.seconds:.1f} s{rate}; "
-        f"{len(report.failed)} failed, {len(report.left)} not tried{gone}, already there: {plan.up_to_date}"
+        f"{len(report.failed)} failed, {len(report.left)} not tried{gone}, already there: {there}"
     )
     behind = [(outcome.version, outcome.tenant.slug) for outcome in report.failed]
     for line in _group(behind + [(tenant.version, tenant.slug) for tenant in report.left]):
@@ -176,7 +186,7 @@ def _show_plan(plan: FleetPlan) -> dict[str, Any]:
 def _show_report(report: FleetReport) -> dict[str, Any]:
     return {
         "target": report.plan.target_version,
-        "up_to_date": report.plan.up_to_date,
+        "up_to_date": report.plan.up_to_date + len(report.by_others),
         "migrated": len(report.migrated),
         "failed": [
             {

@@ -1,6 +1,7 @@
 """An enum value that one file adds and a later one uses: a tenant gets there in as many transactions as that needs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from quart_tenants.postgres.migrations.transactions import take_together
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import SchemaName, Slug
+from quart_tenants.tenant import SchemaName, Slug, Tenant
 from tests.postgres.fleet.parts import ALL, Add, list_with_column, migrate, read_versions
 
 pytestmark = pytest.mark.slow
@@ -114,9 +115,9 @@ async def test_fleet_finds_out_once_where_a_transaction_ends(
     tried: list[int] = []
     run = one_tenant._run_together
 
-    async def count(database: Database, tenant: object, migrations: list[Migration], settings: Settings) -> None:
+    async def count(database: Database, tenant: Tenant, migrations: list[Migration], *options: Any) -> None:
         tried.append(len(migrations))
-        await run(database, tenant, migrations, settings)  # type: ignore[arg-type]
+        await run(database, tenant, migrations, *options)
 
     monkeypatch.setattr(one_tenant, "_run_together", count)
 
