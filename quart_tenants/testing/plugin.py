@@ -13,7 +13,8 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.role_setup import give_roles, make_owner, revoke_public_rights
 from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
-from quart_tenants.postgres.tenants.provisioning import Fill, create_tenants
+from quart_tenants.postgres.tenants.new_tenant import Fill
+from quart_tenants.postgres.tenants.provisioning import create_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.testing.clients import ClientMaker

@@ -20,7 +20,8 @@ from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.postgres.migrations.migration_files import get_shared_migrations, get_tenant_migrations
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.shared.shared_access import check_shared_schemas
-from quart_tenants.postgres.tenants.provisioning import Fill, create_tenant
+from quart_tenants.postgres.tenants.new_tenant import Fill
+from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.answers.problems import answer_tenant_error, answer_tenant_errors

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 
+from quart_tenants.postgres.driver.block_statements import TenantKey
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.postgres.driver.timings import Timings
 
@@ -30,7 +31,7 @@ class NotingConnection(_AsyncpgConnection):
         proxy: The handle by which asyncpg's pool knows this connection.
     """
 
-    __slots__ = ("_json_is_text", "_timings", "altered", "proxy")
+    __slots__ = ("_json_is_text", "_timings", "_versions", "altered", "proxy")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -38,6 +39,8 @@ class NotingConnection(_AsyncpgConnection):
         self._json_is_text = False
         self.proxy: Any = None
         self._timings = Timings()
+        # Of each tenant, and of the shared tables, in its last block here.
+        self._versions: dict[int, tuple[int, int]] = {}
 
     @property
     def itself(self) -> Self:
@@ -47,6 +50,16 @@ class NotingConnection(_AsyncpgConnection):
     def keep_as_it_is(self) -> None:
         """Take what was set so far for what every block is to have."""
         self.altered = False
+
+    def note_versions(self, tenant: TenantKey) -> bool:
+        """Note that a block of *tenant* begins; return whether its tables were at another version in its last block.
+
+        asyncpg remembers of a composite type which attributes it has. If a migration has changed them, it would read
+        a value by the old names, and write it in the old order.
+        """
+        before = self._versions.get(tenant.tenant)
+        self._versions[tenant.tenant] = tenant.versions
+        return before is not None and before != tenant.versions
 
     async def prepare(self, query: str, *, name: str | None = None, **options: Any) -> Any:
         """Prepare *query*, as asyncpg does it; the server has it under a name until the block's end."""

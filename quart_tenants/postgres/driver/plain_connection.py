@@ -82,6 +82,8 @@ class PlainConnection(NotingConnection):
             within: Seconds that it may take.
         """
         self._one_statement = False
+        if self.note_versions(beginning.tenant):
+            await self.reload_schema_state()
         self._outermost = self.transaction()
         # The reset once more: whoever kept a handle may have used it until asyncpg's pool took it back.
         statements = (*RESET_AHEAD, *beginning.statements, *((first,) if first else ()))

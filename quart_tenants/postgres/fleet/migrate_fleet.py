@@ -1,6 +1,7 @@
 """Migrate many tenants to a version: plan which ones, run them, and report what happened to each."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.blockers import Wait, watching_blockers
 from quart_tenants.postgres.fleet.migrate_tenant import migrate_tenant
 from quart_tenants.postgres.migrations.migration_files import (
     Migration,
@@ -97,6 +99,7 @@ class Outcome:
         migration: The file that failed, or None.
         error: Why it is not at the target, in one line; None if it is.
         gone: Whether it was dropped meanwhile. That is no failure.
+        by_others: Whether another run has migrated it.
     """
 
     tenant: Tenant
@@ -104,6 +107,7 @@ class Outcome:
     migration: str | None = None
     error: str | None = None
     gone: bool = False
+    by_others: bool = False
 
 
 @dataclass(slots=True)
@@ -112,7 +116,8 @@ class FleetReport:
 
     Attributes:
         plan: The plan.
-        migrated: Tenants that are at the target now.
+        migrated: Tenants that are at the target now, by this run.
+        by_others: Tenants that another run at the same time has brought there. Only that run counts them as migrated.
         failed: Tenants that are not, each with its error.
         gone: Tenants that were dropped meanwhile.
         left: Tenants that were not migrated because a canary failed, too many failed, or the database was lost.
@@ -122,6 +127,7 @@ class FleetReport:
 
     plan: FleetPlan
     migrated: list[Outcome] = field(default_factory=list)
+    by_others: list[Outcome] = field(default_factory=list)
     failed: list[Outcome] = field(default_factory=list)
     gone: list[Tenant] = field(default_factory=list)
     left: list[Tenant] = field(default_factory=list)
@@ -193,6 +199,7 @@ async def migrate_fleet(
     jobs: int = 4,
     max_failures: int | None = None,
     on_outcome: Callable[[Outcome], object] | None = None,
+    on_blocked: Callable[[Tenant, str], object] | None = None,
 ) -> FleetReport:
     """Migrate the tenants of *plan*: first the canaries, then the others.
 
@@ -207,10 +214,11 @@ async def migrate_fleet(
         jobs: How many tenants are migrated at the same time.
         max_failures: Stop after this many failures; default: never.
         on_outcome: Called for each tenant when it is finished.
+        on_blocked: Called with a tenant whose migration waits, and with a text that says for whom.
     """
     began = time.monotonic()
     report = FleetReport(plan)
-    run = _Run(database, settings, report, max_failures, on_outcome)
+    run = _Run(database, settings, report, max_failures, on_outcome, on_blocked)
     for tenants in (plan.behind[: plan.canaries], plan.behind[plan.canaries :]):
         if report.failed and plan.canaries:
             report.left += tenants
@@ -230,12 +238,15 @@ class _Run:
         report: FleetReport,
         max_failures: int | None,
         on_outcome: Callable[[Outcome], object] | None,
+        on_blocked: Callable[[Tenant, str], object] | None,
     ) -> None:
         self._database = database
         self._settings = settings
         self._report = report
         self._max_failures = max_failures
         self._on_outcome = on_outcome
+        self._on_blocked = on_blocked
+        self._last_together: dict[int, int] = {}
 
     async def take(self, tenants: Sequence[Tenant], jobs: int) -> None:
         """Return when each of *tenants* is finished."""
@@ -277,7 +288,7 @@ class _Run:
 
     def _count(self, outcome: Outcome) -> None:
         if outcome.error is None:
-            self._report.migrated.append(outcome)
+            (self._report.by_others if outcome.by_others else self._report.migrated).append(outcome)
         elif outcome.gone:
             self._report.gone.append(outcome.tenant)
         else:
@@ -289,10 +300,22 @@ class _Run:
 
     async def _try(self, tenant: Tenant, attempt: int) -> Outcome | None:
         """Migrate *tenant*; return None if it must be tried again."""
+        wait = Wait()
         try:
-            version = await migrate_tenant(
-                self._database, tenant, self._report.plan.migrations, settings=self._settings
-            )
+            async with watching_blockers(
+                self._database,
+                tenant.id,
+                # Before a lock time-out ends the wait.
+                first_look=min(1.0, self._settings.migration_lock_timeout / 2),
+                on_blocked=None if self._on_blocked is None else functools.partial(self._on_blocked, tenant),
+            ) as wait:
+                reached = await migrate_tenant(
+                    self._database,
+                    tenant,
+                    self._report.plan.migrations,
+                    settings=self._settings,
+                    last_together=self._last_together,
+                )
         except TenantError as error:
             if may_succeed_later(error) and attempt < self._settings.migration_attempts:
                 if isinstance(error, DatabaseUnavailableError):
@@ -304,17 +327,18 @@ class _Run:
             # The next tenant would wait as long, without success.
             self._report.lost_database |= isinstance(error, DatabaseUnavailableError)
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
+            waited = f"; it waited for {wait.blockers}" if wait.blockers and _has_waited(error) else ""
             outcome = Outcome(
                 tenant,
                 await self._find_version(tenant),
                 error.migration if isinstance(error, MigrationFailedError) else None,
-                f"{error}{tries}",
+                f"{error}{waited}{tries}",
                 gone=isinstance(error, UnknownTenantError),
             )
             if not outcome.gone:
                 await self._write_failure(outcome)
             return outcome
-        return Outcome(tenant, version)
+        return Outcome(tenant, reached.version, by_others=not reached.by_us)
 
     async def _find_version(self, tenant: Tenant) -> int:
         # Earlier files outside a transaction may have succeeded.
@@ -333,3 +357,8 @@ class _Run:
                 await connection.execute(
                     _WRITE_FAILURE, outcome.tenant.id, outcome.version, outcome.migration, outcome.error
                 )
+
+
+def _has_waited(error: TenantError) -> bool:
+    """Return whether a wait was too long for the server."""
+    return isinstance(error.__cause__, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError)

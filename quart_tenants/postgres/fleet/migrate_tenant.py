@@ -1,8 +1,8 @@
 """Migrate one tenant to a version, also if another process tries the same."""
 
-import itertools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import NamedTuple
 
 import asyncpg
 
@@ -18,8 +18,15 @@ from quart_tenants.postgres.blocks.database import Database, list_tenant_path
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_alone import half_explained, run_alone
-from quart_tenants.postgres.migrations.migration_files import Migration, explain_path, record_migrations, run_scripts
+from quart_tenants.postgres.migrations.migration_files import (
+    AfterStatement,
+    Migration,
+    explain_path,
+    record_migrations,
+    run_scripts,
+)
 from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits
+from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
 from quart_tenants.postgres.roles.owner_role import as_owner
@@ -49,50 +56,92 @@ WHERE t.id = {id:d} AND t.schema_name = pg_catalog.current_schema() AND pg_catal
 """
 
 
+class Reached(NamedTuple):
+    """Where a tenant stands after `migrate_tenant`.
+
+    Attributes:
+        version: The version of its tables.
+        by_us: Whether this call ran the last file, and not another process.
+    """
+
+    version: int
+    by_us: bool
+
+
 class _StandsElsewhereError(Exception):
     """The tenant is at another version than expected, because another process was faster."""
 
 
 async def migrate_tenant(
-    database: Database, tenant: Tenant, migrations: Sequence[Migration], *, settings: Settings
-) -> int:
+    database: Database,
+    tenant: Tenant,
+    migrations: Sequence[Migration],
+    *,
+    settings: Settings,
+    last_together: dict[int, int] | None = None,
+    after: AfterStatement | None = None,
+) -> Reached:
     """Run the missing ones of *migrations* in the tenant's schema, and return its new version.
 
-    Files that follow one another run in one transaction, together with the rows that record them. A file that says
+    Files that follow one another run in one transaction, together with the rows that record them. If one of them uses
+    an enum value that an earlier one adds, the earlier files run in a transaction of their own first. A file that says
     `-- quart-tenants: no transaction` runs statement by statement on its own connection. If a statement of it fails,
-    the ones before it stay, and the next try runs the file from its start.
+    the ones before it stay, and the next try runs the file from its start. So does a file in batches.
 
     The caller must make sure that no file was changed after it ran (`refuse_edited`).
 
     A cancellation rolls back what has begun. If two processes migrate one tenant, the second one waits and then finds
     nothing to do.
 
+    Args:
+        database: Needs one connection.
+        tenant: As the registry knows it.
+        migrations: All files up to the version to reach.
+        settings: They say how long a migration may take.
+        last_together: Which versions go together in one transaction, the last one by the first one. This function adds
+            what it finds out, so that it does not try in vain for the next tenant.
+        after: Called after each statement.
+
     Raises:
         MigrationFileError: A file is no SQL.
-        MigrationFailedError: A statement failed.
+        MigrationFailedError: A statement failed. Files that were committed before stay.
         TenantBusyError: Another process migrates or changes the tenant.
         UnknownTenantError: The tenant was dropped meanwhile.
         DatabaseUnavailableError: The connection was lost. What was recorded is done, and all else is not.
         RolesNotReadyError: The files must run as the owner role, which `init` has not made yet.
     """
     version = tenant.version
+    by_us = False
+    last_together = {} if last_together is None else last_together
     while missing := migrations[version:]:
-        together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
+        together = take_together(missing)
+        if version + 1 in last_together:
+            together = together[: last_together[version + 1] - version]
         try:
             if together:
-                await _run_together(database, tenant, together, settings)
+                await _run_together(database, tenant, together, settings, after)
             else:
-                await _run_alone(database, tenant, missing[0], settings)
+                await _run_alone(database, tenant, missing[0], settings, after)
         except _StandsElsewhereError:
+            by_us = False
             async with database.connection() as connection:
                 version = await _check_usable(connection, tenant)
+        except MigrationFailedError as error:
+            if not (first := count_committed_first(error, together)):
+                raise
+            last_together[version + 1] = version + first
         else:
             version += len(together) or 1
-    return version
+            by_us = True
+    return Reached(version, by_us)
 
 
 async def _run_together(
-    database: Database, tenant: Tenant, migrations: Sequence[Migration], settings: Settings
+    database: Database,
+    tenant: Tenant,
+    migrations: Sequence[Migration],
+    settings: Settings,
+    after: AfterStatement | None = None,
 ) -> None:
     """Run files in one transaction with the rows that record them."""
     rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
@@ -115,7 +164,7 @@ async def _run_together(
                 raise TenantBusyError(tenant.slug)
             told = find_reported_path(connection)
             async with as_owner(connection, wanted=settings.role_per_tenant):
-                await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds)
+                await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds, after=after)
             path = list_tenant_path(tenant.schema, settings)
             if told in (tenant.schema.name, tenant.schema.quoted):
                 # This server reports every change of the path, because it has reported this path.
@@ -131,7 +180,9 @@ async def _run_together(
         raise MigrationFailedError(tenant.schema.name, names, describe_refusal(error)) from error
 
 
-async def _run_alone(database: Database, tenant: Tenant, migration: Migration, settings: Settings) -> None:
+async def _run_alone(
+    database: Database, tenant: Tenant, migration: Migration, settings: Settings, after: AfterStatement | None = None
+) -> None:
     """Run a file that PostgreSQL refuses in a transaction."""
     with half_explained(tenant.schema.name, migration):
         async with database.session(tenant.schema) as connection:
@@ -141,10 +192,12 @@ async def _run_alone(database: Database, tenant: Tenant, migration: Migration, s
                 raise _StandsElsewhereError
             # An index that is built concurrently waits for transactions to end, and blocks nobody. So it has no limit
             # for locks: if it were stopped half-way, it would leave an invalid index.
-            await connection.execute(format_limits(settings, 0, local=False))
+            # A batch waits for rows as any other statement does.
+            limit = 0 if migration.script.batch_rows is None else settings.migration_lock_timeout
+            await connection.execute(format_limits(settings, limit, local=False))
             path = list_tenant_path(tenant.schema, settings)
             async with as_owner(connection, wanted=settings.role_per_tenant, local=False):
-                await run_alone(connection, migration, path, settings=settings)
+                await run_alone(connection, migration, path, settings=settings, after=after)
             await refuse_shared_names(connection, tenant.schema, settings=settings)
             async with connection.transaction():
                 await record_migrations(connection, tenant.schema.name, [migration])

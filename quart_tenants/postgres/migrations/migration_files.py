@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from quart_tenants.errors import MigrationFailedError, MigrationFileError, Setti
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.postgres.migrations.deferred_constraints import settle_constraints
 from quart_tenants.postgres.roles.owner_role import as_owner
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, Slug
@@ -80,6 +81,10 @@ class Migration:
     def check(self) -> None:
         """Make sure that the file can run. Raises the error of `script`."""
         _ = self.script
+
+
+AfterStatement = Callable[[Connection | DriverConnection, Migration, "Statement"], Awaitable[None]]
+"""Called with the connection after each statement of a migration, in the same transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,31 +242,72 @@ async def apply_migrations(
 
 
 async def run_scripts(
-    connection: Connection, schema: str, migrations: Sequence[Migration], *, seconds: float | None = None
+    connection: Connection,
+    schema: str,
+    migrations: Sequence[Migration],
+    *,
+    seconds: float | None = None,
+    after: AfterStatement | None = None,
 ) -> None:
     """Run the statements of *migrations* in the transaction of *connection*, one message each, without a record.
 
     The tables are new, and nobody uses them yet. So statements that PostgreSQL refuses in a transaction run without
-    CONCURRENTLY, and VACUUM and REINDEX are left out.
+    CONCURRENTLY, VACUUM and REINDEX are left out, and batches follow one another without a commit. After each file the
+    constraints that it deferred are checked.
 
     Args:
         connection: Inside a block.
         schema: For errors.
         migrations: In order of version.
         seconds: How long a statement may take; default: the connection's own limit.
+        after: Called after each statement.
 
     Raises:
         MigrationFileError: A file is no SQL; nothing ran.
-        MigrationFailedError: A statement failed. The caller's transaction is lost.
+        MigrationFailedError: A statement failed, or a row violates a deferred constraint. The caller's transaction is
+            lost.
     """
-    scripts = [(migration.name, migration.script) for migration in migrations]
-    for name, script in scripts:
+    scripts = [(migration, migration.script) for migration in migrations]
+    for number, (migration, script) in enumerate(scripts):
+        name = migration.name
+        deferred = False
         for statement in script.statements:
             try:
+                # The first file would meet the same rows if it were alone, and there PostgreSQL has the last word.
+                if number and deferred and statement.settled_tables:
+                    await settle_constraints(connection, statement.settled_tables)
                 if (sql := statement.sql_for_new_tables) is not None:
-                    await connection.execute(sql, timeout=seconds)
+                    while await run_statement(connection, sql, script.batch_rows, seconds=seconds):
+                        pass
             except asyncpg.PostgresError as error:
                 raise MigrationFailedError(schema, name, locate_refusal(statement, error)) from error
+            deferred |= statement.may_defer
+            if after is not None:
+                await after(connection, migration, statement)
+        if deferred:
+            try:
+                await settle_constraints(connection)
+            except asyncpg.PostgresError as error:
+                raise MigrationFailedError(schema, name, describe_refusal(error)) from error
+
+
+async def run_statement(
+    connection: Connection | DriverConnection, sql: str, batch_rows: int | None, *, seconds: float | None = None
+) -> bool:
+    """Run *sql* once, and return whether it is to run again. Outside a transaction each run is one of its own.
+
+    Args:
+        connection: It sees the tables.
+        sql: One statement.
+        batch_rows: How many rows it may change, which is its only parameter; None if it has none, and runs once.
+        seconds: How long it may take; default: the connection's own limit.
+    """
+    if batch_rows is None:
+        await connection.execute(sql, timeout=seconds)
+        return False
+    status = await connection.execute(sql, batch_rows, timeout=seconds)
+    # Such as "UPDATE 5000", or "INSERT 0 5000".
+    return status.rpartition(" ")[2] != "0"
 
 
 def explain_path(schema: str, migrations: Sequence[Migration]) -> MigrationFailedError:

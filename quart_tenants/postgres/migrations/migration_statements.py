@@ -2,15 +2,40 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from quart_tenants.errors import MigrationFileError
-from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, parse_sql
+from quart_tenants.sql_parser import SqlSyntaxError, list_tokens, messages, parse_sql, walk
 
 _DIRECTIVE = re.compile(r"--[ \t]*quart[-_]tenants[ \t]*:(.*)", re.IGNORECASE)
 _NO_TRANSACTION = "no transaction"
+_IN_BATCHES = re.compile(r"in[ \t]+batches(?:[ \t]+of[ \t]+([1-9][0-9]{0,6}))?", re.IGNORECASE)
+_BATCH_ROWS = 5000
+_CHANGES_ROWS = ("insert_stmt", "update_stmt", "delete_stmt")
+_ACCEPT = re.compile(r"accept[ \t]+([a-z-]+)[ \t]*:[ \t]*\S.*", re.IGNORECASE)
 # With CONCURRENTLY these cannot run in a transaction. (REFRESH MATERIALIZED VIEW CONCURRENTLY can.)
 _CONCURRENT_STATEMENTS = frozenset({"index_stmt", "drop_stmt", "reindex_stmt", "alter_table_stmt"})
+# These change no rows. After anything else a deferred constraint may wait for its check.
+_WITHOUT_ROWS = frozenset(
+    {
+        "alter_domain_stmt",
+        "alter_enum_stmt",
+        "alter_table_stmt",
+        "comment_stmt",
+        "composite_type_stmt",
+        "create_domain_stmt",
+        "create_enum_stmt",
+        "create_function_stmt",
+        "create_seq_stmt",
+        "create_stmt",
+        "create_trig_stmt",
+        "drop_stmt",
+        "grant_stmt",
+        "index_stmt",
+        "rename_stmt",
+        "view_stmt",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +46,15 @@ class Statement:
         sql: The text as written.
         line: The line of its text on which it begins, from 1.
         needs_no_transaction: Whether PostgreSQL refuses it in a transaction.
+        may_defer: Whether a constraint may wait for its check after it.
+        settled_tables: Tables for which no check may wait when it runs.
     """
 
     sql: str
     line: int
     needs_no_transaction: bool
+    may_defer: bool
+    settled_tables: tuple[str, ...]
 
     @property
     def sql_for_new_tables(self) -> str | None:
@@ -47,17 +76,35 @@ class Statement:
         return self.line + (self.sql.count("\n", 0, int(position) - 1) if position else 0)
 
 
+class Accepted(NamedTuple):
+    """A danger that a file accepts, by `-- quart-tenants: accept RULE: reason`.
+
+    Attributes:
+        rule: The name that `lint` has for the danger.
+        line: Where the file says so, from 1.
+    """
+
+    rule: str
+    line: int
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """The content of a file.
 
     Attributes:
         statements: The statements in their order; at least one.
-        in_transaction: False if the file says `-- quart-tenants: no transaction`.
+        in_transaction: False if the file says `-- quart-tenants: no transaction`, or is run in batches.
+        batch_rows: How many rows each run of its one statement is to change, until none is left; None for other files.
+        sets_all_constraints: Whether it says SET CONSTRAINTS ALL.
+        accepted: The dangers that it accepts.
     """
 
     statements: tuple[Statement, ...]
     in_transaction: bool
+    batch_rows: int | None
+    sets_all_constraints: bool
+    accepted: tuple[Accepted, ...]
 
 
 def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -> Script:
@@ -89,8 +136,15 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
         raise refuse(position, " ".join(str(error).split())) from error
     # The text before the first statement is comments.
     head = encoded[: parsed.stmts[0].stmt_location].decode() if parsed.stmts else text
-    in_transaction = _read_directives(name, head)
+    directives = _read_directives(name, head)
+    in_transaction = directives.in_transaction
+    if directives.batch_rows is not None and not _is_batch(parsed.stmts):
+        raise MigrationFileError(
+            f"{name}: a file in batches holds one INSERT, UPDATE or DELETE with LIMIT $1, "
+            "which is run until it changes no row"
+        )
     statements = []
+    sets_all_constraints = False
     for raw in parsed.stmts:
         start = raw.stmt_location
         sql = encoded[start : start + raw.stmt_len if raw.stmt_len else None].decode()
@@ -117,10 +171,16 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
                 "PostgreSQL refuses this in a transaction; move it into a file of its own "
                 f"that begins with the line -- quart-tenants: {_NO_TRANSACTION}",
             )
-        statements.append(Statement(sql, _count_line(encoded, start), outside))
+        # Without names it means ALL.
+        sets_all_constraints |= kind == "constraints_set_stmt" and not raw.stmt.constraints_set_stmt.constraints
+        statements.append(
+            Statement(
+                sql, _count_line(encoded, start), outside, kind not in _WITHOUT_ROWS, _list_settled_tables(raw.stmt)
+            )
+        )
     if not statements:
         raise MigrationFileError(f"{name}: holds no statement")
-    return Script(tuple(statements), in_transaction)
+    return Script(tuple(statements), in_transaction, directives.batch_rows, sets_all_constraints, directives.accepted)
 
 
 def _lies_elsewhere(statement: Any) -> bool:
@@ -130,19 +190,55 @@ def _lies_elsewhere(statement: Any) -> bool:
     return extension.if_not_exists and "schema" in names
 
 
-def _read_directives(name: str, text: str) -> bool:
-    """Return whether the file runs in a transaction, by the comments before its first statement."""
+def _list_settled_tables(statement: Any) -> tuple[str, ...]:
+    """Return the names of the tables for which PostgreSQL refuses *statement* while a check waits."""
+    kind = statement.WhichOneof("node")
+    if kind in ("alter_table_stmt", "cluster_stmt", "index_stmt"):
+        return (getattr(statement, kind).relation.relname,)
+    if kind == "truncate_stmt":
+        return tuple(table.range_var.relname for table in statement.truncate_stmt.relations)
+    if kind == "drop_stmt" and statement.drop_stmt.remove_type == messages.OBJECT_TABLE:
+        return tuple(table.list.items[-1].string.sval for table in statement.drop_stmt.objects)
+    return ()
+
+
+class _Directives(NamedTuple):
+    in_transaction: bool
+    batch_rows: int | None
+    accepted: tuple[Accepted, ...]
+
+
+def _read_directives(name: str, text: str) -> _Directives:
+    """Return what the comments before the first statement say. These are *text*."""
     in_transaction = True
+    batch_rows = None
+    accepted = []
     for number, line in enumerate(text.splitlines(), start=1):
         match = _DIRECTIVE.search(line)
         if match is None:
             continue
-        if match[1].strip().lower() != _NO_TRANSACTION:
+        directive = match[1].strip()
+        if directive.lower() == _NO_TRANSACTION:
+            in_transaction = False
+        elif batches := _IN_BATCHES.fullmatch(directive):
+            in_transaction = False
+            batch_rows = int(batches[1] or _BATCH_ROWS)
+        elif acceptance := _ACCEPT.fullmatch(directive):
+            # The rules may change, and a file that has run may not. So nobody looks whether there is such a rule here.
+            accepted.append(Accepted(acceptance[1].lower(), number))
+        else:
             raise MigrationFileError(
-                f"{name}: line {number}: the only directive is -- quart-tenants: {_NO_TRANSACTION}"
+                f"{name}: line {number}: there is no such directive; there are -- quart-tenants: {_NO_TRANSACTION}, "
+                "in batches of N, and accept RULE: reason"
             )
-        in_transaction = False
-    return in_transaction
+    return _Directives(in_transaction, batch_rows, tuple(accepted))
+
+
+def _is_batch(statements: Any) -> bool:
+    """Return whether there is one statement, which changes as many rows as its only parameter says."""
+    if len(statements) != 1 or statements[0].stmt.WhichOneof("node") not in _CHANGES_ROWS:
+        return False
+    return {node.number for _, node in walk(statements[0].stmt) if isinstance(node, messages.ParamRef)} == {1}
 
 
 def _find_concurrently(sql: str) -> list[tuple[int, int]]:

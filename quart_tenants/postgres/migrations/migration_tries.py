@@ -42,6 +42,8 @@ _PASSING_ERRORS = (
     asyncpg.InterfaceError,
     OSError,
 )
+# A password, a role, a database or a rule of pg_hba.conf that does not let us in. Trying again may lock the account.
+_REFUSED_LOGINS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
 
 def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> str:
@@ -60,7 +62,9 @@ def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> st
 
 
 def may_succeed_later(error: TenantError) -> bool:
-    """Return whether *error* may pass: a lock, a deadlock, or a lost connection."""
+    """Return whether *error* may pass: a lock, a deadlock, or a lost connection, but no wrong password."""
+    if isinstance(error.__cause__, _REFUSED_LOGINS):
+        return False
     if isinstance(error, DatabaseUnavailableError | PoolExhaustedError | TenantBusyError):
         return True
     return isinstance(error, MigrationFailedError) and isinstance(error.__cause__, _PASSING_ERRORS)

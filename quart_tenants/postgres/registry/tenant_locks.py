@@ -66,8 +66,8 @@ async def get_living_tenant(connection: Connection, tenant_id: int, slug: Slug) 
     return read_tenant(row)
 
 
-async def lock_until_commit(connection: Connection, tenant_id: int, slug: Slug) -> None:
-    """Wait up to `PATIENCE` for the lock, and hold it until the block on *connection* ends.
+async def lock_until_commit(connection: Connection | DriverConnection, tenant_id: int, slug: Slug) -> None:
+    """Wait up to `PATIENCE` for the lock, and hold it until the transaction on *connection* ends.
 
     Raises:
         TenantBusyError: Another process holds it.

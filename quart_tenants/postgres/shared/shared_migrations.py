@@ -24,6 +24,7 @@ from quart_tenants.postgres.migrations.migration_files import (
     run_scripts,
 )
 from quart_tenants.postgres.migrations.migration_tries import GRACE, choose_pause, format_limits, may_succeed_later
+from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import ALL_TENANTS, announce_changes, check_registry
 from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.shared.shared_access import grant_shared, make_shared_schemas, note_ledger_schema
@@ -120,9 +121,13 @@ async def _locked(
 
 async def _run_next(database: Database, missing: Sequence[Migration], settings: Settings) -> Sequence[Migration]:
     """Run those of *missing* that go together, or the next one that runs alone. Return what was not run by another."""
-    together = list(itertools.takewhile(lambda migration: migration.script.in_transaction, missing))
-    if together:
-        return await _run_together(database, together, settings)
+    while together := take_together(missing):
+        try:
+            return await _run_together(database, together, settings)
+        except MigrationFailedError as error:
+            if not (first := count_committed_first(error, together)):
+                raise
+            missing = together[:first]
     return await _run_alone(database, missing[0], settings)
 
 
@@ -149,7 +154,8 @@ async def _run_alone(database: Database, migration: Migration, settings: Setting
             if not await _list_missing(connection, [migration]):
                 return ()
             # An index that is built concurrently waits for transactions to end, and blocks nobody.
-            await connection.execute(format_limits(settings, 0, local=False))
+            limit = 0 if migration.script.batch_rows is None else settings.migration_lock_timeout
+            await connection.execute(format_limits(settings, limit, local=False))
             await run_alone(connection, migration, settings.shared_names, settings=settings)
             await refuse_shared_names(connection, settings=settings)
             async with connection.transaction():

@@ -1,39 +1,31 @@
 """Make tenants: create one, create many, or adopt schemas that exist."""
 
 import asyncio
-import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import asyncpg
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import (
-    SchemaExistsError,
-    TenantExistsError,
-    UnknownSchemaError,
-)
-from quart_tenants.postgres.blocks.database import Database, enter_schema, list_tenant_path
+from quart_tenants.errors import MigrationFailedError, TenantExistsError, UnknownSchemaError
+from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import (
-    Migration,
-    apply_migrations,
     describe_newest,
     get_tenant_migrations,
     record_migrations,
     refuse_edited,
-    run_scripts,
 )
+from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
-from quart_tenants.postgres.roles.owner_role import as_owner, get_owner
+from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.postgres.shared.shared_access import grant_shared
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.postgres.tenants.free_names import check_free, check_not_reserved
+from quart_tenants.postgres.tenants.new_tenant import Fill, NewTenant, finish, make_schema, run_files
+from quart_tenants.postgres.tenants.staged_creation import create_in_steps, sweep_unfinished
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
-
-Fill = Callable[[Connection], Awaitable[object]]
-"""A function that writes a new tenant's first rows."""
 
 _ADD_TENANT = """
 INSERT INTO quart_tenants.tenants (slug, schema_name, display_name) VALUES ($1, $2, $3)
@@ -56,6 +48,9 @@ async def create_tenant(
 ) -> Tenant:
     """Register a tenant, create its schema and run every tenant migration in it, in one transaction.
 
+    Before PostgreSQL 17 an enum value that one file adds cannot be used by a later one in the same transaction. Where
+    files do that, several transactions make the tenant, and only the last one makes it a tenant: see `create_in_steps`.
+
     Args:
         database: The database; its role needs CREATE on it.
         slug: The subdomain.
@@ -65,6 +60,7 @@ async def create_tenant(
         first_rows: SQL that fills the new tables, in the same transaction.
         fill: An async function that gets a connection which sees the new tenant's tables, in the same transaction.
             With roles it acts as the tenant's role. The tenant exists if the function returns, and not if it raises.
+            If it uses an enum value that the transaction has added, all is rolled back, and it is called once more.
 
     Raises whatever *fill* raises, and:
         InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
@@ -84,19 +80,9 @@ async def create_tenant(
     name = parse_display_name(name)
     schema = schema or parse_schema_name(slug)
     migrations = get_tenant_migrations(settings)
-    block = database.connection()
-    async with block as connection:
-        await check_registry(connection)
-        await refuse_edited(connection, migrations)
-        await check_free(connection, {slug: schema}, settings)
-        tenant = await _create(connection, slug, schema, name, migrations, settings, first_rows)
-        if fill is not None:
-            await database.go_on_in(block, tenant)
-            filled: object = fill(connection)
-            if not inspect.isawaitable(filled):
-                raise TypeError("fill must be an async function: async def fill(connection): …")
-            await filled
-    return tenant
+    new = NewTenant(slug, schema, name, migrations, first_rows, fill)
+    await sweep_unfinished(database, [slug])
+    return await _create(database, new, settings, check=True)
 
 
 async def create_tenants(
@@ -127,8 +113,8 @@ async def create_tenants(
     migrations = get_tenant_migrations(settings)
     for migration in migrations:
         migration.check()
+    await sweep_unfinished(database, list(names))
     async with database.connection() as connection:
-        await check_registry(connection)
         await refuse_edited(connection, migrations)
         await check_free(connection, {slug: schema for slug, (schema, _) in rows.items()}, settings)
     left = iter(rows.items())
@@ -136,8 +122,7 @@ async def create_tenants(
     async def create_from_the_rest() -> None:
         # All jobs share one iterator, and each takes the next tenant when it is free.
         for slug, (schema, name) in left:
-            async with database.connection() as connection:
-                tenant = await _create(connection, slug, schema, name, migrations, settings)
+            tenant = await _create(database, NewTenant(slug, schema, name, migrations), settings)
             if on_created is not None:
                 on_created(tenant)
 
@@ -217,31 +202,28 @@ async def register_tenant(connection: Connection, slug: Slug, schema: SchemaName
     return Tenant(tenant_id, slug, schema, name, version)
 
 
-async def _create(
-    connection: Connection,
-    slug: Slug,
-    schema: SchemaName,
-    name: str,
-    migrations: Sequence[Migration],
-    settings: Settings,
-    first_rows: str | None = None,
-) -> Tenant:
-    with_role = settings.role_per_tenant
-    owner = await get_owner(connection) if with_role else None
-    tenant = await register_tenant(connection, slug, schema, name, len(migrations))
+async def _create(database: Database, new: NewTenant, settings: Settings, *, check: bool = False) -> Tenant:
+    """Make the tenant in one transaction if PostgreSQL allows that, or else in several.
+
+    Args:
+        database: Needs one connection.
+        new: What to make.
+        settings: They say whether tenants have roles.
+        check: Whether nobody has checked yet that the names are free, and that no file was edited.
+    """
+    block = database.connection()
     try:
-        await connection.execute(f"CREATE SCHEMA {schema.quoted}")
-    except asyncpg.DuplicateSchemaError as error:
-        raise SchemaExistsError(str(schema)) from error
-    if owner is not None:
-        # The schema is still empty: all that the owner role makes from now on is open to the tenant's role.
-        tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner, new=True))
-    await enter_schema(connection, schema, settings=settings)
-    path = list_tenant_path(schema, settings)
-    await apply_migrations(connection, str(schema), migrations, path=path, owner=with_role)
-    if first_rows is not None:
-        async with as_owner(connection, wanted=with_role):
-            await run_scripts(connection, str(schema), [Migration(0, "first_rows", first_rows)])
-    await refuse_shared_names(connection, schema, settings=settings)
-    await announce_changes(connection, tenant.id)
-    return tenant
+        async with block as connection:
+            if check:
+                await refuse_edited(connection, new.migrations)
+                await check_free(connection, {new.slug: new.schema}, settings)
+            if len(take_together(new.migrations, new_tables=True)) == len(new.migrations):
+                tenant = await register_tenant(connection, new.slug, new.schema, new.name, len(new.migrations))
+                tenant = await make_schema(connection, tenant, settings=settings)
+                await run_files(connection, tenant, new.migrations, settings=settings)
+                await finish(database, block, connection, new, tenant, settings=settings)
+                return tenant
+    except (MigrationFailedError, asyncpg.UnsafeNewEnumValueUsageError) as error:
+        if not count_committed_first(error, new.migrations):
+            raise
+    return await create_in_steps(database, new, settings=settings)

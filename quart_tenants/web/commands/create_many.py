@@ -8,6 +8,7 @@ from quart_tenants.errors import TenantExistsError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.free_names import find_obstacles
 from quart_tenants.postgres.tenants.provisioning import create_tenants
+from quart_tenants.postgres.tenants.staged_creation import sweep_unfinished
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.commands.progress import Progress
@@ -35,6 +36,8 @@ async def create_many_command(
     """
     tenants = parse_tenant_list(file.read())
     existing = set()
+    if not dry_run:
+        await sweep_unfinished(database, tenants.names)
     for slug, error in (await find_obstacles(database, tenants.names, settings=settings)).items():
         if skip_existing and isinstance(error, TenantExistsError) and error.slug == slug:
             existing.add(slug)

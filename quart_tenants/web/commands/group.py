@@ -7,6 +7,7 @@ from quart_tenants.web.commands.create_many import create_many_command
 from quart_tenants.web.commands.doctor import doctor_command
 from quart_tenants.web.commands.domains import domain_commands
 from quart_tenants.web.commands.lifecycle import rename_command, resume_command, settings_command, suspend_command
+from quart_tenants.web.commands.lint import lint_command
 from quart_tenants.web.commands.migrate import migrate_command
 from quart_tenants.web.commands.provisioning import adopt_command, create_command, init_command, list_command
 from quart_tenants.web.commands.running import TenantGroup
@@ -27,6 +28,7 @@ def tenant_commands(name: str = "tenants") -> click.Group:
         status_command,
         doctor_command,
         migrate_command,
+        lint_command,
         suspend_command,
         resume_command,
         rename_command,

@@ -12,10 +12,12 @@ import click
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.postgres.rehearsal.rehearsal import DEFAULT_SAMPLE
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared, plan_shared
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import Slug, parse_slug
+from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.commands.progress import Progress
+from quart_tenants.web.commands.rehearsal import rehearse_migration
 from quart_tenants.web.commands.running import count_tenants, tell_shared, with_database
 
 _MOST_NAMES = 10
@@ -36,6 +38,8 @@ def _parse_canary(ctx: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--canary", metavar="SLUG|N", callback=_parse_canary, help="Migrate these first; if one fails, stop.")
 @click.option("--max-failures", type=click.IntRange(min=1), help="Stop after so many failures.  [default: never]")
 @click.option("--to", type=click.IntRange(min=1), metavar="NNNN", help="The version to reach.  [default: the newest]")
+@click.option("--rehearse", is_flag=True, help="Migrate copies of some tenants, say what that did, and delete them.")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="How many copies.  [default: 3]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @with_database
 async def migrate_command(
@@ -47,6 +51,8 @@ async def migrate_command(
     canary: Slug | int,
     max_failures: int | None,
     to: int | None,
+    rehearse: bool,
+    sample: int | None,
     as_json: bool,
 ) -> None:
     """Migrate the shared schemas, and then all tenants to the newest version, also the suspended ones.
@@ -57,11 +63,15 @@ async def migrate_command(
     named = [parse_slug(slug) for slug in slugs]
     if named and isinstance(canary, str) and canary not in named:
         raise click.UsageError(f"the canary {canary} is none of those that --tenant names")
+    if rehearse and dry_run:
+        raise click.UsageError("--rehearse and --dry-run exclude each other")
+    if sample is not None and not rehearse:
+        raise click.UsageError("--sample belongs to --rehearse")
     if dry_run:
         shared = [migration.name for migration in await plan_shared(database, settings=settings)]
         if shared:
             click.echo(f"would run in the shared schema first: {', '.join(shared)}", err=True)
-    else:
+    elif not rehearse:
         # Before the tenants, whose files may refer to shared tables.
         tell_shared(await migrate_shared(database, settings=settings), settings)
     plan = await plan_fleet(database, settings=settings, slugs=named, to=to, canary=canary)
@@ -71,17 +81,31 @@ async def migrate_command(
     if not plan.behind:
         click.echo(json.dumps(_show_report(FleetReport(plan))) if as_json else _describe_nothing(plan))
         return
+    if rehearse:
+        await rehearse_migration(
+            database, plan, settings, DEFAULT_SAMPLE if sample is None else sample, as_json=as_json
+        )
+        return
     migrated = 0
 
     def show(outcome: Outcome) -> None:
         nonlocal migrated
-        migrated += outcome.error is None
+        migrated += outcome.error is None and not outcome.by_others
         progress.advance(failed=outcome.error is not None and not outcome.gone)
+
+    def show_blocked(tenant: Tenant, blockers: str) -> None:
+        click.echo(f"{tenant.slug} waits for {blockers}", err=True)
 
     try:
         with Progress("migrating", len(plan.behind)) as progress:
             report = await migrate_fleet(
-                database, plan, settings=settings, jobs=jobs, max_failures=max_failures, on_outcome=show
+                database,
+                plan,
+                settings=settings,
+                jobs=jobs,
+                max_failures=max_failures,
+                on_outcome=show,
+                on_blocked=show_blocked,
             )
     except asyncio.CancelledError:
         click.echo(
@@ -115,9 +139,10 @@ def _print_report(report: FleetReport) -> None:
     # A rate over a few tenants means nothing.
     rate = f", {len(report.migrated) / report.seconds:.0f} a second" if len(report.migrated) >= _ENOUGH else ""
     gone = f", {len(report.gone)} gone meanwhile" if report.gone else ""
+    there = plan.up_to_date + len(report.by_others)
     click.echo(
         f"migrated {count_tenants(len(report.migrated))} to {plan.target_file} in {report.seconds:.1f} s{rate}; "
-        f"{len(report.failed)} failed, {len(report.left)} not tried{gone}, already there: {plan.up_to_date}"
+        f"{len(report.failed)} failed, {len(report.left)} not tried{gone}, already there: {there}"
     )
     behind = [(outcome.version, outcome.tenant.slug) for outcome in report.failed]
     for line in _group(behind + [(tenant.version, tenant.slug) for tenant in report.left]):
@@ -161,7 +186,7 @@ def _show_plan(plan: FleetPlan) -> dict[str, Any]:
 def _show_report(report: FleetReport) -> dict[str, Any]:
     return {
         "target": report.plan.target_version,
-        "up_to_date": report.plan.up_to_date,
+        "up_to_date": report.plan.up_to_date + len(report.by_others),
         "migrated": len(report.migrated),
         "failed": [
             {

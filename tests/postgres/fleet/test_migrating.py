@@ -278,6 +278,7 @@ async def test_two_runs_at_once_do_everything_once(
     reports = await asyncio.gather(*(migrate(database, patient, jobs=2) for _ in range(2)))
 
     assert [report.failed for report in reports] == [[], []]
+    assert sorted(outcome.tenant.slug for report in reports for outcome in report.migrated) == ALL
     async with database.connection() as connection:
         rows = await connection.fetch("SELECT schema_name FROM public.runs ORDER BY 1")
     assert [row["schema_name"] for row in rows] == ALL
@@ -345,7 +346,7 @@ async def test_tenant_that_is_being_changed_is_not_migrated(
         with pytest.raises(TenantBusyError):
             await migrate_tenant(database, acme, migrations, settings=settings)
 
-    assert await migrate_tenant(database, acme, migrations, settings=settings) == 2
+    assert await migrate_tenant(database, acme, migrations, settings=settings) == (2, True)
     with pytest.raises(UnknownTenantError):
         # As somebody remembers it who has not heard of a drop.
         await migrate_tenant(database, replace(acme, id=0), migrations, settings=settings)

@@ -141,3 +141,53 @@ def test_migrate_refuses_a_folder_that_is_wrong(run: Run, add: Add, name: str, s
 
     assert (refused.status, refused.out) == (1, "")
     assert message in refused.err
+
+
+def test_rehearsal_says_what_a_migration_would_do(run: Run, add: Add) -> None:
+    """It names tables and an estimate, as lines or as one document, and the tenants stay where they are."""
+    add("0002_rewrite.sql", "ALTER TABLE company_data ALTER id TYPE integer")
+
+    told = run("migrate", "--rehearse", "--sample", "1")
+    document = json.loads(run("migrate", "--rehearse", "--sample", "1", "--json").out)
+    planned = run("migrate", "--dry-run")
+
+    assert told.status == 0
+    assert told.out.startswith("rehearsed 0002_rewrite.sql on copies of 1 of 4 tenants; the copies are deleted\n")
+    assert "locks company_data (ACCESS EXCLUSIVE) for " in told.out
+    assert "rewrites company_data (" in told.out
+    assert "all 4 tenants, one after the other: about " in told.out
+    (tenant,) = document["tenants"]
+    assert [file["file"] for file in tenant["files"]] == ["0002_rewrite.sql"]
+    assert (document["target"], document["behind"], tenant["error"]) == (2, 4, None)
+    assert planned.out.startswith("would migrate 4 tenants")
+
+
+def test_rehearsal_that_fails_ends_with_one(run: Run, add: Add) -> None:
+    """The copy's error is on stderr, and options that exclude each other are a mistake."""
+    add("0002_broken.sql", "ALTER TABLE nowhere ADD COLUMN nothing text")
+
+    failed = run("migrate", "--rehearse", "--sample", "1")
+
+    assert failed.status == 1
+    assert "a copy of " in failed.err
+    assert "0002_broken.sql" in failed.err
+    assert run("migrate", "--rehearse", "--dry-run").status == 2
+    assert run("migrate", "--sample", "2").status == 2
+
+
+def test_lint_names_dangers_and_ends_with_one(run: Run, add: Add, tmp_path: Path) -> None:
+    """One line for each danger; the files may be named, and no database is needed."""
+    add("0002_drop.sql", "SELECT 1;\nDROP TABLE company_data")
+    add("0003_fine.sql", "CREATE TABLE fine (x int)")
+
+    everything = run("lint")
+    named = run("lint", str(tmp_path / "0003_fine.sql"))
+    later = run("lint", "--from", "3")
+    missing = run("lint", str(tmp_path / "0004_none.sql"))
+
+    assert everything.status == 1
+    assert everything.out.startswith("0002_drop.sql:2: drop-table: company_data: drop it in a later file")
+    assert everything.err == "1 danger; accept one by -- quart-tenants: accept RULE: reason\n"
+    assert (named.status, named.out, later.status) == (0, "", 0)
+    assert missing.status == 1
+    assert "0004_none.sql: there is no such file" in missing.err

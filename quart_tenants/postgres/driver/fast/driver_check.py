@@ -17,6 +17,7 @@ _CONNECTION_METHODS: dict[str, tuple[str, ...]] = {
     "_drop_global_statement_cache": (),
     "_drop_global_type_cache": (),
     "_drop_local_statement_cache": (),
+    "_drop_local_type_cache": (),
     "_execute": ("query", "args", "limit", "timeout", "return_status", "ignore_custom_codec", "record_class"),
     "_executemany": ("query", "args", "timeout"),
     "_get_statement": ("query", "timeout", "named", "use_cache", "ignore_custom_codec", "record_class"),

@@ -131,6 +131,7 @@ class FastConnection(NotingConnection):
     _cancel: Any
     _cancellations: set[Any]
     _drop_global_type_cache: Any
+    _drop_local_type_cache: Any
     _listeners: dict[str, Any]
     _log_listeners: set[Any]
     _loop: asyncio.AbstractEventLoop
@@ -367,6 +368,8 @@ class FastConnection(NotingConnection):
         self._begin_within = within
         self._effect = _READS
         self._savepoints.clear()
+        if self.note_versions(beginning.tenant):
+            self._drop_local_type_cache()
         self._cache.turn_to(beginning.tenant)
 
     def _list_first_statements(self) -> tuple[str, ...]:
