@@ -334,9 +334,14 @@ class TenantBusyError(TenantError):
     code = "tenant_busy"
     status = 409
 
-    def __init__(self, slug: str) -> None:
-        super().__init__(f"tenant {slug!r} is being migrated or changed by another command; try again shortly")
+    def __init__(self, slug: str, in_the_way: str = "") -> None:
+        why = (
+            f"cannot be changed now: {in_the_way}" if in_the_way else "is being migrated or changed by another command"
+        )
+        super().__init__(f"tenant {slug!r} {why}; try again shortly")
         self.slug = slug
+        # Who has the lock that was not free, for operators.
+        self.in_the_way = in_the_way
 
 
 class SchemaExistsError(TenantError):

@@ -1,0 +1,103 @@
+"""Try a transaction again and again, each time with a short wait for locks.
+
+Whoever waits for a strong lock on a table holds up everybody who comes later, readers included. So one long wait would
+stop all tenants that use a shared table; between many short ones they are served.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
+
+import asyncpg
+
+from quart_tenants.connection import Connection
+from quart_tenants.errors import MigrationFailedError, TenantError
+from quart_tenants.postgres.blocks.block import Block
+from quart_tenants.postgres.blocks.blockers import watch_waits
+from quart_tenants.postgres.blocks.database import Database
+
+LONGEST_WAIT = 0.1
+"""How many seconds a statement of a command waits for a lock. For so long others may have to wait behind it.
+
+The server resolves deadlocks only after a second, so this also ends those.
+"""
+
+PATIENCE = 5.0
+"""How many seconds a command tries to get its locks. Then the operator is told who has them."""
+
+WAIT_SHORTLY = f"SET LOCAL lock_timeout TO {round(LONGEST_WAIT * 1000)}"
+_PAUSES = 0.1, 0.3  # seconds between two tries, in which others are served
+
+
+class ShortWaits:
+    """The tries of one transaction after the other, none of which waits long for a lock.
+
+    ```python
+    tries = ShortWaits(database, lambda reason: TenantBusyError(slug, reason))
+    while True:
+        async with tries.try_once() as connection:
+            ...
+            return done
+    ```
+
+    Attributes:
+        block: The block of the try that runs.
+    """
+
+    block: Block
+
+    def __init__(self, database: Database, explain: Callable[[str], TenantError]) -> None:
+        self._database = database
+        self._explain = explain
+        self._failed_at: float | None = None
+        self._seen = ""
+        self._is_last = False
+
+    @contextlib.asynccontextmanager
+    async def try_once(self) -> AsyncIterator[Connection]:
+        """Lend a connection for one try: a block without a tenant.
+
+        If a lock is not free, the block is rolled back, and the `async with` ends without an error after a pause. After
+        `PATIENCE` it raises instead what *explain* makes of the reason. A block that succeeds begins a new patience.
+        A cancellation rolls the try back.
+        """
+        self.block = self._database.connection()
+        try:
+            async with self.block as connection:
+                await connection.execute(WAIT_SHORTLY)
+                if self._failed_at is None:
+                    yield connection
+                else:
+                    # A second connection looks on only if there is something to see.
+                    async with watch_waits(self._database, connection) as watch:
+                        try:
+                            yield connection
+                        finally:
+                            self._seen = watch.seen or self._seen
+        except (asyncpg.LockNotAvailableError, MigrationFailedError) as error:
+            if self._is_last or not has_waited(error):
+                raise
+            await self._pause(error)
+        else:
+            self._failed_at, self._seen = None, ""
+
+    async def make_last(self, connection: Connection) -> None:
+        """Let the running try be the last one, with the usual waits, because what comes now must not run twice."""
+        self._is_last = True
+        await connection.execute("SET LOCAL lock_timeout TO DEFAULT")
+
+    async def _pause(self, error: Exception) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._failed_at is None:
+            self._failed_at = now
+        elif now - self._failed_at > PATIENCE:
+            reason = self._seen or f"a lock was never free within {PATIENCE:g} s"
+            raise self._explain(reason) from error
+        await asyncio.sleep(random.uniform(*_PAUSES))  # noqa: S311  (no secret)
+
+
+def has_waited(error: BaseException) -> bool:
+    """Return whether *error* says that a lock was not free in time."""
+    cause = error.__cause__ if isinstance(error, MigrationFailedError) else error
+    return isinstance(cause, asyncpg.LockNotAvailableError)
