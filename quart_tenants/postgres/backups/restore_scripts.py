@@ -59,8 +59,11 @@ FROM (
             ),
             ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
         ) AS moved
-    FROM pg_catalog.pg_proc AS p
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
+    FROM pg_catalog.pg_namespace AS n
+    JOIN pg_catalog.pg_depend AS d
+        ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
+        AND d.classid = 'pg_catalog.pg_proc'::regclass
+    JOIN pg_catalog.pg_proc AS p ON p.oid = d.objid
     CROSS JOIN unnest(p.proconfig) AS c (setting)
     WHERE n.nspname = $1 AND c.setting LIKE 'search_path=%'
 ) AS s
