@@ -17,6 +17,7 @@ from quart_tenants.postgres.migrations.migration_files import (
 )
 from quart_tenants.postgres.registry.registry_tables import check_registry, list_tenants, read_tenant
 from quart_tenants.postgres.shared.shared_names import SharedName, list_shared_names
+from quart_tenants.postgres.tenants.ready_tenants import count_ready
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
 
@@ -83,6 +84,7 @@ class FleetStatus:
         tenants: The number of tenants.
         suspended: How many of them are suspended.
         trash: How many more tenants are in the trash.
+        ready: How many empty tenants were made in advance, from the files as they are. They are not in `tenants`.
         versions: The number of tenants at each version, the newest version first.
         behind: Tenants older than the newest file, in order of slug.
         ahead: Tenants newer than every file: a newer program made or migrated them.
@@ -99,6 +101,7 @@ class FleetStatus:
     tenants: int
     suspended: int
     trash: int
+    ready: int
     versions: tuple[VersionCount, ...]
     behind: tuple[TenantVersion, ...]
     ahead: tuple[TenantVersion, ...]
@@ -134,6 +137,8 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
         rows = await connection.fetch(_LIST_TENANTS)
         tenants = [read_tenant(row) for row in rows]
         trash: int = await connection.fetchval(_COUNT_TRASH)
+        # A role that does not own the registry may lack the right to look, where nobody needs it.
+        ready = await count_ready(connection, migrations, settings=settings) if settings.ready_tenants else 0
         edited = await list_edited(connection, migrations)
         shared = await list_applied(connection, SHARED_LEDGER)
         common = await list_shared_names(connection, settings=settings)
@@ -145,6 +150,7 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
         tenants=len(tenants),
         suspended=sum(tenant.suspended for tenant in tenants),
         trash=trash,
+        ready=ready,
         versions=tuple(
             VersionCount(version, files.get(version), counts[version]) for version in sorted(counts, reverse=True)
         ),

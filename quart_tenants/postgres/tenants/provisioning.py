@@ -29,6 +29,7 @@ from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.postgres.shared.shared_access import grant_shared
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.postgres.tenants.free_names import check_free, check_not_reserved
+from quart_tenants.postgres.tenants.ready_tenants import take_ready
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
 
@@ -55,6 +56,8 @@ async def create_tenant(
     fill: Fill | None = None,
 ) -> Tenant:
     """Register a tenant, create its schema and run every tenant migration in it, in one transaction.
+
+    With `TENANTS_READY_TENANTS` it takes a schema that was made in advance from the same files, if there is one.
 
     Args:
         database: The database; its role needs CREATE on it.
@@ -89,7 +92,7 @@ async def create_tenant(
         await check_registry(connection)
         await refuse_edited(connection, migrations)
         await check_free(connection, {slug: schema}, settings)
-        tenant = await _create(connection, slug, schema, name, migrations, settings, first_rows)
+        tenant = await _create(connection, slug, schema, name, migrations, settings, first_rows, may_take=True)
         if fill is not None:
             await database.go_on_in(block, tenant)
             filled: object = fill(connection)
@@ -225,20 +228,28 @@ async def _create(
     migrations: Sequence[Migration],
     settings: Settings,
     first_rows: str | None = None,
+    *,
+    may_take: bool = False,
 ) -> Tenant:
+    """Make a tenant in the transaction of *connection*, with a ready schema if it *may take* one and there is one."""
     with_role = settings.role_per_tenant
     owner = await get_owner(connection) if with_role else None
     tenant = await register_tenant(connection, slug, schema, name, len(migrations))
-    try:
-        await connection.execute(f"CREATE SCHEMA {schema.quoted}")
-    except asyncpg.DuplicateSchemaError as error:
-        raise SchemaExistsError(str(schema)) from error
-    if owner is not None:
-        # The schema is still empty: all that the owner role makes from now on is open to the tenant's role.
-        tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner, new=True))
-    await enter_schema(connection, schema, settings=settings)
-    path = list_tenant_path(schema, settings)
-    await apply_migrations(connection, str(schema), migrations, path=path, owner=with_role)
+    if may_take and await take_ready(connection, schema, migrations, owner, settings=settings):
+        if owner is not None:
+            tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner))
+        await enter_schema(connection, schema, settings=settings)
+    else:
+        try:
+            await connection.execute(f"CREATE SCHEMA {schema.quoted}")
+        except asyncpg.DuplicateSchemaError as error:
+            raise SchemaExistsError(str(schema)) from error
+        if owner is not None:
+            # The schema is still empty: all that the owner role makes from now on is open to the tenant's role.
+            tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner, new=True))
+        await enter_schema(connection, schema, settings=settings)
+        path = list_tenant_path(schema, settings)
+        await apply_migrations(connection, str(schema), migrations, path=path, owner=with_role)
     if first_rows is not None:
         async with as_owner(connection, wanted=with_role):
             await run_scripts(connection, str(schema), [Migration(0, "first_rows", first_rows)])

@@ -33,6 +33,8 @@ async def status_command(database: Database, settings: Settings, as_json: bool, 
     status = await get_fleet_status(database, settings=settings, drift=False)
     if not as_json:
         _print_report(status)
+        if settings.ready_tenants:
+            click.echo(f"made in advance: {status.ready} of {settings.ready_tenants}")
     try:
         if not no_drift:
             with Progress("comparing tables", status.tenants) as progress:

@@ -90,6 +90,7 @@ def test_status_as_json_is_one_document(run: Run, database_url: str) -> None:
         "tenants": 4,
         "suspended": 0,
         "trash": 0,
+        "ready": 0,
         "versions": [{"version": 1, "file": "0001_users_and_data.sql", "count": 4}],
         "behind": [],
         "ahead": [],
