@@ -1,6 +1,5 @@
 """A tenant whose tables differ from the majority's at its version is found, and the difference named."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +7,10 @@ import pytest
 
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet import drift as drift_module
-from quart_tenants.postgres.fleet.drift import LOOP_OVER_INDEXES, Majority, find_drift
+from quart_tenants.postgres.fleet.drift import Majority, find_drift
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant
-from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 
@@ -54,19 +52,6 @@ JOIN (
 ) AS x ON x.relid = c.oid
 WHERE nspname = ANY ($1) GROUP BY nspname
 """
-
-
-# Each begins with what is known of a schema, a table, or a part of it.
-GOOD_INDEXES = {
-    "pg_namespace_nspname_index",
-    "pg_depend_reference_index",
-    "pg_class_oid_index",
-    "pg_attribute_relid_attnum_index",
-    "pg_type_oid_index",
-    "pg_attrdef_adrelid_adnum_index",
-    "pg_index_indrelid_index",
-    "pg_constraint_conrelid_contypid_conname_index",
-}
 
 
 async def run_in(database: Database, statements: str, *tenants: Tenant) -> None:
@@ -361,24 +346,3 @@ async def test_tenant_that_changes_meanwhile_is_taken_as_it_is(database: Databas
 
     assert drifts == {}
     assert [(majority.version, majority.count) for majority in majorities] == [(1, 2), (2, 1)]
-
-
-@pytest.mark.parametrize("naive", [False, True])
-async def test_describing_reads_no_whole_catalogue(database: Database, naive: bool) -> None:
-    """Every catalogue is read by an index, so that one tenant costs the same among many.
-
-    Negative control: the naive query finds the tables of a schema in pg_class, which has no index for that.
-    """
-    query = read_statement("describe_schemas")
-    if naive:
-        query = query.replace("ON d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND", "ON")
-        query = query.replace("c.oid = d.objid AND", "c.relnamespace = s.oid AND")
-    async with database.connection() as connection:
-        await connection.execute(LOOP_OVER_INDEXES)
-        # As if there were many tenants: without it the planner reads small catalogues whole.
-        await connection.execute("SET LOCAL enable_seqscan TO off")
-        plan = await connection.fetch(f"EXPLAIN {query}", ["acme"], [])
-
-    indexes = set(re.findall(r"pg_\w+_index", "\n".join(line for (line,) in plan)))
-    assert not any("Seq Scan" in line for (line,) in plan)
-    assert (indexes <= GOOD_INDEXES) != naive, indexes
