@@ -1,5 +1,7 @@
 """Measure a fleet of tenants: `python -m benchmarks.fleet`, some six minutes with 10,000 of them.
 
+With `--schema erp` each tenant has 43 tables instead of two: see benchmarks/fleet_erp.py.
+
 Everything runs on a private PostgreSQL with its default settings. Rates of psql are those of the same
 statements in the same run, fed to four psql processes: what is left over is what this project costs.
 """
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from benchmarks.fleet_erp import measure_erps
 from benchmarks.fleet_parts import Answers, Client, Cluster, Finished, running_cluster
 from quart_tenants.resources import get_resource_path
 
@@ -437,9 +440,13 @@ async def migrate_while_asking(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tenants", type=int, default=10_000)
+    parser.add_argument("--tenants", type=int, help="how many  [default: 10,000, or 500 with --schema erp]")
+    parser.add_argument("--schema", choices=["small", "erp"], default="small", help="two tables for each, or 43")
     parser.add_argument("--purge", type=int, default=2_000, help="how many are dropped and purged in the end")
     arguments = parser.parse_args()
+    if arguments.schema == "erp":
+        sys.exit(asyncio.run(measure_erps(arguments.tenants or 500)))
+    arguments.tenants = arguments.tenants or 10_000
     if arguments.tenants < ASKED_TENANTS + arguments.purge:
         parser.error(f"--tenants: at least {ASKED_TENANTS} more than --purge, for those are asked all the time")
     sys.exit(asyncio.run(main(arguments.tenants, arguments.purge)))

@@ -18,6 +18,7 @@ from quart_tenants.postgres.tenants.lifecycle import (
 )
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant, create_tenants
 from quart_tenants.postgres.tenants.purge import purge_trash
+from quart_tenants.postgres.tenants.ready_making import ReadyReport, prepare_tenants
 from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, list_trash, undrop_tenant
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
@@ -30,6 +31,7 @@ __all__ = [
     "FleetPlan",
     "FleetReport",
     "FleetStatus",
+    "ReadyReport",
     "SchemaName",
     "Settings",
     "Slug",
@@ -54,6 +56,7 @@ __all__ = [
     "parse_schema_name",
     "parse_slug",
     "plan_fleet",
+    "prepare_tenants",
     "purge_trash",
     "read_settings",
     "remove_domain",

@@ -104,6 +104,12 @@ class Settings:
         "attempts",
         "How often the migration of a tenant is tried if a lock, a deadlock or a lost connection stops it.",
     )
+    ready_tenants: int = _setting(
+        0,
+        between(0, 1000, int),
+        "tenants",
+        "How many empty tenants are made in advance, so that a sign-up takes one at once instead of making its tables.",
+    )
     trash_days: float = _setting(
         30.0, between(0, 36500, float), "days", "How long a dropped tenant is kept before `purge` deletes it."
     )

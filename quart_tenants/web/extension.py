@@ -22,6 +22,7 @@ from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.shared.shared_access import check_shared_schemas
 from quart_tenants.postgres.tenants.new_tenant import Fill
 from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.postgres.tenants.ready_making import keep_ready
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.answers.problems import answer_tenant_error, answer_tenant_errors
@@ -81,6 +82,7 @@ class QuartTenants(TenantState):
         super().__init__()
         self._app: Quart | None = None
         self._set_up: SetUp | None = None
+        self._ready_taken = asyncio.Event()
         if app is not None:
             self.init_app(app)
 
@@ -137,6 +139,11 @@ class QuartTenants(TenantState):
             if uses_sessions(app):
                 check_secret_key(app)
             await resources.enter_async_context(self.running())
+            if self.settings.ready_tenants:
+                # Only where the app is served, and not in a script.
+                upkeep = keep_ready(self.database, self._ready_taken, settings=self.settings)
+                task = asyncio.create_task(upkeep, name="quart_tenants ready tenants")
+                resources.push_async_callback(_cancel, task)
 
         @app.after_serving
         async def stop() -> None:
@@ -236,6 +243,7 @@ class QuartTenants(TenantState):
             self.database, parse_slug(slug), name or slug, settings=self.settings, schema=schema_name, fill=fill
         )
         audit("tenant_created", tenant=tenant.slug, schema=tenant.schema)
+        self._ready_taken.set()
         # The tenant exists, whether or not this worker can hear of it now.
         with contextlib.suppress(TenantError):
             await self.registry.refresh()

@@ -1,6 +1,11 @@
 -- Describes the tables of schemas, so that tenants can be compared.
--- $1 the schemas' names. For each schema that exists the answer has a digest and, where $2 is true, all its parts.
--- A part is kind, table, name and text, joined by chr(1). Names are quoted where SQL needs it.
+-- $1 the schemas' names, $2 the digests whose parts are known. For each schema that exists the answer has a digest and,
+-- unless it is known, all its parts. A part is kind, table, name and text, joined by chr(1). Names are quoted where SQL
+-- needs it.
+--
+-- Everything is found by an index that begins with what is known, so that a schema costs the same among ten and among
+-- ten thousand: the tables through pg_depend, because pg_class has no index by schema, and the constraint of an index
+-- through its table, because pg_constraint has none by index.
 --
 -- The schema's own name is taken out of each text. A plain replacement by chr(1) is enough if no letter stands before
 -- it and if the only quotes around it are those of a text like 'acme.orders'::regclass. Then no quote is left after
@@ -16,14 +21,18 @@ WITH schemas AS MATERIALIZED (
     FROM pg_catalog.pg_namespace WHERE nspname = ANY ($1::text[])
 ),
 tables AS MATERIALIZED (
-    SELECT c.oid, c.relnamespace, pg_catalog.quote_ident(c.relname) AS name
-    FROM schemas AS s JOIN pg_catalog.pg_class AS c ON c.relnamespace = s.oid AND c.relkind IN ('r', 'p', 'f')
+    SELECT c.oid, s.nspname, s.prefix, s.prefix_in_literal, pg_catalog.quote_ident(c.relname) AS name
+    FROM schemas AS s
+    JOIN pg_catalog.pg_depend AS d
+        ON d.refclassid = 'pg_catalog.pg_namespace'::pg_catalog.regclass AND d.refobjid = s.oid
+        AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+    JOIN pg_catalog.pg_class AS c ON c.oid = d.objid AND c.relkind IN ('r', 'p', 'f')
 ),
 raw_parts AS (
-    SELECT relnamespace, 'table' AS kind, name AS table_name, '' AS name, '' AS text FROM tables
+    SELECT nspname, prefix, prefix_in_literal, 'table' AS kind, name AS table_name, '' AS name, '' AS text FROM tables
     UNION ALL
     SELECT
-        t.relnamespace, 'column', t.name, pg_catalog.quote_ident(a.attname),
+        t.nspname, t.prefix, t.prefix_in_literal, 'column', t.name, pg_catalog.quote_ident(a.attname),
         pg_catalog.concat(
             pg_catalog.format_type(a.atttypid, a.atttypmod),
             CASE WHEN a.attcollation <> y.typcollation THEN ' COLLATE ' || a.attcollation::regcollation END,
@@ -43,51 +52,58 @@ raw_parts AS (
     LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     UNION ALL
     SELECT
-        t.relnamespace, 'index', t.name, pg_catalog.quote_ident(i.relname),
+        t.nspname, t.prefix, t.prefix_in_literal, 'index', t.name, pg_catalog.quote_ident(i.relname),
         pg_catalog.pg_get_indexdef(x.indexrelid) || CASE WHEN x.indisvalid THEN '' ELSE ' (invalid)' END
     FROM tables AS t
     JOIN pg_catalog.pg_index AS x ON x.indrelid = t.oid
     JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid
     -- The others are told by their constraint.
     WHERE NOT EXISTS (
-        SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conindid = x.indexrelid AND k.contype IN ('p', 'u', 'x')
+        SELECT FROM pg_catalog.pg_constraint AS k
+        WHERE k.conrelid = x.indrelid AND k.conindid = x.indexrelid AND k.contype IN ('p', 'u', 'x')
     )
     UNION ALL
     SELECT
-        t.relnamespace, 'constraint', t.name, pg_catalog.quote_ident(k.conname), pg_catalog.pg_get_constraintdef(k.oid)
+        t.nspname, t.prefix, t.prefix_in_literal, 'constraint', t.name, pg_catalog.quote_ident(k.conname),
+        pg_catalog.pg_get_constraintdef(k.oid)
     FROM tables AS t
     -- NOT NULL is told by the column, on every version of the server; the last are triggers.
     JOIN pg_catalog.pg_constraint AS k ON k.conrelid = t.oid AND k.contype NOT IN ('n', 't')
 ),
 parts AS (
     SELECT
-        s.nspname,
+        p.nspname,
         -- No text is left of what somebody drops at this moment.
         pg_catalog.concat_ws(chr(1), p.kind, p.table_name, p.name, coalesce(x.text, '')) AS part
     FROM raw_parts AS p
-    JOIN schemas AS s ON s.oid = p.relnamespace
-    CROSS JOIN LATERAL (SELECT pg_catalog.replace(p.text, s.prefix, chr(1)) AS marked) AS m
+    CROSS JOIN LATERAL (SELECT pg_catalog.replace(p.text, p.prefix, chr(1)) AS marked) AS m
     CROSS JOIN LATERAL (
         SELECT CASE
-            WHEN m.marked = p.text AND pg_catalog.strpos(p.text, s.prefix_in_literal) = 0 THEN p.text
-            WHEN s.prefix = s.prefix_in_literal AND pg_catalog.regexp_replace(
+            WHEN m.marked = p.text AND pg_catalog.strpos(p.text, p.prefix_in_literal) = 0 THEN p.text
+            WHEN p.prefix = p.prefix_in_literal AND pg_catalog.regexp_replace(
                 m.marked, '''\x01?[^''\x01]*''::reg|''[^''\x01]*''|"[^"''\x01]*"', '', 'g'
             ) !~ '[''"]|[[:alnum:]_$]\x01' THEN pg_catalog.replace(m.marked, chr(1), '')
             ELSE pg_catalog.regexp_replace(
                 p.text,
                 '("(?:[^"]|"")*"|''(?:[^'']|'''')*''|[[:alnum:]_$]+)|('')'
-                || pg_catalog.regexp_replace(s.prefix_in_literal, '[][\\.*+?(){}|^$]', '\\\&', 'g')
+                || pg_catalog.regexp_replace(p.prefix_in_literal, '[][\\.*+?(){}|^$]', '\\\&', 'g')
                 || '((?:[^'']|'''')*''::reg[a-z]+)|'
-                || pg_catalog.regexp_replace(s.prefix, '[][\\.*+?(){}|^$]', '\\\&', 'g'),
+                || pg_catalog.regexp_replace(p.prefix, '[][\\.*+?(){}|^$]', '\\\&', 'g'),
                 '\1\2\3', 'g'
             )
         END AS text
     ) AS x
+    UNION ALL
+    -- Also a schema without tables.
+    SELECT nspname, NULL FROM schemas
+),
+digests AS (
+    SELECT
+        nspname,
+        -- In an order that no locale changes.
+        coalesce(pg_catalog.md5(pg_catalog.string_agg(part, chr(2) ORDER BY part COLLATE "C")), '') AS digest,
+        pg_catalog.array_agg(part) FILTER (WHERE part IS NOT NULL) AS parts
+    FROM parts GROUP BY nspname
 )
-SELECT
-    s.nspname::text AS schema_name,
-    -- In an order that no locale changes.
-    coalesce(pg_catalog.md5(pg_catalog.string_agg(p.part, chr(2) ORDER BY p.part COLLATE "C")), '') AS digest,
-    pg_catalog.array_agg(p.part) FILTER (WHERE $2::boolean AND p.part IS NOT NULL) AS parts
-FROM schemas AS s LEFT JOIN parts AS p ON p.nspname = s.nspname
-GROUP BY s.nspname
+SELECT nspname::text AS schema_name, digest, CASE WHEN digest <> ALL ($2::text[]) THEN parts END AS parts
+FROM digests

@@ -20,7 +20,10 @@ WITH RECURSIVE gone (classid, objid, objsubid) AS (
     ) AS d
 ), parts (classid, objid, objsubid, relation, schema_oid) AS (
     -- The relation to which each of them belongs, if it is a part of one, and the schema.
-    SELECT g.classid, g.objid, g.objsubid, part.relation, coalesce(c.relnamespace, part.schema_oid)
+    -- By a subquery, because a join would read all of pg_class: the planner expects thirteen rows for each object.
+    SELECT g.classid, g.objid, g.objsubid, part.relation, coalesce(
+        (SELECT c.relnamespace FROM pg_catalog.pg_class AS c WHERE c.oid = part.relation), part.schema_oid
+    )
     FROM gone AS g
     CROSS JOIN LATERAL (
         SELECT CASE WHEN g.objsubid > 0 THEN g.objid END, NULL::oid
@@ -54,7 +57,7 @@ WITH RECURSIVE gone (classid, objid, objsubid) AS (
         -- Types of rows and of arrays go with what they are of.
         SELECT NULL, y.typnamespace FROM pg_catalog.pg_type AS y
         WHERE g.classid = 'pg_catalog.pg_type'::regclass AND y.oid = g.objid AND y.typrelid = 0
-            AND NOT EXISTS (SELECT FROM pg_catalog.pg_type AS e WHERE e.typarray = y.oid)
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_type AS e WHERE e.oid = y.typelem AND e.typarray = y.oid)
         UNION ALL
         SELECT NULL, q.oprnamespace FROM pg_catalog.pg_operator AS q
         WHERE g.classid = 'pg_catalog.pg_operator'::regclass AND q.oid = g.objid
@@ -65,7 +68,15 @@ WITH RECURSIVE gone (classid, objid, objsubid) AS (
         SELECT NULL, s.stxnamespace FROM pg_catalog.pg_statistic_ext AS s
         WHERE g.classid = 'pg_catalog.pg_statistic_ext'::regclass AND s.oid = g.objid
     ) AS part (relation, schema_oid)
-    LEFT JOIN pg_catalog.pg_class AS c ON c.oid = part.relation
+), outside AS MATERIALIZED (
+    SELECT p.classid, p.objid, p.objsubid
+    FROM parts AS p
+    WHERE p.schema_oid <> (SELECT n.oid FROM pg_catalog.pg_namespace AS n WHERE n.nspname = $1)
+        -- A part of a relation that goes as a whole is not told.
+        AND (p.relation IS NULL OR NOT EXISTS (
+            SELECT FROM gone AS g
+            WHERE g.classid = 'pg_catalog.pg_class'::regclass AND g.objid = p.relation AND g.objsubid = 0
+        ))
 )
 SELECT
     named.type AS kind,
@@ -80,15 +91,9 @@ SELECT
                 'ALTER TABLE %s DROP CONSTRAINT IF EXISTS %I CASCADE', key.conrelid::regclass, key.conname
             )
     END AS removal
-FROM parts AS p
-JOIN pg_catalog.pg_namespace AS n ON n.oid = p.schema_oid AND n.nspname <> $1
+FROM outside AS p
 LEFT JOIN pg_catalog.pg_class AS k ON k.oid = p.objid AND p.classid = 'pg_catalog.pg_class'::regclass
 LEFT JOIN pg_catalog.pg_constraint AS key
     ON key.oid = p.objid AND p.classid = 'pg_catalog.pg_constraint'::regclass
 CROSS JOIN LATERAL pg_catalog.pg_identify_object(p.classid, p.objid, p.objsubid) AS named
--- A part of a relation that goes as a whole is not told.
-WHERE p.relation IS NULL OR NOT EXISTS (
-    SELECT FROM gone AS g
-    WHERE g.classid = 'pg_catalog.pg_class'::regclass AND g.objid = p.relation AND g.objsubid = 0
-)
 ORDER BY removal NULLS FIRST, kind, identity

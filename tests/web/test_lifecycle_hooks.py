@@ -2,7 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from quart_tenants.tenant import Slug
 from quart_tenants.web.context import working_for
 from quart_tenants.web.tenant_files import TenantFiles
 from tests.support.databases import REFERENCE_FILES, execute
+from tests.support.patience import wait_until
 from tests.web.commands.runs import Outcome
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,32 @@ def told(app: tuple[Quart, QuartTenants]) -> Told:
 
 
 # Hooks
+
+
+async def test_sign_up_that_takes_a_ready_tenant_is_told(
+    app: tuple[Quart, QuartTenants], told: Told, database_url: str
+) -> None:
+    """A served app makes tenants in advance and calls its hooks when one is taken; a script makes none."""
+    tenants = app[1]
+    tenants.settings = replace(tenants.settings, ready_tenants=1)
+
+    async def count() -> int:
+        async with tenants.database.connection() as connection:
+            return int(await connection.fetchval("SELECT coalesce(max(id), 0) FROM quart_tenants.ready_schemas"))
+
+    async with app[0].app_context(), tenants.running():
+        assert await count() == 0
+    async with app[0].test_app():
+        await wait_until(lambda: reaches(count, 1))
+        await tenants.create("newco")
+        await wait_until(lambda: reaches(count, 2))
+
+    assert told == [("created", "newco", None, None)]
+
+
+async def reaches(count: Callable[[], Awaitable[int]], number: int) -> bool:
+    """Return whether *count* is *number* at least."""
+    return await count() >= number
 
 
 def test_commands_tell_the_app_what_they_did(commands: CommandLine, told: Told, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from quart_tenants.postgres.roles.schema_access import (
 )
 from quart_tenants.postgres.shared.shared_names import SHARE_LOCK
 from quart_tenants.postgres.tenants.dependents import Dependent
+from quart_tenants.postgres.tenants.schema_moves import MOVE_FUNCTION_PATHS, MOVE_MIGRATIONS
 from quart_tenants.postgres.tenants.trash import name_in_trash
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
@@ -49,7 +50,6 @@ OVERRIDING SYSTEM VALUE
 SELECT $1::bigint, $2, $3, display_name, created_at, suspended_at, clock_timestamp(), $4 FROM quart_tenants.tenants
 WHERE id = $5
 """
-_MOVE_MIGRATIONS = "UPDATE quart_tenants.applied_migrations SET schema_name = $2 WHERE schema_name = $1"
 _FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _FORGET_FAILURE = "DELETE FROM quart_tenants.migration_failures WHERE tenant_id = $1"
 _ADD_MIGRATION = """
@@ -57,30 +57,6 @@ INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256
 """
 # Not now(), which is the start of the transaction: old rows of the feed are deleted.
 _ADD_CHANGE = "INSERT INTO quart_tenants.changes (tenant_id, changed_at) VALUES ($1, clock_timestamp())"
-# A function that was made with SET search_path FROM CURRENT keeps the name of its schema as a text, which a rename does
-# not change. It would read and write another tenant's rows. This lists the statements that put in the new name.
-# $1 its schema now, $2 the old name, $3 the new name.
-_MOVE_FUNCTION_PATHS = """
-SELECT format('ALTER ROUTINE %s SET search_path TO %s', s.routine, substr(s.moved, 3, length(s.moved) - 3))
-FROM (
-    SELECT
-        p.oid::regprocedure AS routine,
-        ', ' || substr(c.setting, 13) || ',' AS path,
-        -- Twice, because two neighbours share a comma: acme, acme.
-        replace(
-            replace(
-                ', ' || substr(c.setting, 13) || ',', ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
-            ),
-            ', ' || quote_ident($2) || ',', ', ' || quote_ident($3) || ','
-        ) AS moved
-    FROM pg_catalog.pg_proc AS p
-    JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace
-    CROSS JOIN unnest(p.proconfig) AS c (setting)
-    WHERE n.nspname = $1 AND c.setting LIKE 'search_path=%'
-) AS s
-WHERE s.moved <> s.path
-"""
-
 # Lists a statement that fails if a name is in the restored schema and in a shared one. $1 the shared schemas, $2 the
 # restored one, both as arrays.
 _REFUSE_SHARED_NAMES = f"""
@@ -226,14 +202,14 @@ class Restoration:
             script += [f"{dependent.removal};\n" for dependent in self.dependents]
             script += [
                 _rename(tenant.schema, trash),
-                _execute(_MOVE_FUNCTION_PATHS, trash.name, schema, later, answer="\\gexec\n"),
+                _execute(MOVE_FUNCTION_PATHS, trash.name, schema, later, answer="\\gexec\n"),
                 _execute(_ADD_REPLACED, self.replaced.id, later, trash.name, later, tenant.id),
-                _execute(_MOVE_MIGRATIONS, schema, trash.name),
+                _execute(MOVE_MIGRATIONS, schema, trash.name),
             ]
         script.append(_rename(restored, tenant.schema))
         if self.dumped != tenant.schema:
             script += [
-                _execute(_MOVE_FUNCTION_PATHS, schema, self.dumped.name, schema, answer="\\gexec\n"),
+                _execute(MOVE_FUNCTION_PATHS, schema, self.dumped.name, schema, answer="\\gexec\n"),
                 _execute(read_statement("refuse_old_schema_name"), schema, self.dumped.name, answer="\\gexec\n"),
             ]
         if self.shared:

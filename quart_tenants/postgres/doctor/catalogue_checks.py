@@ -37,8 +37,9 @@ SELECT
     ) AS public_open
 FROM pg_catalog.pg_roles AS r WHERE r.rolname = session_user
 """
-# Lists roles that may look into the schemas of tenants and of the registry, without the owner of the schema, the
-# tenant's own role and the role that has logged in. $1 the role of all who read the shared schemas, or null.
+# Lists roles that may look into the schemas of tenants, also of those made in advance, and of the registry, without the
+# owner of the schema, the tenant's own role and the role that has logged in. $1 the role of all who read the shared
+# schemas, or null.
 _LIST_STRANGERS = """
 SELECT
     n.nspname::text AS schema_name,
@@ -49,7 +50,8 @@ FROM pg_catalog.pg_namespace AS n
 LEFT JOIN quart_tenants.tenants AS t ON t.schema_name = n.nspname
 CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS x
 LEFT JOIN pg_catalog.pg_roles AS g ON g.oid = x.grantee
-WHERE (t.id IS NOT NULL OR n.nspname = 'quart_tenants')
+WHERE (t.id IS NOT NULL OR n.nspname = 'quart_tenants'
+        OR pg_catalog.starts_with(n.nspname::text, 'quart_tenants_ready_'))
     AND x.grantee <> n.nspowner AND x.privilege_type = 'USAGE'
     AND (g.oid IS NULL OR g.rolname IS DISTINCT FROM t.role_name AND g.rolname <> session_user)
 ORDER BY 1, 2

@@ -1,21 +1,44 @@
 """Find the tenants whose tables differ from those of the majority at the same version, and say in what.
 
-One query describes every table, column, index and constraint by a text without the schema's own name, and returns
-one digest for each schema. A second query returns the texts for one schema of each digest that differs.
+A query describes every table, column, index and constraint by a text without the schema's own name, and returns one
+digest for each schema, with the texts of those digests that are new. It runs for a batch of schemas at a time, each
+batch on a connection of its own: a server process remembers every table that it has described until it ends.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from quart_tenants.connection import Connection
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.registry.registry_tables import read_tenant
 from quart_tenants.resources import read_statement
+from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 
-# The query runs once, and compiling it would take as long as running it.
-_DO_NOT_COMPILE = "SET LOCAL jit TO off"
+# A server process that has described so many tables has some 40 MB. It takes two or three seconds for them.
+_TABLES_AT_ONCE = 4000
+# The versions and the tables must be of the same moment, although tenants are migrated meanwhile.
+_READ_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+# Compiling the query would take as long as running it. A join that is no loop reads a whole catalogue for each batch.
+# All loops of this query are over indexes.
+LOOP_OVER_INDEXES = "SET LOCAL jit TO off; SET LOCAL enable_hashjoin TO off; SET LOCAL enable_mergejoin TO off"
+"""Settings for `describe_schemas.sql`; they end with the transaction."""
+# For the size of the batches only, so that it need not be of the same moment. It reads pg_class once.
+_COUNT_TABLES = """
+SELECT n.nspname::text AS schema_name, c.number
+FROM (
+    SELECT relnamespace, count(*) AS number FROM pg_catalog.pg_class WHERE relkind IN ('r', 'p', 'f')
+    GROUP BY relnamespace
+) AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+"""
+# $1 the tenants' numbers.
+_LIST_TENANTS = """
+SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
+FROM quart_tenants.living_tenants WHERE id = ANY ($1::bigint[])
+"""
 
 _KINDS = ("table", "column", "index", "constraint")
 
@@ -64,49 +87,88 @@ class _Part(NamedTuple):
 _Shape = Mapping[_Part, str]
 
 
-async def find_drift(connection: Connection, tenants: Sequence[Tenant]) -> tuple[list[Majority], list[Drift]]:
-    """Compare each of *tenants* with the others at its version, by two queries for all of them.
+async def find_drift(
+    database: Database,
+    tenants: Sequence[Tenant],
+    *,
+    settings: Settings,
+    on_compared: Callable[[int], object] = lambda number: None,
+) -> tuple[list[Majority], list[Drift]]:
+    """Compare each of *tenants* with the others at its version, by a query for each batch of them.
 
     Tables, columns, indexes and constraints are compared by name; the order of columns does not matter. Views,
-    functions and triggers are not compared.
+    functions and triggers are not compared. What has changed since *tenants* were read is taken as it is now, and
+    tenants that were dropped are left out. A cancellation changes nothing.
 
     Args:
-        connection: Inside a block that sees one moment (`REPEATABLE READ`).
-        tenants: The tenants at that moment.
+        database: The database of the tenants.
+        tenants: Whom to compare.
+        settings: For a new connection for each batch. `TENANTS_COMMAND_TIMEOUT` is the time limit of one batch.
+        on_compared: Called after each batch with the number of its tenants.
 
     Returns:
         What they were compared with, by version; and the tenants that differ or have no schema, in the given order.
+
+    Raises:
+        DatabaseTimeoutError: A batch took longer than `TENANTS_COMMAND_TIMEOUT`.
     """
-    await connection.execute(_DO_NOT_COMPILE)
-    rows = await connection.fetch(read_statement("describe_schemas"), [tenant.schema.name for tenant in tenants], False)
-    digests: dict[str, str] = {row["schema_name"]: row["digest"] for row in rows}
+    async with database.connection() as connection:
+        sizes = {row["schema_name"]: row["number"] for row in await connection.fetch(_COUNT_TABLES)}
+    present: dict[int, Tenant] = {}
+    digests: dict[int, str] = {}
+    shapes: dict[str, _Shape] = {}
+    for batch in _divide(tenants, sizes):
+        async with await Database.open(settings, max_size=1) as fresh, fresh.connection() as connection:
+            await connection.execute(_READ_ONE_MOMENT)
+            await connection.execute(LOOP_OVER_INDEXES)
+            rows = await connection.fetch(_LIST_TENANTS, [tenant.id for tenant in batch])
+            known = {tenant.schema.name: tenant for tenant in map(read_tenant, rows)}
+            for row in await connection.fetch(read_statement("describe_schemas"), list(known), list(shapes)):
+                digests[known[row["schema_name"]].id] = digest = row["digest"]
+                if digest not in shapes:
+                    shapes[digest] = dict(map(_read_part, row["parts"] or ()))
+        present |= {tenant.id: tenant for tenant in known.values()}
+        on_compared(len(batch))
 
     groups: defaultdict[int, defaultdict[str, list[Tenant]]] = defaultdict(lambda: defaultdict(list))
-    for tenant in sorted(tenants, key=lambda tenant: tenant.id):
-        if tenant.schema.name in digests:
-            groups[tenant.version][digests[tenant.schema.name]].append(tenant)
+    for number, tenant in sorted(present.items()):
+        if number in digests:
+            groups[tenant.version][digests[number]].append(tenant)
     # max() keeps the first of equals: that is the group of the oldest tenant.
-    most = {version: max(by_digest.values(), key=len) for version, by_digest in groups.items()}
-    majorities = [_describe_majority(most[version], list(groups[version].values())) for version in sorted(most)]
-
-    # Tenants that differ in the same way are described once.
-    first = {
-        (group[0].version, digest): group[0] for by_digest in groups.values() for digest, group in by_digest.items()
-    }
-    differing = {key: tenant for key, tenant in first.items() if tenant is not most[tenant.version][0]}
-    shapes = await _describe(connection, [*differing.values(), *(most[version][0] for version, _ in differing)])
+    most = {version: max(by_digest, key=lambda digest: len(by_digest[digest])) for version, by_digest in groups.items()}
+    majorities = [
+        _describe_majority(groups[version][most[version]], list(groups[version].values())) for version in sorted(most)
+    ]
+    # Tenants that differ in the same way are compared once.
     differences = {
-        key: tuple(_compare(shapes[tenant.schema.name], shapes[most[tenant.version][0].schema.name]))
-        for key, tenant in differing.items()
+        (version, digest): tuple(_compare(shapes[digest], shapes[most[version]]))
+        for version, by_digest in groups.items()
+        for digest in by_digest
     }
 
     drifts = []
-    for tenant in tenants:
-        if tenant.schema.name not in digests:
+    for tenant in (present[tenant.id] for tenant in tenants if tenant.id in present):
+        if tenant.id not in digests:
             drifts.append(Drift(tenant.slug, tenant.version, (f"schema {tenant.schema} is missing",)))
-        elif lines := differences.get((tenant.version, digests[tenant.schema.name])):
+        elif lines := differences[tenant.version, digests[tenant.id]]:
             drifts.append(Drift(tenant.slug, tenant.version, lines))
     return majorities, drifts
+
+
+def _divide(tenants: Sequence[Tenant], sizes: Mapping[str, int]) -> Iterator[list[Tenant]]:
+    """Yield *tenants* in batches of at most `_TABLES_AT_ONCE` tables, or of one tenant that has more."""
+    batch: list[Tenant] = []
+    tables = 0
+    for tenant in tenants:
+        # An empty schema takes time, too.
+        size = 1 + sizes.get(tenant.schema.name, 0)
+        if batch and tables + size > _TABLES_AT_ONCE:
+            yield batch
+            batch, tables = [], 0
+        batch.append(tenant)
+        tables += size
+    if batch:
+        yield batch
 
 
 def _describe_majority(group: Sequence[Tenant], groups: Sequence[Sequence[Tenant]]) -> Majority:
@@ -117,14 +179,6 @@ def _describe_majority(group: Sequence[Tenant], groups: Sequence[Sequence[Tenant
         sum(map(len, groups)),
         tied=sum(len(other) == len(group) for other in groups) > 1,
     )
-
-
-async def _describe(connection: Connection, tenants: Sequence[Tenant]) -> Mapping[str, _Shape]:
-    """Return the parts of each tenant's schema, by its name."""
-    if not tenants:
-        return {}
-    rows = await connection.fetch(read_statement("describe_schemas"), [tenant.schema.name for tenant in tenants], True)
-    return {row["schema_name"]: dict(map(_read_part, row["parts"] or ())) for row in rows}
 
 
 def _read_part(part: str) -> tuple[_Part, str]:

@@ -8,7 +8,7 @@ import asyncpg
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, TenantExistsError, UnknownSchemaError
-from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.database import Database, enter_schema
 from quart_tenants.postgres.migrations.migration_files import (
     describe_newest,
     get_tenant_migrations,
@@ -23,6 +23,7 @@ from quart_tenants.postgres.shared.shared_access import grant_shared
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.postgres.tenants.free_names import check_free, check_not_reserved
 from quart_tenants.postgres.tenants.new_tenant import Fill, NewTenant, finish, make_schema, run_files
+from quart_tenants.postgres.tenants.ready_tenants import take_ready
 from quart_tenants.postgres.tenants.staged_creation import create_in_steps, sweep_unfinished
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_display_name, parse_schema_name
@@ -50,6 +51,8 @@ async def create_tenant(
 
     Before PostgreSQL 17 an enum value that one file adds cannot be used by a later one in the same transaction. Where
     files do that, several transactions make the tenant, and only the last one makes it a tenant: see `create_in_steps`.
+
+    With `TENANTS_READY_TENANTS` it takes a schema that was made in advance from the same files, if there is one.
 
     Args:
         database: The database; its role needs CREATE on it.
@@ -82,7 +85,7 @@ async def create_tenant(
     migrations = get_tenant_migrations(settings)
     new = NewTenant(slug, schema, name, migrations, first_rows, fill)
     await sweep_unfinished(database, [slug])
-    return await _create(database, new, settings, check=True)
+    return await _create(database, new, settings, alone=True)
 
 
 async def create_tenants(
@@ -202,25 +205,35 @@ async def register_tenant(connection: Connection, slug: Slug, schema: SchemaName
     return Tenant(tenant_id, slug, schema, name, version)
 
 
-async def _create(database: Database, new: NewTenant, settings: Settings, *, check: bool = False) -> Tenant:
+async def _create(database: Database, new: NewTenant, settings: Settings, *, alone: bool = False) -> Tenant:
     """Make the tenant in one transaction if PostgreSQL allows that, or else in several.
 
     Args:
         database: Needs one connection.
         new: What to make.
         settings: They say whether tenants have roles.
-        check: Whether nobody has checked yet that the names are free, and that no file was edited.
+        alone: Whether it is one tenant, and not many: then nobody has checked yet that the names are free and that no
+            file was edited, and it may take a schema that was made in advance.
     """
     block = database.connection()
     try:
         async with block as connection:
-            if check:
+            if alone:
                 await refuse_edited(connection, new.migrations)
                 await check_free(connection, {new.slug: new.schema}, settings)
-            if len(take_together(new.migrations, new_tables=True)) == len(new.migrations):
+            owner = await get_owner(connection) if settings.role_per_tenant else None
+            taken = alone and await take_ready(connection, new.schema, new.migrations, owner, settings=settings)
+            if taken or len(take_together(new.migrations, new_tables=True)) == len(new.migrations):
                 tenant = await register_tenant(connection, new.slug, new.schema, new.name, len(new.migrations))
-                tenant = await make_schema(connection, tenant, settings=settings)
-                await run_files(connection, tenant, new.migrations, settings=settings)
+                if taken:
+                    if owner is not None:
+                        tenant = replace(
+                            tenant, role=await give_tenant_role(connection, tenant.id, tenant.schema, owner)
+                        )
+                    await enter_schema(connection, tenant.schema, settings=settings)
+                else:
+                    tenant = await make_schema(connection, tenant, settings=settings)
+                    await run_files(connection, tenant, new.migrations, settings=settings)
                 await finish(database, block, connection, new, tenant, settings=settings)
                 return tenant
     except (MigrationFailedError, asyncpg.UnsafeNewEnumValueUsageError) as error:

@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-import asyncpg
-
-from quart_tenants.connection import Connection
-from quart_tenants.errors import SchemaExistsError, TenantNotInTrashError, UnknownSchemaError
+from quart_tenants.errors import TenantNotInTrashError, UnknownSchemaError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import check_rested, let_names_rest, wake_name
 from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, lock_until_commit
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.postgres.tenants.dependents import remove_dependents
+from quart_tenants.postgres.tenants.schema_moves import MOVE_MIGRATIONS, rename_schema
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
@@ -24,7 +22,6 @@ _TAKE_OUT_OF_TRASH = """
 UPDATE quart_tenants.tenants SET schema_name = schema_before_drop, schema_before_drop = NULL, dropped_at = NULL
 WHERE id = $1
 """
-_MOVE_MIGRATIONS = "UPDATE quart_tenants.applied_migrations SET schema_name = $2 WHERE schema_name = $1"
 _SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
 _LIST_TRASH = """
 SELECT id, slug, schema_name, display_name, dropped_at, purge_began_at FROM quart_tenants.tenants
@@ -84,9 +81,9 @@ async def drop_tenant(database: Database, slug: Slug, *, including_dependents: b
         # A tenant must be droppable, too, if somebody dropped its schema by hand.
         if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
             await remove_dependents(connection, slug, tenant.schema, including=including_dependents)
-            await _rename_schema(connection, tenant.schema, trash)
+            await rename_schema(connection, tenant.schema, trash)
         else:
-            await connection.execute(_MOVE_MIGRATIONS, tenant.schema.name, trash.name)
+            await connection.execute(MOVE_MIGRATIONS, tenant.schema.name, trash.name)
         domains = [row["domain"] for row in await connection.fetch(_LIST_DOMAINS, tenant.id)]
         await let_names_rest(connection, tenant.id, domains)
         await let_names_rest(connection, tenant.id, [tenant.slug], schema=tenant.schema)
@@ -127,7 +124,7 @@ async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -
             raise UnknownSchemaError(schema.name, "its deletion has begun; let the command `purge` finish it")
         if not await connection.fetchval(_SCHEMA_EXISTS, row["schema_name"]):
             raise UnknownSchemaError(schema.name, f"it is gone: nothing is called {row['schema_name']} any more")
-        await _rename_schema(connection, SchemaName(row["schema_name"]), schema)
+        await rename_schema(connection, SchemaName(row["schema_name"]), schema)
         await check_rested(connection, tenant_id, settings=settings, schema=schema)
         await refuse_shared_names(connection, schema, settings=settings)
         await connection.execute(_TAKE_OUT_OF_TRASH, tenant_id)
@@ -161,12 +158,3 @@ async def list_trash(database: Database) -> list[TrashedTenant]:
 def name_in_trash(tenant_id: int) -> SchemaName:
     """Return the name that the schema of a tenant has in the trash."""
     return SchemaName(f"{REGISTRY_SCHEMA}_trash_{tenant_id}")
-
-
-async def _rename_schema(connection: Connection, old: SchemaName, new: SchemaName) -> None:
-    """Rename a schema, also in the registry."""
-    try:
-        await connection.execute(f"ALTER SCHEMA {old.quoted} RENAME TO {new.quoted}")
-    except asyncpg.DuplicateSchemaError as error:
-        raise SchemaExistsError(new.name) from error
-    await connection.execute(_MOVE_MIGRATIONS, old.name, new.name)

@@ -9,7 +9,13 @@ from quart_tenants.web.commands.domains import domain_commands
 from quart_tenants.web.commands.lifecycle import rename_command, resume_command, settings_command, suspend_command
 from quart_tenants.web.commands.lint import lint_command
 from quart_tenants.web.commands.migrate import migrate_command
-from quart_tenants.web.commands.provisioning import adopt_command, create_command, init_command, list_command
+from quart_tenants.web.commands.provisioning import (
+    adopt_command,
+    create_command,
+    init_command,
+    list_command,
+    prepare_command,
+)
 from quart_tenants.web.commands.running import TenantGroup
 from quart_tenants.web.commands.serve import serve_command
 from quart_tenants.web.commands.status import status_command
@@ -23,6 +29,7 @@ def tenant_commands(name: str = "tenants") -> click.Group:
         init_command,
         create_command,
         create_many_command,
+        prepare_command,
         adopt_command,
         list_command,
         status_command,

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import click
@@ -14,11 +14,12 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
 from quart_tenants.postgres.rehearsal.rehearsal import DEFAULT_SAMPLE
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared, plan_shared
+from quart_tenants.postgres.tenants.ready_making import prepare_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.rehearsal import rehearse_migration
-from quart_tenants.web.commands.running import count_tenants, tell_shared, with_database
+from quart_tenants.web.commands.running import count_tenants, describe_ready, tell_shared, with_database
 
 _MOST_NAMES = 10
 _ENOUGH = 100  # tenants, for a rate
@@ -80,6 +81,7 @@ async def migrate_command(
         return
     if not plan.behind:
         click.echo(json.dumps(_show_report(FleetReport(plan))) if as_json else _describe_nothing(plan))
+        await _prepare(database, settings, named, to)
         return
     if rehearse:
         await rehearse_migration(
@@ -118,6 +120,16 @@ async def migrate_command(
         _print_report(report)
     if report.failed or report.left:
         sys.exit(1)
+    await _prepare(database, settings, named, to)
+
+
+async def _prepare(database: Database, settings: Settings, named: Collection[Slug], to: int | None) -> None:
+    """Make the ready tenants anew, unless only a part of the fleet or of the files was meant."""
+    if named or to is not None or not settings.ready_tenants:
+        return
+    ready = await prepare_tenants(database, settings=settings)
+    if ready.made or ready.removed:
+        click.echo(f"tenants made in advance: {describe_ready(ready)}", err=True)
 
 
 def _describe_plan(plan: FleetPlan) -> str:

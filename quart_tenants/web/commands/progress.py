@@ -35,9 +35,9 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, *, failed: bool = False) -> None:
-        """Count one more tenant."""
-        self._done += 1
+    def advance(self, number: int = 1, *, failed: bool = False) -> None:
+        """Count *number* more tenants."""
+        self._done += number
         self._failed += failed
         if self._bar is not None:
             self._bar.update(self._done, self._failed)

@@ -13,6 +13,7 @@ from quart_tenants.postgres.fleet.role_setup import TenantWithoutRole, give_role
 from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry, list_tenants
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
+from quart_tenants.postgres.tenants.ready_making import prepare_tenants
 from quart_tenants.postgres.tenants.trash import list_trash
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
@@ -22,6 +23,7 @@ from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import (
     Failures,
     count_tenants,
+    describe_ready,
     tell_hooks,
     tell_hooks_of_each,
     tell_shared,
@@ -132,6 +134,17 @@ async def create_command(
         await tell_hooks("created", tenant)
     else:
         await tell_hooks("copied", tenant, source_id=source.id)
+
+
+@click.command("prepare")
+@with_database
+async def prepare_command(database: Database, settings: Settings) -> None:
+    """Make empty tenants in advance, as many as TENANTS_READY_TENANTS says.
+
+    The next sign-ups take them at once. Those that were made from other files are thrown away. The server does the
+    same in the background. Running it again does no harm.
+    """
+    click.echo(describe_ready(await prepare_tenants(database, settings=settings)))
 
 
 @click.command("adopt")

@@ -17,6 +17,7 @@ from quart_tenants.errors import DatabaseUnavailableError, HookFailedError, Sett
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
+from quart_tenants.postgres.tenants.ready_making import ReadyReport
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant
@@ -124,6 +125,11 @@ def tell_shared(ran: Collection[Migration], settings: Settings) -> None:
     if ran:
         names = ", ".join(migration.name for migration in ran)
         click.echo(f"shared schema {settings.shared_schemas[0]}: ran {names}", err=True)
+
+
+def describe_ready(report: ReadyReport) -> str:
+    """Return what became of the tenants that are made in advance."""
+    return f"{report.ready} ready; {report.made} made, {report.removed} thrown away"
 
 
 class _HookCalls:

@@ -1,8 +1,7 @@
 """The command that reports the state of all tenants."""
 
 import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
@@ -10,9 +9,9 @@ from itertools import islice
 import click
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.drift import Drift, Majority
-from quart_tenants.postgres.fleet.status import FleetStatus, VersionCount, get_fleet_status
+from quart_tenants.postgres.fleet.status import FleetStatus, VersionCount, add_drift, get_fleet_status
 from quart_tenants.settings import Settings
+from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import count_tenants, with_database
 from quart_tenants.web.commands.tables import print_rows
@@ -26,18 +25,26 @@ _MOST_LISTED = 20
 @changes_nothing
 @with_database
 async def status_command(database: Database, settings: Settings, as_json: bool, no_drift: bool) -> None:
-    """Report the state of all tenants: versions, failures and drift.
+    """Report the state of all tenants: versions, failures, and last the drift, for which it compares all tables.
 
     A tenant has drifted if its tables, columns, indexes or constraints differ from those of most tenants at the
     same version. Lists of more than 20 tenants are cut short, except with --json.
     """
-    if not no_drift and sys.stderr.isatty():
-        click.echo("comparing the tables of all tenants ...", err=True)
-    status = await get_fleet_status(database, settings=settings, drift=not no_drift)
-    if as_json:
-        click.echo(json.dumps(asdict(status), indent=2, default=datetime.isoformat))
-    else:
+    status = await get_fleet_status(database, settings=settings, drift=False)
+    if not as_json:
         _print_report(status)
+        if settings.ready_tenants:
+            click.echo(f"made in advance: {status.ready} of {settings.ready_tenants}")
+    try:
+        if not no_drift:
+            with Progress("comparing tables", status.tenants) as progress:
+                status = await add_drift(database, status, settings=settings, on_compared=progress.advance)
+    finally:
+        # Also where the comparison fails or is interrupted: the rest is as right without it.
+        if as_json:
+            click.echo(json.dumps(asdict(status), indent=2, default=datetime.isoformat))
+        else:
+            _print_drift(status)
 
 
 def _print_report(status: FleetStatus) -> None:
@@ -64,17 +71,17 @@ def _print_report(status: FleetStatus) -> None:
     )
     for edited in status.edited:
         _print_list(f"{edited.file} was changed after it ran for", len(edited.slugs), edited.slugs)
-    if status.drift is None or status.majorities is None:
-        click.echo("drift: not looked for")
-    else:
-        _print_drift(status.drift, status.majorities)
 
 
-def _print_drift(drift: Sequence[Drift], majorities: Sequence[Majority]) -> None:
+def _print_drift(status: FleetStatus) -> None:
+    drift = status.drift
+    if drift is None:
+        click.echo("drift: not compared")
+        return
     if not drift:
         click.echo("drift: none")
         return
-    for majority in majorities:
+    for majority in status.majorities or ():
         if majority.tied:
             click.echo(
                 f"no majority at {majority.version:04}: the tables of {majority.slug} count, the oldest tenant,"

@@ -1,13 +1,16 @@
 """A tenant whose tables differ from the majority's at its version is found, and the difference named."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet import drift as drift_module
 from quart_tenants.postgres.fleet.drift import Majority, find_drift
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 
@@ -64,8 +67,7 @@ async def look_for_drift(
     """Return what the tenants, by default all, are compared with, and the differences of those that have any."""
     if tenants is None:
         tenants = await list_tenants(database)
-    async with database.connection() as connection:
-        majorities, drifts = await find_drift(connection, tenants)
+    majorities, drifts = await find_drift(database, tenants, settings=database._settings)
     return majorities, {drift.slug: drift.differences for drift in drifts}
 
 
@@ -301,18 +303,46 @@ async def test_views_functions_and_triggers_are_not_looked_at(database: Database
     assert (await look_for_drift(database))[1] == {}
 
 
-async def test_drift_is_asked_by_two_queries(database: Database, settings: Settings) -> None:
-    """However many tenants there are, and however many differ: one query for the digests, one for the texts."""
-    counts = []
-    queries: list[str] = []
-    for number in range(2):
-        await create_tenant(database, parse_slug(f"more{number}"), "More", settings=settings)
-        tenants = await list_tenants(database)
-        await run_in(database, f"ALTER TABLE app_user ADD x{number} int", *tenants[: number + 1])
-        queries.clear()
-        async with database.connection() as connection:
-            with connection.query_logger(lambda query: queries.append(query.query)):
-                _, drifts = await find_drift(connection, tenants)
-        counts.append((len([query for query in queries if "SELECT" in query]), len(drifts)))
+async def test_batches_are_not_seen_in_the_result(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tenants at a time are compared with all the others, on a new connection for each batch."""
+    tenants = await list_tenants(database)
+    await run_in(database, "ALTER TABLE app_user ADD x int", tenants[0])
+    await run_in(database, "CREATE TABLE more ()", tenants[3])
+    expected = await look_for_drift(database)
+    monkeypatch.setattr(drift_module, "_TABLES_AT_ONCE", 6)
+    pids: list[int] = []
+    open_database = Database.open
 
-    assert counts == [(2, 1), (2, 2)]
+    async def open_and_note(*arguments: Any, **options: Any) -> Database:
+        fresh = await open_database(*arguments, **options)
+        async with fresh.connection() as connection:
+            pids.append(await connection.fetchval("SELECT pg_backend_pid()"))
+        return fresh
+
+    monkeypatch.setattr(Database, "open", open_and_note)
+    compared: list[int] = []
+
+    found = await find_drift(database, tenants, settings=database._settings, on_compared=compared.append)
+
+    assert (found[0], {one.slug: one.differences for one in found[1]}) == expected
+    assert set(expected[1]) == {"acme", "globex"}
+    # Each has two tables, but for the last, which has three.
+    assert compared == [2, 1, 1]
+    assert len(set(pids)) == 3
+
+
+async def test_tenant_that_changes_meanwhile_is_taken_as_it_is(database: Database) -> None:
+    """A version and the tables of it are read together, and a tenant that was dropped is left out."""
+    tenants = await list_tenants(database)
+    async with database.connection() as connection:
+        await connection.execute(
+            "ALTER TABLE globex.app_user ADD nickname text;"
+            " INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)"
+            " VALUES ('globex', 2, '0002_nickname.sql', '')"
+        )
+    await drop_tenant(database, parse_slug("company2"))
+
+    majorities, drifts = await look_for_drift(database, tenants)
+
+    assert drifts == {}
+    assert [(majority.version, majority.count) for majority in majorities] == [(1, 2), (2, 1)]

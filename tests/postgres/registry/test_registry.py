@@ -195,7 +195,12 @@ async def test_older_registry_names_the_command(database: Database) -> None:
 
 async def test_newer_registry_is_used(database: Database) -> None:
     """During a deployment the old program goes on with the registry of the new one."""
-    await execute(database, "INSERT INTO quart_tenants.applied_migrations VALUES ('quart_tenants', 5, 'x', 'x')")
+    await execute(
+        database,
+        "INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)"
+        " SELECT schema_name, max(version) + 1, 'x', 'x' FROM quart_tenants.applied_migrations"
+        " WHERE schema_name = 'quart_tenants' GROUP BY schema_name",
+    )
 
     assert await list_tenants(database)
 

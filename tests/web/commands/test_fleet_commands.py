@@ -191,3 +191,24 @@ def test_lint_names_dangers_and_ends_with_one(run: Run, add: Add, tmp_path: Path
     assert (named.status, named.out, later.status) == (0, "", 0)
     assert missing.status == 1
     assert "0004_none.sql: there is no such file" in missing.err
+
+
+def test_tenants_are_made_in_advance(run: Run, add: Add, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare` says what it did, `create` takes one, `status` counts them, and `migrate` makes them anew."""
+    monkeypatch.setenv("QUART_TENANTS_READY_TENANTS", "2")
+
+    prepared = run("prepare")
+    created = run("create", "newco")
+    counted = run("status", "--no-drift")
+    add("0002_nickname.sql", "ALTER TABLE app_user ADD COLUMN nickname text")
+    part = run("migrate", "--tenant", "acme")
+    whole = run("migrate")
+    monkeypatch.setenv("QUART_TENANTS_READY_TENANTS", "0")
+    none = run("prepare")
+
+    assert (prepared.status, prepared.out, prepared.err) == (0, "2 ready; 2 made, 0 thrown away\n", "")
+    assert created.out == "created newco (schema newco, at newco.localhost)\n"
+    assert "made in advance: 1 of 2" in counted.out.splitlines()
+    assert part.err == ""
+    assert (whole.status, whole.err) == (0, "tenants made in advance: 2 ready; 2 made, 1 thrown away\n")
+    assert none.out == "0 ready; 0 made, 2 thrown away\n"

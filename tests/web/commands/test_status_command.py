@@ -1,10 +1,16 @@
 """`quart-tenants status`: what it prints for people and for programs."""
 
+import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from quart_tenants.errors import DatabaseTimeoutError
+from quart_tenants.postgres.fleet.status import FleetStatus
+from quart_tenants.web.commands import status as status_module
 from tests.web.commands.runs import Run, assert_misused, assert_refused, execute
 
 DRIFT = """
@@ -64,7 +70,7 @@ def test_status_cuts_long_lists_short(run: Run, database_url: str) -> None:
     document = json.loads(run("status", "--json").out)
 
     assert lines[3:7] == ["0000\tno migration\t25", "behind: 25 tenants", "  z10 at 0000", "  z11 at 0000"]
-    assert lines[-3:] == ["  z29 at 0000", "  and 5 more; --json lists all", "drift: not looked for"]
+    assert lines[-3:] == ["  z29 at 0000", "  and 5 more; --json lists all", "drift: not compared"]
     assert len(document["behind"]) == 25
     assert document["drift"][-1] == {"slug": "z34", "version": 0, "differences": ["schema z34 is missing"]}
 
@@ -84,6 +90,7 @@ def test_status_as_json_is_one_document(run: Run, database_url: str) -> None:
         "tenants": 4,
         "suspended": 0,
         "trash": 0,
+        "ready": 0,
         "versions": [{"version": 1, "file": "0001_users_and_data.sql", "count": 4}],
         "behind": [],
         "ahead": [],
@@ -114,6 +121,28 @@ def test_status_tells_a_tie(run: Run, database_url: str) -> None:
         " but as many tenants have others (2 of 4 each)",
         "drift: 2 tenants",
     ]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_was_printed_stays_valid(run: Run, monkeypatch: pytest.MonkeyPatch, interrupted: bool) -> None:
+    """Where the comparison takes too long or is interrupted, everything else is printed all the same."""
+
+    async def fail(*_: object, **__: object) -> FleetStatus:
+        if interrupted:
+            # As Ctrl-C does.
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        raise DatabaseTimeoutError("too slow")
+
+    monkeypatch.setattr(status_module, "add_drift", fail)
+
+    text, document = run("status"), run("status", "--json")
+
+    assert text.status == document.status == 1
+    assert text.out.splitlines()[0] == "4 tenants, 0 suspended; 0 more in the trash"
+    assert text.out.splitlines()[-1] == "drift: not compared"
+    assert json.loads(document.out)["tenants"] == 4
+    assert json.loads(document.out)["drift"] is None
 
 
 def test_status_refuses(run: Run, empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,55 @@
+"""What is asked for one tenant takes as long among thousands of tenants as among four."""
+
+import pytest
+
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.fleet.drift import LOOP_OVER_INDEXES
+from quart_tenants.postgres.migrations.migration_files import _LIST_EDITED
+from quart_tenants.postgres.tenants.ready_making import _LIST_SEARCHES
+from quart_tenants.postgres.tenants.schema_moves import MOVE_FUNCTION_PATHS
+from quart_tenants.resources import read_statement
+from tests.support.plans import list_whole_reads
+
+STATEMENTS: dict[str, tuple[str, tuple[object, ...]]] = {
+    "describe_schemas": (read_statement("describe_schemas"), (["acme"], [])),
+    "list_dependents": (read_statement("list_dependents"), ("acme",)),
+    "list_drops": (read_statement("list_drops"), ("acme", 50)),
+    "list_shared_names": (read_statement("list_shared_names"), (["globex"], ["acme"])),
+    "grant_schema": (read_statement("grant_schema"), ("acme", "x_owner", "x_t1")),
+    "refuse_old_schema_name": (read_statement("refuse_old_schema_name"), ("acme", "old")),
+    "paths of functions": (MOVE_FUNCTION_PATHS, ("acme", "old", "new")),
+    "rows that name a schema": (_LIST_SEARCHES, ("acme", "old")),
+}
+# As one would write it: by the namespace, or by the array of a type, for which there is no index.
+NAIVE = {
+    "a schema's functions": "SELECT oid FROM pg_catalog.pg_proc WHERE pronamespace = $1::text::regnamespace",
+    "a schema's tables": "SELECT oid FROM pg_catalog.pg_class WHERE relnamespace = $1::text::regnamespace",
+    "an array's type": "SELECT e.oid FROM pg_catalog.pg_type AS y JOIN pg_catalog.pg_type AS e ON e.typarray = y.oid"
+    " WHERE y.oid = $1::text::regtype",
+}
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_statement_for_one_tenant_reads_no_whole_catalogue(database: Database, name: str) -> None:
+    """Each catalogue that grows with the number of tenants is read by an index that begins with what is known."""
+    query, values = STATEMENTS[name]
+
+    async with database.connection() as connection:
+        await connection.execute(LOOP_OVER_INDEXES)
+        assert await list_whole_reads(connection, query, *values) == []
+
+
+@pytest.mark.parametrize("name", NAIVE)
+async def test_naive_statement_reads_a_whole_catalogue(database: Database, name: str) -> None:
+    """Negative control: the same look at the plan finds the read."""
+    async with database.connection() as connection:
+        assert await list_whole_reads(connection, NAIVE[name], "text" if "array" in name else "acme") != []
+
+
+async def test_edited_file_is_found_by_the_ends_of_an_index(database: Database) -> None:
+    """While no file was edited, the first and the last digest of each version are all that is read."""
+    async with database.connection() as connection:
+        edited = _LIST_EDITED.partition(")\nSELECT a.version, array_agg")[0].partition("(")[2]
+        whole = await list_whole_reads(connection, edited, [1], ["x"])
+
+    assert whole == []
