@@ -1,4 +1,4 @@
-"""Look at the plan of a query: does it read a whole catalogue, which grows with the number of tenants?"""
+"""Say whether a query reads a whole catalogue, which grows with the number of tenants."""
 
 import json
 import re
