@@ -32,6 +32,7 @@ from quart_tenants.postgres.backups.client_programs import (
 )
 from quart_tenants.postgres.backups.restore_scripts import (
     BROKEN_BY_OLD_ROWS,
+    DIFFERENT,
     MADE_ELSEWHERE,
     WRONG_PLACE,
     Restoration,
@@ -79,6 +80,7 @@ async def run_restoration(
     source: str,
     server_version: int,
     on_notice: Callable[[str], object] | None = None,
+    instead: str | None = None,
 ) -> None:
     """Let psql run the script of *restoration*. It commits at the very end; if its input ends earlier, it rolls back.
 
@@ -93,6 +95,7 @@ async def run_restoration(
         source: What errors call the backup.
         server_version: The version of the server, for example 180001.
         on_notice: Called with each sentence about what could not become quite as it was.
+        instead: SQL that takes the place of what makes a tenant of the restored schema.
 
     Raises what `restore_tenant` raises.
     """
@@ -104,7 +107,7 @@ async def run_restoration(
         if listening:
             # This fails if the connection is lost, and with it our locks.
             await connection.execute(_ASK_FOR_LIFE)
-            listening = await psql.write(restoration.after.encode())
+            listening = await psql.write((restoration.after if instead is None else instead).encode())
         status, words = await psql.wait()
     if status != 0 or not listening:
         raise _explain(restoration, source, status, words)
@@ -238,6 +241,8 @@ def _explain(restoration: Restoration, source: str, status: int, words: str) -> 
             )
         if sqlstate == WRONG_PLACE:
             return ClientProgramError(f"{failed}: {message}; write host, port, user and database into the URL")
+        if sqlstate == DIFFERENT:
+            return BackupFileError(source, f"is not what was backed up: the restored schema {message}")
         if sqlstate == MADE_ELSEWHERE:
             return BackupFileError(source, f"cannot become tenant {tenant.slug!r}: {message}")
         if sqlstate == _UNIQUE_VIOLATION and "tenants_slug_key" in message:

@@ -21,6 +21,15 @@ WRONG_PLACE = "QT002"
 """The SQLSTATE of this package's own refusal: psql is connected to another database."""
 MADE_ELSEWHERE = "QT001"
 """The SQLSTATE of this package's own refusal: the backup does not fit here."""
+DIFFERENT = "QT005"
+"""The SQLSTATE of this package's own refusal: what came back is not what was backed up."""
+SAME_TEXTS = """SET LOCAL DateStyle TO ISO;
+SET LOCAL IntervalStyle TO postgres;
+SET LOCAL extra_float_digits TO 3;
+SET LOCAL TimeZone TO 'UTC';
+SET LOCAL bytea_output TO hex;
+"""
+"""Lets two transactions write the same rows as the same texts."""
 BROKEN_BY_OLD_ROWS = "QT004"
 """The SQLSTATE of this package's own warning: a CHECK was added as NOT VALID."""
 
@@ -189,6 +198,11 @@ class Restoration:
         return f"SET search_path TO {path};\n"
 
     @property
+    def prepare_comparison(self) -> str:
+        """The SQL after the dump if it is only to be compared."""
+        return f"RESET ALL;\n{self.enter}{SAME_TEXTS}SET LOCAL row_security TO off;\n"
+
+    @property
     def after(self) -> str:
         """The SQL after the dump, with the COMMIT."""
         tenant, schema = self.tenant, self.tenant.schema.name
@@ -245,6 +259,12 @@ class Restoration:
             + _execute(read_statement("grant_schema"), schema.name, self.owner.name, role.name, answer="\\gexec\n")
             + _execute(WRITE_ROLE, tenant_id, role.name)
         )
+
+
+def write_difference(sentence: str, found: str) -> str:
+    """Return the script for psql that fails with *sentence* if *found* has a row. Both are SQL."""
+    refusal = f"BEGIN RAISE EXCEPTION USING ERRCODE = ''{DIFFERENT}'', MESSAGE = %L; END"
+    return f"SELECT format('DO %L', format('{refusal}', {sentence})) FROM {found} LIMIT 1 \\gexec\n"  # noqa: S608
 
 
 def write_setting(name: str, setting: str) -> str:

@@ -12,7 +12,7 @@ import asyncpg
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFileError
 from quart_tenants.postgres.backups.backup_files import AppliedMigration, RowsOnly
-from quart_tenants.postgres.backups.restore_scripts import get_shape, quote_literal
+from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, get_shape, quote_literal
 from quart_tenants.postgres.blocks.database import enter_schema
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
 from quart_tenants.settings import Settings
@@ -55,12 +55,8 @@ _MANY_ENUM_VALUES = 170000
 
 _BEGIN_READING = """BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET TRANSACTION SNAPSHOT {snapshot};
-SET LOCAL search_path TO '';
+SET LOCAL search_path TO {path};
 SET LOCAL row_security TO off;
-SET LOCAL DateStyle TO ISO;
-SET LOCAL IntervalStyle TO postgres;
-SET LOCAL extra_float_digits TO 3;
-SELECT {head};
 """
 _READ_TABLE = """SELECT {heading};
 COPY {target} TO STDOUT;
@@ -93,8 +89,7 @@ class ReadingPlan:
 
     def write_script(self, snapshot: str) -> str:
         """Return the script for psql. What it prints is the SQL that loads the rows again."""
-        head = quote_literal(write_head(self.schema))
-        script = [_BEGIN_READING.format(snapshot=quote_literal(snapshot), head=head)]
+        script = [begin_reading(snapshot, "''"), f"SELECT {quote_literal(write_head(self.schema))};\n"]
         for name, columns in self.tables:
             target = f"{name} ({columns})" if columns else name
             heading = quote_literal(f"COPY {target} FROM stdin;")
@@ -165,6 +160,11 @@ async def plan_rows_only(
         [(row["name"], row["columns"]) for row in await connection.fetch(_LIST_TABLES, schema.name)],
         [row["name"] for row in relations if row["kind"] == "S"],
     )
+
+
+def begin_reading(snapshot: str, path: str) -> str:
+    """Return the script for psql that begins to read what *snapshot* shows, with *path* as SQL of a path."""
+    return _BEGIN_READING.format(snapshot=quote_literal(snapshot), path=path) + SAME_TEXTS
 
 
 def write_head(schema: SchemaName) -> str:

@@ -1,0 +1,147 @@
+"""Prove a backup: restore it in a transaction that is rolled back, and compare every object and every row."""
+
+import asyncio
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quart_tenants.connection import Connection
+from quart_tenants.errors import ClientProgramError
+from quart_tenants.postgres.backups.client_programs import ClientPrograms, describe_failure, start_program
+from quart_tenants.postgres.backups.pouring import Dump, run_restoration
+from quart_tenants.postgres.backups.restore_scripts import Restoration, quote_literal, write_difference
+from quart_tenants.postgres.backups.rows_only import begin_reading
+from quart_tenants.postgres.blocks.database import enter_schema
+from quart_tenants.resources import read_statement
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import SchemaName
+
+# Only the number of such an object is described, and that is another one after a restore.
+_DESCRIBED = r"part !~ '^(other|label|right for later) '"
+_LIST_OBJECTS = f"""
+SELECT part FROM ({read_statement("describe_everything")}) AS described WHERE {_DESCRIBED}
+"""  # noqa: S608  (a file of ours)
+# A materialized view is not compared: a restore fills it anew, and it may have other rows then.
+_LIST_TABLES = """
+SELECT format('%I.%I', n.nspname, c.relname) AS name
+FROM pg_catalog.pg_namespace AS n
+JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
+    AND d.classid = 'pg_catalog.pg_class'::regclass
+JOIN pg_catalog.pg_class AS c ON c.oid = d.objid
+WHERE n.nspname = $1 AND c.relkind = 'r'
+ORDER BY name
+"""
+# In no order, and with the generated columns, which a dump leaves out.
+_COUNT_ROWS = """
+SELECT concat_ws(' ', count(*), sum(pg_catalog.hashtextextended(r::text, 0)::numeric)) FROM ONLY {name} AS r
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What a backup must become again.
+
+    Attributes:
+        objects: A text for each object of the schema.
+        rows: The name of each table, quoted and with its schema, and a digest of its rows.
+    """
+
+    objects: Sequence[str]
+    rows: Sequence[tuple[str, str]]
+
+
+async def take_picture(
+    connection: Connection,
+    schema: SchemaName,
+    snapshot: str,
+    programs: ClientPrograms,
+    environment: Mapping[str, str],
+    *,
+    settings: Settings,
+    privileges: bool,
+) -> Picture:
+    """Return what *schema* holds in *snapshot*. This reads all of its rows.
+
+    Raises:
+        ClientProgramError: psql failed.
+    """
+    await enter_schema(connection, schema, settings=settings)
+    objects = [row["part"] for row in await connection.fetch(_LIST_OBJECTS, privileges)]
+    await connection.execute("SET LOCAL search_path TO ''")
+    tables = [row["name"] for row in await connection.fetch(_LIST_TABLES, schema.name)]
+    path = ", ".join(each.quoted for each in (schema, *settings.shared_schemas))
+    script = f"{begin_reading(snapshot, path)}{''.join(_count(name) + ';' for name in tables)}COMMIT;\n"
+    async with start_program(programs.read_rows(), environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as psql:
+        feeding = asyncio.create_task(psql.write_all(script.encode()))
+        try:
+            printed = b""
+            while chunk := await psql.read():
+                printed += chunk
+            await feeding
+        finally:
+            feeding.cancel()
+        status, words = await psql.wait()
+    digests = printed.decode().splitlines()
+    if status != 0 or len(digests) != len(tables):
+        raise ClientProgramError(f"the rows of schema {schema} cannot be compared: {describe_failure('psql', words)}")
+    return Picture(objects, list(zip(tables, digests, strict=True)))
+
+
+async def verify_backup(
+    connection: Connection,
+    restoration: Restoration,
+    dump: Dump,
+    picture: Picture,
+    environment: Mapping[str, str],
+    *,
+    source: str,
+    server_version: int,
+) -> None:
+    """Restore the backup, compare it with *picture*, and roll everything back.
+
+    It becomes a schema in the database for a moment, which nobody else sees. Foreign keys lock the shared tables that
+    they refer to for as long as PostgreSQL checks them, against writers.
+
+    Args:
+        connection: Inside the block that holds the tenant's lock.
+        restoration: Into the very schema that was backed up.
+        dump: The content of the backup.
+        picture: From the moment of the backup.
+        environment: Where psql connects.
+        source: What errors call the backup.
+        server_version: The version of the server, for example 180001.
+
+    Raises what `restore_tenant` raises, and:
+        BackupFileError: What came back is not what was backed up.
+    """
+    await run_restoration(
+        connection,
+        restoration,
+        dump,
+        environment,
+        source=source,
+        server_version=server_version,
+        instead=_write_comparison(restoration, picture),
+    )
+
+
+def _write_comparison(restoration: Restoration, picture: Picture) -> str:
+    """Return the script that fails at the first difference, and rolls back."""
+    described = read_statement("describe_everything").replace("$1", str(restoration.privileges).lower())
+    expected = ", ".join(f"({quote_literal(part)})" for part in picture.objects)
+    now = f"SELECT part FROM ({described}) AS described WHERE {_DESCRIBED}"  # noqa: S608  (a file of ours)
+    then = f"SELECT part FROM (VALUES {expected}) AS expected (part)"  # noqa: S608  (literals)
+    script = [
+        restoration.prepare_comparison,
+        write_difference("'lacks ' || substr(part, 1, 200)", f"({then} EXCEPT {now}) AS lost"),
+        write_difference("'has also ' || substr(part, 1, 200)", f"({now} EXCEPT {then}) AS gained"),
+    ]
+    for name, digest in picture.rows:
+        rows = f"({_count(name)}) AS now (digest) WHERE digest <> {quote_literal(digest)}"
+        counts = f"split_part(digest, ' ', 1) || ' rows came back, and {digest.split(' ')[0]} were backed up'"
+        script.append(write_difference(f"{quote_literal(f'has other rows in {name}: ')} || {counts}", rows))
+    return "".join([*script, "ROLLBACK;\n"])
+
+
+def _count(name: str) -> str:
+    return _COUNT_ROWS.format(name=name)
