@@ -2,6 +2,7 @@
 
 from quart_tenants.domain import Domain, parse_domain
 from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.backup_all import BackupReport, backup_all_tenants
 from quart_tenants.postgres.backups.backup_files import Backup
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.database import Database
@@ -24,6 +25,7 @@ from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
 
 __all__ = [
     "Backup",
+    "BackupReport",
     "CustomDomain",
     "Database",
     "Domain",
@@ -36,6 +38,7 @@ __all__ = [
     "TrashedTenant",
     "add_domain",
     "adopt_schemas",
+    "backup_all_tenants",
     "backup_tenant",
     "change_tenant_settings",
     "copy_tenant",

@@ -10,23 +10,58 @@ from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
+from quart_tenants.web.commands.backup_all import back_up_all
 from quart_tenants.web.commands.running import name_program, tell_hooks, tell_if_behind, with_database
 from quart_tenants.web.commands.trash import INCLUDING_DEPENDENTS, ask_for_name
 
 
 @click.command("backup")
-@click.argument("slug")
+@click.argument("slug", required=False)
 @click.option(
-    "-o", "--output", "file", type=click.Path(path_type=Path), required=True, metavar="FILE", help="What to write."
+    "-o",
+    "--output",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE|FOLDER",
+    help="The file to write, or with --all the folder.",
 )
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-@with_database
-async def backup_command(database: Database, settings: Settings, slug: str, file: Path, force: bool) -> None:
-    """Write everything of tenant SLUG into FILE, while it is served.
+@click.option("--all", "everybody", is_flag=True, help="Back up every tenant, each into a file of its own.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=2, show_default=True, help="Tenants at the same time.")
+@click.option(
+    "--keep", "days", type=click.IntRange(min=1), metavar="DAYS", help="Delete older files.  [default: keep them]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def backup_command(
+    slug: str | None, path: Path, force: bool, everybody: bool, jobs: int, days: int | None, as_json: bool
+) -> None:
+    """Write everything of tenant SLUG into FILE, while it is served. With --all, back up every tenant into FOLDER.
 
-    Only you may read FILE, because it holds the rows of the tenant. This needs PostgreSQL's program
+    Only you may read the files, because they hold the rows of the tenants. This needs PostgreSQL's program
     pg_dump, which comes with quart-tenants[demo].
+
+    With --all a tenant that fails is named, and the others go on. Run it again to continue after an
+    interruption. --keep never deletes the newest good file of a tenant.
     """
+    if (slug is None) != everybody:
+        raise click.UsageError("give either SLUG or --all")
+    if str(path) == "-":
+        raise click.UsageError("a backup is not written to stdout, because what stands first in it is known last")
+    if everybody and force:
+        raise click.UsageError("--force is for one FILE; --all never replaces a file")
+    if slug is not None:
+        for option, is_given in (("--keep", days is not None), ("--json", as_json)):
+            if is_given:
+                raise click.UsageError(f"{option} needs --all")
+        back_up_one(slug=slug, file=path, force=force)
+    else:
+        back_up_all(folder=path, jobs=jobs, days=days, as_json=as_json)
+
+
+@with_database
+async def back_up_one(database: Database, settings: Settings, *, slug: str, file: Path, force: bool) -> None:
+    """Back up one tenant."""
     show_beginning(f"backing up {slug}")
     backup = await backup_tenant(database, parse_slug(slug), file, settings=settings, force=force)
     click.echo(f"backed up {backup.slug} to {file} (version {backup.version:04}, {backup.size} bytes)")

@@ -1,5 +1,6 @@
 """The commands backup, restore and create --from in this process: what each prints, asks and refuses."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,62 @@ def test_backup_commands_need_their_options(run: Run, tmp_path: Path) -> None:
     assert_refused(run("restore", str(file), "--as", "new"), str(file), "is no backup of a tenant")
     assert_refused(run("restore", str(tmp_path / "missing"), "--as", "new"), "missing", "No such file")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_backup_of_all_says_what_it_did(run: Run, database_url: str, tmp_path: Path) -> None:
+    """`backup --all` writes a file for each tenant and prints one line; a tenant that fails is named, with status 1."""
+    folder = tmp_path / "nightly"
+
+    first = run("backup", "--all", "-o", str(folder))
+    execute(database_url, "DROP SCHEMA acme CASCADE")
+    second = run("backup", "--all", "-o", str(folder), "--keep", "7", "--jobs", "1", "--json")
+    third = run("backup", "--all", "-o", str(folder))
+
+    assert (first.status, first.err) == (0, "")
+    assert first.out.startswith(f"backed up 4 tenants to {folder} in ")
+    assert first.out.endswith("0 failed, 0 not tried, done before an interruption: 0, old files deleted: 0\n")
+    told = json.loads(second.out)
+    assert (second.status, second.err) == (1, "")
+    assert [failure["slug"] for failure in told["failed"]] == ["acme"]
+    assert {made["file"] for made in told["made"]} < {path.name for path in folder.iterdir()}
+    assert third.status == 1
+    assert third.err.startswith("acme was not backed up: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "SLUG or --all"),
+        (("acme", "--all"), "SLUG or --all"),
+        (("--all", "--force"), "--force"),
+        (("acme", "--keep", "7"), "--keep needs --all"),
+        (("acme", "--json"), "--json needs --all"),
+        (("--all", "--jobs", "0"), "--jobs"),
+        (("--all", "--keep", "-1"), "--keep"),
+        (("--all", "--keep", "0"), "--keep"),
+    ],
+)
+def test_backup_that_was_typed_wrong_does_nothing(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    """Options that do not belong together are named, and nothing is written."""
+    assert_misused(run("backup", *arguments, "-o", str(tmp_path / "new")), words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_backup_is_not_written_to_stdout(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-o -` is refused, and does not make a file of that name."""
+    monkeypatch.chdir(tmp_path)
+
+    assert_misused(run("backup", "acme", "-o", "-"), "stdout")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_of_backups_is_one(run: Run, tmp_path: Path) -> None:
+    """`backup --all` names a FOLDER that is a file, or that holds something else."""
+    file = tmp_path / "file"
+    file.write_text("precious")
+
+    assert_refused(run("backup", "--all", "-o", str(file)), str(file), "is no folder")
+    assert_refused(run("backup", "--all", "-o", str(tmp_path)), str(tmp_path), "'file'")
+    assert file.read_text() == "precious"
