@@ -3,8 +3,10 @@
 from quart_tenants.domain import Domain, parse_domain
 from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.backup_all import BackupReport, backup_all_tenants
-from quart_tenants.postgres.backups.backup_files import Backup
+from quart_tenants.postgres.backups.backup_files import Backup, read_backup
+from quart_tenants.postgres.backups.pipes import Pipe, parse_pipe
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
+from quart_tenants.postgres.backups.restored_names import RestoredNames, restore_names
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, migrate_fleet, plan_fleet
 from quart_tenants.postgres.fleet.status import FleetStatus, get_fleet_status
@@ -32,6 +34,8 @@ __all__ = [
     "FleetPlan",
     "FleetReport",
     "FleetStatus",
+    "Pipe",
+    "RestoredNames",
     "SchemaName",
     "Settings",
     "Slug",
@@ -54,13 +58,16 @@ __all__ = [
     "migrate_fleet",
     "migrate_shared",
     "parse_domain",
+    "parse_pipe",
     "parse_schema_name",
     "parse_slug",
     "plan_fleet",
     "purge_trash",
+    "read_backup",
     "read_settings",
     "remove_domain",
     "rename_tenant",
+    "restore_names",
     "restore_tenant",
     "resume_tenant",
     "suspend_tenant",

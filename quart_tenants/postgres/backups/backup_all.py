@@ -19,6 +19,7 @@ from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.backup_folder import FolderContents, open_folder, read_folder
 from quart_tenants.postgres.backups.folder_manifest import MANIFEST, Manifest, Run, write_manifest
 from quart_tenants.postgres.backups.old_backups import delete_old_backups
+from quart_tenants.postgres.backups.pipes import Pipe
 from quart_tenants.postgres.backups.stored_backups import StoredBackup, describe_backup, name_backup
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
@@ -84,6 +85,7 @@ async def backup_all_tenants(
     settings: Settings,
     jobs: int = 2,
     keep_days: int | None = None,
+    pipe: Pipe | None = None,
     on_begin: Callable[[int], object] | None = None,
     on_done: Callable[[bool], object] | None = None,
 ) -> BackupReport:
@@ -99,6 +101,7 @@ async def backup_all_tenants(
         settings: They have the address of the database.
         jobs: How many tenants are backed up at the same time.
         keep_days: Delete files that are older than this, except the newest good one of each tenant.
+        pipe: A program that each dump is piped through, such as one that encrypts it.
         on_begin: Called with the number of tenants when the work begins.
         on_done: Called for each tenant that is finished, with whether it failed.
 
@@ -122,7 +125,7 @@ async def backup_all_tenants(
             run = Run(now)
         report = BackupReport(run.began_at, notes=contents.notes)
         _write(folder, name, run, contents)
-        work = _Work(database, folder, settings, contents, report, on_done)
+        work = _Work(database, folder, settings, contents, report, pipe, on_done)
         try:
             finished = await work.do_all(jobs, on_begin)
             if finished:
@@ -156,6 +159,7 @@ class _Work:
         settings: Settings,
         contents: FolderContents,
         report: BackupReport,
+        pipe: Pipe | None,
         on_done: Callable[[bool], object] | None,
     ) -> None:
         self._database = database
@@ -163,6 +167,7 @@ class _Work:
         self._settings = settings
         self._contents = contents
         self._report = report
+        self._pipe = pipe
         self._on_done = on_done
         self._must_stop = False
 
@@ -230,7 +235,7 @@ class _Work:
 
     async def _back_up(self, tenant: _Candidate) -> StoredBackup | None:
         file = self._folder / name_backup(tenant.id, tenant.slug)
-        backup = await backup_tenant(self._database, tenant.slug, file, settings=self._settings)
+        backup = await backup_tenant(self._database, tenant.slug, file, settings=self._settings, pipe=self._pipe)
         if (backup.id, backup.created_at) != (tenant.id, tenant.created_at):
             # Another tenant has the slug by now, and the name of the file would tell the wrong number.
             file.unlink()

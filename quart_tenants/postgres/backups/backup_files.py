@@ -25,8 +25,8 @@ _READERS = {(1, 14): 12, (1, 15): 16, (1, 16): 17}
 _NEWEST_READER = 18
 _CHUNK = 1 << 20  # bytes
 _MAX_MANIFEST_BYTES = 1 << 24
-# The manifest is written before the size of the dump is known. A size has at most 19 digits.
-_ROOM_FOR_SIZE = 24
+# The manifest is written before the sizes of the dump are known. A size has at most 19 digits.
+_ROOM_FOR_SIZES = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,47 @@ class AppliedMigration:
     version: int
     name: str
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDomain:
+    """A verified domain that the tenant had.
+
+    Attributes:
+        domain: The domain.
+        token: What its owner had put into DNS.
+    """
+
+    domain: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormerSlug:
+    """A slug that led to the tenant.
+
+    Attributes:
+        slug: The slug.
+        redirect_until: Until when.
+    """
+
+    slug: str
+    redirect_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Piped:
+    """What went into the program that the dump was piped through, such as age.
+
+    Attributes:
+        program: The name of the program.
+        size: The size of the dump before it, in bytes.
+        sha256: The digest of the dump before it, in hex.
+    """
+
+    program: str
+    size: int = 0
+    sha256: str = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +92,11 @@ class Backup:
         made_at: When the backup was made.
         server_version: The version of the PostgreSQL server, for example 180001.
         migrations: The migrations that had run in the schema, in order.
-        size: The size of the dump in bytes.
-        sha256: The digest of the dump in hex.
+        size: The size of the dump in bytes, as it is in the file.
+        sha256: The digest of the dump in hex, as it is in the file.
+        domains: The verified domains of the tenant's own.
+        former_slugs: The slugs that led to the tenant.
+        piped: What the dump was before it was piped through a program; None if it was not.
     """
 
     id: int
@@ -65,6 +109,9 @@ class Backup:
     migrations: tuple[AppliedMigration, ...]
     size: int = 0
     sha256: str = "0" * 64
+    domains: tuple[OwnDomain, ...] = ()
+    former_slugs: tuple[FormerSlug, ...] = ()
+    piped: Piped | None = None
 
     @property
     def version(self) -> int:
@@ -80,7 +127,7 @@ class BackupWriter:
         self._backup = backup
         self._digest = hashlib.sha256()
         self._size = 0
-        self._manifest_size = len(_serialize(backup)) + _ROOM_FOR_SIZE
+        self._manifest_size = len(_serialize(backup)) + _ROOM_FOR_SIZES
         self._write_start()
 
     def write(self, chunk: bytes) -> None:
@@ -89,10 +136,14 @@ class BackupWriter:
         self._digest.update(chunk)
         self._size += len(chunk)
 
-    def finish(self) -> Backup:
-        """Write the size and digest of the dump into the manifest, and flush the file to the disk."""
+    def finish(self, piped: Piped | None = None) -> Backup:
+        """Write the size and digest of the dump into the manifest, and flush the file to the disk.
+
+        Args:
+            piped: What the dump was before it was piped through a program.
+        """
         self._file.write(b"\0" * (-self._size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
-        self._backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest())
+        self._backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest(), piped=piped)
         self._file.seek(0)
         self._write_start()
         self._file.flush()
@@ -153,6 +204,19 @@ def refuse_existing(file: Path, *, force: bool) -> None:
         raise BackupFileError(str(file), "cannot be written: it exists and is no regular file; choose another name")
     if not force:
         raise BackupFileError(str(file), "exists already; choose another name, or replace it with --force")
+
+
+def read_backup(file: Path) -> Backup:
+    """Read what *file* says about itself, without a check of the dump.
+
+    Raises:
+        BackupFileError: It is no backup, or cannot be read.
+    """
+    try:
+        with file.open("rb", buffering=0) as opened:
+            return _read_start(file, opened)[0]
+    except OSError as error:
+        raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -247,16 +311,13 @@ def _check_dump(file: Path, opened: io.RawIOBase, backup: Backup, start: int) ->
 def _serialize(backup: Backup) -> bytes:
     told = asdict(backup)
     dump = {"size": told.pop("size"), "sha256": told.pop("sha256")}
-    told |= {
-        "schema": backup.schema.name,
-        "created_at": backup.created_at.isoformat(),
-        "made_at": backup.made_at.isoformat(),
-    }
-    return json.dumps({"format": FORMAT} | told | {"dump": dump}, indent=1).encode()
+    told["schema"] = backup.schema.name
+    return json.dumps({"format": FORMAT} | told | {"dump": dump}, default=datetime.isoformat, indent=1).encode()
 
 
 def _parse(told: Mapping[str, Any]) -> Backup:
     """Return the backup that a manifest describes. A wrong manifest raises one of several errors of Python."""
+    piped = told.get("piped")
     backup = Backup(
         id=told["id"],
         slug=told["slug"],
@@ -269,9 +330,22 @@ def _parse(told: Mapping[str, Any]) -> Backup:
         migrations=tuple(AppliedMigration(**migration) for migration in told["migrations"]),
         size=told["dump"]["size"],
         sha256=told["dump"]["sha256"],
+        # Files that are older than these lack them.
+        domains=tuple(OwnDomain(**domain) for domain in told.get("domains", ())),
+        former_slugs=tuple(
+            FormerSlug(former["slug"], datetime.fromisoformat(former["redirect_until"]))
+            for former in told.get("former_slugs", ())
+        ),
+        piped=None if piped is None else Piped(**piped),
     )
     texts: list[Any] = [backup.slug, backup.schema.name, backup.name, backup.sha256]
     numbers: list[Any] = [backup.id, backup.server_version, backup.size]
+    for own in backup.domains:
+        texts += [own.domain, own.token]
+    texts += [former.slug for former in backup.former_slugs]
+    if backup.piped is not None:
+        texts += [backup.piped.program, backup.piped.sha256]
+        numbers.append(backup.piped.size)
     for migration in backup.migrations:
         texts += [migration.name, migration.sha256]
         numbers.append(migration.version)

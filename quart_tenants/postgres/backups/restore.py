@@ -35,6 +35,7 @@ from quart_tenants.postgres.backups.client_programs import (
     find_client_programs,
     start_program,
 )
+from quart_tenants.postgres.backups.pipes import Pipe, open_dump
 from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, MADE_ELSEWHERE, WRONG_PLACE, Replaced, Restoration
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import describe_newest, get_tenant_migrations
@@ -75,6 +76,7 @@ async def restore_tenant(
     replace: bool = False,
     on_replaced: Callable[[Slug], object] | None = None,
     including_dependents: bool = False,
+    pipe: Pipe | None = None,
 ) -> Tenant:
     """Restore the backup *file* as the tenant *slug*, in one transaction.
 
@@ -94,6 +96,7 @@ async def restore_tenant(
         on_replaced: Called with the slug of the tenant in the trash.
         including_dependents: Whether views and foreign keys outside the replaced schema that depend on it are dropped.
             A view would go on to show the rows in the trash.
+        pipe: The program that undoes what the dump was piped through.
 
     Raises:
         DependentsError: Something outside the replaced schema depends on it.
@@ -105,13 +108,20 @@ async def restore_tenant(
             SchemaExistsError: *slug* is not free.
         TenantBusyError: The tenant, or the one that has the schema of the backup, is being migrated or changed, or
             another backup of that schema is being restored.
-        ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
+        ClientProgramError: PostgreSQL's programs are missing, too old, or do not run; or *pipe* failed.
         DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Tenants are to have roles of their own, which are not set up.
     """
     restored = await _restore_file(
-        database, file, str(file), slug, settings, replace=replace, including_dependents=including_dependents
+        database,
+        file,
+        str(file),
+        slug,
+        settings,
+        replace=replace,
+        including_dependents=including_dependents,
+        pipe=pipe,
     )
     if restored.replaced is not None and on_replaced is not None:
         on_replaced(restored.replaced.slug)
@@ -165,11 +175,13 @@ async def _restore_file(
     schema: SchemaName | None = None,
     replace: bool = False,
     including_dependents: bool = False,
+    pipe: Pipe | None = None,
 ) -> Restoration:
     """Restore *file*; errors call it *source*."""
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         # In a thread, because reading the file to its end takes time.
-        backup, opened = await asyncio.to_thread(stack.enter_context, open_backup(file))
+        backup, stored = await asyncio.to_thread(stack.enter_context, open_backup(file))
+        opened = await stack.enter_async_context(open_dump(source, backup, stored, pipe))
         async with database.connection() as connection:
             await check_registry(connection)
             await connection.execute(WAIT_FOR_EVER)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from quart_tenants.postgres.backups.backup_all import BackupReport, backup_all_tenants
+from quart_tenants.postgres.backups.pipes import Pipe
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.progress import Progress
@@ -20,7 +21,14 @@ _ENOUGH = 100  # tenants, for a rate
 
 @with_database
 async def back_up_all(
-    database: Database, settings: Settings, *, folder: Path, jobs: int, days: int | None, as_json: bool
+    database: Database,
+    settings: Settings,
+    *,
+    folder: Path,
+    jobs: int,
+    days: int | None,
+    pipe: Pipe | None,
+    as_json: bool,
 ) -> None:
     """Back up all tenants into *folder*, and end with status 1 if one has no new file."""
     progress: Progress | None = None
@@ -41,6 +49,7 @@ async def back_up_all(
                 settings=settings,
                 jobs=jobs,
                 keep_days=days,
+                pipe=pipe,
                 on_begin=begin,
                 on_done=show,
             )
