@@ -146,8 +146,15 @@ async def _restore(
     click.echo(f"restored {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
     for old in replaced:
         click.echo(f"its old tables are in the trash: {name_program()} undrop {old}", err=True)
+    backup = read_backup(file)
+    async with database.connection() as connection:
+        server = connection.get_server_version().major
+    if backup.server_version // 10000 != server:
+        click.echo(
+            f"it was made from PostgreSQL {backup.server_version // 10000}, and this server is {server}", err=True
+        )
     if not replace:
-        _tell_names(await restore_names(database, read_backup(file), tenant, settings=settings), tenant.slug)
+        _tell_names(await restore_names(database, backup, tenant, settings=settings), tenant.slug)
     tell_if_behind(tenant, settings)
     await tell_hooks("restored", tenant)
 

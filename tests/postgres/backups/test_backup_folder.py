@@ -157,6 +157,25 @@ def test_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     assert file.read_text() == "precious"
 
 
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="only Linux has it")
+def test_folder_that_cannot_be_made_is_named() -> None:
+    """Where nobody may make a folder, not even root, the error says so in one line."""
+    with (
+        pytest.raises(BackupFileError, match=r"^/sys/backups cannot be used for backups: "),
+        open_folder(Path("/sys/backups")),
+    ):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_that_is_read_only_is_named(tmp_path: Path) -> None:
+    """A folder that may only be read is told before any tenant is backed up."""
+    tmp_path.chmod(0o500)
+
+    with pytest.raises(BackupFileError, match="cannot be used for backups: Permission denied"), open_folder(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
 def test_folder_that_others_may_change_is_refused(tmp_path: Path, mode: int) -> None:
     """Nobody else can put a file of theirs into the place of a backup."""

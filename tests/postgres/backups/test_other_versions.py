@@ -28,6 +28,7 @@ from quart_tenants.testing.databases import new_database
 from tests.postgres.backups.parts import ACME, EVERYTHING, describe, fill, remember
 from tests.support.databases import fill_template
 from tests.support.patience import wait_in_thread_until
+from tests.support.processes import PROGRAM, make_environment
 
 OLD = Path("/usr/lib/postgresql/15/bin")
 
@@ -127,6 +128,26 @@ async def test_tenant_moves_to_a_newer_server_with_its_names(
     assert [own.token for own in await list_domains(database, Slug("zenith"))] == [
         own.token for own in await list_domains(old_database, Slug("zenith"))
     ]
+
+
+async def test_command_says_that_the_server_is_another(
+    database_url: str, old_database: Database, old_settings: Settings, tmp_path: Path
+) -> None:
+    """`restore` says from which version of PostgreSQL a backup is, if this server has another."""
+    file = tmp_path / "acme.tar"
+    await backup_tenant(old_database, ACME, file, settings=old_settings)
+
+    restored = await asyncio.to_thread(
+        subprocess.run,
+        [str(PROGRAM), "restore", str(file), "--as", MOVED],
+        env=make_environment(QUART_TENANTS_DATABASE_URL=database_url, QUART_TENANTS_AUDIT="false"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert restored.stdout == "restored moved (schema moved, at moved.localhost)\n"
+    assert restored.stderr == "it was made from PostgreSQL 15, and this server is 18\n"
 
 
 async def test_tenant_moves_between_old_servers(old_database: Database, old_settings: Settings, tmp_path: Path) -> None:
