@@ -1,9 +1,12 @@
 """Operate a fleet of tenants: create, migrate, move, back up and drop them. For scripts, jobs and consoles."""
 
 from quart_tenants.domain import Domain, parse_domain
+from quart_tenants.postgres.backup_folders.backup_all import BackupReport, backup_all_tenants
 from quart_tenants.postgres.backups.backup import backup_tenant
-from quart_tenants.postgres.backups.backup_files import Backup
+from quart_tenants.postgres.backups.backup_files import Backup, read_backup
+from quart_tenants.postgres.backups.pipes import Pipe, parse_pipe
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
+from quart_tenants.postgres.backups.restored_names import RestoredNames, restore_names
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, migrate_fleet, plan_fleet
 from quart_tenants.postgres.fleet.status import FleetStatus, get_fleet_status
@@ -25,19 +28,23 @@ from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
 
 __all__ = [
     "Backup",
+    "BackupReport",
     "CustomDomain",
     "Database",
     "Domain",
     "FleetPlan",
     "FleetReport",
     "FleetStatus",
+    "Pipe",
     "ReadyReport",
+    "RestoredNames",
     "SchemaName",
     "Settings",
     "Slug",
     "TrashedTenant",
     "add_domain",
     "adopt_schemas",
+    "backup_all_tenants",
     "backup_tenant",
     "change_tenant_settings",
     "copy_tenant",
@@ -53,14 +60,17 @@ __all__ = [
     "migrate_fleet",
     "migrate_shared",
     "parse_domain",
+    "parse_pipe",
     "parse_schema_name",
     "parse_slug",
     "plan_fleet",
     "prepare_tenants",
     "purge_trash",
+    "read_backup",
     "read_settings",
     "remove_domain",
     "rename_tenant",
+    "restore_names",
     "restore_tenant",
     "resume_tenant",
     "suspend_tenant",

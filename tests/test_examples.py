@@ -13,6 +13,7 @@ import pytest
 from quart_tenants.app import create_app
 from quart_tenants.server.supervisor import KILL_MARGIN
 from quart_tenants.settings import get_key, read_settings
+from quart_tenants.web.commands.backups import backup_command
 from quart_tenants.web.commands.serve import serve_command
 from quart_tenants.web.routing.ask_route import ASK_PATH
 from tests.support.patience import DEADLINE
@@ -40,11 +41,29 @@ DIRECTIVES = {
 }
 
 
-def read_unit() -> dict[str, list[tuple[str, str]]]:
+BACKUP_UNIT = ROOT / "examples" / "quart-tenants-backup.service"
+BACKUP_DIRECTIVES = {
+    "Unit": {"Description", "Wants", "After"},
+    "Service": {
+        *("Type", "EnvironmentFile", "WorkingDirectory", "ExecStart", "DynamicUser", "StateDirectory"),
+        *("StateDirectoryMode", "UMask", "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp"),
+        *("PrivateDevices", "CapabilityBoundingSet", "RestrictAddressFamilies", "RestrictNamespaces"),
+        *("LockPersonality", "SystemCallArchitectures", "Nice", "IOSchedulingClass"),
+    },
+}
+TIMER = BACKUP_UNIT.with_suffix(".timer")
+TIMER_DIRECTIVES = {
+    "Unit": {"Description"},
+    "Timer": {"OnCalendar", "RandomizedDelaySec", "Persistent"},
+    "Install": {"WantedBy"},
+}
+
+
+def read_unit(file: Path = UNIT) -> dict[str, list[tuple[str, str]]]:
     """Return the directives of the unit by section."""
     sections: dict[str, list[tuple[str, str]]] = {}
     current: list[tuple[str, str]] = []
-    for line in UNIT.read_text().splitlines():
+    for line in file.read_text().splitlines():
         if line.startswith("["):
             current = sections.setdefault(line.strip("[]"), [])
         elif line and not line.startswith("#"):
@@ -66,11 +85,26 @@ def find_in_caddyfile(directive: str) -> str:
     return found.partition(" ")[2]
 
 
-def test_unit_has_known_directives_only() -> None:
+@pytest.mark.parametrize(
+    ("file", "known"), [(UNIT, DIRECTIVES), (BACKUP_UNIT, BACKUP_DIRECTIVES), (TIMER, TIMER_DIRECTIVES)]
+)
+def test_unit_has_known_directives_only(file: Path, known: dict[str, set[str]]) -> None:
     """Each directive stands in a section that has it."""
-    used = {section: {name for name, _ in directives} for section, directives in read_unit().items()}
+    used = {section: {name for name, _ in directives} for section, directives in read_unit(file).items()}
 
-    assert used == DIRECTIVES
+    assert used == known
+
+
+def test_backup_unit_starts_a_command_that_exists() -> None:
+    """The nightly ExecStart is our program with options that `backup` has, and writes where systemd lets it."""
+    service = dict(read_unit(BACKUP_UNIT)["Service"])
+    program, command, *arguments = service["ExecStart"].split()
+
+    context = backup_command.make_context(command, arguments)
+
+    assert (Path(program).name, command) == (PROGRAM.name, backup_command.name)
+    assert (context.params["everybody"], context.params["days"]) == (True, 14)
+    assert context.params["path"] == Path("/var/lib") / service["StateDirectory"]
 
 
 def test_unit_starts_a_command_that_exists() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import zlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRe
 from quart_tenants.postgres.backups.backup_files import (
     AppliedMigration,
     Backup,
-    BackupWriter,
+    FormerSlug,
+    OwnDomain,
+    Piped,
+    open_backup,
     refuse_existing,
     write_backup,
 )
@@ -24,7 +27,11 @@ from quart_tenants.postgres.backups.client_programs import (
     find_client_programs,
     start_program,
 )
+from quart_tenants.postgres.backups.pipes import Measure, Pipe, write_through
+from quart_tenants.postgres.backups.pouring import Dump
+from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Restoration
 from quart_tenants.postgres.backups.rows_only import Shapes, plan_rows_only
+from quart_tenants.postgres.backups.verifying import take_picture, verify_backup
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
@@ -42,7 +49,15 @@ _TAKE_SNAPSHOT = """
 SELECT
     t.id, t.slug, t.schema_name, t.display_name, t.created_at, clock_timestamp() AS made_at,
     pg_catalog.pg_export_snapshot() AS snapshot,
-    coalesce(m.versions, '{}') AS versions, coalesce(m.names, '{}') AS names, coalesce(m.digests, '{}') AS digests
+    coalesce(m.versions, '{}') AS versions, coalesce(m.names, '{}') AS names, coalesce(m.digests, '{}') AS digests,
+    ARRAY(
+        SELECT ROW (d.domain, d.token) FROM quart_tenants.domains AS d
+        WHERE d.tenant_id = t.id AND d.verified_at IS NOT NULL ORDER BY d.domain
+    ) AS domains,
+    ARRAY(
+        SELECT ROW (f.slug, f.redirect_until) FROM quart_tenants.former_slugs AS f
+        WHERE f.tenant_id = t.id AND f.redirect_until > now() ORDER BY f.slug
+    ) AS former_slugs
 FROM quart_tenants.tenants AS t
 CROSS JOIN (
     SELECT
@@ -62,6 +77,8 @@ async def backup_tenant(
     *,
     settings: Settings,
     force: bool = False,
+    pipe: Pipe | None = None,
+    verify: bool = False,
     shapes: Shapes | None = None,
 ) -> Backup:
     """Write a tenant's schema, and its rows in the registry, into *file* with mode 0600.
@@ -75,18 +92,27 @@ async def backup_tenant(
         file: A tar for `restore_tenant`. It holds password hashes, as the tables do.
         settings: They have the address of the database.
         force: Whether *file* may exist already; it is replaced at the end.
-        shapes: The same dictionary for all backups of one run saves most of their time in the database.
+        pipe: A program that the dump is piped through, such as one that encrypts it. The dump itself never touches the
+            disk then. What the file says about itself is not piped: slug, name, domains, versions, times.
+        verify: Whether to restore the backup in a transaction that is rolled back, and to compare every object and
+            every row, but for materialized views. It is not possible with *pipe*.
+        shapes: The same one for all backups of a run saves most of their time in the database.
 
     Raises:
         UnknownTenantError: There is no such tenant.
         TenantInTrashError: The tenant is in the trash.
         TenantBusyError: The tenant is being migrated or changed.
         BackupFileError: *file* exists or cannot be written, or the schema holds what a dump leaves out: an extension, a
-            cast, a foreign table, a large object, a table that inherits from one of another schema.
-        ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
+            cast, a foreign table, a large object, a table that inherits from one of another schema; or what comes
+            back is not what was backed up.
+        ClientProgramError: PostgreSQL's programs are missing, too old, or do not run; or *pipe* failed.
         DatabaseRefusedError: PostgreSQL refused it, for example for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
     """
+    if verify and pipe is not None:
+        raise BackupFileError(
+            str(file), "cannot be verified while it is piped: what undoes the program is not known here"
+        )
     refuse_existing(file, force=force)
     async with database.connection() as connection:
         await check_registry(connection)
@@ -96,64 +122,90 @@ async def backup_tenant(
         # The lock comes first: the snapshot must not show a migration that is half done.
         tenant = await lock_tenant(connection, slug)
         await _check_carried(connection, tenant, settings)
-        backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version)
+        backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version, pipe)
         # If tenants have or had roles of their own, the dump has no grants: they name this tenant's role, and a restore
         # makes its own grants.
-        roles = await find_owner(connection) is not None
+        privileges = await find_owner(connection) is None
         plan = await plan_rows_only(
             connection,
             tenant,
             backup.migrations,
             settings=settings,
-            privileges=not roles,
+            privileges=privileges,
             server_version=version,
-            shapes={} if shapes is None else shapes,
+            shapes=Shapes() if shapes is None else shapes,
         )
         environment = build_environment(settings.required_database_url, os.environ)
+        picture = None
+        if verify:
+            picture = await take_picture(
+                connection, tenant.schema, snapshot, programs, environment, settings=settings, privileges=privileges
+            )
         if plan is None:
-            backup = replace(
-                backup,
-                shadows=await connection.fetchval(read_statement("shadows_server_functions"), tenant.schema.name),
-            )
-            program = start_program(
-                programs.dump(tenant.schema, snapshot, privileges=not roles),
-                environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-            )
+            shadows = await connection.fetchval(read_statement("shadows_server_functions"), tenant.schema.name)
+            backup = replace(backup, shadows=shadows)
+            command, script = programs.dump(tenant.schema, snapshot, privileges=privileges), b""
         else:
             backup = replace(backup, rows=plan.rows)
-            program = start_program(programs.read_rows(), environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            command, script = programs.read_rows(), plan.write_script(snapshot).encode()
         with write_backup(file, backup, force=force) as writer:
-            async with program as running:
-                if plan is None:
-                    await _read_all(running, writer.write)
-                else:
-                    await _read_rows(running, plan.write_script(snapshot), writer)
+            plain = Measure()
+            async with (
+                start_program(command, environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running,
+                write_through(pipe, writer.write) as write,
+            ):
+                # pg_dump compresses its own.
+                compressor = None if plan is None else zlib.compressobj(wbits=_GZIP)
+                async for chunk in _read(running, script, compressor):
+                    plain.add(chunk)
+                    await write(chunk)
                 status, words = await running.wait()
-            if status != 0:
-                # A status below 0 means that it was killed. Otherwise it repeats the error of the server.
-                refused = ClientProgramError if status < 0 else DatabaseRefusedError
-                raise refused(f"tenant {slug!r} was not backed up: {describe_failure(running.name, words)}")
-            return await asyncio.to_thread(writer.finish)
+                if status != 0:
+                    # A status below 0 means that it was killed. Otherwise it repeats the error of the server.
+                    refused = ClientProgramError if status < 0 else DatabaseRefusedError
+                    raise refused(f"tenant {slug!r} was not backed up: {describe_failure(running.name, words)}")
+            backup = await asyncio.to_thread(writer.finish, None if pipe is None else plain.tell(pipe.name))
+            if picture is not None:
+                restoration = Restoration(
+                    tenant,
+                    tenant.schema,
+                    (),
+                    aside=True,
+                    rows=backup.rows,
+                    statements=() if plan is None else plan.statements,
+                    privileges=privileges,
+                    shadows=backup.shadows,
+                    place=await connection.fetchval(GET_PLACE),
+                    shared=settings.shared_schemas,
+                )
+                with open_backup(writer.path) as (_, opened):
+                    await verify_backup(
+                        connection,
+                        restoration,
+                        Dump(opened, programs, privileges),
+                        picture,
+                        environment,
+                        source=f"the backup of tenant {slug!r}",
+                        server_version=version,
+                    )
+            return backup
 
 
-async def _read_rows(psql: Program, script: str, writer: BackupWriter) -> None:
-    """Compress what psql prints. pg_dump compresses its own."""
-    compressor = zlib.compressobj(wbits=_GZIP)
+async def _read(program: Program, script: bytes, compressor: "zlib._Compress | None") -> AsyncIterator[bytes]:
+    """Yield what *program* prints while it reads *script*, compressed if there is a *compressor*."""
     # psql reads its script as it goes on, and would wait for us to read what it prints.
-    feeding = asyncio.create_task(psql.write_all(script.encode()))
+    feeding = asyncio.create_task(program.write_all(script))
     try:
-        await _read_all(psql, lambda chunk: writer.write(compressor.compress(chunk)))
+        while chunk := await program.read():
+            if compressor is None:
+                yield chunk
+            elif compressed := await asyncio.to_thread(compressor.compress, chunk):
+                yield compressed
         await feeding
     finally:
         feeding.cancel()
-    await asyncio.to_thread(writer.write, compressor.flush())
-
-
-async def _read_all(program: Program, write: Callable[[bytes], object]) -> None:
-    while chunk := await program.read():
-        await asyncio.to_thread(write, chunk)
+    if compressor is not None:
+        yield compressor.flush()
 
 
 async def _check_carried(connection: Connection, tenant: Tenant, settings: Settings) -> None:
@@ -179,7 +231,7 @@ def _cannot_be_backed_up(tenant: Tenant, why: str, remedy: str) -> BackupFileErr
 
 
 async def _take_snapshot(
-    connection: Connection, tenant_id: int, schema: SchemaName, server_version: int
+    connection: Connection, tenant_id: int, schema: SchemaName, server_version: int, pipe: Pipe | None
 ) -> tuple[Backup, str]:
     row = await connection.fetchrow(_TAKE_SNAPSHOT, tenant_id, schema.name)
     if row is None:
@@ -195,5 +247,8 @@ async def _take_snapshot(
         migrations=tuple(
             AppliedMigration(*applied) for applied in zip(row["versions"], row["names"], row["digests"], strict=True)
         ),
+        domains=tuple(OwnDomain(*domain) for domain in row["domains"]),
+        former_slugs=tuple(FormerSlug(*former) for former in row["former_slugs"]),
+        piped=None if pipe is None else Piped(pipe.name),
     )
     return backup, row["snapshot"]

@@ -26,8 +26,8 @@ _READERS = {(1, 14): 12, (1, 15): 16, (1, 16): 17}
 _NEWEST_READER = 18
 _CHUNK = 1 << 20  # bytes
 _MAX_MANIFEST_BYTES = 1 << 24
-# The manifest is written before the size of the dump is known. A size has at most 19 digits.
-_ROOM_FOR_SIZE = 24
+# The manifest is written before the sizes of the dump are known. A size has at most 19 digits.
+_ROOM_FOR_SIZES = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,47 @@ class RowsOnly:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnDomain:
+    """A verified domain that the tenant had.
+
+    Attributes:
+        domain: The domain.
+        token: What its owner had put into DNS.
+    """
+
+    domain: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class FormerSlug:
+    """A slug that led to the tenant.
+
+    Attributes:
+        slug: The slug.
+        redirect_until: Until when.
+    """
+
+    slug: str
+    redirect_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Piped:
+    """What went into the program that the dump was piped through, such as age.
+
+    Attributes:
+        program: The name of the program.
+        size: The size of the dump before it, in bytes.
+        sha256: The digest of the dump before it, in hex.
+    """
+
+    program: str
+    size: int = 0
+    sha256: str = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
 class Backup:
     """The manifest of a backup.
 
@@ -67,8 +108,11 @@ class Backup:
         migrations: The migrations that had run in the schema, in order.
         rows: Given if the file has no tables but those of the migrations.
         shadows: Whether a function in the schema could be taken for one of PostgreSQL's.
-        size: The size of the dump in bytes.
-        sha256: The digest of the dump in hex.
+        size: The size of the dump in bytes, as it is in the file.
+        sha256: The digest of the dump in hex, as it is in the file.
+        domains: The verified domains of the tenant's own.
+        former_slugs: The slugs that led to the tenant.
+        piped: What the dump was before it was piped through a program; None if it was not.
     """
 
     id: int
@@ -83,6 +127,9 @@ class Backup:
     shadows: bool = False
     size: int = 0
     sha256: str = "0" * 64
+    domains: tuple[OwnDomain, ...] = ()
+    former_slugs: tuple[FormerSlug, ...] = ()
+    piped: Piped | None = None
 
     @property
     def content(self) -> str:
@@ -96,14 +143,19 @@ class Backup:
 
 
 class BackupWriter:
-    """Writes a backup whose dump comes in pieces. Made by `write_backup`."""
+    """Writes a backup whose dump comes in pieces. Made by `write_backup`.
 
-    def __init__(self, file: BinaryIO, backup: Backup) -> None:
+    Attributes:
+        path: Where the backup is until it gets its name.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, backup: Backup) -> None:
+        self.path = path
         self._file = file
         self._backup = backup
         self._digest = hashlib.sha256()
         self._size = 0
-        self._manifest_size = len(_serialize(backup)) + _ROOM_FOR_SIZE
+        self._manifest_size = len(_serialize(backup)) + _ROOM_FOR_SIZES
         self._write_start()
 
     def write(self, chunk: bytes) -> None:
@@ -112,10 +164,14 @@ class BackupWriter:
         self._digest.update(chunk)
         self._size += len(chunk)
 
-    def finish(self) -> Backup:
-        """Write the size and digest of the dump into the manifest, and flush the file to the disk."""
+    def finish(self, piped: Piped | None = None) -> Backup:
+        """Write the size and digest of the dump into the manifest, and flush the file to the disk.
+
+        Args:
+            piped: What the dump was before it was piped through a program.
+        """
         self._file.write(b"\0" * (-self._size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
-        self._backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest())
+        self._backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest(), piped=piped)
         self._file.seek(0)
         self._write_start()
         self._file.flush()
@@ -147,7 +203,7 @@ def write_backup(file: Path, backup: Backup, *, force: bool) -> Iterator[BackupW
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as opened:
-                yield BackupWriter(opened, backup)
+                yield BackupWriter(temporary, opened, backup)
             refuse_existing(file, force=force)
             temporary.replace(file)
         except BaseException:
@@ -176,6 +232,19 @@ def refuse_existing(file: Path, *, force: bool) -> None:
         raise BackupFileError(str(file), "cannot be written: it exists and is no regular file; choose another name")
     if not force:
         raise BackupFileError(str(file), "exists already; choose another name, or replace it with --force")
+
+
+def read_backup(file: Path) -> Backup:
+    """Read what *file* says about itself, without a check of the dump.
+
+    Raises:
+        BackupFileError: It is no backup, or cannot be read.
+    """
+    try:
+        with file.open("rb", buffering=0) as opened:
+            return _read_start(file, opened)[0]
+    except OSError as error:
+        raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -279,17 +348,16 @@ def _check_dump(file: Path, opened: io.RawIOBase, backup: Backup, start: int) ->
 def _serialize(backup: Backup) -> bytes:
     told = asdict(backup)
     dump = {"size": told.pop("size"), "sha256": told.pop("sha256")}
-    told |= {
-        "schema": backup.schema.name,
-        "created_at": backup.created_at.isoformat(),
-        "made_at": backup.made_at.isoformat(),
-    }
+    told["schema"] = backup.schema.name
     told = {"format": 1 if backup.rows is None else 2} | told | {"dump": dump}
+    # As a reader finds it: the times are texts.
+    told = json.loads(json.dumps(told, default=datetime.isoformat))
     return json.dumps(told | {"digest": digest_manifest(told)}, indent=1).encode()
 
 
 def _parse(told: Mapping[str, Any]) -> Backup:
     """Return the backup that a manifest describes. A wrong manifest raises one of several errors of Python."""
+    piped = told.get("piped")
     backup = Backup(
         id=told["id"],
         slug=told["slug"],
@@ -305,11 +373,24 @@ def _parse(told: Mapping[str, Any]) -> Backup:
         shadows=bool(told.get("shadows")),
         size=told["dump"]["size"],
         sha256=told["dump"]["sha256"],
+        # Files that are older than these lack them.
+        domains=tuple(OwnDomain(**domain) for domain in told.get("domains", ())),
+        former_slugs=tuple(
+            FormerSlug(former["slug"], datetime.fromisoformat(former["redirect_until"]))
+            for former in told.get("former_slugs", ())
+        ),
+        piped=None if piped is None else Piped(**piped),
     )
     texts: list[Any] = [backup.slug, backup.schema.name, backup.name, backup.sha256]
     if backup.rows is not None:
         texts += [backup.rows.shape, *backup.rows.views]
     numbers: list[Any] = [backup.id, backup.server_version, backup.size]
+    for own in backup.domains:
+        texts += [own.domain, own.token]
+    texts += [former.slug for former in backup.former_slugs]
+    if backup.piped is not None:
+        texts += [backup.piped.program, backup.piped.sha256]
+        numbers.append(backup.piped.size)
     for migration in backup.migrations:
         texts += [migration.name, migration.sha256]
         numbers.append(migration.version)

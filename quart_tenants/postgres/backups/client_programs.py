@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import re
 import shutil
 import subprocess
@@ -247,6 +248,15 @@ def _list_folders() -> list[Path]:
 
 def _read_version(program: Path) -> int:
     """Return the major version of *program*; 0 when it is missing or does not run."""
+    try:
+        return _ask_version(program, program.stat().st_mtime_ns)
+    except OSError:
+        return 0
+
+
+# A backup of all tenants would ask thousands of times, which takes as long as the backups of small tenants.
+@functools.lru_cache(maxsize=16)
+def _ask_version(program: Path, _changed_at: int) -> int:
     try:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -21,6 +21,7 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant
 from quart_tenants.postgres.backups.backup_files import Backup, get_reader_version, open_backup
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
+from quart_tenants.postgres.backups.pipes import Pipe, open_dump
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
 from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Replaced, Restoration
 from quart_tenants.postgres.backups.rows_only import list_statements
@@ -55,6 +56,7 @@ async def restore_tenant(
     on_replaced: Callable[[Slug], object] | None = None,
     on_notice: Callable[[str], object] | None = None,
     including_dependents: bool = False,
+    pipe: Pipe | None = None,
 ) -> Tenant:
     """Restore the backup *file* as the tenant *slug*, in one transaction.
 
@@ -75,6 +77,7 @@ async def restore_tenant(
         on_notice: Called with a sentence for each CHECK that old rows break. It is restored as NOT VALID.
         including_dependents: Whether views and foreign keys outside the replaced schema that depend on it are dropped.
             A view would go on to show the rows in the trash.
+        pipe: The program that undoes what the dump was piped through.
 
     Raises:
         DependentsError: Something outside the replaced schema depends on it.
@@ -86,7 +89,7 @@ async def restore_tenant(
             SchemaExistsError: *slug* is not free.
         TenantBusyError: The tenant, or the one that has the schema of the backup, is being migrated or changed, or
             another backup of that schema is being restored.
-        ClientProgramError: PostgreSQL's programs are missing, too old, or do not run.
+        ClientProgramError: PostgreSQL's programs are missing, too old, or do not run; or *pipe* failed.
         DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Tenants are to have roles of their own, which are not set up.
@@ -100,6 +103,7 @@ async def restore_tenant(
         replace=replace,
         including_dependents=including_dependents,
         on_notice=on_notice,
+        pipe=pipe,
     )
     if restored.replaced is not None and on_replaced is not None:
         on_replaced(restored.replaced.slug)
@@ -158,11 +162,13 @@ async def _restore_file(
     replace: bool = False,
     including_dependents: bool = False,
     on_notice: Callable[[str], object] | None = None,
+    pipe: Pipe | None = None,
 ) -> Restoration:
     """Restore *file*; errors call it *source*."""
-    with contextlib.ExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         # In a thread, because reading the file to its end takes time.
-        backup, opened = await asyncio.to_thread(stack.enter_context, open_backup(file))
+        backup, stored = await asyncio.to_thread(stack.enter_context, open_backup(file))
+        opened = await stack.enter_async_context(open_dump(source, backup, stored, pipe))
         async with database.connection() as connection:
             await check_registry(connection)
             await connection.execute(WAIT_FOR_EVER)

@@ -4,7 +4,7 @@ pg_dump reads the catalogue of the whole database, which costs minutes with thou
 the tenant. Its own tables are compared with those that the migrations make, in a schema that is rolled back at once.
 """
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -19,8 +19,10 @@ from quart_tenants.settings import Settings
 from quart_tenants.sql_parser import messages, parse_sql, walk
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Tenant
 
-Shapes = MutableMapping[tuple[AppliedMigration, ...], str | None]
-"""What a run of several backups remembers: the digest of the tables that the migrations make."""
+
+class Shapes(dict[tuple[AppliedMigration, ...], str | None]):
+    """What a run of several backups remembers: the digest of the tables that migrations make, or None if they fail."""
+
 
 _GET_SHAPE = get_shape("$1::boolean")
 _LIST_TABLES = """
@@ -80,12 +82,14 @@ class ReadingPlan:
         rows: What the manifest says of the backup.
         tables: The name of each table, quoted and with its schema, and its columns.
         sequences: The names of the sequences.
+        statements: What makes the tables.
     """
 
     schema: SchemaName
     rows: RowsOnly
     tables: Sequence[tuple[str, str | None]]
     sequences: Sequence[str]
+    statements: Sequence[str]
 
     def write_script(self, snapshot: str) -> str:
         """Return the script for psql. What it prints is the SQL that loads the rows again."""
@@ -159,6 +163,7 @@ async def plan_rows_only(
         RowsOnly(shape, tuple(row["name"] for row in relations if row["kind"] == "m" and row["filled"])),
         [(row["name"], row["columns"]) for row in await connection.fetch(_LIST_TABLES, schema.name)],
         [row["name"] for row in relations if row["kind"] == "S"],
+        tuple(list_statements(wanted)),
     )
 
 

@@ -109,12 +109,11 @@ async def add_domain(
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
     """
-    if is_below(domain, settings.domain) or is_below(settings.domain, domain):
-        raise InvalidDomainError(domain, f"it must be outside {settings.domain}, where all tenants are")
+    check_outside(domain, settings)
     async with database.connection() as connection:
         await check_registry(connection)
         tenant = await lock_tenant(connection, slug)
-        claim = await _claim(connection, tenant, domain)
+        claim = await claim_domain(connection, tenant, domain)
         if claim.verified:
             return claim
         if trusted:
@@ -163,10 +162,29 @@ async def list_domains(database: Database, slug: Slug | None = None) -> list[Cus
         return [_read(row) for row in await connection.fetch(_LIST_DOMAINS, slug)]
 
 
-async def _claim(connection: Connection, tenant: Tenant, domain: Domain) -> CustomDomain:
+def check_outside(domain: Domain, settings: Settings) -> None:
+    """Raise `InvalidDomainError` if *domain* is `TENANTS_DOMAIN`, or above or below it."""
+    if is_below(domain, settings.domain) or is_below(settings.domain, domain):
+        raise InvalidDomainError(domain, f"it must be outside {settings.domain}, where all tenants are")
+
+
+async def claim_domain(
+    connection: Connection, tenant: Tenant, domain: Domain, token: str | None = None
+) -> CustomDomain:
+    """Let *tenant* claim *domain* inside a block, and return the claim. An earlier claim keeps its token.
+
+    Args:
+        connection: Inside a block.
+        tenant: The tenant.
+        domain: The domain.
+        token: What DNS is to show; default: a new one.
+
+    Raises:
+        DomainTakenError: The domain is another tenant's.
+    """
     if await connection.fetchval(_IS_TAKEN, domain, tenant.id):
         raise DomainTakenError(domain)
-    (row,) = await connection.fetch(_CLAIM, domain, tenant.id, secrets.token_hex(_TOKEN_BYTES))
+    (row,) = await connection.fetch(_CLAIM, domain, tenant.id, token or secrets.token_hex(_TOKEN_BYTES))
     return CustomDomain(domain, tenant.slug, row["token"], row["verified"])
 
 

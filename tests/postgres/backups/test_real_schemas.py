@@ -89,7 +89,8 @@ async def test_schema_comes_back_as_it_was(
     original = await photograph(database, settings, ACME)
     backup = tmp_path / "acme.tar"
 
-    await backup_tenant(database, ACME, backup, settings=settings)
+    await backup_tenant(database, ACME, backup, settings=settings, verify=True)
+    assert await photograph(database, settings, ACME) == original
     await restore_tenant(database, backup, BESIDE, settings=settings)
     assert await photograph(database, settings, BESIDE) == original
     await restore_tenant(database, backup, ACME, settings=settings, replace=True)
@@ -113,7 +114,7 @@ async def test_schema_of_migrations_comes_back_as_it_was(
     original = await photograph(database, settings, tenant.slug)
     backup = tmp_path / "made.tar"
 
-    made = await backup_tenant(database, tenant.slug, backup, settings=settings)
+    made = await backup_tenant(database, tenant.slug, backup, settings=settings, verify=True)
     assert made.rows is not None
     await restore_tenant(database, backup, BESIDE, settings=settings)
     assert await photograph(database, settings, BESIDE) == original
@@ -177,6 +178,41 @@ async def test_check_that_old_rows_break_comes_back_for_new_ones(
         assert await connection.fetchval("SELECT array_agg(zone ORDER BY zone) FROM ct_a_shops") == [1, 2]
     with pytest.raises(asyncpg.CheckViolationError):
         await fill(database, restored, "INSERT INTO ct_a_shops VALUES (2)")
+
+
+# What a restore cannot bring back, and what `verify` says of it.
+NOT_THE_SAME = {
+    # A function that says IMMUTABLE and is not: when its table is loaded, the other one is still empty.
+    r"has other rows in acme\.a_bills: 2 rows came back, and 2 were backed up": """
+        CREATE TABLE z_rates (rate integer); INSERT INTO z_rates VALUES (7);
+        CREATE FUNCTION rate() RETURNS integer LANGUAGE plpgsql IMMUTABLE
+            AS 'BEGIN RETURN (SELECT max(rate) FROM z_rates); END';
+        CREATE TABLE a_bills (n integer, cents integer GENERATED ALWAYS AS (n * rate()) STORED);
+        INSERT INTO a_bills VALUES (1), (2)
+    """,
+    r"lacks constraint ct_a_shops \"in an open zone\" CHECK": (
+        f"{get_schema('check_that_reads_another_table')}; UPDATE ct_zones SET open = false"
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "statements"), NOT_THE_SAME.items())
+async def test_verified_backup_that_would_not_come_back_as_it_was_is_none(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path, words: str, statements: str
+) -> None:
+    """With `verify` the difference is named and there is no file; without it, nobody would know."""
+    await fill(database, acme, statements)
+    original = await photograph(database, settings, ACME)
+    file = tmp_path / "acme.tar"
+
+    with pytest.raises(BackupFileError, match=words):
+        await backup_tenant(database, ACME, file, settings=settings, verify=True)
+
+    assert list(tmp_path.iterdir()) == []
+    assert await photograph(database, settings, ACME) == original
+    await backup_tenant(database, ACME, file, settings=settings)
+    await restore_tenant(database, file, BESIDE, settings=settings)
+    assert await photograph(database, settings, BESIDE) != original
 
 
 NOT_CARRIED = {

@@ -1,5 +1,6 @@
 """The commands backup, restore and create --from in this process: what each prints, asks and refuses."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,109 @@ def test_backup_commands_need_their_options(run: Run, tmp_path: Path) -> None:
     assert_refused(run("restore", str(file), "--as", "new"), str(file), "is no backup of a tenant")
     assert_refused(run("restore", str(tmp_path / "missing"), "--as", "new"), "missing", "No such file")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_backup_of_all_says_what_it_did(run: Run, database_url: str, tmp_path: Path) -> None:
+    """`backup --all` writes a file for each tenant and prints one line; a tenant that fails is named, with status 1."""
+    folder = tmp_path / "nightly"
+
+    first = run("backup", "--all", "-o", str(folder))
+    execute(database_url, "DROP SCHEMA acme CASCADE")
+    second = run("backup", "--all", "-o", str(folder), "--keep", "7", "--jobs", "1", "--json")
+    third = run("backup", "--all", "-o", str(folder))
+
+    assert (first.status, first.err) == (0, "")
+    assert first.out.startswith(f"backed up 4 tenants to {folder} in ")
+    assert first.out.endswith("0 failed, 0 not tried, done before an interruption: 0, old files deleted: 0\n")
+    told = json.loads(second.out)
+    assert (second.status, second.err) == (1, "")
+    assert [failure["slug"] for failure in told["failed"]] == ["acme"]
+    assert {made["file"] for made in told["made"]} < {path.name for path in folder.iterdir()}
+    assert third.status == 1
+    assert third.err.startswith("acme was not backed up: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "SLUG or --all"),
+        (("acme", "--all"), "SLUG or --all"),
+        (("--all", "--force"), "--force"),
+        (("acme", "--keep", "7"), "--keep needs --all"),
+        (("acme", "--json"), "--json needs --all"),
+        (("--all", "--jobs", "0"), "--jobs"),
+        (("--all", "--keep", "-1"), "--keep"),
+        (("--all", "--keep", "0"), "--keep"),
+    ],
+)
+def test_backup_that_was_typed_wrong_does_nothing(
+    run: Run, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    """Options that do not belong together are named, and nothing is written."""
+    assert_misused(run("backup", *arguments, "-o", str(tmp_path / "new")), words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_backup_is_not_written_to_stdout(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-o -` is refused, and does not make a file of that name."""
+    monkeypatch.chdir(tmp_path)
+
+    assert_misused(run("backup", "acme", "-o", "-"), "stdout")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_of_backups_is_one(run: Run, tmp_path: Path) -> None:
+    """`backup --all` names a FOLDER that is a file, or that holds something else."""
+    file = tmp_path / "file"
+    file.write_text("precious")
+
+    assert_refused(run("backup", "--all", "-o", str(file)), str(file), "is no folder")
+    assert_refused(run("backup", "--all", "-o", str(tmp_path)), str(tmp_path), "'file'")
+    assert file.read_text() == "precious"
+
+
+def test_restore_lists_a_file_and_a_folder(run: Run, tmp_path: Path) -> None:
+    """`restore --list` says whose backup a file is, after a check; for a folder it prints a line for each file."""
+    file, folder = tmp_path / "company1.tar", tmp_path / "nightly"
+    run("domain", "add", "company1", "shop.company1.test", "--trusted")
+    run("backup", "company1", "-o", str(file), "--pipe", "cat")
+    run("backup", "--all", "-o", str(folder))
+
+    one, all_of_them = run("restore", str(file), "--list"), run("restore", str(folder), "--list")
+    damaged = min(folder.glob("*.tar"))
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    after = run("restore", str(folder), "--list")
+
+    cells = one.out.rstrip("\n").split("\t")
+    assert (one.status, cells[0], cells[3], cells[6]) == (0, "company1", "0001", "company1.tar")
+    assert one.err == "its dump was piped through cat\ndomain: shop.company1.test\n"
+    assert (all_of_them.status, all_of_them.err) == (0, "")
+    assert [line.split("\t")[0] for line in all_of_them.out.splitlines()] == ["acme", "globex", "company1", "company2"]
+    assert (after.status, len(after.out.splitlines())) == (1, 3)
+    assert damaged.name in after.err
+    assert_refused(run("restore", str(tmp_path / "missing"), "--list"), "missing", "No such file")
+    assert_misused(run("restore", str(file), "--list", "--as", "new"), "--list changes nothing")
+
+
+def test_restore_tells_what_became_of_the_names(run: Run, database_url: str, tmp_path: Path) -> None:
+    """A restored tenant claims free domains again, and the command says how to prove them and what is another's now."""
+    file = tmp_path / "company1.tar"
+    run("rename", "company1", "zenith")
+    for domain in ("shop.company1.test", "www.company1.test"):
+        run("domain", "add", "zenith", domain, "--trusted")
+    run("backup", "zenith", "-o", str(file))
+    run("domain", "remove", "shop.company1.test")
+
+    restored = run("restore", str(file), "--as", "again")
+
+    assert restored.status == 0
+    assert "quart-tenants domain add again shop.company1.test\n" in restored.err
+    assert "www.company1.test was its name, too, and is not any more: " in restored.err
+    assert "company1 was its name, too, and is not any more: 'company1' leads to tenant 'zenith'" in restored.err
+    assert "again" in find_slugs(database_url)
+
+
+def test_program_of_a_pipe_is_checked_first(run: Run, tmp_path: Path) -> None:
+    """`--pipe` with a program that is not there is an error before anything is written."""
+    assert_refused(run("backup", "acme", "-o", str(tmp_path / "x"), "--pipe", "no-such-program"), "no-such-program")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Keep a folder with the backups of all tenants, run after run."""

@@ -1,0 +1,105 @@
+"""Back up all tenants, and say what became of each."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quart_tenants.postgres.backup_folders.backup_all import BackupReport, backup_all_tenants
+from quart_tenants.postgres.backups.pipes import Pipe
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.settings import Settings
+from quart_tenants.web.commands.progress import Progress
+from quart_tenants.web.commands.running import count_tenants, with_database
+
+_ENOUGH = 100  # tenants, for a rate
+
+
+@with_database
+async def back_up_all(
+    database: Database,
+    settings: Settings,
+    *,
+    folder: Path,
+    jobs: int,
+    days: int | None,
+    pipe: Pipe | None,
+    verify: int,
+    as_json: bool,
+) -> None:
+    """Back up all tenants into *folder*, and end with status 1 if one has no new file."""
+    progress: Progress | None = None
+    with contextlib.ExitStack() as stack:
+
+        def begin(total: int) -> None:
+            nonlocal progress
+            progress = stack.enter_context(Progress("backing up", total))
+
+        def show(failed: bool) -> None:
+            if progress is not None:
+                progress.advance(failed=failed)
+
+        try:
+            report = await backup_all_tenants(
+                database,
+                folder,
+                settings=settings,
+                jobs=jobs,
+                keep_days=days,
+                pipe=pipe,
+                verify=verify,
+                on_begin=begin,
+                on_done=show,
+            )
+        except asyncio.CancelledError:
+            click.echo("interrupted: what is finished stays; run it again to go on", err=True)
+            raise
+    if as_json:
+        click.echo(json.dumps(_show(report)))
+    else:
+        _print(report, folder)
+    if report.failed or report.left or report.damaged:
+        sys.exit(1)
+
+
+def _print(report: BackupReport, folder: Path) -> None:
+    for line in (*report.notes, *report.damaged.values()):
+        click.echo(line, err=True)
+    for slug, error in report.failed:
+        click.echo(f"{slug} was not backed up: {error}", err=True)
+    if report.left:
+        click.echo("stopped: the others would fail, too; mend it, and run it again", err=True)
+    for backup in report.unknown:
+        click.echo(
+            f"{backup.file} is the newest file of a tenant that is not in this database any more; it is never deleted "
+            "by itself",
+            err=True,
+        )
+    rate = f", {len(report.made) / report.seconds:.1f} a second" if len(report.made) >= _ENOUGH else ""
+    click.echo(
+        f"backed up {count_tenants(len(report.made))} to {folder} in {report.seconds:.1f} s{rate}; "
+        f"{len(report.failed)} failed, {len(report.left)} not tried, done before an interruption: {report.resumed}, "
+        f"old files deleted: {len(report.deleted)}"
+    )
+
+
+def _show(report: BackupReport) -> dict[str, Any]:
+    return {
+        "began_at": report.began_at.isoformat(),
+        "made": [
+            {"slug": backup.slug, "file": backup.file, "size": backup.size, "sha256": backup.sha256}
+            for backup in report.made
+        ],
+        "done_before": report.resumed,
+        "failed": [{"slug": slug, "error": str(error)} for slug, error in report.failed],
+        "not_tried": list(report.left),
+        "damaged": report.damaged,
+        "deleted": [backup.file for backup in report.deleted],
+        "unknown": [backup.file for backup in report.unknown],
+        "notes": report.notes,
+        "seconds": round(report.seconds, 3),
+    }

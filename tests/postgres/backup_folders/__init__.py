@@ -1,0 +1,1 @@
+"""Tests of a folder with the backups of all tenants."""
