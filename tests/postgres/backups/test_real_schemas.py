@@ -184,10 +184,11 @@ async def test_check_that_old_rows_break_comes_back_for_new_ones(
 NOT_THE_SAME = {
     # A function that says IMMUTABLE and is not: when its table is loaded, the other one is still empty.
     r"has other rows in acme\.a_bills: 2 rows came back, and 2 were backed up": """
-        CREATE TABLE z_rates (rate integer); INSERT INTO z_rates VALUES (7);
-        CREATE FUNCTION rate() RETURNS integer LANGUAGE plpgsql IMMUTABLE
-            AS 'BEGIN RETURN (SELECT max(rate) FROM z_rates); END';
-        CREATE TABLE a_bills (n integer, cents integer GENERATED ALWAYS AS (n * rate()) STORED);
+        CREATE TABLE z_rates (rate integer);
+        INSERT INTO z_rates VALUES (7);
+        CREATE FUNCTION price(n integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE
+            AS 'BEGIN RETURN n * (SELECT max(rate) FROM z_rates); END';
+        CREATE TABLE a_bills (n integer, cents integer GENERATED ALWAYS AS (price(n)) STORED);
         INSERT INTO a_bills VALUES (1), (2)
     """,
     r"lacks constraint ct_a_shops \"in an open zone\" CHECK": (
