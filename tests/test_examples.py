@@ -34,7 +34,7 @@ DIRECTIVES = {
         *("ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups"),
         *("CapabilityBoundingSet", "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime"),
         *("RestrictSUIDSGID", "LockPersonality", "RemoveIPC", "SystemCallArchitectures", "SystemCallFilter"),
-        *("SystemCallErrorNumber", "UMask", "LimitNOFILE"),
+        *("SystemCallErrorNumber", "UMask", "LimitNOFILE", "LimitCORE"),
     },
     "Install": {"WantedBy"},
 }

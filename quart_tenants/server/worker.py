@@ -41,6 +41,8 @@ _AFTER_ABORT = 1.0
 """Seconds. Handlers whose client went away have so long to end."""
 _ALARM_MARGIN = 5
 """Seconds. After the graceful timeout: a worker that has no supervisor any more ends then, whatever it does."""
+_SIGNS_WITHIN_PATIENCE = 10
+"""How often a worker says that it is alive in the time after which it would be killed."""
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
 
 
@@ -72,9 +74,9 @@ class Worker:
         Raises:
             TenantError: The app cannot be served.
         """
-        return self._serve(announce, None, check=True)
+        return self._serve(lambda _: announce(), None, check=True)
 
-    def _serve(self, announce: Callable[[], None], link: "Link | None", *, check: bool) -> int:
+    def _serve(self, announce: Callable[[float], None], link: "Link | None", *, check: bool) -> int:
         app, settings = load_app(self.application)
         follow_app_settings(settings)
         if check:
@@ -89,7 +91,7 @@ class Worker:
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(debug=self.config.debug, loop_factory=loop_factory) as runner:
             try:
-                runner.run(_serve_connections(app, self.config, announce, link))
+                runner.run(_serve_connections(app, self.config, announce, link, settings.worker_timeout))
             except (LifespanFailureError, LifespanTimeoutError) as error:
                 # The traceback is Hypercorn's and says nothing more.
                 log.error("the app did not stop properly: %s", error)
@@ -97,7 +99,9 @@ class Worker:
         return 0
 
 
-async def _serve_connections(app: "Quart", config: Config, announce: Callable[[], None], link: "Link | None") -> None:
+async def _serve_connections(
+    app: "Quart", config: Config, announce: Callable[[float], None], link: "Link | None", patience: float
+) -> None:
     """Start *app*, serve all connections, and stop both, as `hypercorn.asyncio.run.worker_serve` does.
 
     There are two differences, both at the end. The last answer of a connection says that it is the last one, so that no
@@ -137,9 +141,16 @@ async def _serve_connections(app: "Quart", config: Config, announce: Callable[[]
         for listener in listeners
     ]
     _spare_garbage_collector()
-    announce()
+    announce(patience)
     ends = [loop.create_task(stop.wait()), loop.create_task(context.terminate.wait())]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if link is None:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    else:
+        signs = loop.create_task(_say_alive(link, patience))
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        signs.cancel()
+        link.say_ending()
+        _set_alarm(config.graceful_timeout)
 
     for server in servers:
         server.close()
@@ -168,12 +179,26 @@ def _notice_the_end(stop: asyncio.Event, link: "Link | None", graceful_timeout: 
 
     def end() -> None:
         loop.remove_reader(lifeline)
-        # The supervisor, which would kill us in the end, may be gone, and something may block the event loop.
-        signal.alarm(math.ceil(graceful_timeout) + _ALARM_MARGIN)
+        _set_alarm(graceful_timeout)
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, end)
     loop.add_reader(lifeline, end)
+
+
+def _set_alarm(graceful_timeout: float) -> None:
+    """Let this process end some time after *graceful_timeout* seconds, whatever it does then.
+
+    The supervisor, which would kill us in the end, may be gone, and something may block the event loop.
+    """
+    signal.alarm(math.ceil(graceful_timeout) + _ALARM_MARGIN)
+
+
+async def _say_alive(link: "Link", patience: float) -> None:
+    """Tell the supervisor again and again that the event loop runs, if its patience ends after some seconds at all."""
+    while patience:
+        link.say_alive()
+        await asyncio.sleep(patience / _SIGNS_WITHIN_PATIENCE)
 
 
 class _SayLast:
