@@ -1,11 +1,13 @@
 """Serve the app in one process by Hypercorn, until this process is asked to end."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
 import random
 import signal
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -136,7 +138,7 @@ async def _serve_connections(
 
     sockets = config.create_sockets()
     servers = [
-        await asyncio.start_server(serve_connection, sock=listener, backlog=config.backlog, **options)
+        (await asyncio.start_server(serve_connection, sock=listener, backlog=config.backlog, **options), options)
         for options, listeners in (({}, sockets.insecure_sockets), (secure, sockets.secure_sockets))
         for listener in listeners
     ]
@@ -152,10 +154,13 @@ async def _serve_connections(
         link.say_ending()
         _set_alarm(config.graceful_timeout)
 
-    for server in servers:
-        server.close()
     wrapper.app = _SayLast(app)
     over = loop.time() + config.graceful_timeout
+    late = [
+        loop.create_task(_serve_accepted(accepted, serve_connection, options))
+        for server, options in servers
+        for accepted in await _stop_accepting(server)
+    ]
     await asyncio.sleep(_ACCEPTED_WITHIN)
     await _wait_for(connections, min(_LAST_REQUEST_WITHIN, config.graceful_timeout))
     # From here on Hypercorn closes a connection after its answer, and at once if it waits for a request.
@@ -163,6 +168,9 @@ async def _serve_connections(
     await _wait_for(connections, over - loop.time())
     abort_connections()
     await _wait_for(connections, _AFTER_ABORT)
+    for task in late:
+        # One that does not even agree on TLS.
+        task.cancel()
     await lifespan.wait_for_shutdown()
     if living.done():
         living.result()
@@ -199,6 +207,35 @@ async def _say_alive(link: "Link", patience: float) -> None:
     while patience:
         link.say_alive()
         await asyncio.sleep(patience / _SIGNS_WITHIN_PATIENCE)
+
+
+async def _stop_accepting(server: asyncio.Server) -> list[socket.socket]:
+    """Close *server* to new connections; return those that the system has accepted for it already.
+
+    The system resets them when the last process closes the listening socket, though their clients may have sent a
+    request. Nothing can be done for one that comes between the last look and the close.
+    """
+    (listener,) = server.sockets
+    # asyncio drops a connection that it has accepted in the turn of the event loop before the server is closed.
+    asyncio.get_running_loop().remove_reader(listener.fileno())
+    await asyncio.sleep(0)
+    # The server closes its own.
+    spare = listener.dup()
+    server.close()
+    accepted = []
+    with spare, contextlib.suppress(BlockingIOError):
+        while True:
+            accepted.append(spare.accept()[0])
+    return accepted
+
+
+async def _serve_accepted(accepted: socket.socket, serve_connection: Any, options: dict[str, Any]) -> None:
+    """Let *serve_connection* serve a connection as `asyncio.start_server` does."""
+    loop = asyncio.get_running_loop()
+    protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), serve_connection, loop=loop)
+    # A client that has left, or does not agree on TLS.
+    with contextlib.suppress(OSError):
+        await loop.connect_accepted_socket(lambda: protocol, accepted, **options)
 
 
 class _SayLast:
