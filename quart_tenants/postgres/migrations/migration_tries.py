@@ -42,6 +42,8 @@ _PASSING_ERRORS = (
     asyncpg.InterfaceError,
     OSError,
 )
+# A wrong role or password, and a database that does not exist.
+_LASTING_ERRORS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 
 
 def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> str:
@@ -60,7 +62,9 @@ def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> st
 
 
 def may_succeed_later(error: TenantError) -> bool:
-    """Return whether *error* may pass: a lock, a deadlock, or a lost connection."""
+    """Return whether *error* may pass: a lock, a deadlock, or a lost connection. A wrong password does not."""
+    if isinstance(error.__cause__, _LASTING_ERRORS):
+        return False
     if isinstance(error, DatabaseUnavailableError | PoolExhaustedError | TenantBusyError):
         return True
     return isinstance(error, MigrationFailedError) and isinstance(error.__cause__, _PASSING_ERRORS)
