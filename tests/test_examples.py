@@ -20,6 +20,7 @@ from tests.support.processes import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 UNIT = ROOT / "examples" / "quart-tenants.service"
+SOCKET = ROOT / "examples" / "quart-tenants.socket"
 CADDYFILE = ROOT / "examples" / "Caddyfile"
 SERVER = tomllib.loads((ROOT / "hypercorn.toml").read_text())
 
@@ -40,11 +41,11 @@ DIRECTIVES = {
 }
 
 
-def read_unit() -> dict[str, list[tuple[str, str]]]:
+def read_unit(unit: Path = UNIT) -> dict[str, list[tuple[str, str]]]:
     """Return the directives of the unit by section."""
     sections: dict[str, list[tuple[str, str]]] = {}
     current: list[tuple[str, str]] = []
-    for line in UNIT.read_text().splitlines():
+    for line in unit.read_text().splitlines():
         if line.startswith("["):
             current = sections.setdefault(line.strip("[]"), [])
         elif line and not line.startswith("#"):
@@ -71,6 +72,21 @@ def test_unit_has_known_directives_only() -> None:
     used = {section: {name for name, _ in directives} for section, directives in read_unit().items()}
 
     assert used == DIRECTIVES
+
+
+def test_socket_is_where_the_proxy_looks() -> None:
+    """The socket that systemd holds is the address of hypercorn.toml, with as many places in its queue."""
+    sections = read_unit(SOCKET)
+    names = {section: {name for name, _ in directives} for section, directives in sections.items()}
+    given = dict(sections["Socket"])
+
+    assert names == {
+        "Unit": {"Description"},
+        "Socket": {"ListenStream", "Backlog", "NoDelay"},
+        "Install": {"WantedBy"},
+    }
+    assert [given["ListenStream"]] == SERVER["bind"]
+    assert int(given["Backlog"]) == SERVER["backlog"]
 
 
 def test_unit_starts_a_command_that_exists() -> None:
@@ -128,7 +144,9 @@ def test_caddyfile_fits_the_app() -> None:
     paths = {rule.rule for rule in app.url_map.iter_rules()}
 
     assert find_in_caddyfile("ask") == f"https://example.com{ASK_PATH}"
-    assert find_in_caddyfile("reverse_proxy") == f"{SERVER['bind'][0]} {{"
+    assert find_in_caddyfile("reverse_proxy") == f"{SERVER['bind'][0]} 127.0.0.1:5001 {{"
+    # What is written twice must not be sent twice.
+    assert set(find_in_caddyfile("lb_retry_match").split()) == {"method", "GET", "HEAD", "OPTIONS"}
     assert find_in_caddyfile("health_uri") in paths
     assert int(find_in_caddyfile("keepalive").removesuffix("s")) < SERVER["keep_alive_timeout"]
     assert int(find_in_caddyfile("max_size").removesuffix("KB")) * 1000 > app.config["MAX_CONTENT_LENGTH"]
@@ -152,12 +170,14 @@ def check_by_program(tmp_path: Path, *command: str | Path) -> None:
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    """`systemd-analyze verify` finds nothing to say about it."""
+    """`systemd-analyze verify` finds nothing to say about it, nor about its socket."""
     copy = tmp_path / UNIT.name
     # It wants to find the program, whose folder may have a blank in its name.
     copy.write_text(UNIT.read_text().replace("/opt/quart-tenants/bin/quart-tenants ", f'"{PROGRAM}" '))
+    socket = tmp_path / SOCKET.name
+    socket.write_text(SOCKET.read_text())
 
-    check_by_program(tmp_path, "systemd-analyze", "verify", "--man=no", copy)
+    check_by_program(tmp_path, "systemd-analyze", "verify", "--man=no", copy, socket)
 
 
 def test_caddy_accepts_the_caddyfile(tmp_path: Path) -> None:
