@@ -599,6 +599,15 @@ class DatabaseUnavailableError(TenantError):
         self.lost = lost
 
 
+class DatabaseFullError(TenantError):
+    """The database has no room for this; try again shortly."""
+
+    # Its disk is full, or its memory, or a table of its own such as that of locks.
+
+    code = "database_full"
+    status = 503
+
+
 class DatabaseTimeoutError(TenantError, TimeoutError):
     """The database took too long; try again shortly."""
 

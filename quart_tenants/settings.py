@@ -188,6 +188,12 @@ class Settings:
         "seconds",
         "How long a request may take until its answer begins. After that it is cancelled and answered 503.",
     )
+    worker_timeout: float = _setting(
+        30.0,
+        between(0, 86400, float),
+        "seconds",
+        "A worker of `serve` whose event loop stands still for so long is killed and replaced. 0: never.",
+    )
     pool_min_size: int = _setting(
         1, between(0, 1000, int), "connections", "Connections that each worker keeps open, also when they are idle."
     )

@@ -21,6 +21,7 @@ from tests.support.processes import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 UNIT = ROOT / "examples" / "quart-tenants.service"
+SOCKET = ROOT / "examples" / "quart-tenants.socket"
 CADDYFILE = ROOT / "examples" / "Caddyfile"
 SERVER = tomllib.loads((ROOT / "hypercorn.toml").read_text())
 
@@ -35,7 +36,7 @@ DIRECTIVES = {
         *("ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectControlGroups"),
         *("CapabilityBoundingSet", "RestrictAddressFamilies", "RestrictNamespaces", "RestrictRealtime"),
         *("RestrictSUIDSGID", "LockPersonality", "RemoveIPC", "SystemCallArchitectures", "SystemCallFilter"),
-        *("SystemCallErrorNumber", "UMask", "LimitNOFILE"),
+        *("SystemCallErrorNumber", "UMask", "LimitNOFILE", "LimitCORE"),
     },
     "Install": {"WantedBy"},
 }
@@ -107,6 +108,21 @@ def test_backup_unit_starts_a_command_that_exists() -> None:
     assert context.params["path"] == Path("/var/lib") / service["StateDirectory"]
 
 
+def test_socket_is_where_the_proxy_looks() -> None:
+    """The socket that systemd holds is the address of hypercorn.toml, with as many places in its queue."""
+    sections = read_unit(SOCKET)
+    names = {section: {name for name, _ in directives} for section, directives in sections.items()}
+    given = dict(sections["Socket"])
+
+    assert names == {
+        "Unit": {"Description"},
+        "Socket": {"ListenStream", "Backlog", "NoDelay"},
+        "Install": {"WantedBy"},
+    }
+    assert [given["ListenStream"]] == SERVER["bind"]
+    assert int(given["Backlog"]) == SERVER["backlog"]
+
+
 def test_unit_starts_a_command_that_exists() -> None:
     """ExecStart is our program with options that `serve` has."""
     service = dict(read_unit()["Service"])
@@ -162,7 +178,9 @@ def test_caddyfile_fits_the_app() -> None:
     paths = {rule.rule for rule in app.url_map.iter_rules()}
 
     assert find_in_caddyfile("ask") == f"https://example.com{ASK_PATH}"
-    assert find_in_caddyfile("reverse_proxy") == f"{SERVER['bind'][0]} {{"
+    assert find_in_caddyfile("reverse_proxy") == f"{SERVER['bind'][0]} 127.0.0.1:5001 {{"
+    # What is written twice must not be sent twice.
+    assert set(find_in_caddyfile("lb_retry_match").split()) == {"method", "GET", "HEAD", "OPTIONS"}
     assert find_in_caddyfile("health_uri") in paths
     assert int(find_in_caddyfile("keepalive").removesuffix("s")) < SERVER["keep_alive_timeout"]
     assert int(find_in_caddyfile("max_size").removesuffix("KB")) * 1000 > app.config["MAX_CONTENT_LENGTH"]
@@ -186,12 +204,14 @@ def check_by_program(tmp_path: Path, *command: str | Path) -> None:
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    """`systemd-analyze verify` finds nothing to say about it."""
+    """`systemd-analyze verify` finds nothing to say about it, nor about its socket."""
     copy = tmp_path / UNIT.name
     # It wants to find the program, whose folder may have a blank in its name.
     copy.write_text(UNIT.read_text().replace("/opt/quart-tenants/bin/quart-tenants ", f'"{PROGRAM}" '))
+    socket = tmp_path / SOCKET.name
+    socket.write_text(SOCKET.read_text())
 
-    check_by_program(tmp_path, "systemd-analyze", "verify", "--man=no", copy)
+    check_by_program(tmp_path, "systemd-analyze", "verify", "--man=no", copy, socket)
 
 
 def test_caddy_accepts_the_caddyfile(tmp_path: Path) -> None:

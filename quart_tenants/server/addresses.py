@@ -20,7 +20,7 @@ def open_addresses(config: Config, port: int | None = None) -> list[str]:
 
     Raises:
         AddressInUseError: Another program uses the address, or we have no right to use it.
-        SettingError: An address is malformed.
+        SettingError: An address is malformed, or names a socket that nobody has given to this process.
     """
     config.bind = [_open_address(bind, port) for bind in config.bind]
     config.insecure_bind = [_open_address(bind, None) for bind in config.insecure_bind]
@@ -45,13 +45,32 @@ def list_descriptors(config: Config) -> list[int]:
 
 
 def _open_address(bind: str, port: int | None) -> str:
-    if bind.startswith(("unix:", "fd://")):
+    if bind.startswith("unix:"):
+        return bind
+    if bind.startswith("fd://"):
+        _check_given(bind)
         return bind
     host, _, configured = bind.rpartition(":")
     try:
         return f"fd://{_listen(host.strip('[]'), int(configured) if port is None else port).detach()}"
     except ValueError as error:
         raise SettingError("bind", f"is {bind!r} in Hypercorn's configuration: give host:port") from error
+
+
+def _check_given(bind: str) -> None:
+    """Make sure that the socket `fd://N` was given to this process, such as by systemd, and listens."""
+    try:
+        given = socket.socket(fileno=int(bind.removeprefix("fd://")))
+        listens = given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        given.detach()
+    except (OSError, ValueError, OverflowError):
+        listens = 0
+    if not listens:
+        raise SettingError(
+            "bind",
+            f"is {bind!r} in Hypercorn's configuration, and whoever has started this program, such as a socket of "
+            "systemd's, has given it no listening socket of that number",
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

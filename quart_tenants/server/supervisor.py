@@ -6,10 +6,12 @@ at the fork already: a worker serves in well under two seconds.
 """
 
 import contextlib
+import faulthandler
 import logging
 import os
 import select
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +34,11 @@ KILL_MARGIN = 2.0
 """Seconds. After the graceful timeout a worker has so long to close its pools, and is killed then."""
 _LONGEST_REASON = 2000
 """Bytes. A pipe takes so many in one piece."""
-_READY = b"\0"
+# What a worker says of itself: it serves, with the seconds after which its silence means that it hangs; it is alive; it
+# ends. Anything else is the reason why it cannot serve.
+_READY = struct.Struct("!xd")
+_ALIVE = b"\1"
+_ENDING = b"\2"
 
 
 class Link:
@@ -48,9 +54,24 @@ class Link:
         self.is_first = is_first
         self._report = report
 
-    def say_ready(self) -> None:
-        """Tell the supervisor that this worker serves."""
-        os.write(self._report, _READY)
+    def say_ready(self, patience: float = 0.0) -> None:
+        """Tell the supervisor that this worker serves.
+
+        Args:
+            patience: Seconds. The supervisor kills this worker if it does not `say_alive` for so long; 0 for never.
+        """
+        os.write(self._report, _READY.pack(patience))
+
+    def say_alive(self) -> None:
+        """Tell the supervisor that this worker does not hang. Never waits."""
+        # A supervisor that was stopped for days has a full pipe. One that is gone is noticed by the lifeline.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._report, _ALIVE)
+
+    def say_ending(self) -> None:
+        """Tell the supervisor that this worker ends by itself, and may be silent from now on. Never waits."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._report, _ENDING)
 
     def refuse(self, reason: str) -> None:
         """Tell the supervisor in one line why this worker cannot serve."""
@@ -89,6 +110,14 @@ class _Slot:
     start_at: float = _NEVER
     pause: float = 0.0
     kill_at: float = _NEVER
+    # After so many seconds of silence the worker is killed; it was heard of then.
+    patience: float = _NEVER
+    heard_at: float = 0.0
+
+    @property
+    def hangs_at(self) -> float:
+        """When the worker will have been silent for too long."""
+        return self.heard_at + self.patience
 
 
 @dataclass
@@ -109,6 +138,7 @@ class Supervisor:
     _serving: list[_Slot] = field(default_factory=list)
     _candidates: list[_Slot] = field(default_factory=list)
     _leaving: list[_Slot] = field(default_factory=list)
+    _looked_at: float = 0.0
     _crashes: int = 0
     _last_crash: str = ""
     _asked_to_stop: bool = False
@@ -192,6 +222,7 @@ class Supervisor:
         """Ask the worker of *slot* to finish what is in flight and to end."""
         if slot.pid is not None:
             os.kill(slot.pid, signal.SIGTERM)
+            slot.patience = _NEVER
             slot.kill_at = time.monotonic() + slot.plan.graceful_timeout + KILL_MARGIN
             self._leaving.append(slot)
 
@@ -230,13 +261,14 @@ class Supervisor:
                 log.error("cannot start a worker: %s", error.strerror)
                 slot.start_at = time.monotonic() + _LONGEST_PAUSE
             else:
-                slot.is_ready, slot.refusal = False, ""
+                slot.is_ready, slot.refusal, slot.patience = False, "", _NEVER
                 slot.started_at = time.monotonic()
                 slot.start_at = _NEVER
                 slot.kill_at = slot.started_at + slot.plan.start_timeout
 
     def _fork(self, slot: _Slot, lifeline: int, our_end: int) -> None:
         reading, writing = os.pipe()
+        os.set_blocking(writing, False)
         # A signal between the fork and the worker's own handlers would run the supervisor's handlers in the worker.
         signal.pthread_sigmask(signal.SIG_BLOCK, _OUR_SIGNALS)
         _flush()
@@ -258,23 +290,41 @@ class Supervisor:
     def _wait(self, noticed: int) -> None:
         """Wait until something happens or is due, and take note of it."""
         slots = [*self._serving, *self._candidates, *self._leaving]
-        due = min(slot.start_at if slot.pid is None else slot.kill_at for slot in slots)
+        due = min(slot.start_at if slot.pid is None else min(slot.kill_at, slot.hangs_at) for slot in slots)
+        # Often enough to know afterwards whether it was us who did not run.
+        due = min(due, *(time.monotonic() + slot.patience / 4 for slot in slots))
         reports = [slot.report for slot in slots if slot.report is not None]
         select.select([noticed, *reports], [], [], None if due == _NEVER else max(due - time.monotonic(), 0))
         with contextlib.suppress(BlockingIOError):
             os.read(noticed, 4096)
+        self._count_silence_anew(slots)
         for slot in slots:
             if slot.pid is None:
                 continue
             pid, status = os.waitpid(slot.pid, os.WNOHANG)
             _hear(slot)
+            now = time.monotonic()
             if pid:
                 self._bury(slot, pid, os.waitstatus_to_exitcode(status))
-            elif time.monotonic() >= slot.kill_at:
+            elif now >= slot.kill_at:
                 if not slot.is_ready and slot not in self._leaving:
                     slot.refusal = f"a worker was not ready within {slot.plan.start_timeout:g} s"
                 os.kill(slot.pid, signal.SIGKILL)
-                slot.kill_at = _NEVER
+                slot.kill_at = slot.patience = _NEVER
+            elif now >= slot.hangs_at:
+                slot.refusal = f"it hung: something has held up its event loop for {slot.patience:g} s"
+                slot.patience = _NEVER
+                # It shows in the log what it is doing, if it can. One that was stopped cannot.
+                os.kill(slot.pid, signal.SIGABRT)
+                slot.kill_at = now + KILL_MARGIN
+
+    def _count_silence_anew(self, slots: list[_Slot]) -> None:
+        """Hold no silence against the workers of *slots* if this process itself did not run: nor may they have."""
+        now = time.monotonic()
+        for slot in slots:
+            if now - self._looked_at > slot.patience / 2:
+                slot.heard_at = now
+        self._looked_at = now
 
     def _bury(self, slot: _Slot, pid: int, code: int) -> None:
         """Take note that the worker of *slot* died, and of what."""
@@ -319,14 +369,20 @@ def _hear(slot: _Slot) -> None:
         return
     with contextlib.suppress(BlockingIOError):
         said = os.read(slot.report, 2 * _LONGEST_REASON)
-        if said.startswith(_READY):
-            log.info("worker %d started", slot.pid)
-            slot.is_ready, slot.kill_at = True, _NEVER
+        slot.heard_at = time.monotonic()
         if not said:
             os.close(slot.report)
             slot.report = None
-        elif said != _READY:
-            slot.refusal = said.removeprefix(_READY).decode(errors="replace")
+        if said.startswith(b"\0"):
+            log.info("worker %d started", slot.pid)
+            slot.is_ready, slot.kill_at = True, _NEVER
+            slot.patience = _READY.unpack_from(said)[0] or _NEVER
+            said = said[_READY.size :]
+        reason = said.lstrip(_ALIVE + _ENDING)
+        if _ENDING in said[: len(said) - len(reason)]:
+            slot.patience = _NEVER
+        if reason:
+            slot.refusal = reason.decode(errors="replace")
 
 
 def _become_worker(plan: Plan, link: Link) -> NoReturn:
@@ -340,6 +396,8 @@ def _become_worker(plan: Plan, link: Link) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OUR_SIGNALS)
+        # At SIGABRT, or a crash in C, this process writes which lines of Python it is in.
+        faulthandler.enable()
         status = plan.serve(link)
     except TenantError as error:
         link.refuse(str(error))

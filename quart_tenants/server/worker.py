@@ -1,11 +1,13 @@
 """Serve the app in one process by Hypercorn, until this process is asked to end."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
 import random
 import signal
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ _AFTER_ABORT = 1.0
 """Seconds. Handlers whose client went away have so long to end."""
 _ALARM_MARGIN = 5
 """Seconds. After the graceful timeout: a worker that has no supervisor any more ends then, whatever it does."""
+_SIGNS_WITHIN_PATIENCE = 10
+"""How often a worker says that it is alive in the time after which it would be killed."""
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
 
 
@@ -72,9 +76,9 @@ class Worker:
         Raises:
             TenantError: The app cannot be served.
         """
-        return self._serve(announce, None, check=True)
+        return self._serve(lambda _: announce(), None, check=True)
 
-    def _serve(self, announce: Callable[[], None], link: "Link | None", *, check: bool) -> int:
+    def _serve(self, announce: Callable[[float], None], link: "Link | None", *, check: bool) -> int:
         app, settings = load_app(self.application)
         follow_app_settings(settings)
         if check:
@@ -89,7 +93,7 @@ class Worker:
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(debug=self.config.debug, loop_factory=loop_factory) as runner:
             try:
-                runner.run(_serve_connections(app, self.config, announce, link))
+                runner.run(_serve_connections(app, self.config, announce, link, settings.worker_timeout))
             except (LifespanFailureError, LifespanTimeoutError) as error:
                 # The traceback is Hypercorn's and says nothing more.
                 log.error("the app did not stop properly: %s", error)
@@ -97,7 +101,9 @@ class Worker:
         return 0
 
 
-async def _serve_connections(app: "Quart", config: Config, announce: Callable[[], None], link: "Link | None") -> None:
+async def _serve_connections(
+    app: "Quart", config: Config, announce: Callable[[float], None], link: "Link | None", patience: float
+) -> None:
     """Start *app*, serve all connections, and stop both, as `hypercorn.asyncio.run.worker_serve` does.
 
     There are two differences, both at the end. The last answer of a connection says that it is the last one, so that no
@@ -132,19 +138,29 @@ async def _serve_connections(app: "Quart", config: Config, announce: Callable[[]
 
     sockets = config.create_sockets()
     servers = [
-        await asyncio.start_server(serve_connection, sock=listener, backlog=config.backlog, **options)
+        (await asyncio.start_server(serve_connection, sock=listener, backlog=config.backlog, **options), options)
         for options, listeners in (({}, sockets.insecure_sockets), (secure, sockets.secure_sockets))
         for listener in listeners
     ]
     _spare_garbage_collector()
-    announce()
+    announce(patience)
     ends = [loop.create_task(stop.wait()), loop.create_task(context.terminate.wait())]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if link is None:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    else:
+        signs = loop.create_task(_say_alive(link, patience))
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        signs.cancel()
+        link.say_ending()
+        _set_alarm(config.graceful_timeout)
 
-    for server in servers:
-        server.close()
     wrapper.app = _SayLast(app)
     over = loop.time() + config.graceful_timeout
+    late = [
+        loop.create_task(_serve_accepted(accepted, serve_connection, options))
+        for server, options in servers
+        for accepted in await _stop_accepting(server)
+    ]
     await asyncio.sleep(_ACCEPTED_WITHIN)
     await _wait_for(connections, min(_LAST_REQUEST_WITHIN, config.graceful_timeout))
     # From here on Hypercorn closes a connection after its answer, and at once if it waits for a request.
@@ -152,6 +168,9 @@ async def _serve_connections(app: "Quart", config: Config, announce: Callable[[]
     await _wait_for(connections, over - loop.time())
     abort_connections()
     await _wait_for(connections, _AFTER_ABORT)
+    for task in late:
+        # One that does not even agree on TLS.
+        task.cancel()
     await lifespan.wait_for_shutdown()
     if living.done():
         living.result()
@@ -168,12 +187,55 @@ def _notice_the_end(stop: asyncio.Event, link: "Link | None", graceful_timeout: 
 
     def end() -> None:
         loop.remove_reader(lifeline)
-        # The supervisor, which would kill us in the end, may be gone, and something may block the event loop.
-        signal.alarm(math.ceil(graceful_timeout) + _ALARM_MARGIN)
+        _set_alarm(graceful_timeout)
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, end)
     loop.add_reader(lifeline, end)
+
+
+def _set_alarm(graceful_timeout: float) -> None:
+    """Let this process end some time after *graceful_timeout* seconds, whatever it does then.
+
+    The supervisor, which would kill us in the end, may be gone, and something may block the event loop.
+    """
+    signal.alarm(math.ceil(graceful_timeout) + _ALARM_MARGIN)
+
+
+async def _say_alive(link: "Link", patience: float) -> None:
+    """Tell the supervisor again and again that the event loop runs, if its patience ends after some seconds at all."""
+    while patience:
+        link.say_alive()
+        await asyncio.sleep(patience / _SIGNS_WITHIN_PATIENCE)
+
+
+async def _stop_accepting(server: asyncio.Server) -> list[socket.socket]:
+    """Close *server* to new connections; return those that the system has accepted for it already.
+
+    The system resets them when the last process closes the listening socket, though their clients may have sent a
+    request. Nothing can be done for one that comes between the last look and the close.
+    """
+    (listener,) = server.sockets
+    # asyncio drops a connection that it has accepted in the turn of the event loop before the server is closed.
+    asyncio.get_running_loop().remove_reader(listener.fileno())
+    await asyncio.sleep(0)
+    # The server closes its own.
+    spare = listener.dup()
+    server.close()
+    accepted = []
+    with spare, contextlib.suppress(BlockingIOError):
+        while True:
+            accepted.append(spare.accept()[0])
+    return accepted
+
+
+async def _serve_accepted(accepted: socket.socket, serve_connection: Any, options: dict[str, Any]) -> None:
+    """Let *serve_connection* serve a connection as `asyncio.start_server` does."""
+    loop = asyncio.get_running_loop()
+    protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader(loop=loop), serve_connection, loop=loop)
+    # A client that has left, or does not agree on TLS.
+    with contextlib.suppress(OSError):
+        await loop.connect_accepted_socket(lambda: protocol, accepted, **options)
 
 
 class _SayLast:

@@ -19,6 +19,18 @@ REFERENCE_FILES = get_resource_path("sql/tenant")
 """The migrations of the reference app, which make the tables of most tests."""
 DEMO_SQL = Path(__file__).parents[2] / "sql" / "demo"
 
+# What `init` of a newer program does, whose file of the registry is the next one.
+NEWER_REGISTRY = """
+INSERT INTO quart_tenants.applied_migrations
+SELECT schema_name, max(version) + 1, 'newer', 'newer' FROM quart_tenants.applied_migrations
+WHERE schema_name = 'quart_tenants' GROUP BY schema_name
+"""
+# The same, where programs that do not know that file would read the registry wrongly.
+BREAKING_REGISTRY = (
+    "UPDATE quart_tenants.oldest_reader SET migration = "
+    "(SELECT max(version) FROM quart_tenants.applied_migrations WHERE schema_name = 'quart_tenants')"
+)
+
 
 async def execute(url: str, *statements: str) -> None:
     """Run *statements* on a connection of their own, as the role in *url*."""

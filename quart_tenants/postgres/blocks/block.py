@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 
 from quart_tenants.errors import (
+    DatabaseFullError,
     DatabaseTimeoutError,
     DatabaseUnavailableError,
     RolesNotReadyError,
@@ -26,6 +27,7 @@ from quart_tenants.postgres.driver.connection_types import (
 from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
 from quart_tenants.postgres.driver.opening import BlockConnection
+from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.pool.connection_pool import ConnectionPool
 from quart_tenants.postgres.pool.pooled_connection import PooledConnection
 from quart_tenants.tenant import Tenant
@@ -264,12 +266,14 @@ class Block:
             ) from error
         except BaseException as error:
             translated = _translate(error, driver)
-            if translated is None and isinstance(error, asyncpg.PostgresError | asyncio.CancelledError):
+            if isinstance(translated, DatabaseFullError) or (
+                translated is None and isinstance(error, asyncpg.PostgresError | asyncio.CancelledError)
+            ):
                 # The server said no, such as by a deferred constraint, and is well. Or the block was cancelled: nobody
                 # knows how far COMMIT came, and the transaction is over after this either way.
                 await self._roll_back()
-                raise
-            self._pool.discard(self._pooled)
+            else:
+                self._pool.discard(self._pooled)
             if translated is not None:
                 raise translated from error
             raise
@@ -294,7 +298,7 @@ class Block:
 
 
 def _translate(error: BaseException, driver: BlockConnection) -> TenantError | None:
-    """Return our error for a lost server and for a statement's timeout, or None for all else."""
+    """Return our error for a server that is lost or full, and for a statement's timeout, or None for all else."""
     if isinstance(error, TenantError):
         return None
     # The second is the server's own statement_timeout.
@@ -302,6 +306,8 @@ def _translate(error: BaseException, driver: BlockConnection) -> TenantError | N
         return DatabaseTimeoutError("a statement took too long and was cancelled")
     if isinstance(error, DRIVER_ERRORS) and _is_gone(error, driver):
         return DatabaseUnavailableError(f"the connection to the database was lost: {describe(error)}", lost=True)
+    if isinstance(error, asyncpg.InsufficientResourcesError):
+        return DatabaseFullError(f"the database has no room left: {describe_refusal(error)}")
     return None
 
 

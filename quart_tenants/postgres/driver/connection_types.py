@@ -18,6 +18,8 @@ else:
 # What a lost server looks like depends on the moment it was lost.
 DRIVER_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, asyncpg.PostgresError)
 
+# What the driver meets where it looks for a certificate: no file, no folder, or no home.
+_NO_FILE_ERRORS = (FileNotFoundError, NotADirectoryError, asyncpg.ClientConfigurationError)
 
 _DRIVERS = ("asyncpg.", __name__.rpartition(".")[0] + ".")
 
@@ -41,8 +43,16 @@ def explain_no_connection(error: Exception, setting: str, purpose: str) -> Tenan
         setting: The key of the setting that holds the URL.
         purpose: What cannot be done, such as `cannot connect to the database`.
     """
+    if isinstance(error, asyncpg.ClientConfigurationError) and isinstance(error.__context__, _NO_FILE_ERRORS):
+        return SettingError(
+            setting,
+            "asks to verify the server's certificate, and there is no root certificate to do it by: "
+            "add sslrootcert=/path/to/root.crt to the URL, or put the file where PostgreSQL's programs look for it, "
+            "~/.postgresql/root.crt",
+        )
     # A certificate that is refused is a ValueError, too.
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         # Without asyncpg's words: they repeat a part of the URL, which holds a password.
         return SettingError(setting, "cannot be understood; check its port and its options")
-    return DatabaseUnavailableError(f"{purpose}: {describe(error)}; is it running, and is {setting} right?")
+    files = ", with the files that it names" if isinstance(error, FileNotFoundError) else ""
+    return DatabaseUnavailableError(f"{purpose}: {describe(error)}; is it running, and is {setting} right{files}?")

@@ -24,16 +24,18 @@ BlockConnection: TypeAlias = FastConnection | PlainConnection
 SetUp: TypeAlias = Callable[[DriverConnection], Awaitable[object]]
 """What an app does to each new connection, such as to set type codecs."""
 
+# Nobody is there, or does not let us in, or the URL is wrong.
+_NOT_ASYNCPGS = (
+    OSError,
+    ValueError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.TooManyConnectionsError,
+)
 # The types of so many full caches are remembered for a pool.
 _CONNECTIONS_WORTH = 20
 # Reasons for the plain mode that were logged in this process.
 _told: set[str] = set()
-
-
-def _is_no_answer(error: Exception) -> bool:
-    """Return whether *error* says that nobody is there, or does not let us in."""
-    refused = (OSError, asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
-    return isinstance(error, refused) and not isinstance(error, TimeoutError)
 
 
 def _avoid_set_config(connection: PlainConnection) -> None:
@@ -103,8 +105,8 @@ class Opener:
         try:
             return await self._open_fast_once(*args, **options)
         except Exception as error:
-            # Once it was tried out, this is the network's or the server's doing.
-            if self._tried or (isinstance(error, OSError | ValueError) and not isinstance(error, TimeoutError)):
+            # Once it was tried out, this is the network's or the server's doing. So is what no asyncpg could change.
+            if self._tried or (isinstance(error, _NOT_ASYNCPGS) and not isinstance(error, TimeoutError)):
                 raise
         try:
             return await self._open_fast_once(*args, **options)

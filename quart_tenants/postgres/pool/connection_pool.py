@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Coroutine
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.pool.pooled_connection import PooledConnection
 from quart_tenants.postgres.pool.slots import Slots
 from quart_tenants.settings import Settings
+
+_logger = logging.getLogger(__name__)
 
 # Tenants. After so many new ones a connection is weighed.
 _WEIGH_EVERY = 100
@@ -32,6 +35,7 @@ class ConnectionPool:
     __slots__ = (
         "_closing",
         "_epoch",
+        "_full",
         "_max_memory",
         "_max_queries",
         "_max_tenants",
@@ -68,6 +72,8 @@ class ConnectionPool:
             set_up: Called with each new connection.
         """
         self._epoch = 0
+        # What the server said when it had no place for another connection, until it is asked for one again.
+        self._full = ""
         self._slots: Slots[PooledConnection] = Slots(max_size)
         self._max_queries = max_queries
         self._max_tenants = settings.connection_max_tenants
@@ -150,35 +156,40 @@ class ConnectionPool:
 
         Raises:
             PoolExhaustedError: All are lent.
-            DatabaseUnavailableError: No connection can be opened.
+            DatabaseUnavailableError: There is no connection, and none can be opened.
         """
-        taken = self._slots.take(preferred)
-        if taken is None:
-            try:
-                taken = await self._slots.wait(deadline)
-            except TimeoutError as error:
-                raise PoolExhaustedError(
-                    f"all {self.max_size} connections stayed in use for TENANTS_ACQUIRE_TIMEOUT"
-                ) from error
-        slot, connection = taken
-        if connection is None:
-            return await self._open_in(slot, deadline)
-        if connection.driver.is_closed() or connection.epoch != self._epoch:
-            return await self.replace(connection, deadline)
-        return connection
+        while True:
+            taken = self._slots.take(preferred)
+            if taken is None:
+                try:
+                    taken = await self._slots.wait(deadline)
+                except TimeoutError as error:
+                    raise PoolExhaustedError(self._describe_exhaustion()) from error
+            slot, connection = taken
+            if connection is not None:
+                if not connection.driver.is_closed() and connection.epoch == self._epoch:
+                    return connection
+                _terminate(connection.driver)
+            opened = await self._open_in(slot, deadline)
+            if opened is not None:
+                return opened
 
     async def replace(self, connection: PooledConnection, deadline: float) -> PooledConnection:
         """Close *connection*, and return another one in its slot, for which nobody has to queue anew.
+
+        Only where the server has given the place to another program by then, this waits for another connection.
 
         Args:
             connection: From `acquire`.
             deadline: On the event loop's clock.
 
         Raises:
+            PoolExhaustedError: The server has no place, and all others are lent.
             DatabaseUnavailableError: No connection can be opened. The slot is free.
         """
         _terminate(connection.driver)
-        return await self._open_in(connection.slot, deadline)
+        opened = await self._open_in(connection.slot, deadline)
+        return opened or await self.acquire(connection.slot, deadline)
 
     def give_back(self, connection: PooledConnection, tenant: int, now: float) -> None:
         """Take *connection* back, clean as its block has left it. What it cannot be clean of closes it.
@@ -211,12 +222,16 @@ class ConnectionPool:
         _terminate(connection.driver)
         self._slots.vacate(connection.slot)
 
-    async def _open_in(self, slot: int, deadline: float) -> PooledConnection:
+    async def _open_in(self, slot: int, deadline: float) -> PooledConnection | None:
+        """Return a new connection, or None where the server has no place for it, and there are others to wait for."""
         epoch = self._epoch
         try:
             seconds = deadline - self.clock()
             proxy = await self._pool.acquire(timeout=max(seconds, 0.001))
         except BaseException as error:
+            if isinstance(error, asyncpg.TooManyConnectionsError) and self._pool.get_size():
+                self._open_later(slot, describe(error))
+                return None
             self._slots.vacate(slot)
             if isinstance(error, TimeoutError):
                 raise DatabaseUnavailableError("the database did not accept a connection in time") from error
@@ -226,6 +241,32 @@ class ConnectionPool:
         driver = cast("BlockConnection", proxy).itself
         driver.proxy = proxy
         return PooledConnection(driver, slot, epoch, min(_WEIGH_EVERY, self._max_tenants + 1))
+
+    def _open_later(self, slot: int, reason: str) -> None:
+        """Open no connection for a moment, neither in *slot* nor in others: the server has no place for it."""
+        if not self._full:
+            _logger.warning(
+                "the database has no place for another connection (%s): requests wait for the %d that are open",
+                reason,
+                self._pool.get_size(),
+            )
+        self._full = reason
+        empty = [slot, *self._slots.take_empty()]
+
+        def try_again() -> None:
+            self._full = ""
+            for slot in empty:
+                self._slots.vacate(slot)
+
+        asyncio.get_running_loop().call_later(self.timings.full, try_again)
+
+    def _describe_exhaustion(self) -> str:
+        if not self._full:
+            return f"all {self.max_size} connections stayed in use for TENANTS_ACQUIRE_TIMEOUT"
+        return (
+            f"all {self._pool.get_size()} connections stayed in use for TENANTS_ACQUIRE_TIMEOUT, "
+            f"and the database has no place for another one: {self._full}"
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, object], connection: PooledConnection) -> None:
         """Do *work* beside, and then let the next have *connection* or its slot."""
@@ -256,7 +297,12 @@ class ConnectionPool:
         answers = works = False
         with contextlib.suppress(*DRIVER_ERRORS):
             async with asyncio.timeout(self._patience):
-                probe: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(**self._options)
+                try:
+                    probe: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(**self._options)
+                except asyncpg.TooManyConnectionsError:
+                    # The server is there, but cannot be asked. The silent one has the whole time to answer.
+                    await asyncio.sleep(self._patience)
+                    raise
                 try:
                     works = await probe.fetchval(_WORKS, silent.get_server_pid())
                     answers = True

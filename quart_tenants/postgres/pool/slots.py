@@ -67,6 +67,13 @@ class Slots(Generic[T]):
         if not self._waiters.hand_over((slot, None)):
             self._free[slot] = True
 
+    def take_empty(self) -> list[int]:
+        """Return the slots for which nobody opens a connection. They stay taken until `vacate`."""
+        empty = [slot for slot, free in enumerate(self._free) if free]
+        for slot in empty:
+            self._free[slot] = False
+        return empty
+
     def take_idle(self, is_wanted: Callable[[T], bool]) -> list[T]:
         """Return the wanted ones of the connections that nobody uses. Their slots stay taken."""
         taken = []

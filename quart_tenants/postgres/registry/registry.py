@@ -16,7 +16,13 @@ from quart_tenants.errors import (
 )
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import SHARED_LEDGER
-from quart_tenants.postgres.registry.registry_tables import ALL_TENANTS, check_registry, read_tenant, unready_explained
+from quart_tenants.postgres.registry.registry_tables import (
+    ALL_TENANTS,
+    check_registry,
+    read_tenant,
+    refuse_old_program,
+    unready_explained,
+)
 from quart_tenants.postgres.sessions.session_ends import EndedSessions
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
@@ -46,6 +52,7 @@ SELECT
     EXISTS (
         SELECT FROM quart_tenants.changes WHERE (revision, tenant_id, changed_at) = ($2, $3, $4)
     ) AS same_feed,
+    (SELECT migration FROM quart_tenants.oldest_reader) AS oldest_reader,
     changed.tenant_id AS changed_id,
     t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name, t.settings,
     t.domains, t.former_slugs, t.redirects_until
@@ -172,7 +179,7 @@ class Registry:
         """Read all tenants.
 
         Raises:
-            RegistryNotReadyError: The registry does not exist or is older than this program, or we may not read it.
+            RegistryNotReadyError: There is no registry, it does not fit this program, or we may not read it.
             DatabaseUnavailableError: It cannot be read.
         """
         async with self._reading:
@@ -196,6 +203,8 @@ class Registry:
                     # This comes second: a row that is written in between is read again by the next refresh.
                     await self.ended_sessions.refresh(connection, seen["snapshot"])
             newest = changes[0]
+            # Somebody has run `init` of a newer program.
+            refuse_old_program(newest["oldest_reader"])
             # Otherwise the registry was replaced, for example by an older backup, or the server went back in time.
             if not newest["same_feed"] or newest["started_at"] != seen["started_at"]:
                 await self._load()

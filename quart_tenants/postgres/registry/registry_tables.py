@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import asyncpg
@@ -40,6 +40,8 @@ _NO_REGISTRY = f"this database has no tenant registry yet: {_RUN_INIT}"
 # Two runs of `init` at once would both find no registry. The number is arbitrary: "tenants" as bytes.
 _LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(32760431163012211)"
 
+_GET_OLDEST_READER = "SELECT migration FROM quart_tenants.oldest_reader"
+
 _LIST_TENANTS = """
 SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
 FROM quart_tenants.living_tenants ORDER BY slug
@@ -56,7 +58,7 @@ async def init_registry(database: Database) -> int:
 
     Raises:
         MigrationFailedError: A migration failed, for example for a lack of rights. The database is unchanged.
-        RegistryNotReadyError: This role may not create the schema.
+        RegistryNotReadyError: This role may not create the schema, or this program is too old for the registry.
     """
     async with database.connection() as connection:
         await connection.execute(_LOCK_REGISTRY_MAKING)
@@ -70,6 +72,7 @@ async def init_registry(database: Database) -> int:
                 raise RegistryNotReadyError(
                     f"this role may not create the schema {REGISTRY_SCHEMA}: GRANT CREATE ON DATABASE to it"
                 ) from error
+        await _refuse_newer(connection, applied)
         missing = plan_migrations(_get_registry_migrations(), applied)
         if missing:
             await apply_migrations(connection, REGISTRY_SCHEMA, missing, path=())
@@ -77,7 +80,7 @@ async def init_registry(database: Database) -> int:
 
 
 async def check_registry(connection: Connection) -> None:
-    """Make sure that the registry exists, is as new as this program, and that this role may read it.
+    """Make sure that the registry exists, that this program is neither too new nor too old for it, and may read it.
 
     Raises:
         RegistryNotReadyError: One of these is not true. The error says what to run or which right is missing.
@@ -89,8 +92,25 @@ async def check_registry(connection: Connection) -> None:
         raise RegistryNotReadyError(_NO_REGISTRY)
     with unready_explained():
         applied = await list_applied(connection, REGISTRY_SCHEMA)
+        await _refuse_newer(connection, applied)
     if plan_migrations(_get_registry_migrations(), applied):
         raise RegistryNotReadyError(f"the tenant registry is older than this program: {_RUN_INIT}")
+
+
+async def _refuse_newer(connection: Connection, applied: Mapping[int, str]) -> None:
+    """Raise `RegistryNotReadyError` if the registry has files *applied* that this program would have to know."""
+    if max(applied, default=0) > _get_registry_migrations()[-1].version:
+        refuse_old_program(await connection.fetchval(_GET_OLDEST_READER))
+
+
+def refuse_old_program(oldest_reader: int) -> None:
+    """Raise `RegistryNotReadyError` if the registry may be read only by programs that know file *oldest_reader*."""
+    newest = _get_registry_migrations()[-1].version
+    if oldest_reader > newest:
+        raise RegistryNotReadyError(
+            "the tenant registry is newer than this program, which would read it wrongly (its tables are at "
+            f"{oldest_reader:04}, and this program knows {newest:04}): install the newer program, and restart"
+        )
 
 
 async def list_tenants(database: Database) -> list[Tenant]:

@@ -4,7 +4,13 @@ from collections.abc import Callable, Collection, Sequence
 
 import asyncpg
 
-from quart_tenants.errors import DatabaseUnavailableError, TenantBusyError, TenantError, TenantNotInTrashError
+from quart_tenants.errors import (
+    DatabaseFullError,
+    DatabaseUnavailableError,
+    TenantBusyError,
+    TenantError,
+    TenantNotInTrashError,
+)
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.registry.resting_names import forget_rested_names, free_names
@@ -180,8 +186,8 @@ async def _purge(database: Database, tenant: TrashedTenant, *, including: bool) 
                 return True
         except asyncpg.LockNotAvailableError as error:
             raise TenantBusyError(tenant.slug) from error
-        except asyncpg.OutOfMemoryError:
+        except DatabaseFullError as error:
             # The table of locks is full: tables with many columns, or a server that is small or busy.
-            if batch == 1:
+            if batch == 1 or not isinstance(error.__cause__, asyncpg.OutOfMemoryError):
                 raise
             batch //= 2

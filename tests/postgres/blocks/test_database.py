@@ -1,11 +1,14 @@
 """Blocks: one transaction, one tenant, on one connection that comes back clean."""
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
 import asyncpg
 import pytest
 
 from quart_tenants.errors import (
+    DatabaseFullError,
     DatabaseTimeoutError,
     DatabaseUnavailableError,
     PoolExhaustedError,
@@ -329,3 +332,66 @@ async def test_read_only_block_cannot_write(database: Database, acme: Tenant) ->
 
     async with database.tenant_connection(acme) as connection:
         await connection.execute("INSERT INTO company_data (description) VALUES ('x')")
+
+
+RUN_OUT = "DO $$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = '{}'; END $$"
+
+
+@pytest.mark.parametrize("code", ["53000", "53100", "53200", "53400"])
+async def test_server_without_room_is_no_bug(one_connection_database: Database, acme: Tenant, code: str) -> None:
+    """A full disk, memory or table of the server is 503 with a code of its own; nothing is saved, and all goes on."""
+    with pytest.raises(DatabaseFullError, match="no room left: no room") as caught:
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+            await connection.execute(RUN_OUT.format(code))
+
+    assert (caught.value.status, caught.value.code) == (503, "database_full")
+    assert isinstance(caught.value.__cause__, asyncpg.InsufficientResourcesError)
+    assert await count_rows(one_connection_database, acme) == 0
+
+
+async def test_disk_that_is_full_at_the_end_saves_nothing(one_connection_database: Database, acme: Tenant) -> None:
+    """The same holds for COMMIT, and the connection serves on."""
+    async with one_connection_database.tenant_connection(acme) as connection:
+        backend = await connection.fetchval("SELECT pg_backend_pid()")
+        await connection.execute(
+            "CREATE FUNCTION run_out() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'no room' USING ERRCODE = 'disk_full'; END $$"
+        )
+        await connection.execute(
+            "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON company_data DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION run_out()"
+        )
+
+    with pytest.raises(DatabaseFullError):
+        async with one_connection_database.tenant_connection(acme) as connection:
+            await connection.execute(INSERT)
+
+    assert await count_rows(one_connection_database, acme) == 0
+    async with one_connection_database.tenant_connection(acme) as connection:
+        assert await connection.fetchval("SELECT pg_backend_pid()") == backend
+
+
+async def test_other_refusals_stay_what_they_are(database: Database, acme: Tenant) -> None:
+    """Control: an error that says nothing about the server's room is the driver's own, and a bug."""
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        async with database.tenant_connection(acme) as connection:
+            await connection.execute("SELECT 1 / 0")
+
+
+async def test_unknown_database_is_asked_for_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that no other try could change is one try to connect."""
+    connect = asyncpg.connect
+    tries = []
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        tries.append(1)
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(asyncpg, "connect", count)
+    url = settings.required_database_url.replace("/qt_", "/missing_", 1)
+
+    with pytest.raises(DatabaseUnavailableError, match="does not exist"):
+        await Database.open(replace(settings, database_url=url))
+
+    assert len(tries) == 1

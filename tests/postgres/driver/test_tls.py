@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 import uvloop
 
-from quart_tenants.errors import DatabaseUnavailableError
+from quart_tenants.errors import DatabaseUnavailableError, SettingError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.postgres.registry.registry_tables import get_tenant
@@ -182,6 +182,24 @@ async def test_stranger_is_refused(database_url: str, settings: Settings, tmp_pa
             database.connection() as connection,
         ):
             assert await connection.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
+async def test_missing_root_certificate_is_named(
+    front: TlsFront, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """Where the server is to be verified by nothing, the error names the certificate, and where to write its path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = f"{front.url}?sslmode={mode}"
+
+    with pytest.raises(SettingError, match=r"no root certificate .* add sslrootcert="):
+        await Database.open(replace(settings, database_url=url))
+
+    # Control: another mistake in the URL is another error.
+    with pytest.raises(SettingError, match="check its port and its options"):
+        await Database.open(replace(settings, database_url=f"{front.url}?sslmode=nonsense"))
+    with pytest.raises(DatabaseUnavailableError, match="with the files that it names"):
+        await Database.open(replace(settings, database_url=f"{url}&sslrootcert={tmp_path}/missing"))
 
 
 async def test_server_without_tls_is_refused_where_it_is_required(database_url: str, settings: Settings) -> None:

@@ -27,7 +27,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_schema_name, parse_slug
 from quart_tenants.testing.databases import new_database
 from tests.postgres.conftest import Role
-from tests.support.databases import REFERENCE_FILES, drop_for_good
+from tests.support.databases import BREAKING_REGISTRY, NEWER_REGISTRY, REFERENCE_FILES, drop_for_good
 from tests.support.patience import DEADLINE
 
 if TYPE_CHECKING:
@@ -193,16 +193,48 @@ async def test_older_registry_names_the_command(database: Database) -> None:
         await list_tenants(database)
 
 
-async def test_newer_registry_is_used(database: Database) -> None:
-    """During a deployment the old program goes on with the registry of the new one."""
-    await execute(
-        database,
-        "INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)"
-        " SELECT schema_name, max(version) + 1, 'x', 'x' FROM quart_tenants.applied_migrations"
-        " WHERE schema_name = 'quart_tenants' GROUP BY schema_name",
-    )
+async def test_newer_registry_is_used(registry: WatchedRegistry, database: Database) -> None:
+    """During a deployment the old program goes on with the registry of the new one, which has only been added to."""
+    await execute(database, NEWER_REGISTRY)
 
     assert await list_tenants(database)
+    assert await init_registry(database) == 0
+    await registry.check()
+    await registry.refresh()
+    assert registry.knows(ACME)
+
+
+async def test_registry_that_means_something_else_is_refused(
+    registry: WatchedRegistry, database: Database, settings: Settings
+) -> None:
+    """A program that would read the registry of a newer one wrongly says so everywhere, and what to do."""
+    await execute(database, NEWER_REGISTRY)
+    await execute(database, BREAKING_REGISTRY)
+
+    calls: list[Awaitable[object]] = [
+        init_registry(database),
+        list_tenants(database),
+        get_tenant(database, ACME),
+        Registry(database, settings).load(),
+        # Of a worker that runs already.
+        registry.check(),
+        registry.refresh(),
+    ]
+    for call in calls:
+        with pytest.raises(RegistryNotReadyError, match="install the newer program, and restart"):
+            await call
+
+
+async def test_worker_that_is_too_old_stops_serving(registry: WatchedRegistry, database: Database) -> None:
+    """A worker that runs hears of a newer program's registry by the feed, and does not trust its memory any longer."""
+    registry._settings = replace(registry._settings, registry_poll_interval=0.05, registry_max_age=0.2)
+    async with following(registry):
+        await registry.wait_for_tries(1)
+        await execute(database, NEWER_REGISTRY)
+        await execute(database, BREAKING_REGISTRY)
+        await registry.wait_until(registry.is_stale)
+
+    assert registry.is_stale()
 
 
 async def test_init_without_rights_says_which_one(empty_database_url: str, role: Role) -> None:

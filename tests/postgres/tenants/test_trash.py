@@ -11,6 +11,7 @@ import pytest
 
 from quart_tenants.domain import parse_domain
 from quart_tenants.errors import (
+    DatabaseFullError,
     DatabaseRefusedError,
     DatabaseUnavailableError,
     RecentlyDroppedError,
@@ -402,7 +403,7 @@ async def test_tenant_larger_than_the_table_of_locks_is_purged(database_of_few_l
     schema = parse_schema_name('Big "1" x')
     await adopt_schemas(database, {BIG: schema}, settings=settings, version=0)
     # Negative control: what anybody would write.
-    with pytest.raises(asyncpg.OutOfMemoryError, match="out of shared memory"):
+    with pytest.raises(DatabaseFullError, match="out of shared memory"):
         await execute(database, f"DROP SCHEMA {schema.quoted} CASCADE")
     await drop_tenant(database, BIG)
     assert await count_relations(database) > TABLES

@@ -13,7 +13,7 @@ from quart_tenants.postgres.migrations.migration_files import get_tenant_migrati
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.group import tenant_commands
-from tests.support.databases import REFERENCE_FILES
+from tests.support.databases import BREAKING_REGISTRY, NEWER_REGISTRY, REFERENCE_FILES
 from tests.web.commands.runs import NO_TERMINAL, Outcome, Run, ask, assert_misused, assert_refused, execute
 
 pytestmark = pytest.mark.slow
@@ -122,8 +122,20 @@ def test_init_makes_the_registry_once(run: Run, empty_database_url: str, monkeyp
     monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", empty_database_url)
     assert_refused(run("list"), "run quart-tenants init")
 
-    assert run("init") == Outcome(0, "registry ready (4 migrations applied)\n", "")
+    assert run("init") == Outcome(0, "registry ready (5 migrations applied)\n", "")
     assert run("init") == Outcome(0, "registry is up to date\n", "")
+
+
+def test_old_program_refuses_a_newer_registry(run: Run, database_url: str) -> None:
+    """After `init` of a newer program, `init` and the other commands say what to do, and change nothing."""
+    execute(database_url, NEWER_REGISTRY)
+    execute(database_url, BREAKING_REGISTRY)
+
+    for command in (["init"], ["list"], ["create", "newco"], ["drop", "acme", "--yes"], ["migrate"], ["status"]):
+        outcome = run(*command)
+
+        assert (outcome.status, outcome.out) == (1, "")
+        assert "install the newer program, and restart" in outcome.err
 
 
 # create

@@ -6,7 +6,7 @@ import pytest
 from quart import Quart
 
 from quart_tenants import QuartTenants
-from tests.support.databases import REFERENCE_FILES
+from tests.support.databases import BREAKING_REGISTRY, NEWER_REGISTRY, REFERENCE_FILES, execute
 
 HOSTS = ("acme.localhost", "localhost", "127.0.0.1:5000", "[::1]", "nobody.localhost", "evil.example.org")
 
@@ -61,3 +61,18 @@ async def test_routes_of_the_app_go_first(database_url: str, host: str) -> None:
     async with app.test_app():
         assert await ask(app, "/healthz", asked) == (200, {"status": "mine"})
         assert await ask(app, "/readyz", asked) == (200, {"status": "ready"})
+
+
+async def test_worker_that_is_too_old_is_not_ready(database_url: str) -> None:
+    """A worker that runs says 503 as soon as the registry is that of a newer program, but it is alive."""
+    app, _ = make_app(database_url)
+
+    async with app.test_app():
+        before = await ask(app, "/readyz", "127.0.0.1")
+        await execute(database_url, NEWER_REGISTRY, BREAKING_REGISTRY)
+        status, problem = await ask(app, "/readyz", "127.0.0.1")
+        alive, _ = await ask(app, "/healthz", "127.0.0.1")
+
+    assert before == (200, {"status": "ready"})
+    assert (status, problem["code"]) == (503, "registry_not_ready")
+    assert alive == 200
