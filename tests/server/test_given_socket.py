@@ -45,7 +45,7 @@ def serving(folder: Path, database_url: str, listener: socket.socket) -> Iterato
 
 
 async def test_restart_refuses_nobody(database_url: str, tmp_path: Path) -> None:
-    """Clients that connect before, between and while two servers run are all answered; without the socket all are refused."""
+    """Clients that connect before, between and while two servers run are all answered; without the socket all fail."""
     (tmp_path / "hypercorn.toml").write_text('bind = ["fd://3"]\nworkers = 2\n')
     outcomes: list[bytes | OSError] = []
     ending = asyncio.Event()

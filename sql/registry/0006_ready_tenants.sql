@@ -1,4 +1,4 @@
--- sql/registry/0005_ready_tenants.sql: empty tenants that are made in advance, and who has run which file.
+-- sql/registry/0006_ready_tenants.sql: empty tenants that are made in advance, and who has run which file.
 -- Runs once per database.
 
 -- Schemas with all tables and no tenant. They are no rows of quart_tenants.tenants, so that nobody serves, lists, counts
