@@ -9,7 +9,7 @@ from typing import NoReturn
 import asyncpg
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import DependentsError, MigrationFailedError, TenantError
+from quart_tenants.errors import DependentsError, MigrationFailedError, MigrationFileError, TenantError
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database, enter_schema, list_tenant_path
 from quart_tenants.postgres.driver.refusals import describe_refusal
@@ -19,6 +19,7 @@ from quart_tenants.postgres.migrations.migration_files import (
     get_tenant_migrations,
     refuse_edited,
 )
+from quart_tenants.postgres.migrations.transactions import take_together
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
@@ -88,7 +89,7 @@ async def prepare_tenants(database: Database, *, settings: Settings, wait: bool 
         wait: Whether to wait for another process that makes some. Otherwise this leaves it to that process.
 
     Raises:
-        MigrationFileError: A file is no SQL, or was changed after it ran for a tenant.
+        MigrationFileError: A file is no SQL, was changed after it ran for a tenant, or needs a transaction of its own.
         MigrationFailedError: A migration failed, or it writes the schema's name where no renaming reaches it.
         SharedNameError: A name is in the tenant's schema and in a shared one.
         DependentsError: Something outside depends on a schema that does not fit any more.
@@ -97,7 +98,12 @@ async def prepare_tenants(database: Database, *, settings: Settings, wait: bool 
     """
     migrations = get_tenant_migrations(settings)
     # In a thread: the parser is loaded, and a worker serves meanwhile.
-    await asyncio.to_thread(_check_all, migrations)
+    together = await asyncio.to_thread(take_together, migrations, new_tables=True)
+    if settings.ready_tenants and len(together) < len(migrations):
+        raise MigrationFileError(
+            f"{migrations[len(together)].name}: no tenant can be made in advance, because in a new one this file "
+            "cannot run in the transaction of the files before it; set TENANTS_READY_TENANTS to 0"
+        )
     report = ReadyReport()
     while await _do_next(database, migrations, settings, report, wait=wait):
         pass
@@ -137,11 +143,6 @@ async def keep_ready(
         except TimeoutError:
             continue
         wanted.clear()
-
-
-def _check_all(migrations: Sequence[Migration]) -> None:
-    for migration in migrations:
-        migration.check()
 
 
 async def _do_next(

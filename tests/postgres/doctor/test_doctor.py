@@ -15,6 +15,7 @@ from quart_tenants.postgres.doctor.catalogue_checks import Finding, State, refus
 from quart_tenants.postgres.doctor.examination import examine
 from quart_tenants.postgres.doctor.probe_tenants import attack, make_probes, read_probe
 from quart_tenants.postgres.roles.owner_role import get_owner
+from quart_tenants.postgres.tenants.ready_making import prepare_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant
 from tests.postgres.conftest import Role
@@ -153,6 +154,18 @@ async def test_attack_without_roles_succeeds(settings: Settings, database: Datab
         succeeded = await attack(database, probe, victim)
 
     assert len(succeeded) == 6
+
+
+async def test_ready_tenant_is_looked_at_like_any_other(settings: Settings, database: Database) -> None:
+    """Whoever may look into it would see the rows of the tenant that takes it."""
+    await prepare_tenants(database, settings=replace(settings, ready_tenants=1))
+    assert (await examine_all(settings))["grants"].state is State.OK
+
+    await execute(database, "GRANT USAGE ON SCHEMA quart_tenants_ready_1 TO PUBLIC")
+
+    grants = (await examine_all(settings))["grants"]
+    assert grants.state is State.LEAK
+    assert "PUBLIC on quart_tenants_ready_1" in grants.seen
 
 
 async def test_open_grants_are_leaks(settings: Settings, database: Database, role: Role) -> None:

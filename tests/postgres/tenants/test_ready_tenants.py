@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import MigrationFailedError, SchemaExistsError, SharedNameError
+from quart_tenants.errors import MigrationFailedError, MigrationFileError, SchemaExistsError, SharedNameError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.drift import find_drift
 from quart_tenants.postgres.fleet.status import get_fleet_status
@@ -280,6 +280,21 @@ async def test_name_that_no_renaming_reaches_is_refused(
 
     assert await list_ready(database) == []
     assert (await create_tenant(database, Slug("newco"), "Newco", settings=settings)).version == 2
+
+
+@pytest.mark.parametrize("settings", ["one role"], indirect=True)
+async def test_files_for_several_transactions_are_refused(database: Database, settings: Settings, folder: Path) -> None:
+    """What cannot be made in one transaction is not made in advance, and the error says what to do."""
+    (folder / "0002_check.sql").write_text(
+        "ALTER TABLE notes ADD UNIQUE (body) DEFERRABLE; SET CONSTRAINTS ALL DEFERRED"
+    )
+    (folder / "0003_more.sql").write_text("ALTER TABLE notes ADD UNIQUE (state) DEFERRABLE")
+
+    with pytest.raises(MigrationFileError, match=r"0003_more\.sql: .*TENANTS_READY_TENANTS to 0"):
+        await prepare_tenants(database, settings=settings)
+
+    assert await list_ready(database) == []
+    assert (await create_tenant(database, Slug("newco"), "Newco", settings=settings)).version == 3
 
 
 @pytest.mark.parametrize("settings", ["one role"], indirect=True)
