@@ -194,7 +194,11 @@ def is_same_later(migration: Migration, server_version: int) -> bool:
 def list_statements(migrations: Sequence[Migration]) -> Iterator[str]:
     """Yield the statements that make the tables of a new tenant. Each file's deferred checks are done at its end."""
     for migration in migrations:
-        for statement in migration.script.statements:
+        script = migration.script
+        if script.batch_rows is not None:
+            # It changes rows only, and those go.
+            continue
+        for statement in script.statements:
             if statement.sql_for_new_tables is not None:
                 yield statement.sql_for_new_tables
         # The rows go, so the constraints need not be in their own mode again.
