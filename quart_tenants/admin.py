@@ -3,7 +3,8 @@
 from quart_tenants.domain import Domain, parse_domain
 from quart_tenants.postgres.backup_folders.backup_all import BackupReport, backup_all_tenants
 from quart_tenants.postgres.backups.backup import backup_tenant
-from quart_tenants.postgres.backups.backup_files import Backup, read_backup
+from quart_tenants.postgres.backups.backup_files import read_backup
+from quart_tenants.postgres.backups.manifests import Backup
 from quart_tenants.postgres.backups.pipes import Pipe, parse_pipe
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.backups.restored_names import RestoredNames, restore_names

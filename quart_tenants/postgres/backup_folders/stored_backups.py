@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from quart_tenants.errors import BackupFileError
-from quart_tenants.postgres.backups.backup_files import Backup, open_backup
+from quart_tenants.postgres.backups.backup_files import open_backup
+from quart_tenants.postgres.backups.manifests import Backup
 from quart_tenants.tenant import SLUG_PATTERN, Slug
 
 # They sort by tenant and then by time. A slug has no underscore.

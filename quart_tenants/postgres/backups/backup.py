@@ -10,16 +10,7 @@ from pathlib import Path
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRefusedError, DatabaseUnavailableError
-from quart_tenants.postgres.backups.backup_files import (
-    AppliedMigration,
-    Backup,
-    FormerSlug,
-    OwnDomain,
-    Piped,
-    open_backup,
-    refuse_existing,
-    write_backup,
-)
+from quart_tenants.postgres.backups.backup_files import open_backup, refuse_existing, write_backup
 from quart_tenants.postgres.backups.client_programs import (
     Program,
     build_environment,
@@ -27,6 +18,7 @@ from quart_tenants.postgres.backups.client_programs import (
     find_client_programs,
     start_program,
 )
+from quart_tenants.postgres.backups.manifests import AppliedMigration, Backup, FormerSlug, OwnDomain, Piped
 from quart_tenants.postgres.backups.pipes import Measure, Pipe, write_through
 from quart_tenants.postgres.backups.pouring import Dump
 from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Restoration

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quart_tenants.errors import BackupFileError, ClientProgramError
-from quart_tenants.postgres.backups.backup_files import Backup, Piped
 from quart_tenants.postgres.backups.client_programs import CHUNK, start_program
+from quart_tenants.postgres.backups.manifests import Backup, Piped
 
 Write = Callable[[bytes], object]
 

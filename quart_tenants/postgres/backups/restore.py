@@ -19,8 +19,9 @@ from quart_tenants.errors import (
     TenantBusyError,
 )
 from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant
-from quart_tenants.postgres.backups.backup_files import Backup, get_reader_version, open_backup
+from quart_tenants.postgres.backups.backup_files import get_reader_version, open_backup
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
+from quart_tenants.postgres.backups.manifests import Backup
 from quart_tenants.postgres.backups.pipes import Pipe, open_dump
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
 from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Replaced, Restoration

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quart_tenants.postgres.backups.backup_files import AppliedMigration, RowsOnly
+from quart_tenants.postgres.backups.manifests import AppliedMigration, RowsOnly
 from quart_tenants.postgres.roles.owner_role import name_readers
 from quart_tenants.postgres.roles.schema_access import (
     LIST_ROLE_STATEMENTS,

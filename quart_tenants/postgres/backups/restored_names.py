@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from quart_tenants.connection import Connection
 from quart_tenants.domain import Domain, parse_domain
 from quart_tenants.errors import DomainTakenError, InvalidDomainError, TenantError
-from quart_tenants.postgres.backups.backup_files import Backup, FormerSlug, OwnDomain
+from quart_tenants.postgres.backups.manifests import Backup, FormerSlug, OwnDomain
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.resting_names import let_names_rest

@@ -11,7 +11,7 @@ import asyncpg
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFileError
-from quart_tenants.postgres.backups.backup_files import AppliedMigration, RowsOnly
+from quart_tenants.postgres.backups.manifests import AppliedMigration, RowsOnly
 from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, get_shape, quote_literal
 from quart_tenants.postgres.blocks.database import enter_schema
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations

@@ -15,7 +15,8 @@ from quart_tenants.errors import (
     TenantExistsError,
 )
 from quart_tenants.postgres.backups.backup import backup_tenant
-from quart_tenants.postgres.backups.backup_files import Backup, FormerSlug, OwnDomain, read_backup
+from quart_tenants.postgres.backups.backup_files import read_backup
+from quart_tenants.postgres.backups.manifests import Backup, FormerSlug, OwnDomain
 from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.backups.restored_names import restore_names
 from quart_tenants.postgres.blocks.database import Database

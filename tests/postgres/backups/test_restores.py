@@ -29,8 +29,8 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.backups.backup import backup_tenant
-from quart_tenants.postgres.backups.backup_files import digest_manifest
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
+from quart_tenants.postgres.backups.manifests import digest_manifest
 from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import get_tenant
