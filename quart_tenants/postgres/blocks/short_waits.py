@@ -59,10 +59,12 @@ class ShortWaits:
         """Lend a connection for one try: a block without a tenant.
 
         If a lock is not free, the block is rolled back, and the `async with` ends without an error after a pause. After
-        `PATIENCE` it raises instead what *explain* makes of the reason. A block that succeeds begins a new patience.
-        A cancellation rolls the try back.
+        `PATIENCE` it raises instead what *explain* makes of the reason. A lock that COMMIT needs, for a deferred
+        constraint, is not waited for again: the caller has left the loop by then. A block that succeeds begins a new
+        patience. A cancellation rolls the try back.
         """
         self.block = self._database.connection()
+        left = False
         try:
             async with self.block as connection:
                 await connection.execute(WAIT_SHORTLY)
@@ -75,10 +77,11 @@ class ShortWaits:
                             yield connection
                         finally:
                             self._seen = watch.seen or self._seen
+                left = True
         except (asyncpg.LockNotAvailableError, MigrationFailedError) as error:
             if self._is_last or not has_waited(error):
                 raise
-            await self._pause(error)
+            await self._pause(error, over=left)
         else:
             self._failed_at, self._seen = None, ""
 
@@ -87,12 +90,12 @@ class ShortWaits:
         self._is_last = True
         await connection.execute("SET LOCAL lock_timeout TO DEFAULT")
 
-    async def _pause(self, error: Exception) -> None:
+    async def _pause(self, error: Exception, *, over: bool) -> None:
         now = asyncio.get_running_loop().time()
         if self._failed_at is None:
             self._failed_at = now
-        elif now - self._failed_at > PATIENCE:
-            reason = self._seen or f"a lock was never free within {PATIENCE:g} s"
+        if over or now - self._failed_at > PATIENCE:
+            reason = self._seen or "a lock is not free"
             raise self._explain(reason) from error
         await asyncio.sleep(random.uniform(*_PAUSES))  # noqa: S311  (no secret)
 

@@ -191,6 +191,32 @@ async def test_last_try_raises_its_own_error(database: Database, reader: DriverC
     assert runs == 1
 
 
+async def test_lock_that_the_commit_needs_is_an_error(
+    database: Database, reader: DriverConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that was left and could not be committed is never taken for done."""
+    tries = ShortWaits(database, explain)
+    await reader.execute("COMMIT")
+    async with database.connection() as connection:
+        await connection.execute("CREATE TABLE public.kinds (id int PRIMARY KEY); INSERT INTO public.kinds VALUES (1)")
+        await connection.execute(
+            "CREATE TABLE public.things (kind int REFERENCES public.kinds DEFERRABLE INITIALLY DEFERRED)"
+        )
+    await reader.execute("BEGIN; UPDATE public.kinds SET id = 2")
+
+    async def insert() -> str:
+        while True:
+            async with tries.try_once() as connection:
+                await connection.execute("INSERT INTO public.things VALUES (1)")
+                return "inserted"
+
+    with pytest.raises(DatabaseTimeoutError):
+        await insert()
+
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM public.things") == 0
+
+
 async def test_other_errors_are_not_tried_again(database: Database) -> None:
     """An error that is no lock's ends the tries at once."""
     tries = ShortWaits(database, explain)
