@@ -104,7 +104,7 @@ async def give_roles(
 ) -> None:
     """Give each of *tenants* a role of its own, each in its own transaction.
 
-    Their tables get a new owner. That is tried for five seconds while transactions use them. If this is killed or
+    Their tables get a new owner. That is tried again and again while transactions use them. If this is killed or
     cancelled, each tenant is changed completely or not at all, and the next `init` does the rest.
 
     Args:

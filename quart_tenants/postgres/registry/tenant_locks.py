@@ -36,7 +36,7 @@ SELECT EXISTS (SELECT FROM quart_tenants.tenants WHERE id = $1 AND slug = $2 AND
 """
 
 
-def tries_on(database: Database, slug: Slug) -> ShortWaits:
+def tries_on(database: Database, slug: str) -> ShortWaits:
     """Return tries of a transaction that changes the tenant *slug*. They end with a `TenantBusyError`."""
     return ShortWaits(database, functools.partial(TenantBusyError, slug))
 

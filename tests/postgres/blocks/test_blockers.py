@@ -14,8 +14,9 @@ from quart_tenants.postgres.blocks.short_waits import ShortWaits
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.sql_parser import hide_literals
 from tests.postgres.conftest import Role
-from tests.support.patience import DEADLINE, wait_until
+from tests.support.patience import wait_until
 
+ENDLESS = 10**6  # tries
 LOCK = "LOCK TABLE public.plans IN ACCESS EXCLUSIVE MODE"
 READ = "SELECT count(*) FROM public.plans WHERE name <> 'a secret'"
 
@@ -110,7 +111,7 @@ async def test_others_read_between_two_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While a transaction cannot get its lock, new readers are served; when the old one has ended, it gets it."""
-    monkeypatch.setattr(short_waits, "PATIENCE", DEADLINE)
+    monkeypatch.setattr(short_waits, "MOST_TRIES", ENDLESS)
     tries = ShortWaits(database, explain)
     begun = 0
     second = asyncio.Event()
@@ -162,7 +163,7 @@ async def test_end_of_patience_says_who_was_in_the_way(
     database: Database, reader: DriverConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller's error has the reason, and nothing of the transaction is done."""
-    monkeypatch.setattr(short_waits, "PATIENCE", 1.0)
+    monkeypatch.setattr(short_waits, "MOST_TRIES", 5)
     tries = ShortWaits(database, explain)
 
     with pytest.raises(DatabaseTimeoutError, match=rf"table public\.plans is in use by pid {reader.get_server_pid()} "):
