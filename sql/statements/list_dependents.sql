@@ -1,11 +1,14 @@
 -- Lists what lies outside a schema and would go if that schema were dropped with CASCADE.
--- $1 the schema. Each row: kind, identity as PostgreSQL writes it, and a DROP statement for what holds nobody's data
+-- $1 the schema, $2 numbers of relations in it if only these are dropped, else null. Each row: kind, identity as PostgreSQL writes it, and a DROP statement for what holds nobody's data
 -- (a view, a foreign key), else null.
 --
 -- This follows pg_depend as DROP does: what depends on a dropped object is dropped, and an object whose inner part is
 -- dropped, such as the rule of a view, is dropped as a whole.
 WITH RECURSIVE gone (classid, objid, objsubid) AS (
-    SELECT 'pg_catalog.pg_namespace'::regclass::oid, n.oid, 0 FROM pg_catalog.pg_namespace AS n WHERE n.nspname = $1
+    SELECT 'pg_catalog.pg_namespace'::regclass::oid, n.oid, 0 FROM pg_catalog.pg_namespace AS n
+    WHERE n.nspname = $1 AND $2::oid[] IS NULL
+    UNION
+    SELECT 'pg_catalog.pg_class'::regclass::oid, r.oid, 0 FROM unnest($2::oid[]) AS r (oid)
     UNION
     SELECT d.classid, d.objid, d.objsubid
     FROM gone AS g

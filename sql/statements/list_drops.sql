@@ -1,15 +1,18 @@
 -- Lists DROP statements for some relations of a schema.
 -- $1 the schema, $2 how many. Partitions and child tables come before their parents, and relations with few dependents
 -- before those with many. So no single DROP has to lock thousands of others. What belongs to a column or an extension
--- is not listed, because it goes with that.
-SELECT format(
-    'DROP %s IF EXISTS %I.%I CASCADE',
-    CASE c.relkind
-        WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE'
-        ELSE 'TABLE'
-    END,
-    n.nspname, c.relname
-)
+-- is not listed, because it goes with that. Each row: the relation's number, the statement, and the name of a table.
+SELECT
+    c.oid AS relation,
+    format(
+        'DROP %s IF EXISTS %I.%I CASCADE',
+        CASE c.relkind
+            WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'f' THEN 'FOREIGN TABLE'
+            WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE'
+        END,
+        n.nspname, c.relname
+    ) AS statement,
+    CASE WHEN c.relkind IN ('r', 'p') THEN format('%I.%I', n.nspname, c.relname) END AS "table"
 FROM pg_catalog.pg_namespace AS n
 JOIN pg_catalog.pg_depend AS d
     ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid

@@ -66,6 +66,17 @@ INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256
 """
 # Not now(), which is the start of the transaction: old rows of the feed are deleted.
 _ADD_CHANGE = "INSERT INTO quart_tenants.changes (tenant_id, changed_at) VALUES ($1, clock_timestamp())"
+# Lists the statements that close a schema to everybody but its owner. Where roles were on and are off now, the role of
+# the living tenant would go on to reach the tables in the trash, which are another tenant's from now on. $1 the schema.
+_CLOSE_SCHEMA = """
+SELECT DISTINCT format(
+    'REVOKE ALL ON SCHEMA %I FROM %s', n.nspname,
+    CASE WHEN x.grantee = 0 THEN 'PUBLIC' ELSE x.grantee::regrole::text END
+)
+FROM pg_catalog.pg_namespace AS n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS x
+WHERE n.nspname = $1 AND x.grantee <> n.nspowner
+"""
+
 # Lists a statement that fails if a name is in the restored schema and in a shared one. $1 the shared schemas, $2 the
 # restored one, both as arrays.
 _REFUSE_SHARED_NAMES = f"""
@@ -216,6 +227,7 @@ class Restoration:
             script += [f"{dependent.removal};\n" for dependent in self.dependents]
             script += [
                 _rename(tenant.schema, trash),
+                _execute(_CLOSE_SCHEMA, trash.name, answer="\\gexec\n"),
                 _execute(MOVE_FUNCTION_PATHS, trash.name, schema, later, answer="\\gexec\n"),
                 _execute(_ADD_REPLACED, self.replaced.id, later, trash.name, later, tenant.id),
                 _execute(MOVE_MIGRATIONS, schema, trash.name),

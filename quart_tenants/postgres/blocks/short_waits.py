@@ -23,10 +23,11 @@ LONGEST_WAIT = 0.1
 The server resolves deadlocks only after a second, so this also ends those.
 """
 
-PATIENCE = 5.0
-"""How many seconds a command tries to get its locks. Then the operator is told who has them."""
+MOST_TRIES = 16
+"""How often a command tries to get its locks, in some five seconds. Then the operator is told who has them."""
 
 WAIT_SHORTLY = f"SET LOCAL lock_timeout TO {round(LONGEST_WAIT * 1000)}"
+WAIT_AS_USUAL = "SET LOCAL lock_timeout TO DEFAULT"
 _PAUSES = 0.1, 0.3  # seconds between two tries, in which others are served
 
 
@@ -43,14 +44,16 @@ class ShortWaits:
 
     Attributes:
         block: The block of the try that runs.
+        failed: How many tries have failed.
     """
 
     block: Block
+    failed: int
 
     def __init__(self, database: Database, explain: Callable[[str], TenantError]) -> None:
         self._database = database
         self._explain = explain
-        self._failed_at: float | None = None
+        self.failed = 0
         self._seen = ""
         self._is_last = False
 
@@ -59,14 +62,16 @@ class ShortWaits:
         """Lend a connection for one try: a block without a tenant.
 
         If a lock is not free, the block is rolled back, and the `async with` ends without an error after a pause. After
-        `PATIENCE` it raises instead what *explain* makes of the reason. A block that succeeds begins a new patience.
-        A cancellation rolls the try back.
+        `MOST_TRIES` it raises instead what *explain* makes of the reason. A lock that COMMIT needs, for a deferred
+        constraint, is not waited for again: the caller has left the loop by then. A block that succeeds begins a new
+        count. A cancellation rolls the try back.
         """
         self.block = self._database.connection()
+        left = False
         try:
             async with self.block as connection:
                 await connection.execute(WAIT_SHORTLY)
-                if self._failed_at is None:
+                if self.failed == 0:
                     yield connection
                 else:
                     # A second connection looks on only if there is something to see.
@@ -75,24 +80,23 @@ class ShortWaits:
                             yield connection
                         finally:
                             self._seen = watch.seen or self._seen
+                left = True
         except (asyncpg.LockNotAvailableError, MigrationFailedError) as error:
             if self._is_last or not has_waited(error):
                 raise
-            await self._pause(error)
+            await self._pause(error, over=left)
         else:
-            self._failed_at, self._seen = None, ""
+            self.failed, self._seen = 0, ""
 
     async def make_last(self, connection: Connection) -> None:
         """Let the running try be the last one, with the usual waits, because what comes now must not run twice."""
         self._is_last = True
-        await connection.execute("SET LOCAL lock_timeout TO DEFAULT")
+        await connection.execute(WAIT_AS_USUAL)
 
-    async def _pause(self, error: Exception) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._failed_at is None:
-            self._failed_at = now
-        elif now - self._failed_at > PATIENCE:
-            reason = self._seen or f"a lock was never free within {PATIENCE:g} s"
+    async def _pause(self, error: Exception, *, over: bool) -> None:
+        self.failed += 1
+        if over or self.failed >= MOST_TRIES:
+            reason = self._seen or "a lock is not free"
             raise self._explain(reason) from error
         await asyncio.sleep(random.uniform(*_PAUSES))  # noqa: S311  (no secret)
 

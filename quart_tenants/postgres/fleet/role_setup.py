@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import asyncpg
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, TenantBusyError, TenantError
+from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import describe_refusal, translate_refusals
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
-from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
+from quart_tenants.postgres.registry.tenant_locks import lock_until_commit, tries_on
 from quart_tenants.postgres.roles.owner_role import ROLE_EXISTS, find_owner, name_owner
 from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.resources import read_statement
@@ -104,7 +104,7 @@ async def give_roles(
 ) -> None:
     """Give each of *tenants* a role of its own, each in its own transaction.
 
-    Their tables get a new owner. That waits up to five seconds for transactions that use them. If this is killed or
+    Their tables get a new owner. That is tried again and again while transactions use them. If this is killed or
     cancelled, each tenant is changed completely or not at all, and the next `init` does the rest.
 
     Args:
@@ -174,10 +174,10 @@ async def list_public_rights(connection: Connection, owner: RoleName) -> list[st
 
 
 async def _build(database: Database, owner: RoleName, tenant: TenantWithoutRole) -> None:
-    try:
-        async with database.connection() as connection:
+    tries = tries_on(database, tenant.slug)
+    while True:
+        async with tries.try_once() as connection:
             await lock_until_commit(connection, tenant.id, tenant.slug)
             await give_tenant_role(connection, tenant.id, tenant.schema, owner)
             await announce_changes(connection, tenant.id)
-    except asyncpg.LockNotAvailableError as error:
-        raise TenantBusyError(tenant.slug) from error
+            return

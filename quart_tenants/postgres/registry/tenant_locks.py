@@ -1,9 +1,12 @@
 """Let only one process at a time change a tenant or its tables, by an advisory lock."""
 
 import asyncio
+import functools
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import TenantBusyError, TenantInTrashError, UnknownTenantError
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.short_waits import ShortWaits
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.registry.registry_tables import read_tenant
 from quart_tenants.tenant import Slug, Tenant
@@ -18,7 +21,7 @@ _TRY_FOR_SESSION = f"SELECT pg_catalog.pg_try_advisory_lock({LOCK_KEY.format('$1
 _PAUSE = 0.1  # seconds between two tries
 
 PATIENCE = 5.0
-"""How many seconds a command waits for a tenant's lock, and for a lock on one of its tables.
+"""How many seconds a command waits for a tenant's lock.
 
 It is long enough for a transaction like ours to end. A migration may take longer; then the operator is told.
 """
@@ -31,6 +34,11 @@ WHERE id = $1 AND slug = $2
 _IS_IN_TRASH = """
 SELECT EXISTS (SELECT FROM quart_tenants.tenants WHERE id = $1 AND slug = $2 AND dropped_at IS NOT NULL)
 """
+
+
+def tries_on(database: Database, slug: str) -> ShortWaits:
+    """Return tries of a transaction that changes the tenant *slug*. They end with a `TenantBusyError`."""
+    return ShortWaits(database, functools.partial(TenantBusyError, slug))
 
 
 async def lock_tenant(connection: Connection, slug: Slug) -> Tenant:
@@ -72,7 +80,6 @@ async def lock_until_commit(connection: Connection | DriverConnection, tenant_id
     Raises:
         TenantBusyError: Another process holds it.
     """
-    await connection.execute(f"SET LOCAL lock_timeout TO {int(PATIENCE * 1000)}")
     await _try_for(connection, _TRY_UNTIL_COMMIT, tenant_id, slug, PATIENCE)
 
 

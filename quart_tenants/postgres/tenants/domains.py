@@ -18,7 +18,7 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import check_rested, let_names_rest
-from quart_tenants.postgres.registry.tenant_locks import lock_tenant
+from quart_tenants.postgres.registry.tenant_locks import lock_tenant, tries_on
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 
@@ -110,21 +110,26 @@ async def add_domain(
         RegistryNotReadyError: There is no registry yet.
     """
     check_outside(domain, settings)
-    async with database.connection() as connection:
-        await check_registry(connection)
-        tenant = await lock_tenant(connection, slug)
-        claim = await claim_domain(connection, tenant, domain)
-        if claim.verified:
-            return claim
-        if trusted:
-            return await _verify(connection, tenant, claim, settings)
+    tries = tries_on(database, slug)
+    while True:
+        async with tries.try_once() as connection:
+            await check_registry(connection)
+            tenant = await lock_tenant(connection, slug)
+            claim = await claim_domain(connection, tenant, domain)
+            if claim.verified:
+                return claim
+            if trusted:
+                return await _verify(connection, tenant, claim, settings)
+            break
     # DNS is asked between two transactions: a DNS server that does not answer must not hold a connection and a lock.
     if claim.record_value not in await find_text_records(claim.record_name, settings):
         raise DomainNotVerifiedError(domain, claim.record_name, claim.record_value)
-    async with database.connection() as connection:
-        # The slug may be another tenant's by now. That tenant is not touched: the claim belongs to the first one.
-        await lock_tenant(connection, slug)
-        return await _verify(connection, tenant, claim, settings)
+    tries = tries_on(database, slug)
+    while True:
+        async with tries.try_once() as connection:
+            # The slug may be another tenant's by now. That tenant is not touched: the claim belongs to the first one.
+            await lock_tenant(connection, slug)
+            return await _verify(connection, tenant, claim, settings)
 
 
 async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain]:

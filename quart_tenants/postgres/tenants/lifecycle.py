@@ -10,7 +10,7 @@ from quart_tenants.errors import InvalidSettingsError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import let_names_rest, wake_name
-from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant
+from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, tries_on
 from quart_tenants.postgres.tenants.free_names import check_free, check_not_reserved
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
@@ -86,16 +86,18 @@ async def change_tenant_settings(database: Database, slug: Slug, changes: Mappin
         raise InvalidSettingsError(f"a tenant's settings must be JSON: {error}") from error
     if "" in changes or "\\u0000" in text:
         raise InvalidSettingsError("a tenant's setting needs a name, and no text in it may have a NUL")
-    async with database.connection() as connection:
-        await check_registry(connection)
-        tenant = await lock_tenant(connection, slug)
-        if not await connection.fetchval(_CHANGE_SETTINGS, tenant.id, text, removed, _MOST_SETTINGS):
-            raise InvalidSettingsError(
-                f"the settings of tenant {slug!r} would be longer than {_MOST_SETTINGS} bytes, and every worker keeps "
-                "them in memory; put what is long into a table of the tenant's"
-            )
-        await announce_changes(connection, tenant.id)
-        return await get_living_tenant(connection, tenant.id, slug)
+    tries = tries_on(database, slug)
+    while True:
+        async with tries.try_once() as connection:
+            await check_registry(connection)
+            tenant = await lock_tenant(connection, slug)
+            if not await connection.fetchval(_CHANGE_SETTINGS, tenant.id, text, removed, _MOST_SETTINGS):
+                raise InvalidSettingsError(
+                    f"the settings of tenant {slug!r} would be longer than {_MOST_SETTINGS} bytes, and every worker "
+                    "keeps them in memory; put what is long into a table of the tenant's"
+                )
+            await announce_changes(connection, tenant.id)
+            return await get_living_tenant(connection, tenant.id, slug)
 
 
 async def rename_tenant(
@@ -123,29 +125,33 @@ async def rename_tenant(
     """
     check_not_reserved(new_slug, settings)
     days = settings.redirect_days if redirect_days is None else redirect_days
-    async with database.connection() as connection:
-        await check_registry(connection)
-        tenant = await lock_tenant(connection, slug)
-        await connection.execute(_FORGET_FORMER_SLUG, tenant.id, new_slug)
-        await wake_name(connection, tenant.id, new_slug)
-        await check_free(connection, {new_slug: None}, settings)
-        try:
-            async with connection.transaction():
-                await connection.execute(_RENAME, tenant.id, new_slug)
-        except asyncpg.UniqueViolationError:
-            # Another process took the slug a moment ago. This raises the error that says which tenant has it.
+    tries = tries_on(database, slug)
+    while True:
+        async with tries.try_once() as connection:
+            await check_registry(connection)
+            tenant = await lock_tenant(connection, slug)
+            await connection.execute(_FORGET_FORMER_SLUG, tenant.id, new_slug)
+            await wake_name(connection, tenant.id, new_slug)
             await check_free(connection, {new_slug: None}, settings)
-            raise
-        await connection.execute(_REDIRECT, tenant.id, slug, days)
-        await let_names_rest(connection, tenant.id, [slug], days=days)
-        await announce_changes(connection, tenant.id)
-        return await get_living_tenant(connection, tenant.id, new_slug)
+            try:
+                async with connection.transaction():
+                    await connection.execute(_RENAME, tenant.id, new_slug)
+            except asyncpg.UniqueViolationError:
+                # Another process took the slug a moment ago. This raises the error that says which tenant has it.
+                await check_free(connection, {new_slug: None}, settings)
+                raise
+            await connection.execute(_REDIRECT, tenant.id, slug, days)
+            await let_names_rest(connection, tenant.id, [slug], days=days)
+            await announce_changes(connection, tenant.id)
+            return await get_living_tenant(connection, tenant.id, new_slug)
 
 
 async def _change(database: Database, slug: Slug, statement: str) -> Tenant:
-    async with database.connection() as connection:
-        await check_registry(connection)
-        tenant = await lock_tenant(connection, slug)
-        await connection.execute(statement, tenant.id)
-        await announce_changes(connection, tenant.id)
-        return await get_living_tenant(connection, tenant.id, slug)
+    tries = tries_on(database, slug)
+    while True:
+        async with tries.try_once() as connection:
+            await check_registry(connection)
+            tenant = await lock_tenant(connection, slug)
+            await connection.execute(statement, tenant.id)
+            await announce_changes(connection, tenant.id)
+            return await get_living_tenant(connection, tenant.id, slug)

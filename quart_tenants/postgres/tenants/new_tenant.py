@@ -8,8 +8,8 @@ import asyncpg
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import SchemaExistsError
-from quart_tenants.postgres.blocks.block import Block
 from quart_tenants.postgres.blocks.database import Database, enter_schema, list_tenant_path
+from quart_tenants.postgres.blocks.short_waits import WAIT_AS_USUAL, WAIT_SHORTLY, ShortWaits
 from quart_tenants.postgres.migrations.migration_files import Migration
 from quart_tenants.postgres.migrations.migration_runs import apply_migrations, run_scripts
 from quart_tenants.postgres.registry.registry_tables import announce_changes
@@ -18,6 +18,10 @@ from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant
+
+# The number is arbitrary: "making" as bytes. Whoever waits for it comes before whoever only tries.
+_TRY_TOGETHER = "SELECT pg_catalog.pg_try_advisory_xact_lock_shared(120265181326951)"
+_WAIT_FOR_TURN = "SELECT pg_catalog.pg_advisory_xact_lock(120265181326951)"
 
 Fill = Callable[[Connection], Awaitable[object]]
 """A function that writes a new tenant's first rows."""
@@ -71,10 +75,27 @@ async def run_files(
     await apply_migrations(connection, tenant.schema.name, migrations, path=path, owner=settings.role_per_tenant)
 
 
+async def wait_for_turn(connection: Connection, tries: ShortWaits) -> None:
+    """Let tenants be made together until two of them need one lock, and from then on one after the other.
+
+    A foreign key to a shared table locks it against other such keys until the commit. If everybody only tried again and
+    again, chance would decide who waits for ever.
+
+    Args:
+        connection: Of a try of *tries*.
+        tries: They say whether a lock was not free before.
+    """
+    if tries.failed or not await connection.fetchval(_TRY_TOGETHER):
+        # Nobody but other new tenants is behind this wait, so it may be long.
+        await connection.execute(WAIT_AS_USUAL)
+        await connection.execute(_WAIT_FOR_TURN)
+        await connection.execute(WAIT_SHORTLY)
+
+
 async def finish(
-    database: Database, block: Block, connection: Connection, new: NewTenant, tenant: Tenant, *, settings: Settings
+    database: Database, tries: ShortWaits, connection: Connection, new: NewTenant, tenant: Tenant, *, settings: Settings
 ) -> None:
-    """Write the first rows and announce the tenant. *connection* is that of *block*, on the tenant's path.
+    """Write the first rows and announce the tenant. *connection* is of a try of *tries*, on the tenant's path.
 
     Raises whatever `new.fill` raises, and:
         MigrationFailedError: The first rows failed.
@@ -86,7 +107,9 @@ async def finish(
     await refuse_shared_names(connection, tenant.schema, settings=settings)
     await announce_changes(connection, tenant.id)
     if new.fill is not None:
-        await database.go_on_in(block, tenant)
+        # It may do what cannot be undone, so it is not called again because of a lock.
+        await tries.make_last(connection)
+        await database.go_on_in(tries.block, tenant)
         filled: object = new.fill(connection)
         if not inspect.isawaitable(filled):
             raise TypeError("fill must be an async function: async def fill(connection): …")

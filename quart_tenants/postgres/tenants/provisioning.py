@@ -8,17 +8,20 @@ import asyncpg
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, TenantExistsError, UnknownSchemaError
+from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database, enter_schema
+from quart_tenants.postgres.blocks.short_waits import ShortWaits
 from quart_tenants.postgres.migrations.migration_files import describe_newest, get_tenant_migrations, refuse_edited
 from quart_tenants.postgres.migrations.migration_runs import record_migrations
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.registry.tenant_locks import tries_on
 from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.roles.schema_access import give_tenant_role
 from quart_tenants.postgres.shared.shared_access import grant_shared
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.postgres.tenants.free_names import check_free, check_not_reserved
-from quart_tenants.postgres.tenants.new_tenant import Fill, NewTenant, finish, make_schema, run_files
+from quart_tenants.postgres.tenants.new_tenant import Fill, NewTenant, finish, make_schema, run_files, wait_for_turn
 from quart_tenants.postgres.tenants.ready_tenants import take_ready
 from quart_tenants.postgres.tenants.staged_creation import create_in_steps, sweep_unfinished
 from quart_tenants.settings import Settings
@@ -60,6 +63,10 @@ async def create_tenant(
         fill: An async function that gets a connection which sees the new tenant's tables, in the same transaction.
             With roles it acts as the tenant's role. The tenant exists if the function returns, and not if it raises.
             If it uses an enum value that the transaction has added, all is rolled back, and it is called once more.
+            Otherwise it is called once, and it waits for locks as long as in any other block.
+
+    While somebody writes a table that the files lock, such as a shared one that a foreign key refers to, the
+    transaction is tried again and again.
 
     Raises whatever *fill* raises, and:
         InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
@@ -71,6 +78,7 @@ async def create_tenant(
         SchemaExistsError: The schema exists and is no tenant's.
         MigrationFileError: A file is no SQL, or was changed after it ran for another tenant.
         MigrationFailedError: A migration failed.
+        TenantBusyError: A table that the migrations lock, or the name, is in use. The error says by whom.
         SharedNameError: A name is in the tenant's schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Each tenant must have a role, but roles are not set up, or this role may not make them.
@@ -155,6 +163,7 @@ async def adopt_schemas(
         TenantInTrashError: A tenant with that slug is in the trash.
         FormerSlugError: A renamed tenant had that slug, and it still leads to the new one.
         RecentlyDroppedError: Another tenant had the name until a moment ago, or a transaction may still read it.
+        TenantBusyError: A table is in use. The error says by whom.
         SharedNameError: A name is in the tenant's schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: This role may not give a schema, or an object in it, to the owner role.
@@ -165,28 +174,30 @@ async def adopt_schemas(
             ", ".join(str(schema) for schema in schemas.values()),
             f"there is no migration {version:04}; the newest is {describe_newest(migrations)}",
         )
-    tenants = []
-    async with database.connection() as connection:
-        await check_registry(connection)
-        owner = await get_owner(connection) if settings.role_per_tenant else None
-        if owner is not None:
-            await grant_shared(connection, owner, settings=settings)
-        for slug, schema in schemas.items():
-            check_not_reserved(slug, settings)
-            usable = await connection.fetchval(_MAY_USE_SCHEMA, schema.name)
-            if usable is None:
-                raise UnknownSchemaError(schema.name, "there is none of that name in this database")
-            if not usable:
-                raise UnknownSchemaError(schema.name, "this role lacks the right to use it: GRANT USAGE ON SCHEMA")
-            await check_free(connection, {slug: schema}, settings, new_schema=False)
-            await refuse_shared_names(connection, schema, settings=settings)
-            tenant = await register_tenant(connection, slug, schema, slug, version)
+    tries = tries_on(database, name_some(list(schemas)))
+    while True:
+        tenants = []
+        async with tries.try_once() as connection:
+            await check_registry(connection)
+            owner = await get_owner(connection) if settings.role_per_tenant else None
             if owner is not None:
-                tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner))
-            tenants.append(tenant)
-            await record_migrations(connection, schema.name, migrations[:version])
-        await announce_changes(connection, *(tenant.id for tenant in tenants))
-    return tenants
+                await grant_shared(connection, owner, settings=settings)
+            for slug, schema in schemas.items():
+                check_not_reserved(slug, settings)
+                usable = await connection.fetchval(_MAY_USE_SCHEMA, schema.name)
+                if usable is None:
+                    raise UnknownSchemaError(schema.name, "there is none of that name in this database")
+                if not usable:
+                    raise UnknownSchemaError(schema.name, "this role lacks the right to use it: GRANT USAGE ON SCHEMA")
+                await check_free(connection, {slug: schema}, settings, new_schema=False)
+                await refuse_shared_names(connection, schema, settings=settings)
+                tenant = await register_tenant(connection, slug, schema, slug, version)
+                if owner is not None:
+                    tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, schema, owner))
+                tenants.append(tenant)
+                await record_migrations(connection, schema.name, migrations[:version])
+            await announce_changes(connection, *(tenant.id for tenant in tenants))
+            return tenants
 
 
 async def register_tenant(connection: Connection, slug: Slug, schema: SchemaName, name: str, version: int) -> Tenant:
@@ -211,28 +222,39 @@ async def _create(database: Database, new: NewTenant, settings: Settings, *, alo
         alone: Whether it is one tenant, and not many: then nobody has checked yet that the names are free and that no
             file was edited, and it may take a schema that was made in advance.
     """
-    block = database.connection()
-    try:
-        async with block as connection:
-            if alone:
-                await refuse_edited(connection, new.migrations)
-                await check_free(connection, {new.slug: new.schema}, settings)
-            owner = await get_owner(connection) if settings.role_per_tenant else None
-            taken = alone and await take_ready(connection, new.schema, new.migrations, owner, settings=settings)
-            if taken or len(take_together(new.migrations, new_tables=True)) == len(new.migrations):
-                tenant = await register_tenant(connection, new.slug, new.schema, new.name, len(new.migrations))
-                if taken:
-                    if owner is not None:
-                        tenant = replace(
-                            tenant, role=await give_tenant_role(connection, tenant.id, tenant.schema, owner)
-                        )
-                    await enter_schema(connection, tenant.schema, settings=settings)
-                else:
-                    tenant = await make_schema(connection, tenant, settings=settings)
-                    await run_files(connection, tenant, new.migrations, settings=settings)
-                await finish(database, block, connection, new, tenant, settings=settings)
-                return tenant
-    except (MigrationFailedError, asyncpg.UnsafeNewEnumValueUsageError) as error:
-        if not count_committed_first(error, new.migrations):
-            raise
-    return await create_in_steps(database, new, settings=settings)
+    tries = tries_on(database, new.slug)
+    tenant: Tenant | None = None
+    while True:
+        try:
+            async with tries.try_once() as connection:
+                tenant = await _create_at_once(database, tries, connection, new, settings, alone=alone)
+                break
+        except (MigrationFailedError, asyncpg.UnsafeNewEnumValueUsageError) as error:
+            if not count_committed_first(error, new.migrations):
+                raise
+            break
+    return tenant or await create_in_steps(database, new, settings=settings)
+
+
+async def _create_at_once(
+    database: Database, tries: ShortWaits, connection: Connection, new: NewTenant, settings: Settings, *, alone: bool
+) -> Tenant | None:
+    """Make the tenant in the transaction of *connection*, which is a try of *tries*; None if it needs several."""
+    if alone:
+        await refuse_edited(connection, new.migrations)
+        await check_free(connection, {new.slug: new.schema}, settings)
+    owner = await get_owner(connection) if settings.role_per_tenant else None
+    taken = alone and await take_ready(connection, new.schema, new.migrations, owner, settings=settings)
+    if not taken and len(take_together(new.migrations, new_tables=True)) != len(new.migrations):
+        return None
+    tenant = await register_tenant(connection, new.slug, new.schema, new.name, len(new.migrations))
+    if taken:
+        if owner is not None:
+            tenant = replace(tenant, role=await give_tenant_role(connection, tenant.id, tenant.schema, owner))
+        await enter_schema(connection, tenant.schema, settings=settings)
+    else:
+        tenant = await make_schema(connection, tenant, settings=settings)
+        await wait_for_turn(connection, tries)
+        await run_files(connection, tenant, new.migrations, settings=settings)
+    await finish(database, tries, connection, new, tenant, settings=settings)
+    return tenant

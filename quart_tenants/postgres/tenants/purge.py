@@ -4,17 +4,12 @@ from collections.abc import Callable, Collection, Sequence
 
 import asyncpg
 
-from quart_tenants.errors import (
-    DatabaseFullError,
-    DatabaseUnavailableError,
-    TenantBusyError,
-    TenantError,
-    TenantNotInTrashError,
-)
+from quart_tenants.errors import DatabaseFullError, DatabaseUnavailableError, TenantError, TenantNotInTrashError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.short_waits import ShortWaits
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.registry.resting_names import forget_rested_names, free_names
-from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
+from quart_tenants.postgres.registry.tenant_locks import lock_until_commit, tries_on
 from quart_tenants.postgres.roles.schema_access import drop_role
 from quart_tenants.postgres.sessions.failed_logins import prune_failed_logins
 from quart_tenants.postgres.sessions.session_ends import prune_ended_sessions
@@ -36,6 +31,22 @@ UPDATE quart_tenants.tenants SET purge_began_at = coalesce(purge_began_at, now()
 WHERE id = $1 AND dropped_at = $2 RETURNING schema_name
 """
 _GET_BEGUN = "SELECT schema_name, role_name FROM quart_tenants.tenants WHERE id = $1 AND purge_began_at IS NOT NULL"
+# $1 the schema. What partitions have inherited goes with the key of their parent.
+_LIST_KEYS = """
+SELECT
+    format(
+        'ALTER TABLE IF EXISTS %I.%I DROP CONSTRAINT IF EXISTS %I', n.nspname, c.relname, k.conname
+    ) AS statement
+FROM pg_catalog.pg_namespace AS n
+JOIN pg_catalog.pg_depend AS d
+    ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
+    AND d.classid = 'pg_catalog.pg_class'::regclass
+JOIN pg_catalog.pg_class AS c ON c.oid = d.objid
+JOIN pg_catalog.pg_constraint AS k ON k.conrelid = c.oid AND k.contype = 'f' AND k.conparentid = 0
+JOIN pg_catalog.pg_class AS other ON other.oid = k.confrelid AND other.relnamespace <> n.oid
+WHERE n.nspname = $1
+ORDER BY k.oid
+"""
 _FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _FORGET_TENANT = "DELETE FROM quart_tenants.tenants WHERE id = $1"
 
@@ -94,7 +105,7 @@ async def purge_trash(
     Raises:
         DependentsError: Something outside a schema depends on it.
         TenantNotInTrashError: One of *slugs* is not in the trash; nothing is deleted.
-        TenantBusyError: A transaction changes or reads a tenant.
+        TenantBusyError: A transaction changes or reads a tenant, or uses a table that it refers to.
         DatabaseRefusedError: PostgreSQL refused to drop something, for example for a lack of rights.
         DatabaseUnavailableError: The database cannot be reached.
         RegistryNotReadyError: There is no registry yet.
@@ -113,8 +124,9 @@ async def purge_tenants(
 ) -> list[TrashedTenant]:
     """Delete tenants for good, each schema in several transactions, and return them. Then clean up the registry.
 
-    A tenant that was brought back meanwhile stays. If this is killed, it leaves a tenant that cannot come back, and the
-    next purge finishes it.
+    Its foreign keys to tables of others go first, each in a transaction of its own that waits shortly for the lock on
+    such a table, so that others go on reading it. A tenant that was brought back meanwhile stays. If this is killed, it
+    leaves a tenant that cannot come back, and the next purge finishes it.
 
     Args:
         database: The database of the tenants.
@@ -126,7 +138,7 @@ async def purge_tenants(
 
     Raises:
         DependentsError: Something outside a schema depends on it, and nothing of the tenant is deleted.
-        TenantBusyError: A transaction changes or reads a tenant.
+        TenantBusyError: A transaction changes or reads a tenant, or uses a table that it refers to.
         DatabaseRefusedError: PostgreSQL refused to drop something, for example for a lack of rights.
         DatabaseUnavailableError: The database cannot be reached.
     """
@@ -155,39 +167,87 @@ async def purge_tenants(
 
 async def _purge(database: Database, tenant: TrashedTenant, *, including: bool) -> bool:
     """Return whether this call deleted the tenant. If not, it was brought back, or another process deleted it."""
-    async with database.connection() as connection:
-        await lock_until_commit(connection, tenant.id, tenant.slug)
-        # Before anything is deleted, for every batch drops what depends on it.
-        await remove_dependents(connection, tenant.slug, tenant.schema, including=including)
-        if await connection.fetchval(_BEGIN, tenant.id, tenant.dropped_at) is None:
-            return False
+    tries = tries_on(database, tenant.slug)
+    keys = await _begin(tries, tenant, including=including)
+    if keys is None:
+        return False
+    for statement in keys:
+        try:
+            await _drop_key(tries, tenant, statement)
+        except DatabaseFullError as error:
+            # A partitioned table may have more partitions than the table of locks has room for. Batches drop those.
+            if not _has_too_many_locks(error):
+                raise
     batch = _BATCH
     while True:
         try:
-            async with database.connection() as connection:
-                await lock_until_commit(connection, tenant.id, tenant.slug)
-                row = await connection.fetchrow(_GET_BEGUN, tenant.id)
-                if row is None:
-                    return True
-                schema = row["schema_name"]
-                drops = [row["format"] for row in await connection.fetch(read_statement("list_drops"), schema, batch)]
-                if drops:
-                    await connection.execute("; ".join(drops))
-                    continue
-                # Its functions and types are still there, and something may have been made meanwhile.
-                await remove_dependents(connection, tenant.slug, SchemaName(schema), including=including)
-                await connection.execute(f"DROP SCHEMA IF EXISTS {SchemaName(schema).quoted} CASCADE")
-                await connection.execute(_FORGET_MIGRATIONS, schema)
-                await connection.execute(_FORGET_TENANT, tenant.id)
-                if row["role_name"] is not None:
-                    await drop_role(connection, RoleName(row["role_name"]))
-                # Its former addresses lead nowhere now, so they may be free soon.
-                await free_names(connection, tenant.id)
-                return True
-        except asyncpg.LockNotAvailableError as error:
-            raise TenantBusyError(tenant.slug) from error
+            while not await _drop_batch(tries, tenant, batch, including=including):
+                pass
         except DatabaseFullError as error:
             # The table of locks is full: tables with many columns, or a server that is small or busy.
-            if batch == 1 or not isinstance(error.__cause__, asyncpg.OutOfMemoryError):
+            if batch == 1 or not _has_too_many_locks(error):
                 raise
             batch //= 2
+        else:
+            return True
+
+
+async def _begin(tries: ShortWaits, tenant: TrashedTenant, *, including: bool) -> Sequence[str] | None:
+    """Note that the deletion has begun, and return the statements that drop its foreign keys to tables of others.
+
+    They are to run one by one: each locks a table that other tenants use, until its transaction ends. The first one ran
+    here, so that nothing has begun if such a table is in use. None means that the tenant was brought back.
+    """
+    while True:
+        async with tries.try_once() as connection:
+            await lock_until_commit(connection, tenant.id, tenant.slug)
+            # Before anything is deleted, so that a tenant that cannot be deleted is left whole.
+            await remove_dependents(connection, tenant.slug, tenant.schema, including=including)
+            if await connection.fetchval(_BEGIN, tenant.id, tenant.dropped_at) is None:
+                return None
+            keys = [row["statement"] for row in await connection.fetch(_LIST_KEYS, tenant.schema.name)]
+            if keys:
+                await connection.execute(keys[0])
+            return keys[1:]
+
+
+async def _drop_key(tries: ShortWaits, tenant: TrashedTenant, statement: str) -> None:
+    while True:
+        async with tries.try_once() as connection:
+            await lock_until_commit(connection, tenant.id, tenant.slug)
+            await connection.execute(statement)
+            return
+
+
+async def _drop_batch(tries: ShortWaits, tenant: TrashedTenant, batch: int, *, including: bool) -> bool:
+    """Drop up to *batch* relations, or the empty schema; return whether the tenant is gone."""
+    while True:
+        async with tries.try_once() as connection:
+            await lock_until_commit(connection, tenant.id, tenant.slug)
+            row = await connection.fetchrow(_GET_BEGUN, tenant.id)
+            if row is None:
+                return True
+            schema = SchemaName(row["schema_name"])
+            drops = await connection.fetch(read_statement("list_drops"), schema.name, batch)
+            if drops:
+                # Locked first: from then on nobody can make a view or a foreign key that CASCADE would drop.
+                if tables := [drop["table"] for drop in drops if drop["table"] is not None]:
+                    await connection.execute(f"LOCK TABLE ONLY {', ONLY '.join(tables)} IN ACCESS EXCLUSIVE MODE")
+                relations = [drop["relation"] for drop in drops]
+                await remove_dependents(connection, tenant.slug, schema, including=including, relations=relations)
+                await connection.execute("; ".join(drop["statement"] for drop in drops))
+                return False
+            # Its functions and types are still there.
+            await remove_dependents(connection, tenant.slug, schema, including=including)
+            await connection.execute(f"DROP SCHEMA IF EXISTS {schema.quoted} CASCADE")
+            await connection.execute(_FORGET_MIGRATIONS, schema.name)
+            await connection.execute(_FORGET_TENANT, tenant.id)
+            if row["role_name"] is not None:
+                await drop_role(connection, RoleName(row["role_name"]))
+            # Its former addresses lead nowhere now, so they may be free soon.
+            await free_names(connection, tenant.id)
+            return True
+
+
+def _has_too_many_locks(error: DatabaseFullError) -> bool:
+    return isinstance(error.__cause__, asyncpg.OutOfMemoryError)

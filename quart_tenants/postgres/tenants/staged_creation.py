@@ -1,14 +1,16 @@
 """Make a tenant whose files need several transactions. It does not exist before the last of them."""
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from quart_tenants.errors import MigrationFailedError, TenantBusyError, TenantError, TenantExistsError
 from quart_tenants.postgres.blocks.database import Database, enter_schema
+from quart_tenants.postgres.blocks.short_waits import ShortWaits
+from quart_tenants.postgres.migrations.migration_files import Migration
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import check_registry
-from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
-from quart_tenants.postgres.tenants.new_tenant import NewTenant, finish, make_schema, run_files
+from quart_tenants.postgres.registry.tenant_locks import lock_until_commit, tries_on
+from quart_tenants.postgres.tenants.new_tenant import NewTenant, finish, make_schema, run_files, wait_for_turn
 from quart_tenants.postgres.tenants.purge import purge_tenants
 from quart_tenants.postgres.tenants.trash import list_trash
 from quart_tenants.settings import Settings
@@ -76,6 +78,14 @@ async def sweep_unfinished(database: Database, slugs: Collection[Slug]) -> None:
         await purge_tenants(database, [tenant for tenant in await list_trash(database) if tenant.id in unfinished])
 
 
+async def _run_together(tries: ShortWaits, tenant: Tenant, migrations: Sequence[Migration], settings: Settings) -> None:
+    while True:
+        async with tries.try_once() as connection:
+            await wait_for_turn(connection, tries)
+            await run_files(connection, tenant, migrations, settings=settings)
+            return
+
+
 async def _create(database: Database, new: NewTenant, tenant: Tenant, settings: Settings) -> Tenant:
     async with database.connection() as connection:
         if await connection.fetchval(_ADD_UNFINISHED, tenant.id, tenant.slug, tenant.schema.name, tenant.name) is None:
@@ -83,10 +93,10 @@ async def _create(database: Database, new: NewTenant, tenant: Tenant, settings: 
         tenant = await make_schema(connection, tenant, settings=settings)
     left = list(new.migrations)
     together = take_together(left, new_tables=True)
+    tries = tries_on(database, tenant.slug)
     while together:
         try:
-            async with database.connection() as connection:
-                await run_files(connection, tenant, together, settings=settings)
+            await _run_together(tries, tenant, together, settings)
         except MigrationFailedError as error:
             together = together[: count_committed_first(error, together)]
             if not together:
@@ -94,11 +104,11 @@ async def _create(database: Database, new: NewTenant, tenant: Tenant, settings: 
         else:
             left = left[len(together) :]
             together = take_together(left, new_tables=True)
-    block = database.connection()
-    async with block as connection:
-        if await connection.fetchval(_COMPLETE, tenant.id) is None:
-            # The lock was lost, and a purge has deleted the tenant.
-            raise TenantBusyError(tenant.slug)
-        await enter_schema(connection, tenant.schema, settings=settings)
-        await finish(database, block, connection, new, tenant, settings=settings)
-    return tenant
+    while True:
+        async with tries.try_once() as connection:
+            if await connection.fetchval(_COMPLETE, tenant.id) is None:
+                # The lock was lost, and a purge has deleted the tenant.
+                raise TenantBusyError(tenant.slug)
+            await enter_schema(connection, tenant.schema, settings=settings)
+            await finish(database, tries, connection, new, tenant, settings=settings)
+            return tenant

@@ -7,7 +7,12 @@ from quart_tenants.errors import TenantNotInTrashError, UnknownSchemaError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import check_rested, let_names_rest, wake_name
-from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, lock_until_commit
+from quart_tenants.postgres.registry.tenant_locks import (
+    get_living_tenant,
+    lock_tenant,
+    lock_until_commit,
+    tries_on,
+)
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.postgres.tenants.dependents import remove_dependents
 from quart_tenants.postgres.tenants.schema_moves import MOVE_MIGRATIONS, rename_schema
@@ -73,22 +78,24 @@ async def drop_tenant(database: Database, slug: Slug, *, including_dependents: b
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
     """
-    async with database.connection() as connection:
-        await check_registry(connection)
-        tenant = await lock_tenant(connection, slug)
-        trash = name_in_trash(tenant.id)
-        await connection.execute(_PUT_INTO_TRASH, tenant.id, trash.name)
-        # A tenant must be droppable, too, if somebody dropped its schema by hand.
-        if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
-            await remove_dependents(connection, slug, tenant.schema, including=including_dependents)
-            await rename_schema(connection, tenant.schema, trash)
-        else:
-            await connection.execute(MOVE_MIGRATIONS, tenant.schema.name, trash.name)
-        domains = [row["domain"] for row in await connection.fetch(_LIST_DOMAINS, tenant.id)]
-        await let_names_rest(connection, tenant.id, domains)
-        await let_names_rest(connection, tenant.id, [tenant.slug], schema=tenant.schema)
-        await announce_changes(connection, tenant.id)
-    return tenant
+    tries = tries_on(database, slug)
+    while True:
+        async with tries.try_once() as connection:
+            await check_registry(connection)
+            tenant = await lock_tenant(connection, slug)
+            trash = name_in_trash(tenant.id)
+            await connection.execute(_PUT_INTO_TRASH, tenant.id, trash.name)
+            # A tenant must be droppable, too, if somebody dropped its schema by hand.
+            if await connection.fetchval(_SCHEMA_EXISTS, tenant.schema.name):
+                await remove_dependents(connection, slug, tenant.schema, including=including_dependents)
+                await rename_schema(connection, tenant.schema, trash)
+            else:
+                await connection.execute(MOVE_MIGRATIONS, tenant.schema.name, trash.name)
+            domains = [row["domain"] for row in await connection.fetch(_LIST_DOMAINS, tenant.id)]
+            await let_names_rest(connection, tenant.id, domains)
+            await let_names_rest(connection, tenant.id, [tenant.slug], schema=tenant.schema)
+            await announce_changes(connection, tenant.id)
+            return tenant
 
 
 async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -> Tenant:
@@ -111,26 +118,28 @@ async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -
         SharedNameError: A name is in its schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
     """
-    async with database.connection() as connection:
-        await check_registry(connection)
-        tenant_id = await connection.fetchval(_FIND_ID, slug)
-        if tenant_id is not None:
-            await lock_until_commit(connection, tenant_id, slug)
-        row = await connection.fetchrow(_GET_TRASHED, tenant_id, slug)
-        if row is None:
-            raise TenantNotInTrashError(slug)
-        schema = SchemaName(row["schema_before_drop"])
-        if row["purge_began_at"] is not None:
-            raise UnknownSchemaError(schema.name, "its deletion has begun; let the command `purge` finish it")
-        if not await connection.fetchval(_SCHEMA_EXISTS, row["schema_name"]):
-            raise UnknownSchemaError(schema.name, f"it is gone: nothing is called {row['schema_name']} any more")
-        await rename_schema(connection, SchemaName(row["schema_name"]), schema)
-        await check_rested(connection, tenant_id, settings=settings, schema=schema)
-        await refuse_shared_names(connection, schema, settings=settings)
-        await connection.execute(_TAKE_OUT_OF_TRASH, tenant_id)
-        await wake_name(connection, tenant_id, slug)
-        await announce_changes(connection, tenant_id)
-        return await get_living_tenant(connection, tenant_id, slug)
+    tries = tries_on(database, slug)
+    while True:
+        async with tries.try_once() as connection:
+            await check_registry(connection)
+            tenant_id = await connection.fetchval(_FIND_ID, slug)
+            if tenant_id is not None:
+                await lock_until_commit(connection, tenant_id, slug)
+            row = await connection.fetchrow(_GET_TRASHED, tenant_id, slug)
+            if row is None:
+                raise TenantNotInTrashError(slug)
+            schema = SchemaName(row["schema_before_drop"])
+            if row["purge_began_at"] is not None:
+                raise UnknownSchemaError(schema.name, "its deletion has begun; let the command `purge` finish it")
+            if not await connection.fetchval(_SCHEMA_EXISTS, row["schema_name"]):
+                raise UnknownSchemaError(schema.name, f"it is gone: nothing is called {row['schema_name']} any more")
+            await rename_schema(connection, SchemaName(row["schema_name"]), schema)
+            await check_rested(connection, tenant_id, settings=settings, schema=schema)
+            await refuse_shared_names(connection, schema, settings=settings)
+            await connection.execute(_TAKE_OUT_OF_TRASH, tenant_id)
+            await wake_name(connection, tenant_id, slug)
+            await announce_changes(connection, tenant_id)
+            return await get_living_tenant(connection, tenant_id, slug)
 
 
 async def list_trash(database: Database) -> list[TrashedTenant]:

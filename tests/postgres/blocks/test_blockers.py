@@ -14,8 +14,9 @@ from quart_tenants.postgres.blocks.short_waits import ShortWaits
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.sql_parser import hide_literals
 from tests.postgres.conftest import Role
-from tests.support.patience import DEADLINE, wait_until
+from tests.support.patience import wait_until
 
+ENDLESS = 10**6  # tries
 LOCK = "LOCK TABLE public.plans IN ACCESS EXCLUSIVE MODE"
 READ = "SELECT count(*) FROM public.plans WHERE name <> 'a secret'"
 
@@ -110,7 +111,7 @@ async def test_others_read_between_two_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While a transaction cannot get its lock, new readers are served; when the old one has ended, it gets it."""
-    monkeypatch.setattr(short_waits, "PATIENCE", DEADLINE)
+    monkeypatch.setattr(short_waits, "MOST_TRIES", ENDLESS)
     tries = ShortWaits(database, explain)
     begun = 0
     second = asyncio.Event()
@@ -162,7 +163,7 @@ async def test_end_of_patience_says_who_was_in_the_way(
     database: Database, reader: DriverConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller's error has the reason, and nothing of the transaction is done."""
-    monkeypatch.setattr(short_waits, "PATIENCE", 1.0)
+    monkeypatch.setattr(short_waits, "MOST_TRIES", 5)
     tries = ShortWaits(database, explain)
 
     with pytest.raises(DatabaseTimeoutError, match=rf"table public\.plans is in use by pid {reader.get_server_pid()} "):
@@ -189,6 +190,32 @@ async def test_last_try_raises_its_own_error(database: Database, reader: DriverC
                 await connection.execute(f"{LOCK} NOWAIT")
 
     assert runs == 1
+
+
+async def test_lock_that_the_commit_needs_is_an_error(
+    database: Database, reader: DriverConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that was left and could not be committed is never taken for done."""
+    tries = ShortWaits(database, explain)
+    await reader.execute("COMMIT")
+    async with database.connection() as connection:
+        await connection.execute("CREATE TABLE public.kinds (id int PRIMARY KEY); INSERT INTO public.kinds VALUES (1)")
+        await connection.execute(
+            "CREATE TABLE public.things (kind int REFERENCES public.kinds DEFERRABLE INITIALLY DEFERRED)"
+        )
+    await reader.execute("BEGIN; UPDATE public.kinds SET id = 2")
+
+    async def insert() -> str:
+        while True:
+            async with tries.try_once() as connection:
+                await connection.execute("INSERT INTO public.things VALUES (1)")
+                return "inserted"
+
+    with pytest.raises(DatabaseTimeoutError):
+        await insert()
+
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM public.things") == 0
 
 
 async def test_other_errors_are_not_tried_again(database: Database) -> None:

@@ -4,10 +4,7 @@ import asyncio
 import io
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +19,18 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
 from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
 from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet
-from quart_tenants.postgres.fleet.role_setup import give_roles, make_owner, revoke_public_rights
-from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry
+from quart_tenants.postgres.fleet.role_setup import give_roles, make_owner
+from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant
-from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant, create_tenants
+from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
 from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
-from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Slug, Tenant, parse_slug
-from quart_tenants.testing.databases import name_database, new_database
+from quart_tenants.testing.databases import name_database
 from tests.support.databases import REFERENCE_FILES, execute
-from tests.support.roles import dropping_roles, new_login, set_up_roles
+from tests.support.roles import dropping_roles, set_up_roles
 
 pytestmark = pytest.mark.slow
 
@@ -69,41 +65,6 @@ CREATE FUNCTION old.twice(n integer) RETURNS integer LANGUAGE sql AS 'SELECT 2 *
 GRANT USAGE ON SCHEMA old TO PUBLIC;
 GRANT SELECT ON old.company_data TO PUBLIC;
 """
-
-
-@pytest.fixture
-def migrations_dir(tmp_path: Path) -> Path:
-    """A folder with the reference app's first files, for more of them."""
-    folder = tmp_path / "migrations"
-    shutil.copytree(get_resource_path("sql/tenant"), folder)
-    return folder
-
-
-@pytest.fixture(params=["superuser", "owner of the database"])
-async def login_settings(
-    request: pytest.FixtureRequest, server_url: str, migrations_dir: Path
-) -> AsyncIterator[Settings]:
-    """Settings of a new database with a registry, roles and the tenants acme and globex, by each kind of login role."""
-    async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(new_database(server_url))
-        login_url = url
-        if request.param != "superuser":
-            login = await stack.enter_async_context(new_login(server_url, "CREATEROLE"))
-            name = url.partition("?")[0].rpartition("/")[2]
-            login_url = name_database(login, name)
-            await execute(url, f"ALTER DATABASE {name} OWNER TO {login.partition('//')[2].partition(':')[0]}")
-        await stack.enter_async_context(dropping_roles(server_url, url))
-        settings = Settings(database_url=login_url, role_per_tenant=True, migrations_dir=migrations_dir)
-        async with await Database.open(settings, max_size=2) as database:
-            await init_registry(database)
-            owner, _ = await make_owner(database)
-            # What only a superuser may do.
-            for statement in await revoke_public_rights(database, owner):
-                await execute(url, statement)
-            assert await revoke_public_rights(database, owner) == []
-            slugs = parse_slug("acme"), parse_slug("globex")
-            await create_tenants(database, dict(zip(slugs, slugs, strict=True)), settings=settings, jobs=2)
-        yield settings
 
 
 async def assert_has_role(database: Database, tenant: Tenant, other: Tenant) -> None:

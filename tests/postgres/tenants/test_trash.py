@@ -23,6 +23,7 @@ from quart_tenants.errors import (
     UnknownSchemaError,
     UnknownTenantError,
 )
+from quart_tenants.postgres.blocks import short_waits
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.registry import tenant_locks
@@ -365,7 +366,7 @@ async def test_purge_goes_on_after_one_tenant_failed(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenant that somebody still reads, or that is not ours to drop, is told, and the others are deleted."""
-    monkeypatch.setattr(tenant_locks, "PATIENCE", 0.05)
+    monkeypatch.setattr(short_waits, "MOST_TRIES", 2)
     failed: dict[str, TenantError] = {}
 
     def note(tenant: TrashedTenant, error: TenantError) -> None:
