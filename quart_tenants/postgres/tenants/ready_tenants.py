@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from quart_tenants.connection import Connection
 from quart_tenants.postgres.migrations.migration_files import SHARED_LEDGER, Migration, list_applied
-from quart_tenants.postgres.roles.owner_role import get_owner
+from quart_tenants.postgres.roles.owner_role import find_owner
 from quart_tenants.postgres.tenants.schema_moves import move_schema
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName
@@ -57,12 +57,8 @@ async def find_recipe(
 
 
 async def count_ready(connection: Connection, migrations: Sequence[Migration], *, settings: Settings) -> int:
-    """Return how many ready schemas there are that a new tenant could take.
-
-    Raises:
-        RolesNotReadyError: Each tenant must have a role, but roles are not set up.
-    """
-    owner = await get_owner(connection) if settings.role_per_tenant else None
+    """Return how many ready schemas there are that a new tenant could take."""
+    owner = await find_owner(connection) if settings.role_per_tenant else None
     count: int = await connection.fetchval(_COUNT, await find_recipe(connection, migrations, owner, settings=settings))
     return count
 
