@@ -202,8 +202,8 @@ async def test_run_stops_when_the_folder_is_full(
     database: Database, settings: Settings, database_url: str, folder: Path
 ) -> None:
     """Where nothing can be written the run ends at once, because the others would fail, too; nothing is left."""
-    # A limit of 4 KB for a file stands for a full disk. The first manifest is smaller than that.
-    command = ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", str(PROGRAM), "backup", "--all", "--jobs", "1", "-o"]
+    # A limit of 1 KB for a file stands for a full disk. The first manifest is smaller than that.
+    command = ["sh", "-c", 'ulimit -f 2; exec "$@"', "sh", str(PROGRAM), "backup", "--all", "--jobs", "1", "-o"]
     environment = make_environment(QUART_TENANTS_DATABASE_URL=database_url, QUART_TENANTS_AUDIT="false")
     full = await asyncio.to_thread(
         subprocess.run, [*command, str(folder)], env=environment, capture_output=True, text=True, check=False
