@@ -40,7 +40,8 @@ def lint_files(migrations: Sequence[Migration], versions: Collection[int] | None
     findings: list[Finding] = []
     for migration in migrations:
         script = migration.script
-        lint = FileLint(migration.sql, [statement.line for statement in script.statements], history)
+        lines = [statement.line for statement in script.statements]
+        lint = FileLint(migration.sql, lines, history, in_transaction=script.in_transaction)
         dangers = lint.find_dangers()
         if versions is not None and migration.version not in versions:
             continue

@@ -73,7 +73,8 @@ class History:
 class FileLint:
     """Looks through the statements of one file in their order."""
 
-    def __init__(self, sql: str, lines: Sequence[int], history: History) -> None:
+    def __init__(self, sql: str, lines: Sequence[int], history: History, *, in_transaction: bool) -> None:
+        self._in_transaction = in_transaction
         self._statements = [raw.stmt for raw in parse_sql(sql).stmts]
         self._lines = lines
         self._history = history
@@ -109,7 +110,7 @@ class FileLint:
         yield from ()
 
     def _look_at_alter_enum_stmt(self, node: Any) -> Iterator[tuple[str, str]]:
-        if node.new_val and not node.old_val:
+        if node.new_val and not node.old_val and self._in_transaction:
             self._new_values.add(node.new_val)
         yield from ()
 
@@ -177,7 +178,7 @@ class FileLint:
         elif kind == messages.AT_AddConstraint:
             yield from self._look_at_constraint(table, getattr(command, "def").constraint)
         elif kind == messages.AT_ValidateConstraint:
-            if (table, command.name) in self._not_valid:
+            if (table, command.name) in self._not_valid and self._in_transaction:
                 yield "validate-with-add", column
             if (table, command.name) in self._history.checked:
                 self._history.not_null.add((table, self._history.checked[table, command.name]))

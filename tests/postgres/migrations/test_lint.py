@@ -118,6 +118,8 @@ def test_safe_form_is_left_alone(rule: str) -> None:
         ("DROP VIEW v", ["drop-table"]),
         ("DROP FUNCTION f()", []),
         ("DELETE FROM t", ["whole-table"]),
+        (f"{ALONE}ALTER TYPE mood ADD VALUE 'b'; INSERT INTO t VALUES ('b')", []),
+        (f"{ALONE}ALTER TABLE t ADD CHECK (a > 0) NOT VALID; ALTER TABLE t VALIDATE CONSTRAINT t_a_check", []),
         ("ALTER TYPE mood RENAME VALUE 'a' TO 'b'; INSERT INTO t VALUES ('b')", []),
     ],
 )
