@@ -18,8 +18,8 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.blockers import Wait, watching_blockers
 from quart_tenants.postgres.fleet.migrate_tenant import migrate_tenant
+from quart_tenants.postgres.fleet.waiting import Wait, watching_wait
 from quart_tenants.postgres.migrations.migration_files import (
     Migration,
     describe_newest,
@@ -214,7 +214,7 @@ async def migrate_fleet(
         jobs: How many tenants are migrated at the same time.
         max_failures: Stop after this many failures; default: never.
         on_outcome: Called for each tenant when it is finished.
-        on_blocked: Called with a tenant whose migration waits, and with a text that says for whom.
+        on_blocked: Called with a tenant whose migration waits, and a sentence that says for whom.
     """
     began = time.monotonic()
     report = FleetReport(plan)
@@ -302,7 +302,7 @@ class _Run:
         """Migrate *tenant*; return None if it must be tried again."""
         wait = Wait()
         try:
-            async with watching_blockers(
+            async with watching_wait(
                 self._database,
                 tenant.id,
                 # Before a lock time-out ends the wait.
@@ -327,7 +327,7 @@ class _Run:
             # The next tenant would wait as long, without success.
             self._report.lost_database |= isinstance(error, DatabaseUnavailableError)
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
-            waited = f"; it waited for {wait.blockers}" if wait.blockers and _has_waited(error) else ""
+            waited = f"; in the way: {wait.seen}" if wait.seen and _has_waited(error) else ""
             outcome = Outcome(
                 tenant,
                 await self._find_version(tenant),

@@ -96,7 +96,7 @@ async def migrate_command(
         progress.advance(failed=outcome.error is not None and not outcome.gone)
 
     def show_blocked(tenant: Tenant, blockers: str) -> None:
-        click.echo(f"{tenant.slug} waits for {blockers}", err=True)
+        click.echo(f"{tenant.slug} waits: {blockers}", err=True)
 
     try:
         with Progress("migrating", len(plan.behind)) as progress:

@@ -9,7 +9,6 @@ import pytest
 from quart_tenants.errors import DatabaseUnavailableError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.connection_types import DriverConnection
-from quart_tenants.postgres.fleet.blockers import describe_blocker
 from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
 from quart_tenants.postgres.migrations.migration_alone import _FIND_INVALID_INDEX
 from quart_tenants.postgres.migrations.migration_tries import may_succeed_later
@@ -54,8 +53,8 @@ async def test_migration_that_waits_names_the_transaction_in_its_way(
     heard, errors = await migrate_acme(database, settings, "COMMIT", holder)
 
     (told,) = heard
-    assert told.startswith(f"acme: process {holder.get_server_pid()} (idle in transaction, open for ")
-    assert "UPDATE acme.app_user SET username = '…'" in told
+    assert told.startswith(f"acme: table acme.app_user is in use by pid {holder.get_server_pid()} of role ")
+    assert "idle in transaction: BEGIN; UPDATE acme.app_user SET username = " in told
     assert "secret" not in told
     assert errors == []
     await holder.close()
@@ -72,7 +71,7 @@ async def test_error_of_a_wait_names_the_transaction_in_its_way(
     _, (error,) = await migrate_acme(database, settings, CANCEL, holder)
 
     assert error is not None
-    assert f"; it waited for process {holder.get_server_pid()} (idle in transaction" in error
+    assert f"; in the way: table acme.app_user is in use by pid {holder.get_server_pid()} of role " in error
     await holder.close()
 
 
@@ -86,19 +85,11 @@ async def test_index_build_names_the_transaction_that_it_waits_for(
 
     heard, errors = await migrate_acme(database, settings, "COMMIT", holder)
 
-    assert [told.partition(" (")[0] for told in heard] == [f"acme: process {holder.get_server_pid()}"]
+    assert [told.partition(" of role")[0] for told in heard] == [
+        f"acme: an older transaction is open by pid {holder.get_server_pid()}"
+    ]
     assert errors == []
     await holder.close()
-
-
-def test_blocker_is_told_in_few_words_and_without_texts() -> None:
-    """What stands in quotes may be a secret; a long statement is cut short."""
-    told = describe_blocker(7, "active", 12.7, "UPDATE users\n SET hash = 'it''s', b = 'x', " + "c = 1, " * 50)
-
-    assert told.startswith("process 7 (active, open for 13 s): UPDATE users SET hash = '…', b = '…', c = 1")
-    assert len(told) < 110
-    assert describe_blocker(7, None, None, "SELECT 'cut in the mid") == "process 7 (in an unknown state): SELECT '…'"
-    assert "pg_prepared_xacts" in describe_blocker(0, None, None, None)
 
 
 async def test_look_for_invalid_indexes_reads_this_tenants_tables_only(
