@@ -8,7 +8,8 @@ from quart_tenants.postgres.backups.pipes import Pipe, parse_pipe
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.backups.restored_names import RestoredNames, restore_names
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import FleetPlan, plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import FleetReport, migrate_fleet
 from quart_tenants.postgres.fleet.status import FleetStatus, get_fleet_status
 from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry, list_tenants
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared

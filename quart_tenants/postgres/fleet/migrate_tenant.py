@@ -18,9 +18,9 @@ from quart_tenants.postgres.blocks.database import Database, list_tenant_path
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_alone import half_explained, run_alone
-from quart_tenants.postgres.migrations.migration_files import (
+from quart_tenants.postgres.migrations.migration_files import Migration
+from quart_tenants.postgres.migrations.migration_runs import (
     AfterStatement,
-    Migration,
     explain_path,
     record_migrations,
     run_scripts,

@@ -9,13 +9,8 @@ from quart_tenants.errors import MigrationFailedError
 from quart_tenants.postgres.blocks.block import list_path
 from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.migrations.migration_files import (
-    LEAVES_PATH,
-    AfterStatement,
-    Migration,
-    locate_refusal,
-    run_statement,
-)
+from quart_tenants.postgres.migrations.migration_files import Migration
+from quart_tenants.postgres.migrations.migration_runs import LEAVES_PATH, AfterStatement, locate_refusal, run_statement
 from quart_tenants.postgres.migrations.migration_tries import GRACE
 from quart_tenants.settings import Settings
 

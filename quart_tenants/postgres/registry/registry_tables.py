@@ -13,13 +13,8 @@ from quart_tenants.errors import RegistryNotReadyError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.migrations.migration_files import (
-    Migration,
-    apply_migrations,
-    list_applied,
-    plan_migrations,
-    read_migrations,
-)
+from quart_tenants.postgres.migrations.migration_files import Migration, list_applied, plan_migrations, read_migrations
+from quart_tenants.postgres.migrations.migration_runs import apply_migrations
 from quart_tenants.resources import get_resource_path
 from quart_tenants.tenant import NO_SETTINGS, REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 

@@ -11,7 +11,7 @@ from quart_tenants.errors import TenantError
 from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan
+from quart_tenants.postgres.fleet.fleet_plan import FleetPlan
 from quart_tenants.postgres.fleet.migrate_tenant import migrate_tenant
 from quart_tenants.postgres.rehearsal.lock_watch import LockWatch, WatchedFile
 from quart_tenants.postgres.rehearsal.scratch_database import scratch_database

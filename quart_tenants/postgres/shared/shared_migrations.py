@@ -16,13 +16,11 @@ from quart_tenants.postgres.migrations.migration_alone import half_explained, ru
 from quart_tenants.postgres.migrations.migration_files import (
     SHARED_LEDGER,
     Migration,
-    explain_path,
     get_shared_migrations,
     list_applied,
     plan_migrations,
-    record_migrations,
-    run_scripts,
 )
+from quart_tenants.postgres.migrations.migration_runs import explain_path, record_migrations, run_scripts
 from quart_tenants.postgres.migrations.migration_tries import GRACE, choose_pause, format_limits, may_succeed_later
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import ALL_TENANTS, announce_changes, check_registry

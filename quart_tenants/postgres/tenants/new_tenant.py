@@ -10,7 +10,8 @@ from quart_tenants.connection import Connection
 from quart_tenants.errors import SchemaExistsError
 from quart_tenants.postgres.blocks.block import Block
 from quart_tenants.postgres.blocks.database import Database, enter_schema, list_tenant_path
-from quart_tenants.postgres.migrations.migration_files import Migration, apply_migrations, run_scripts
+from quart_tenants.postgres.migrations.migration_files import Migration
+from quart_tenants.postgres.migrations.migration_runs import apply_migrations, run_scripts
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.roles.owner_role import as_owner, get_owner
 from quart_tenants.postgres.roles.schema_access import give_tenant_role

@@ -9,12 +9,8 @@ import asyncpg
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, TenantExistsError, UnknownSchemaError
 from quart_tenants.postgres.blocks.database import Database, enter_schema
-from quart_tenants.postgres.migrations.migration_files import (
-    describe_newest,
-    get_tenant_migrations,
-    record_migrations,
-    refuse_edited,
-)
+from quart_tenants.postgres.migrations.migration_files import describe_newest, get_tenant_migrations, refuse_edited
+from quart_tenants.postgres.migrations.migration_runs import record_migrations
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.roles.owner_role import get_owner

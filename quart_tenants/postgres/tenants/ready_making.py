@@ -13,12 +13,8 @@ from quart_tenants.errors import DependentsError, MigrationFailedError, Migratio
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database, enter_schema, list_tenant_path
 from quart_tenants.postgres.driver.refusals import describe_refusal
-from quart_tenants.postgres.migrations.migration_files import (
-    Migration,
-    apply_migrations,
-    get_tenant_migrations,
-    refuse_edited,
-)
+from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations, refuse_edited
+from quart_tenants.postgres.migrations.migration_runs import apply_migrations
 from quart_tenants.postgres.migrations.transactions import take_together
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.roles.owner_role import get_owner

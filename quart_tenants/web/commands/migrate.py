@@ -11,7 +11,8 @@ import click
 
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan, FleetReport, Outcome, migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import FleetPlan, plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import FleetReport, Outcome, migrate_fleet
 from quart_tenants.postgres.rehearsal.rehearsal import DEFAULT_SAMPLE
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared, plan_shared
 from quart_tenants.postgres.tenants.ready_making import prepare_tenants

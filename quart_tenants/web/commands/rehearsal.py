@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_fleet import FleetPlan
+from quart_tenants.postgres.fleet.fleet_plan import FleetPlan
 from quart_tenants.postgres.rehearsal.lock_watch import WatchedFile
 from quart_tenants.postgres.rehearsal.rehearsal import Rehearsal, RehearsedTenant, rehearse
 from quart_tenants.settings import Settings

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_fleet import FleetReport, migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import FleetReport, migrate_fleet
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.settings import Settings
 

@@ -10,7 +10,7 @@ from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.status import get_fleet_status
-from quart_tenants.postgres.migrations import migration_files
+from quart_tenants.postgres.migrations import migration_runs
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.postgres.tenants.provisioning import create_tenant, create_tenants
 from quart_tenants.settings import Settings
@@ -211,7 +211,7 @@ async def test_naive_program_fails_in_the_same_histories(
     async def skip(connection: Connection, tables: object = None) -> None:
         pass
 
-    monkeypatch.setattr(migration_files, "settle_constraints", skip)
+    monkeypatch.setattr(migration_runs, "settle_constraints", skip)
 
     with pytest.raises(AssertionError, match="pending trigger events"):
         await live_through(database, settings, add, STORIES["deferred keys"] + STORIES["domain"], None)

@@ -8,7 +8,7 @@ import pytest
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.migrations import migration_files
+from quart_tenants.postgres.migrations import migration_runs
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
@@ -78,7 +78,7 @@ async def test_naive_chain_of_files_fails(
     """The negative control: without a check after each file, PostgreSQL refuses the chain in one transaction."""
     for name, sql in CHAIN.items():
         add(name, sql)
-    monkeypatch.setattr(migration_files, "settle_constraints", skip_settling)
+    monkeypatch.setattr(migration_runs, "settle_constraints", skip_settling)
 
     with pytest.raises(MigrationFailedError, match="pending trigger events"):
         await create_tenant(database, Slug("newco"), "Newco", settings=settings)
@@ -98,7 +98,7 @@ async def test_naive_mode_for_all_constraints_fails(
         await connection.execute(naive)
 
     assert (await create_tenant(database, Slug("newco"), "Newco", settings=settings)).version == 13
-    monkeypatch.setattr(migration_files, "settle_constraints", settle_all)
+    monkeypatch.setattr(migration_runs, "settle_constraints", settle_all)
     with pytest.raises(MigrationFailedError):
         await create_tenant(database, Slug("naive"), "Naive", settings=settings)
 

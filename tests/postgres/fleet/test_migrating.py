@@ -14,7 +14,8 @@ from quart_tenants.errors import (
     UnknownTenantError,
 )
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_fleet import Outcome, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import Outcome
 from quart_tenants.postgres.fleet.migrate_tenant import migrate_tenant
 from quart_tenants.postgres.fleet.status import get_fleet_status
 from quart_tenants.postgres.migrations.migration_files import get_tenant_migrations

@@ -9,7 +9,8 @@ import pytest
 from quart_tenants.errors import DatabaseUnavailableError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.connection_types import DriverConnection
-from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet
 from quart_tenants.postgres.migrations.migration_alone import _FIND_INVALID_INDEX
 from quart_tenants.postgres.migrations.migration_tries import may_succeed_later
 from quart_tenants.settings import Settings

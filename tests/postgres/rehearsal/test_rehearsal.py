@@ -10,7 +10,8 @@ import pytest
 
 from quart_tenants.errors import DatabaseRefusedError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.postgres.rehearsal import scratch_database as scratch
 from quart_tenants.postgres.rehearsal.rehearsal import (

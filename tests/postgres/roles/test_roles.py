@@ -20,7 +20,8 @@ from quart_tenants.postgres.backups.client_programs import build_environment, fi
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
-from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet
 from quart_tenants.postgres.fleet.role_setup import give_roles, make_owner, revoke_public_rights
 from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry
 from quart_tenants.postgres.roles.owner_role import get_owner

@@ -18,7 +18,8 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.doctor.catalogue_checks import State, find_leaks
-from quart_tenants.postgres.fleet.migrate_fleet import FleetReport, migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import FleetReport, migrate_fleet
 from quart_tenants.postgres.fleet.status import get_fleet_status
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared, plan_shared
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant

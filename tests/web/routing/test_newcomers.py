@@ -18,7 +18,8 @@ from quart_tenants import (
 )
 from quart_tenants.admin import parse_slug
 from quart_tenants.domain import parse_domain
-from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.tenants.domains import add_domain
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant, resume_tenant, suspend_tenant

@@ -9,7 +9,8 @@ from quart import Quart, ResponseReturnValue
 from quart_tenants import QuartTenants, tenant_connection
 from quart_tenants.errors import MigrationFileError, SchemaBehindError, SettingError, UnknownSchemaError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet, plan_fleet
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet
 from quart_tenants.postgres.fleet.status import get_fleet_status
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
 from quart_tenants.resources import get_resource_path
