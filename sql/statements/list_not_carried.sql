@@ -1,8 +1,19 @@
 -- Lists what belongs to schema $1 and would not be in its backup, with what to do. Each row: what it is, and the remedy.
 -- pg_dump --schema leaves out what belongs to the whole database, and says nothing.
 WITH tenant AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1),
-types AS (SELECT t.oid FROM pg_catalog.pg_type AS t JOIN tenant ON t.typnamespace = tenant.oid),
-relations AS (SELECT c.oid, c.relkind FROM pg_catalog.pg_class AS c JOIN tenant ON c.relnamespace = tenant.oid)
+-- By pg_depend, because pg_class and pg_type have no index by schema.
+members AS MATERIALIZED (
+    SELECT d.classid, d.objid FROM pg_catalog.pg_depend AS d JOIN tenant ON d.refobjid = tenant.oid
+    WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.deptype = 'n'
+),
+relations AS MATERIALIZED (
+    SELECT c.oid, c.relkind, c.reltype FROM members AS m JOIN pg_catalog.pg_class AS c ON c.oid = m.objid
+    WHERE m.classid = 'pg_catalog.pg_class'::regclass
+),
+types AS MATERIALIZED (
+    SELECT m.objid AS oid FROM members AS m WHERE m.classid = 'pg_catalog.pg_type'::regclass
+    UNION ALL SELECT reltype FROM relations
+)
 SELECT
     'the extension ' || quote_ident(e.extname) AS name,
     format('move it to a shared schema: ALTER EXTENSION %I SET SCHEMA %I', e.extname, $2::text) AS remedy
@@ -32,9 +43,13 @@ UNION ALL
 SELECT
     format('%s, which inherits from %s', i.inhrelid::regclass, i.inhparent::regclass),
     'one of the two is in another schema; both must be in the tenant''s'
-FROM pg_catalog.pg_inherits AS i
-WHERE (i.inhrelid IN (SELECT oid FROM relations)) <> (i.inhparent IN (SELECT oid FROM relations))
-    AND (i.inhrelid IN (SELECT oid FROM relations) OR i.inhparent IN (SELECT oid FROM relations))
+FROM relations AS r
+CROSS JOIN LATERAL (
+    SELECT inhrelid, inhparent, inhparent AS other FROM pg_catalog.pg_inherits WHERE inhrelid = r.oid
+    UNION ALL
+    SELECT inhrelid, inhparent, inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = r.oid
+) AS i
+WHERE i.other NOT IN (SELECT oid FROM relations)
 UNION ALL
 SELECT
     format('%s, which a subscription fills', s.srrelid::regclass),

@@ -1,12 +1,19 @@
 -- Says whether schema $1 has a function or an operator that would be taken for a polymorphic one of PostgreSQL's, such as
 -- array_append(integer[], integer), once the schema is on the path. Others cannot: pg_catalog comes first on every path,
 -- and what PostgreSQL writes of an expression casts each argument to the very type.
-WITH own (name, argument_types) AS (
+WITH members AS MATERIALIZED (
+    SELECT d.classid, d.objid
+    FROM pg_catalog.pg_namespace AS n
+    JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
+    WHERE n.nspname = $1
+), own (name, argument_types) AS MATERIALIZED (
     SELECT p.proname, string_to_array(p.proargtypes::text, ' ')::oid[]
-    FROM pg_catalog.pg_proc AS p JOIN pg_catalog.pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = $1
+    FROM members AS m JOIN pg_catalog.pg_proc AS p ON p.oid = m.objid
+    WHERE m.classid = 'pg_catalog.pg_proc'::regclass
     UNION ALL
     SELECT o.oprname, ARRAY[o.oprleft, o.oprright]
-    FROM pg_catalog.pg_operator AS o JOIN pg_catalog.pg_namespace AS n ON n.oid = o.oprnamespace WHERE n.nspname = $1
+    FROM members AS m JOIN pg_catalog.pg_operator AS o ON o.oid = m.objid
+    WHERE m.classid = 'pg_catalog.pg_operator'::regclass
 ), of_server (name, argument_types, takes_more) AS (
     SELECT proname, string_to_array(proargtypes::text, ' ')::oid[], provariadic <> 0
     FROM pg_catalog.pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN (SELECT name FROM own)

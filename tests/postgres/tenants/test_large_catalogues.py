@@ -12,7 +12,11 @@ from tests.support.plans import list_whole_reads
 
 STATEMENTS: dict[str, tuple[str, tuple[object, ...]]] = {
     "describe_schemas": (read_statement("describe_schemas"), (["acme"], [])),
-    "list_dependents": (read_statement("list_dependents"), ("acme",)),
+    "list_dependents": (read_statement("list_dependents"), ("acme", None)),
+    "describe_everything": (read_statement("describe_everything"), (True,)),
+    "list_not_carried": (read_statement("list_not_carried"), ("acme", "public")),
+    "list_large_object_columns": (read_statement("list_large_object_columns"), ("acme",)),
+    "shadows_server_functions": (read_statement("shadows_server_functions"), ("acme",)),
     "list_drops": (read_statement("list_drops"), ("acme", 50)),
     "list_shared_names": (read_statement("list_shared_names"), (["globex"], ["acme"])),
     "grant_schema": (read_statement("grant_schema"), ("acme", "x_owner", "x_t1")),
