@@ -1,6 +1,6 @@
 -- Lists what lies outside a schema and would go if that schema were dropped with CASCADE.
--- $1 the schema, $2 numbers of relations in it if only these are dropped, else null. Each row: kind, identity as PostgreSQL writes it, and a DROP statement for what holds nobody's data
--- (a view, a foreign key), else null.
+-- $1 the schema, $2 numbers of relations in it if only these are dropped, else null. Each row: kind, identity as
+-- PostgreSQL writes it, and a DROP statement for what holds nobody's data (a view, a foreign key), else null.
 --
 -- This follows pg_depend as DROP does: what depends on a dropped object is dropped, and an object whose inner part is
 -- dropped, such as the rule of a view, is dropped as a whole.
