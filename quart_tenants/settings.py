@@ -90,16 +90,17 @@ class Settings:
         "A tenant whose tables are older is answered 503 `schema_behind`. Unset: the newest file when the app starts.",
     )
     migration_lock_timeout: float = _setting(
-        2.0,
+        0.2,
         between(0.01, 3600, float),
         "seconds",
-        "How long a statement of a migration waits for a lock. Requests of that tenant wait behind it.",
+        "How long a statement of a migration waits for a lock. Requests wait behind it: that tenant's, or everybody's "
+        "for a shared table.",
     )
     migration_statement_timeout: float = _setting(
         300.0, between(0.01, 604800, float), "seconds", "How long one statement of a migration may take."
     )
     migration_attempts: int = _setting(
-        5,
+        8,
         between(1, 100, int),
         "attempts",
         "How often the migration of a tenant is tried if a lock, a deadlock or a lost connection stops it.",

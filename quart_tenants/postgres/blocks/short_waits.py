@@ -26,8 +26,8 @@ The server resolves deadlocks only after a second, so this also ends those.
 MOST_TRIES = 16
 """How often a command tries to get its locks, in some five seconds. Then the operator is told who has them."""
 
-WAIT_SHORTLY = f"SET LOCAL lock_timeout TO {round(LONGEST_WAIT * 1000)}"
-WAIT_AS_USUAL = "SET LOCAL lock_timeout TO DEFAULT"
+_WAIT_SHORTLY = f"SET LOCAL lock_timeout TO {round(LONGEST_WAIT * 1000)}"
+_WAIT_AS_USUAL = "SET LOCAL lock_timeout TO DEFAULT"
 _PAUSES = 0.1, 0.3  # seconds between two tries, in which others are served
 
 
@@ -70,7 +70,7 @@ class ShortWaits:
         left = False
         try:
             async with self.block as connection:
-                await connection.execute(WAIT_SHORTLY)
+                await connection.execute(_WAIT_SHORTLY)
                 if self.failed == 0:
                     yield connection
                 else:
@@ -91,7 +91,7 @@ class ShortWaits:
     async def make_last(self, connection: Connection) -> None:
         """Let the running try be the last one, with the usual waits, because what comes now must not run twice."""
         self._is_last = True
-        await connection.execute(WAIT_AS_USUAL)
+        await connection.execute(_WAIT_AS_USUAL)
 
     async def _pause(self, error: Exception, *, over: bool) -> None:
         self.failed += 1
@@ -99,6 +99,13 @@ class ShortWaits:
             reason = self._seen or "a lock is not free"
             raise self._explain(reason) from error
         await asyncio.sleep(random.uniform(*_PAUSES))  # noqa: S311  (no secret)
+
+
+async def wait_long(connection: Connection, statement: str) -> None:
+    """Run *statement* in a try, and let it wait as long as it takes, because nobody who is served waits behind it."""
+    await connection.execute(_WAIT_AS_USUAL)
+    await connection.execute(statement)
+    await connection.execute(_WAIT_SHORTLY)
 
 
 def has_waited(error: BaseException) -> bool:

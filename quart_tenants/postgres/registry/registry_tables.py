@@ -9,8 +9,9 @@ from types import MappingProxyType
 import asyncpg
 
 from quart_tenants.connection import Connection, Row
-from quart_tenants.errors import RegistryNotReadyError, UnknownTenantError
+from quart_tenants.errors import DatabaseTimeoutError, RegistryNotReadyError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.short_waits import ShortWaits, wait_long
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import Migration, list_applied, plan_migrations, read_migrations
@@ -53,25 +54,30 @@ async def init_registry(database: Database) -> int:
 
     Raises:
         MigrationFailedError: A migration failed, for example for a lack of rights. The database is unchanged.
+        DatabaseTimeoutError: Somebody uses a table of the registry. The error says who. The database is unchanged.
         RegistryNotReadyError: This role may not create the schema, or this program is too old for the registry.
     """
-    async with database.connection() as connection:
-        await connection.execute(_LOCK_REGISTRY_MAKING)
-        applied = {}
-        if await connection.fetchval(_REGISTRY_EXISTS):
-            applied = await list_applied(connection, REGISTRY_SCHEMA)
-        elif not await connection.fetchval(_REGISTRY_SCHEMA_EXISTS):
-            try:
-                await connection.execute(_CREATE_REGISTRY_SCHEMA)
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise RegistryNotReadyError(
-                    f"this role may not create the schema {REGISTRY_SCHEMA}: GRANT CREATE ON DATABASE to it"
-                ) from error
-        await _refuse_newer(connection, applied)
-        missing = plan_migrations(_get_registry_migrations(), applied)
-        if missing:
-            await apply_migrations(connection, REGISTRY_SCHEMA, missing, path=())
-    return len(missing)
+    tries = ShortWaits(
+        database, lambda in_the_way: DatabaseTimeoutError(f"the registry is as it was: {in_the_way}; try again shortly")
+    )
+    while True:
+        async with tries.try_once() as connection:
+            await wait_long(connection, _LOCK_REGISTRY_MAKING)
+            applied = {}
+            if await connection.fetchval(_REGISTRY_EXISTS):
+                applied = await list_applied(connection, REGISTRY_SCHEMA)
+            elif not await connection.fetchval(_REGISTRY_SCHEMA_EXISTS):
+                try:
+                    await connection.execute(_CREATE_REGISTRY_SCHEMA)
+                except asyncpg.InsufficientPrivilegeError as error:
+                    raise RegistryNotReadyError(
+                        f"this role may not create the schema {REGISTRY_SCHEMA}: GRANT CREATE ON DATABASE to it"
+                    ) from error
+            await _refuse_newer(connection, applied)
+            missing = plan_migrations(_get_registry_migrations(), applied)
+            if missing:
+                await apply_migrations(connection, REGISTRY_SCHEMA, missing, path=())
+            return len(missing)
 
 
 async def check_registry(connection: Connection) -> None:

@@ -9,7 +9,9 @@ import asyncpg
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, TenantError
+from quart_tenants.postgres.blocks.blockers import Watch, watch_waits
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.short_waits import has_waited
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_alone import half_explained, run_alone
@@ -90,13 +92,13 @@ async def migrate_shared(database: Database, *, settings: Settings) -> tuple[Mig
 
 
 async def _prepare(database: Database, settings: Settings) -> None:
-    async with _locked(database.connection(), settings) as connection:
+    async with _locked(database, database.connection(), settings) as connection:
         await check_registry(connection)
         await make_shared_schemas(connection, settings=settings)
 
 
 async def _finish(database: Database, settings: Settings) -> None:
-    async with _locked(database.connection(), settings) as connection:
+    async with _locked(database, database.connection(), settings) as connection:
         await refuse_shared_names(connection, settings=settings)
         if settings.role_per_tenant:
             await grant_shared(connection, await get_owner(connection), settings=settings)
@@ -104,17 +106,35 @@ async def _finish(database: Database, settings: Settings) -> None:
 
 @asynccontextmanager
 async def _locked(
-    block: AbstractAsyncContextManager[Connection], settings: Settings, files: Sequence[Migration] = ()
+    database: Database,
+    block: AbstractAsyncContextManager[Connection],
+    settings: Settings,
+    files: Sequence[Migration] = (),
 ) -> AsyncIterator[Connection]:
-    """Lend the connection of *block* while no other command changes the shared schemas."""
+    """Lend the connection of *block* while no other command changes the shared schemas.
+
+    Raises:
+        MigrationFailedError: PostgreSQL refused something. If a lock was not free, the error says who has it.
+    """
     names = ", ".join(migration.name for migration in files) or "of the shared schemas"
+    watch = Watch()
     try:
         async with block as connection:
             await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
-            await connection.execute(_LOCK)
-            yield connection
+            async with watch_waits(database, connection) as watch:
+                await connection.execute(_LOCK)
+                yield connection
     except asyncpg.PostgresError as error:
-        raise MigrationFailedError(settings.shared_schemas[0].name, names, describe_refusal(error)) from error
+        reason = f"{describe_refusal(error)}{_tell(watch, error)}"
+        raise MigrationFailedError(settings.shared_schemas[0].name, names, reason) from error
+    except MigrationFailedError as error:
+        if not (told := _tell(watch, error)):
+            raise
+        raise MigrationFailedError(error.schema, error.migration, f"{error.reason}{told}") from error.__cause__
+
+
+def _tell(watch: Watch, error: Exception) -> str:
+    return f"; in the way: {watch.seen}" if watch.seen and has_waited(error) else ""
 
 
 async def _run_next(database: Database, missing: Sequence[Migration], settings: Settings) -> Sequence[Migration]:
@@ -131,7 +151,7 @@ async def _run_next(database: Database, missing: Sequence[Migration], settings: 
 
 async def _run_together(database: Database, files: Sequence[Migration], settings: Settings) -> Sequence[Migration]:
     schema = settings.shared_schemas[0].name
-    async with _locked(database.shared_connection(), settings, files) as connection:
+    async with _locked(database, database.shared_connection(), settings, files) as connection:
         # Another command may have run them while this one waited.
         missing = await _list_missing(connection, files)
         await run_scripts(connection, schema, missing, seconds=settings.migration_statement_timeout + GRACE)

@@ -9,7 +9,7 @@ import asyncpg
 from quart_tenants.connection import Connection
 from quart_tenants.errors import SchemaExistsError
 from quart_tenants.postgres.blocks.database import Database, enter_schema, list_tenant_path
-from quart_tenants.postgres.blocks.short_waits import WAIT_AS_USUAL, WAIT_SHORTLY, ShortWaits
+from quart_tenants.postgres.blocks.short_waits import ShortWaits, wait_long
 from quart_tenants.postgres.migrations.migration_files import Migration
 from quart_tenants.postgres.migrations.migration_runs import apply_migrations, run_scripts
 from quart_tenants.postgres.registry.registry_tables import announce_changes
@@ -86,10 +86,7 @@ async def wait_for_turn(connection: Connection, tries: ShortWaits) -> None:
         tries: They say whether a lock was not free before.
     """
     if tries.failed or not await connection.fetchval(_TRY_TOGETHER):
-        # Nobody but other new tenants is behind this wait, so it may be long.
-        await connection.execute(WAIT_AS_USUAL)
-        await connection.execute(_WAIT_FOR_TURN)
-        await connection.execute(WAIT_SHORTLY)
+        await wait_long(connection, _WAIT_FOR_TURN)
 
 
 async def finish(

@@ -9,9 +9,16 @@ from typing import NoReturn
 import asyncpg
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import DependentsError, MigrationFailedError, MigrationFileError, TenantError
+from quart_tenants.errors import (
+    DatabaseTimeoutError,
+    DependentsError,
+    MigrationFailedError,
+    MigrationFileError,
+    TenantError,
+)
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database, enter_schema, list_tenant_path
+from quart_tenants.postgres.blocks.short_waits import ShortWaits, wait_long
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations, refuse_edited
 from quart_tenants.postgres.migrations.migration_runs import apply_migrations
@@ -20,6 +27,7 @@ from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.postgres.tenants.dependents import list_dependents
+from quart_tenants.postgres.tenants.new_tenant import wait_for_turn
 from quart_tenants.postgres.tenants.ready_tenants import count_ready, find_recipe, name_ready
 from quart_tenants.postgres.tenants.schema_moves import move_schema
 from quart_tenants.resources import read_statement
@@ -88,6 +96,7 @@ async def prepare_tenants(database: Database, *, settings: Settings, wait: bool 
         MigrationFileError: A file is no SQL, was changed after it ran for a tenant, or needs a transaction of its own.
         MigrationFailedError: A migration failed, or it writes the schema's name where no renaming reaches it.
         SharedNameError: A name is in the tenant's schema and in a shared one.
+        DatabaseTimeoutError: A table that the files lock, or what is dropped, is in use. The error says by whom.
         DependentsError: Something outside depends on a schema that does not fit any more.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Each tenant must have a role, but roles are not set up.
@@ -148,26 +157,33 @@ async def _do_next(
 
     Both go together: a program of before, which runs at the same time, sees the new one and leaves it alone.
     """
-    async with database.connection() as connection:
-        await check_registry(connection)
-        if wait:
-            await connection.execute(_LOCK)
-        elif not await connection.fetchval(_TRY_LOCK):
-            return False
-        await refuse_edited(connection, migrations)
-        owner = await get_owner(connection) if settings.role_per_tenant else None
-        recipe = await find_recipe(connection, migrations, owner, settings=settings)
-        rows = await connection.fetch(_LIST, recipe)
-        fitting = [row["id"] for row in rows if row["fits"]]
-        if any(row["version"] > len(migrations) for row in rows):
-            report.ready = len(fitting)
-            return False
-        useless = [row["id"] for row in rows if not row["fits"]] + fitting[settings.ready_tenants :]
-        lacking = len(fitting) < settings.ready_tenants
-        if useless:
-            await _remove(connection, useless[0])
-        if lacking:
-            await _make(connection, migrations, recipe, owner, settings)
+    tries = ShortWaits(
+        database, lambda in_the_way: DatabaseTimeoutError(f"no tenant was made in advance: {in_the_way}")
+    )
+    while True:
+        async with tries.try_once() as connection:
+            await check_registry(connection)
+            if wait:
+                await wait_long(connection, _LOCK)
+            elif not await connection.fetchval(_TRY_LOCK):
+                return False
+            await refuse_edited(connection, migrations)
+            owner = await get_owner(connection) if settings.role_per_tenant else None
+            recipe = await find_recipe(connection, migrations, owner, settings=settings)
+            rows = await connection.fetch(_LIST, recipe)
+            fitting = [row["id"] for row in rows if row["fits"]]
+            if any(row["version"] > len(migrations) for row in rows):
+                report.ready = len(fitting)
+                return False
+            useless = [row["id"] for row in rows if not row["fits"]] + fitting[settings.ready_tenants :]
+            lacking = len(fitting) < settings.ready_tenants
+            if lacking:
+                await wait_for_turn(connection, tries)
+                await _make(connection, migrations, recipe, owner, settings)
+            # Second, because nobody reads a shared table while a foreign key to it is dropped, until the commit.
+            if useless:
+                await _remove(connection, useless[0])
+            break
     report.removed += bool(useless)
     report.made += lacking
     report.ready = min(len(fitting) + lacking, settings.ready_tenants)

@@ -132,6 +132,19 @@ async def test_shared_file_waits_for_a_lock_and_tries_again(app: App) -> None:
     assert [file.version for file in await running] == [3]
 
 
+async def test_shared_file_that_gives_up_says_who_has_the_table(app: App) -> None:
+    """After its last try the error names the process that reads the table, and nothing of the file stays."""
+    settings = replace(app.settings, migration_attempts=2)
+    write_files(app.shared_files, {"0003_price.sql": "ALTER TABLE plans ADD COLUMN price integer"})
+    async with app.database.shared_connection() as connection:
+        await connection.execute("LOCK TABLE plans IN ACCESS SHARE MODE")
+        pid = await connection.fetchval("SELECT pg_backend_pid()")
+        with pytest.raises(MigrationFailedError, match=rf"table common\.plans is in use by pid {pid} of role .* for "):
+            await migrate_shared(app.database, settings=settings)
+
+    assert [file.version for file in await migrate_shared(app.database, settings=settings)] == [3]
+
+
 # Settings
 
 

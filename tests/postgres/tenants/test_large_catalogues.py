@@ -5,6 +5,7 @@ import pytest
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.drift import LOOP_OVER_INDEXES
 from quart_tenants.postgres.migrations.migration_files import _LIST_EDITED
+from quart_tenants.postgres.tenants.purge import _LIST_KEYS
 from quart_tenants.postgres.tenants.ready_making import _LIST_SEARCHES
 from quart_tenants.postgres.tenants.schema_moves import MOVE_FUNCTION_PATHS
 from quart_tenants.resources import read_statement
@@ -17,6 +18,8 @@ STATEMENTS: dict[str, tuple[str, tuple[object, ...]]] = {
     "list_not_carried": (read_statement("list_not_carried"), ("acme", "public")),
     "list_large_object_columns": (read_statement("list_large_object_columns"), ("acme",)),
     "shadows_server_functions": (read_statement("shadows_server_functions"), ("acme",)),
+    "list_dependents of a batch": (read_statement("list_dependents"), ("acme", [1, 2])),
+    "keys to tables of others": (_LIST_KEYS, ("acme",)),
     "list_drops": (read_statement("list_drops"), ("acme", 50)),
     "list_shared_names": (read_statement("list_shared_names"), (["globex"], ["acme"])),
     "grant_schema": (read_statement("grant_schema"), ("acme", "x_owner", "x_t1")),

@@ -12,17 +12,20 @@ import asyncpg
 import pytest
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import DependentsError, TenantBusyError
+from quart_tenants.errors import DatabaseTimeoutError, DependentsError, TenantBusyError
 from quart_tenants.postgres.blocks import short_waits
 from quart_tenants.postgres.blocks.blockers import find_blockers
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.connection_types import DriverConnection
-from quart_tenants.postgres.registry.registry_tables import get_tenant
+from quart_tenants.postgres.migrations.migration_files import Migration
+from quart_tenants.postgres.registry import registry_tables
+from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry
 from quart_tenants.postgres.tenants import provisioning, purge
 from quart_tenants.postgres.tenants.dependents import remove_dependents
 from quart_tenants.postgres.tenants.new_tenant import wait_for_turn
 from quart_tenants.postgres.tenants.provisioning import create_tenant, create_tenants
 from quart_tenants.postgres.tenants.purge import purge_trash
+from quart_tenants.postgres.tenants.ready_making import prepare_tenants
 from quart_tenants.postgres.tenants.trash import drop_tenant, list_trash, undrop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
@@ -43,9 +46,10 @@ PLANS = (
 )
 ENDLESS = 10**6  # tries
 READ = "SELECT count(*) FROM common.plans"
-# $1 a mode. Sessions that wait for a lock of that mode on the shared table.
+ALTER_REGISTRY = "ALTER TABLE quart_tenants.tenants ADD COLUMN more int"
+# Sessions that wait for a lock. $1 its table, $2 its mode.
 COUNT_WAITING = """
-SELECT count(*) FROM pg_locks WHERE relation = to_regclass('common.plans') AND mode = $1 AND NOT granted
+SELECT count(*) FROM pg_locks WHERE relation = to_regclass($1) AND mode = $2 AND NOT granted
 """
 
 
@@ -76,14 +80,14 @@ async def using(url: str, statement: str = READ) -> AsyncIterator[DriverConnecti
         await connection.close()
 
 
-async def wait_for_tries(url: str, mode: str, count: int = 2) -> None:
-    """Return when somebody has waited for a lock of *mode* on the shared table and stopped that, *count* times."""
+async def wait_for_tries(url: str, mode: str, *, table: str = "common.plans", count: int = 2) -> None:
+    """Return when somebody has waited for a lock of *mode* on *table* and stopped that, *count* times."""
     looking = await asyncpg.connect(url)
     for _ in range(count):
         for waiting in (1, 0):
 
             async def look(expected: int = waiting) -> bool:
-                return bool(await looking.fetchval(COUNT_WAITING, mode) == expected)
+                return bool(await looking.fetchval(COUNT_WAITING, table, mode) == expected)
 
             await wait_until(look)
     await looking.close()
@@ -376,3 +380,57 @@ async def test_without_turns_a_new_tenant_fails_behind_another(
 
 async def _never_wait(*_: object) -> None:
     """Take no turn."""
+
+
+async def test_init_lets_workers_read_the_registry(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new column of the registry waits for whoever reads it, by short tries, and workers read it meanwhile."""
+    monkeypatch.setattr(short_waits, "MOST_TRIES", ENDLESS)
+    files = registry_tables._get_registry_migrations()
+    more = Migration(len(files) + 1, f"{len(files) + 1:04}_more.sql", ALTER_REGISTRY)
+    monkeypatch.setattr(registry_tables, "_get_registry_migrations", lambda: (*files, more))
+
+    async with using(database_url, "SELECT FROM quart_tenants.tenants") as reader:
+        initializing = asyncio.create_task(init_registry(database))
+        await wait_for_tries(database_url, "AccessExclusiveLock", table="quart_tenants.tenants")
+        other = await asyncpg.connect(database_url)
+        for _ in range(5):
+            assert await other.fetchval("SELECT count(*) FROM quart_tenants.tenants") == 4
+        await other.close()
+        assert not initializing.done()
+        await reader.execute("COMMIT")
+        assert await initializing == 1
+
+
+async def test_init_says_who_reads_the_registry(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its last try it names the reader, and the registry is as it was."""
+    monkeypatch.setattr(short_waits, "MOST_TRIES", 5)
+    files = registry_tables._get_registry_migrations()
+    more = Migration(len(files) + 1, f"{len(files) + 1:04}_more.sql", ALTER_REGISTRY)
+    monkeypatch.setattr(registry_tables, "_get_registry_migrations", lambda: (*files, more))
+
+    async with using(database_url, "SELECT FROM quart_tenants.tenants") as reader:
+        told = rf"table quart_tenants\.tenants is in use by pid {reader.get_server_pid()} "
+        with pytest.raises(DatabaseTimeoutError, match=told):
+            await init_registry(database)
+
+    monkeypatch.undo()
+    assert await init_registry(database) == 0
+
+
+async def test_ready_tenant_waits_shortly_for_a_writer_of_the_shared_table(
+    shared_database: Database, linked_settings: Settings, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made in advance has no more patience than a new tenant, and names the writer."""
+    monkeypatch.setattr(short_waits, "MOST_TRIES", 5)
+    ready = replace(linked_settings, ready_tenants=1)
+
+    async with using(database_url, "INSERT INTO common.plans VALUES (2)") as writer:
+        told = rf"table common\.plans is in use by pid {writer.get_server_pid()} "
+        with pytest.raises(DatabaseTimeoutError, match=told):
+            await prepare_tenants(shared_database, settings=ready)
+
+    assert (await prepare_tenants(shared_database, settings=ready)).made == 1
