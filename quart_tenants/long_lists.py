@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def name_some(names: Sequence[str], most: int = 5) -> str:
+def name_some(names: Sequence[str], most: int = 5, *, separator: str = ", ") -> str:
     """Return the first *most* of *names* as text, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return separator.join(names[:most]) + more

@@ -42,6 +42,7 @@ def load_app(application: Application) -> tuple[Quart, Settings]:
     state = find_state(app)
     if state is None:
         raise SettingError(f"the app {application!r}", "has no tenants: call QuartTenants(app)")
+    state.refuse_late_settings(app)
     return app, state.settings
 
 

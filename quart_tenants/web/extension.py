@@ -52,7 +52,7 @@ from quart_tenants.web.routing.probes import add_probes
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.sessions.session_uses import refuse_foreign_sessions, refuse_foreign_tokens, uses_sessions
-from quart_tenants.web.state import TenantState, find_state, put_state
+from quart_tenants.web.state import TenantState, find_state, list_setting_values, put_state
 from quart_tenants.web.tenant_files import TenantFiles
 
 
@@ -102,6 +102,7 @@ class QuartTenants(TenantState):
             )
         app.config.update(read_environment())
         self.settings = read_settings(app.config)
+        self._read_values = list_setting_values(app)
         _check_quart_settings(app)
         self._app = app
         put_state(app, self)
@@ -133,6 +134,7 @@ class QuartTenants(TenantState):
         @app.before_serving
         async def start() -> None:
             _check_quart_settings(app)
+            self.refuse_late_settings(app)
             refuse_foreign_sessions(app)
             await refuse_foreign_tokens(app, self.settings.domain)
             self._default_hosts.tell_unreachable()

@@ -5,11 +5,11 @@ from contextlib import AbstractAsyncContextManager
 from quart import Quart, current_app, has_app_context
 
 from quart_tenants.domain import Domain
-from quart_tenants.errors import NoTenantError
+from quart_tenants.errors import NoTenantError, SettingError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.postgres.registry.registry import Registry
-from quart_tenants.settings import Settings
+from quart_tenants.settings import PREFIX, Settings
 from quart_tenants.tenant import Slug
 from quart_tenants.web.lifecycle_hooks import LifecycleHooks
 from quart_tenants.web.login_gates import LoginGates
@@ -35,6 +35,8 @@ class TenantState(LifecycleHooks):
     def __init__(self) -> None:
         super().__init__()
         self.sign_in_endpoint: str | None = None
+        # The values from which the settings were made.
+        self._read_values: dict[str, object] = {}
         self._database: Database | None = None
         self._registry: Registry | None = None
 
@@ -60,6 +62,19 @@ class TenantState(LifecycleHooks):
             raise _not_running()
         return self._registry
 
+    def refuse_late_settings(self, app: Quart) -> None:
+        """Make sure that no `TENANTS_*` key of *app* was changed after it was read: nobody would obey it.
+
+        Raises:
+            SettingError: A key was changed. The error names it.
+        """
+        values = list_setting_values(app)
+        for key in sorted(values.keys() | self._read_values.keys()):
+            if values.get(key) != self._read_values.get(key):
+                raise SettingError(
+                    key, "was changed after QuartTenants(app) had read it: set it before, or call init_app(app) later"
+                )
+
     async def catch_up(self) -> None:
         """Read which tenants there are now, unless the app is not serving.
 
@@ -76,6 +91,11 @@ class TenantState(LifecycleHooks):
     def find_slug_by_domain(self, domain: Domain) -> Slug | None:
         """Return the slug of the tenant whose own domain this is, or None. Return None while the app is not serving."""
         return None if self._registry is None else self._registry.find_slug_by_domain(domain)
+
+
+def list_setting_values(app: Quart) -> dict[str, object]:
+    """Return the `TENANTS_*` keys of *app* with their values as they were given."""
+    return {key: value for key, value in app.config.items() if key.startswith(PREFIX)}
 
 
 def put_state(app: Quart, state: TenantState) -> None:

@@ -350,6 +350,30 @@ def test_environment_goes_before_the_app(monkeypatch: pytest.MonkeyPatch) -> Non
     assert QuartTenants(app).settings.domain == "example.org"
 
 
+@pytest.mark.parametrize("key", ["TENANTS_POOL_MAX_SIZE", "TENANTS_DOMAIN", "TENANTS_NO_SUCH_KEY"])
+async def test_late_setting_is_refused_at_start(database_url: str, key: str) -> None:
+    """A key that is set after the extension has read its settings is an error that names it, and what to do."""
+    app, tenants = make_app(database_url)
+    app.config["SOMETHING_ELSE"] = "late"
+
+    app.config[key] = "late"
+
+    with pytest.raises(SettingError, match=f"^{key} was changed after QuartTenants.* set it before"):
+        tenants.refuse_late_settings(app)
+    with pytest.raises(Exception, match=key):
+        await app.startup()
+
+
+async def test_settings_that_are_not_late_are_taken(database_url: str) -> None:
+    """Control: an app whose other keys change, or that gives the same value again, starts."""
+    app, tenants = make_app(database_url)
+    app.config["SOMETHING_ELSE"] = "late"
+    app.config["TENANTS_DATABASE_URL"] = database_url
+
+    async with app.test_app():
+        assert tenants.settings.database_url == database_url
+
+
 async def test_websocket_of_a_dropped_tenant_does_not_reach_its_successor(app: Quart, tenants: QuartTenants) -> None:
     """A websocket that is older than the drop of its tenant gets no connection of the next one of that name."""
 

@@ -171,7 +171,7 @@ async def adopt_schemas(
     migrations = get_tenant_migrations(settings)
     if not 0 <= version <= len(migrations):
         raise UnknownSchemaError(
-            ", ".join(str(schema) for schema in schemas.values()),
+            name_some([str(schema) for schema in schemas.values()]),
             f"there is no migration {version:04}; the newest is {describe_newest(migrations)}",
         )
     tries = tries_on(database, name_some(list(schemas)))

@@ -17,6 +17,7 @@ import click
 from quart_tenants.audit import audit
 from quart_tenants.audit import logger as audit_logger
 from quart_tenants.errors import TenantError
+from quart_tenants.long_lists import name_some
 from quart_tenants.settings import Settings
 from quart_tenants.web.logs.log_format import LogHandler
 
@@ -24,6 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _HARMLESS = "_quart_tenants_changes_nothing"
 _RECORDED = "_quart_tenants_recorded"
+# Of a list of a thousand slugs or schemas the line says how many they are. The command's own output has all of them.
+_MOST_TOLD = 20
 _DATABASE_URL = re.compile(r"postgres(?:ql)?://\S*", re.IGNORECASE)
 
 
@@ -124,7 +127,7 @@ def _describe_arguments(context: click.Context) -> str:
         value = context.params.get(name)
         values = value if isinstance(value, tuple | list) else (value,)
         texts = [_DATABASE_URL.sub("postgresql://…", str(getattr(one, "name", one))) for one in values]
-        told.append(f"{name}={','.join(texts)}")
+        told.append(f"{name}={name_some(texts, _MOST_TOLD, separator=',')}")
     return " ".join(told)
 
 

@@ -188,9 +188,11 @@ def find_settings() -> Settings:
     if script is None:
         # Without an app of one's own these are the commands of the reference app.
         return read_settings({"TENANTS_MIGRATIONS_DIR": get_resource_path("sql/tenant")} | read_environment())
-    state = find_state(script.load_app())
+    app = script.load_app()
+    state = find_state(app)
     if state is None:
         raise SettingError("the app", "has no tenants: call QuartTenants(app)")
+    state.refuse_late_settings(app)
     return state.settings
 
 

@@ -134,6 +134,26 @@ def test_outcome_says_how_the_command_ended(
     assert facts["database_role"] == "ada"
 
 
+@pytest.mark.parametrize(("number", "told"), [(20, ""), (1000, " and 980 more")])
+def test_long_lists_are_counted(number: int, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a thousand arguments the line has the first twenty, and says how many more there are."""
+    group = TenantGroup("tenants")
+
+    @click.command("go")
+    @click.argument("slugs", nargs=-1)
+    def go(slugs: tuple[str, ...]) -> None:
+        pass
+
+    group.add_command(go)
+    slugs = [f"tenant-{count}" for count in range(number)]
+    with caplog.at_level(logging.INFO, "quart_tenants.audit"):
+        group.main(["go", *slugs], prog_name="x", standalone_mode=False)
+
+    (record,) = caplog.records
+    assert vars(record)["facts"]["arguments"] == f"slugs={','.join(slugs[:20])}{told}"
+    assert len(record.getMessage()) < 600
+
+
 def test_mark_keeps_a_command_out(caplog: pytest.LogCaptureFixture) -> None:
     """`changes_nothing` is for an app's own commands that only read."""
     group = TenantGroup("tenants")
