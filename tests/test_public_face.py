@@ -149,11 +149,17 @@ def test_quart_finds_the_factory_of_a_module_with_current_tenant(folder: Path, m
 # Types
 
 
+@pytest.fixture(scope="module")
+def types_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where mypy keeps what it knows: the second check looks only at what the types of asyncpg change."""
+    return tmp_path_factory.mktemp("types")
+
+
 @pytest.fixture(params=["with asyncpg-stubs", "without asyncpg-stubs"])
-def python(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+def python(types_folder: Path, request: pytest.FixtureRequest) -> Path:
     """A Python in which the package is installed as a wheel would be, with the types of asyncpg or without."""
-    environment = tmp_path / "environment"
-    venv.create(environment, symlinks=True)
+    environment = types_folder / "environment"
+    venv.create(environment, clear=True, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
     for installed in Path(sysconfig.get_path("purelib")).iterdir():
         if installed.name.startswith("quart_tenants") or installed.suffix == ".pth":
@@ -164,7 +170,7 @@ def python(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return environment / "bin" / "python"
 
 
-def test_adopters_app_is_checked_strictly(folder: Path, python: Path) -> None:
+def test_adopters_app_is_checked_strictly(folder: Path, python: Path, types_folder: Path) -> None:
     """`mypy --strict` needs no exceptions for an adopter's app, and knows the type of the connection."""
     (folder / "look.py").write_text(TYPES, encoding="utf-8")
     empty = folder / "mypy.ini"
@@ -178,6 +184,8 @@ def test_adopters_app_is_checked_strictly(folder: Path, python: Path) -> None:
             "--strict",
             "--config-file",
             empty,
+            "--cache-dir",
+            types_folder / "cache",
             "--python-executable",
             python,
             "notes.py",

@@ -20,7 +20,7 @@ from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.support.patience import DEADLINE
-from tests.support.processes import PROGRAM, make_environment
+from tests.support.processes import PROGRAM, make_environment, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -73,9 +73,14 @@ def run(
     program: list[str | Path], *arguments: str, stdin: str = "", **settings: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end, without a terminal, and without audit lines among what it says."""
+    return run_warm(*program, *arguments, stdin=stdin, env=make_environment(QUART_TENANTS_AUDIT="false", **settings))
+
+
+def run_cold(program: list[str | Path], *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """Do as `run` does, in a Python that has imported nothing."""
     return subprocess.run(
         [*program, *arguments],
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
         timeout=DEADLINE,
@@ -201,8 +206,8 @@ async def test_drop_names_the_command_that_brings_the_tenant_back(
     """The result is on stdout; on stderr stands what to type, as the same program calls it."""
     url = settings.required_database_url
 
-    done = run(program, "drop", "acme", "--yes", QUART_TENANTS_DATABASE_URL=url)
-    back = run(program, "undrop", "acme", QUART_TENANTS_DATABASE_URL=url)
+    done = run_cold(program, "drop", "acme", "--yes", QUART_TENANTS_DATABASE_URL=url)
+    back = run_cold(program, "undrop", "acme", QUART_TENANTS_DATABASE_URL=url)
 
     assert (done.returncode, done.stdout) == (0, "dropped acme (schema acme)\n")
     ours = "quart-tenants" if program == OURS else "quart --app quart_tenants.app tenants"
@@ -227,7 +232,7 @@ def test_command_says_its_error(
 @pytest.mark.parametrize("command", [["init"], ["list"]])
 def test_wrong_setting_is_one_line(command: list[str]) -> None:
     """A wrong setting ends the program with its name, the remedy and no password."""
-    done = run(OURS, *command, QUART_TENANTS_DATABASE_URL="mysql://me:sesame@host/x")
+    done = run_cold(OURS, *command, QUART_TENANTS_DATABASE_URL="mysql://me:sesame@host/x")
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (

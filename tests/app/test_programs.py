@@ -25,6 +25,7 @@ from tests.support.processes import (
     make_environment,
     run_program,
     run_server,
+    run_warm,
     wait_for_answer,
     wait_for_line,
 )
@@ -188,7 +189,7 @@ def test_wrong_setting_is_one_clear_line(database_url: str, changed: dict[str, s
     """A missing or wrong setting stops serve with its name and the remedy, and without any password."""
     environment = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_SECRET_KEY": SECRET_KEY} | changed
 
-    done = run(PROGRAM, "serve", "--port", "0", **environment)
+    done = run_warm(PROGRAM, "serve", "--port", "0", env=make_environment(**environment))
 
     assert_one_line_error(done, *words)
     assert "hush" not in done.stderr

@@ -26,7 +26,7 @@ from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
 from quart_tenants.web.logs.log_format import LogHandler
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
-from tests.support.processes import PROGRAM, Server, make_environment, run_server
+from tests.support.processes import PROGRAM, Server, make_environment, run_server, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -78,15 +78,7 @@ def add_login(url: str) -> str:
 def run(*arguments: str, stdin: str = "", **settings: str) -> "subprocess.CompletedProcess[str]":
     """Run a command that says what is audited, as JSON."""
     environment = make_environment(QUART_TENANTS_LOG_FORMAT="json", QUART_TENANTS_LOG_LEVEL="debug", **settings)
-    return subprocess.run(
-        [PROGRAM, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        env=environment,
-        check=False,
-    )
+    return run_warm(PROGRAM, *arguments, stdin=stdin, env=environment)
 
 
 def read_lines(text: str) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from tests.support.processes import (
     Server,
     make_environment,
     run_program,
+    run_warm,
     wait_for_answer,
     wait_for_line,
 )
@@ -62,15 +63,8 @@ def serving(folder: Path, environment: dict[str, str], *command: str) -> Iterato
 
 def start(folder: Path, environment: dict[str, str], *command: str | Path) -> "subprocess.CompletedProcess[str]":
     """Run *command*, which must not serve, in the app's folder."""
-    return subprocess.run(
-        command or (PROGRAM, "serve", "--app", "notes", "--config", "hypercorn.toml"),
-        cwd=folder,
-        env=make_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    command = command or (PROGRAM, "serve", "--app", "notes", "--config", "hypercorn.toml")
+    return run_warm(*command, env=make_environment(**environment), cwd=folder)
 
 
 def assert_one_line_error(done: "subprocess.CompletedProcess[str]", *words: str) -> None:

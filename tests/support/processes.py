@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from pathlib import Path
 import httpx
 
 from tests.support.patience import DEADLINE, wait_in_thread_until
+from tests.support.warm_programs import WarmProgram
 
 PROGRAM = Path(sys.executable).with_name("quart-tenants")
 SECRET_KEY = "only-for-the-tests-0123456789"
+
+Process = subprocess.Popen[str] | WarmProgram
+"""A program that runs, started by Python's own means or by a warm start."""
 
 
 @dataclass
@@ -29,7 +34,7 @@ class Server:
         log: What it writes on stderr.
     """
 
-    process: "subprocess.Popen[str]"
+    process: Process
     port: int
     log: Path
 
@@ -79,6 +84,37 @@ def run_program(
 
 
 @contextmanager
+def run_warm_program(*command: str | Path, log: Path, **environment: str) -> Iterator[WarmProgram]:
+    """Do as `run_program` does, by a warm start."""
+    with Path(os.devnull).open() as stdin, log.open("w") as stderr, _get_output(log).open("w") as stdout:
+        files = (stdin.fileno(), stdout.fileno(), stderr.fileno())
+        process = WarmProgram([PROGRAM, *command], files=files, env=make_environment(**environment))
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(DEADLINE)
+
+
+def run_warm(
+    *command: str | Path, env: dict[str, str], stdin: str = "", cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run the script *command* to its end by a warm start, without a terminal, as `subprocess.run` would."""
+    with tempfile.TemporaryFile() as its_input, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        its_input.write(stdin.encode())
+        its_input.seek(0)
+        process = WarmProgram(command, files=(its_input.fileno(), out.fileno(), err.fileno()), env=env, cwd=cwd)
+        try:
+            status = process.wait(DEADLINE)
+        finally:
+            process.kill()
+            process.wait(DEADLINE)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(command, status, out.read().decode(), err.read().decode())
+
+
+@contextmanager
 def run_server(database_url: str, folder: Path, *options: str, **settings: str) -> Iterator[Server]:
     """Start `quart-tenants serve` on any free port, and end it afterwards.
 
@@ -104,7 +140,7 @@ def run_server(database_url: str, folder: Path, *options: str, **settings: str) 
         "QUART_TENANTS_REQUEST_TIMEOUT": "120",
     } | settings
     log = folder / "log"
-    with run_program("serve", *options, log=log, cwd=None, **environment) as process:
+    with run_warm_program("serve", *options, log=log, **environment) as process:
         port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
         wait_for_answer(port)
         yield Server(process, port, log)
@@ -156,7 +192,7 @@ def wait_for_answer(port: int, path: str = "/healthz", *, server: Server | None 
     wait_in_thread_until(answers)
 
 
-def wait_for_line(process: "subprocess.Popen[str]", start: str, log: Path) -> str:
+def wait_for_line(process: Process, start: str, log: Path) -> str:
     """Return the line on stdout that begins with *start*, as soon as it is there."""
 
     def find_line() -> str | None:

@@ -4,8 +4,7 @@ import json
 import logging
 import os
 import pwd
-import subprocess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
@@ -14,9 +13,11 @@ from quart_tenants.app.cli import main
 from quart_tenants.errors import UnknownTenantError
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import TenantGroup
-from tests.support.patience import DEADLINE
-from tests.support.processes import PROGRAM, make_environment
+from tests.support.processes import PROGRAM, make_environment, run_warm
 from tests.test_conventions import walk
+
+if TYPE_CHECKING:
+    import subprocess
 
 pytestmark = pytest.mark.slow
 
@@ -29,15 +30,7 @@ def run(
     *command: Any, stdin: str = "", **environment: str
 ) -> tuple["subprocess.CompletedProcess[str]", list[dict[str, Any]]]:
     """Run a command; return what it left, and the lines in JSON among what it says on stderr."""
-    done = subprocess.run(
-        command,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        env=make_environment(**{"QUART_TENANTS_LOG_FORMAT": "json", **environment}),
-        check=False,
-    )
+    done = run_warm(*command, stdin=stdin, env=make_environment(**{"QUART_TENANTS_LOG_FORMAT": "json", **environment}))
     return done, [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
 
 
