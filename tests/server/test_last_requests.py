@@ -147,7 +147,7 @@ async def test_end_of_serve_loses_no_request(
         clients = Clients(server.port)
         tasks = [asyncio.create_task(clients.work(keep_alive=keep_alive)) for _ in range(3 * CLIENTS)]
         await clients.until_more(200)
-        server.process.terminate()
+        server.process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE)
 
     assert (clients.seen["lost"] == 0) is (change == ""), clients.seen
