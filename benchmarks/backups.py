@@ -24,14 +24,14 @@ DATABASE = "postgres"
 JOBS = 2
 
 
-async def main(count: int, sample: int, rows: int) -> int:
+async def main(count: int, sample: int, rows: int, *, dumped: bool) -> int:
     """Run everything with *count* tenants of *rows* rows each; return the exit status."""
     figures = Figures()
     print(f"{count} tenants, {os.cpu_count()} cores, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
     async with running_cluster() as cluster:
         add_migration(cluster, "0001_users_and_data.sql", FIRST_TABLES.read_text())
         await expect_success(cluster, DATABASE, "init")
-        await fill(cluster, count, rows)
+        await fill(cluster, count, rows, 'CREATE TABLE "{}".made_by_hand (n integer);' if dumped else "")
         chosen = [name_tenant(number) for number in range(0, count, max(count // sample, 1))]
         before = await dump_by_hand(cluster, chosen)
         folder = cluster.folder / "backups"
@@ -52,8 +52,8 @@ async def main(count: int, sample: int, rows: int) -> int:
     return 1 if missed else 0
 
 
-async def fill(cluster: Cluster, count: int, rows: int) -> None:
-    """Make the tenants, each with rows of its own."""
+async def fill(cluster: Cluster, count: int, rows: int, more: str) -> None:
+    """Make the tenants, each with rows of its own, and *more* in it."""
     path = cluster.folder / "tenants.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -65,7 +65,7 @@ async def fill(cluster: Cluster, count: int, rows: int) -> None:
         [
             "".join(
                 f'INSERT INTO "{name_tenant(number)}".company_data (description)'
-                f" SELECT md5(n::text) FROM generate_series(1, {rows}) AS n;\n"
+                f" SELECT md5(n::text) FROM generate_series(1, {rows}) AS n;\n{more.format(name_tenant(number))}\n"
                 for number in range(count)
             )
         ],
@@ -101,5 +101,8 @@ if __name__ == "__main__":
     parser.add_argument("--tenants", type=int, default=1_000)
     parser.add_argument("--sample", type=int, default=100, help="how many are dumped by hand, before and after")
     parser.add_argument("--rows", type=int, default=100, help="rows of each tenant")
+    parser.add_argument(
+        "--dumped", action="store_true", help="with a table that no migration makes, so that ours needs pg_dump, too"
+    )
     arguments = parser.parse_args()
-    sys.exit(asyncio.run(main(arguments.tenants, arguments.sample, arguments.rows)))
+    sys.exit(asyncio.run(main(arguments.tenants, arguments.sample, arguments.rows, dumped=arguments.dumped)))
