@@ -48,6 +48,7 @@ _CLASSES_OF_SUCCESS = ("00", "01", "02")
 # A role, a type, a function, a table, a schema that is not there.
 _MISSING = frozenset({"42704", "42883", "42P01", "3F000"})
 _UNIQUE_VIOLATION = "23505"
+_LOCK_NOT_AVAILABLE = "55P03"
 _CONNECTION_LOST = 2  # psql's exit status
 _MAX_HEAD = 1 << 16  # bytes; pg_restore writes its settings first
 _EMPTY_PATH = b"\nSELECT pg_catalog.set_config('search_path', '', false);"
@@ -250,6 +251,8 @@ def _explain(restoration: Restoration, source: str, status: int, words: str) -> 
         if sqlstate == _UNIQUE_VIOLATION and "pg_namespace_nspname_index" in message:
             # Another program, which is no restore, made a schema of that name meanwhile.
             return TenantBusyError(tenant.slug)
+        if sqlstate == _LOCK_NOT_AVAILABLE:
+            return TenantBusyError(tenant.slug, "a table that depends on it, or that it refers to, is in use")
         return DatabaseRefusedError(f"{failed}: {message}")
     if status == _CONNECTION_LOST:
         return DatabaseUnavailableError(f"{failed}: {describe_failure('psql', words)}")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quart_tenants.postgres.backups.manifests import AppliedMigration, RowsOnly
+from quart_tenants.postgres.blocks.short_waits import LONGEST_WAIT, MOST_TRIES
 from quart_tenants.postgres.roles.owner_role import name_readers
 from quart_tenants.postgres.roles.schema_access import (
     LIST_ROLE_STATEMENTS,
@@ -121,6 +122,21 @@ FROM ({get_shape("$2::text::boolean")}) AS now (shape) WHERE shape <> $1::text
 _BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
 # The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = "RESET ALL;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
+# Others read on between two tries: the locks of a try that fails are free again, and what was restored stays.
+_DROP_IN_TRIES = f"""
+BEGIN
+    FOR number IN 1..{{tries}} LOOP
+        BEGIN
+            SET LOCAL lock_timeout TO {round(LONGEST_WAIT * 1000)};
+            {{drops}}
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            IF number = {{tries}} THEN RAISE; END IF;
+            PERFORM pg_catalog.pg_sleep(0.2);
+        END;
+    END LOOP;
+END
+"""
 _COMMIT = "RESET ALL;\nCOMMIT;\n"
 
 
@@ -224,7 +240,6 @@ class Restoration:
             script.append(_rename(self._aside_name, self.dumped))
         if self.replaced is not None:
             trash, later = name_in_trash(self.replaced.id), self.replaced.slug
-            script += [f"{dependent.removal};\n" for dependent in self.dependents]
             script += [
                 _rename(tenant.schema, trash),
                 _execute(_CLOSE_SCHEMA, trash.name, answer="\\gexec\n"),
@@ -254,7 +269,15 @@ class Restoration:
         if self.replaced is not None:
             # The role that has used these tables until now may use only the new ones.
             script.append(self._give_role(self.replaced.id, name_in_trash(self.replaced.id)))
-        return "".join([*script, _execute(_ADD_CHANGE, tenant.id), _COMMIT])
+        return "".join([*script, _execute(_ADD_CHANGE, tenant.id), self._drop_dependents, _COMMIT])
+
+    @property
+    def _drop_dependents(self) -> str:
+        """The SQL that drops what is others'. It comes last, because they cannot read it from then on until the end."""
+        if not self.dependents:
+            return ""
+        drops = " ".join(f"{dependent.removal};" for dependent in self.dependents)
+        return f"DO {quote_literal(_DROP_IN_TRIES.format(drops=drops, tries=MOST_TRIES))};\n"
 
     @property
     def _aside_name(self) -> SchemaName:

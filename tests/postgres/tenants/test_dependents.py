@@ -1,11 +1,16 @@
-"""Dropping and purging a tenant deletes what is the tenant's, and nothing of anybody else's."""
+"""Dropping, purging and replacing a tenant deletes what is the tenant's, and nothing of anybody else's."""
 
+import asyncio
+import hashlib
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from quart_tenants.errors import DependentsError
 from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import get_tenant
@@ -97,31 +102,33 @@ async def real_database(database: Database) -> Database:
     return database
 
 
-async def describe(database: Database) -> list[tuple[object, ...]]:
-    """Return all columns, constraints, functions and views of globex and of the common schema, and their rows."""
+async def digest_others(database: Database) -> str:
+    """Return a digest of all that pg_dump writes of what is neither acme's nor the registry's: definitions and rows."""
     async with database.connection() as connection:
-        rows = await connection.fetch(
-            "SELECT concat_ws(' ', table_schema, table_name, column_name, udt_name, column_default)"
-            " FROM information_schema.columns WHERE table_schema IN ('globex', 'common', 'public')"
-            " UNION ALL SELECT matviewname FROM pg_matviews"
-            " UNION ALL SELECT conname || pg_get_constraintdef(oid) FROM pg_constraint"
-            " WHERE connamespace IN ('globex'::regnamespace, 'common'::regnamespace)"
-            " UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname IN ('globex', 'common')"
-            " UNION ALL SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'globex'::regnamespace"
-            " UNION ALL SELECT tgname || tgrelid::regclass FROM pg_trigger WHERE NOT tgisinternal"
-            " UNION ALL SELECT policyname || tablename FROM pg_policies"
-            " UNION ALL SELECT r::text FROM globex.rows AS r UNION ALL SELECT p::text FROM common.plans AS p ORDER BY 1"
-        )
-    return [tuple(row) for row in rows]
+        version = await connection.fetchval("SELECT current_setting('server_version_num')::int")
+    programs = await find_client_programs(version // 10000)
+    # The extension is in acme's schema.
+    options = ("--exclude-schema=acme*", "--exclude-schema=quart_tenants*", "--exclude-extension=citext")
+    environment = build_environment(database._settings.required_database_url, os.environ)
+
+    def dump() -> str:
+        command = [str(programs.folder / "pg_dump"), *options]
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    text = await asyncio.to_thread(dump)
+    assert "COPY globex.rows" in text
+    # Each dump has a random word of its own in these lines.
+    lines = [line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 async def test_tenant_without_dependents_is_deleted(real_database: Database, settings: Settings) -> None:
     """Its foreign key to a shared table, and its views of its own tables, are its own."""
-    before = await describe(real_database)
+    before = await digest_others(real_database)
     await drop_tenant(real_database, ACME)
     await purge_trash(real_database, settings=settings, slugs=[ACME])
 
-    assert await describe(real_database) == before
+    assert await digest_others(real_database) == before
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -132,12 +139,12 @@ async def test_what_is_somebody_elses_is_never_deleted(
     """Drop and purge name it and change nothing, whatever the operator allows."""
     statement, name = KEPT[kind]
     await run(real_database, statement)
-    before = await describe(real_database)
+    before = await digest_others(real_database)
     with pytest.raises(DependentsError) as refused:
         await drop_tenant(real_database, ACME, including_dependents=including)
     assert name.replace("{acme}", "acme") in str(refused.value)
     assert (await get_tenant(real_database, ACME)).schema.name == "acme"
-    assert await describe(real_database) == before
+    assert await digest_others(real_database) == before
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -147,7 +154,7 @@ async def test_purge_deletes_nothing_of_somebody_elses(real_database: Database, 
     ((trashed),) = await list_trash(real_database)
     statement, name = KEPT[kind]
     await run(real_database, statement, schema=trashed.schema.quoted)
-    before = await describe(real_database)
+    before = await digest_others(real_database)
 
     with pytest.raises(DependentsError) as refused:
         await purge_trash(real_database, settings=settings, slugs=[ACME], including_dependents=True)
@@ -155,7 +162,7 @@ async def test_purge_deletes_nothing_of_somebody_elses(real_database: Database, 
     assert name.replace("{acme}", trashed.schema.name) in str(refused.value).replace('"quart', "quart").replace(
         '"."', '".'
     )
-    assert await describe(real_database) == before
+    assert await digest_others(real_database) == before
     await undrop_tenant(real_database, ACME, settings=settings)
 
 
@@ -164,20 +171,20 @@ async def test_what_is_nobodys_data_is_dropped_if_the_operator_says_so(
     real_database: Database, settings: Settings, kind: str
 ) -> None:
     """Otherwise it is named, and nothing changes. After a drop it would show the dropped rows."""
-    clean = await describe(real_database)
+    clean = await digest_others(real_database)
     statement, name = REMOVABLE[kind]
     await run(real_database, *statement.split(";"))
-    before = await describe(real_database)
+    before = await digest_others(real_database)
 
     with pytest.raises(DependentsError, match="--including-dependents") as refused:
         await drop_tenant(real_database, ACME)
     assert name in str(refused.value)
-    assert await describe(real_database) == before
+    assert await digest_others(real_database) == before
     await drop_tenant(real_database, ACME, including_dependents=True)
 
-    assert await describe(real_database) == clean
+    assert await digest_others(real_database) == clean
     await purge_trash(real_database, settings=settings, slugs=[ACME])
-    assert await describe(real_database) == clean
+    assert await digest_others(real_database) == clean
 
 
 @pytest.mark.parametrize("kind", KEPT | REMOVABLE)
@@ -185,13 +192,13 @@ async def test_cascade_deletes_it_without_a_word(real_database: Database, kind: 
     """Negative control: this is what a purge did."""
     statement, name = (KEPT | REMOVABLE)[kind]
     await run(real_database, *statement.split(";"))
-    before = await describe(real_database)
+    before = await digest_others(real_database)
     async with real_database.connection() as connection:
         listed = await list_dependents(connection, SchemaName("acme"))
     await run(real_database, "DROP SCHEMA acme CASCADE")
 
     assert name.replace("{acme}", "acme") in [str(one) for one in listed]
-    assert await describe(real_database) != before
+    assert await digest_others(real_database) != before
 
 
 async def test_replaced_tenants_view_is_named_and_dropped(
@@ -210,6 +217,71 @@ async def test_replaced_tenants_view_is_named_and_dropped(
 
     async with real_database.connection() as connection:
         assert await connection.fetchval("SELECT to_regclass('public.report')") is None
+
+
+@pytest.fixture
+async def backup_file(database: Database, settings: Settings, tmp_path: Path) -> Path:
+    """A backup of acme from before it had what others depend on."""
+    file = tmp_path / "acme.tar"
+    await backup_tenant(database, ACME, file, settings=settings)
+    return file
+
+
+@pytest.mark.parametrize("kind", KEPT)
+async def test_replacing_changes_nothing_of_somebody_elses(
+    backup_file: Path, real_database: Database, settings: Settings, kind: str
+) -> None:
+    """What is somebody else's would go on to use the tables in the trash, so it is named, whatever is allowed."""
+    statement, name = KEPT[kind]
+    await run(real_database, statement)
+    before = await digest_others(real_database)
+
+    with pytest.raises(DependentsError) as refused:
+        await restore_tenant(
+            real_database, backup_file, ACME, settings=settings, replace=True, including_dependents=True
+        )
+
+    assert name.replace("{acme}", "acme") in str(refused.value)
+    assert await digest_others(real_database) == before
+    assert await list_trash(real_database) == []
+
+
+@pytest.mark.parametrize("kind", REMOVABLE)
+async def test_replacing_drops_what_is_nobodys_data_and_changes_nothing_else(
+    backup_file: Path, real_database: Database, settings: Settings, kind: str
+) -> None:
+    """Views and foreign keys go if the operator says so; a purge of the replaced tables changes nothing either."""
+    clean = await digest_others(real_database)
+    statement, _ = REMOVABLE[kind]
+    await run(real_database, *statement.split(";"))
+    before = await digest_others(real_database)
+    assert before != clean
+
+    with pytest.raises(DependentsError, match="--including-dependents"):
+        await restore_tenant(real_database, backup_file, ACME, settings=settings, replace=True)
+    assert await digest_others(real_database) == before
+    await restore_tenant(real_database, backup_file, ACME, settings=settings, replace=True, including_dependents=True)
+
+    assert await digest_others(real_database) == clean
+    await purge_trash(real_database, settings=settings, older_than_days=0)
+    assert await list_trash(real_database) == []
+    assert await digest_others(real_database) == clean
+
+
+async def test_digest_sees_any_change(real_database: Database) -> None:
+    """Negative control: a row, a right, a default or a comment of somebody else's changes the digest."""
+    seen = {await digest_others(real_database)}
+    changes = (
+        "UPDATE globex.rows SET n = 8",
+        "GRANT SELECT ON common.plans TO PUBLIC",
+        "ALTER TABLE globex.rows ALTER n SET DEFAULT 2",
+        "COMMENT ON COLUMN common.plans.id IS 'a comment'",
+    )
+    for change in changes:
+        await run(real_database, change)
+        seen.add(await digest_others(real_database))
+
+    assert len(seen) == len(changes) + 1
 
 
 async def test_view_follows_the_replaced_tables_into_the_trash(real_database: Database) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,9 @@ import pytest
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import DatabaseTimeoutError, DependentsError, TenantBusyError
+from quart_tenants.postgres.backups import restore_scripts
+from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks import short_waits
 from quart_tenants.postgres.blocks.blockers import find_blockers
 from quart_tenants.postgres.blocks.database import Database
@@ -93,8 +96,8 @@ async def wait_for_tries(url: str, mode: str, *, table: str = "common.plans", co
     await looking.close()
 
 
-async def read_between(url: str, command: Awaitable[Any]) -> None:
-    """Make sure that others read the shared table while *command* cannot have its lock."""
+async def read_between(url: str) -> None:
+    """Make sure that others read the shared table, while a command cannot have its lock."""
     other = await asyncpg.connect(url)
     for _ in range(5):
         assert await other.fetchval(READ) == 1
@@ -111,7 +114,7 @@ async def test_purge_lets_others_read_the_shared_table(
     async with using(database_url) as reader:
         purging = asyncio.create_task(purge_trash(shared_database, settings=settings, slugs=[ACME]))
         await wait_for_tries(database_url, "AccessExclusiveLock")
-        await read_between(database_url, purging)
+        await read_between(database_url)
         assert not purging.done()
         assert [tenant.half_purged for tenant in await list_trash(shared_database)] == [False]
         await reader.execute("COMMIT")
@@ -261,7 +264,7 @@ async def test_drop_lets_others_read_what_depends_on_the_tenant(
     async with using(database_url) as reader:
         dropping = asyncio.create_task(drop_tenant(shared_database, ACME, including_dependents=True))
         await wait_for_tries(database_url, "AccessExclusiveLock")
-        await read_between(database_url, dropping)
+        await read_between(database_url)
         assert (await get_tenant(shared_database, ACME)).schema.name == "acme"
         await reader.execute("COMMIT")
         await dropping
@@ -434,3 +437,54 @@ async def test_ready_tenant_waits_shortly_for_a_writer_of_the_shared_table(
             await prepare_tenants(shared_database, settings=ready)
 
     assert (await prepare_tenants(shared_database, settings=ready)).made == 1
+
+
+@pytest.fixture
+async def depended_file(database: Database, settings: Settings, database_url: str, tmp_path: Path) -> Path:
+    """A backup of acme, to which a foreign key of the shared table leads."""
+    file = tmp_path / "acme.tar"
+    await backup_tenant(database, ACME, file, settings=settings)
+    await execute(
+        database_url,
+        *PLANS,
+        "CREATE TABLE acme.hub (id int PRIMARY KEY)",
+        "ALTER TABLE common.plans ADD CONSTRAINT hub FOREIGN KEY (id) REFERENCES acme.hub NOT VALID",
+    )
+    return file
+
+
+async def test_replacing_lets_others_read_what_depends_on_the_tenant(
+    database: Database, settings: Settings, database_url: str, depended_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What depends on the replaced tables is dropped by short tries, while all that was restored stays."""
+    monkeypatch.setattr(restore_scripts, "MOST_TRIES", ENDLESS)
+
+    async with using(database_url) as reader:
+        restoring = asyncio.create_task(
+            restore_tenant(database, depended_file, ACME, settings=settings, replace=True, including_dependents=True)
+        )
+        await wait_for_tries(database_url, "AccessExclusiveLock")
+        await read_between(database_url)
+        assert not restoring.done()
+        await reader.execute("COMMIT")
+        await restoring
+
+    assert len(await list_trash(database)) == 1
+
+
+async def test_replacing_gives_up_and_changes_nothing(
+    database: Database, settings: Settings, database_url: str, depended_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its last try it says that a table is in use, and the living tenant is as it was."""
+    monkeypatch.setattr(restore_scripts, "MOST_TRIES", 2)
+
+    async with using(database_url):
+        with pytest.raises(TenantBusyError, match="a table that depends on it, or that it refers to, is in use"):
+            await restore_tenant(
+                database, depended_file, ACME, settings=settings, replace=True, including_dependents=True
+            )
+
+    assert await list_trash(database) == []
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT to_regclass('acme.hub')") is not None
+        assert await connection.fetchval("SELECT count(*) FROM pg_constraint WHERE conname = 'hub'") == 1
