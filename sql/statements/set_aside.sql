@@ -32,7 +32,11 @@ BEGIN
         INTO part
         FROM pg_catalog.pg_depend AS d
         JOIN pg_catalog.pg_constraint AS c ON c.conrelid = d.objid
-            AND (c.contype IN ('c', 'f') OR c.contype = 'n' AND NOT c.convalidated)
+            -- A key to a shared table stays: without it that table would be locked against everybody, until the commit.
+            AND (
+                c.contype = 'c' OR c.contype = 'n' AND NOT c.convalidated
+                OR c.contype = 'f' AND (SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = c.confrelid) = schema_oid
+            )
         WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = schema_oid
             AND d.classid = 'pg_catalog.pg_class'::regclass AND c.coninhcount = 0 AND c.conparentid = 0
         LIMIT 1;

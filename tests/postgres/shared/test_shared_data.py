@@ -208,3 +208,26 @@ async def test_extension_in_a_tenants_file_is_refused(app: App) -> None:
 
     with pytest.raises(MigrationFileError, match=r"line 2: an extension belongs.*TENANTS_SHARED_MIGRATIONS_DIR"):
         await create_tenant(app.database, COPY, "Copy", settings=app.settings)
+
+
+async def test_restore_waits_for_no_reader_of_a_shared_table(app: App, tmp_path: Path) -> None:
+    """A reader's open transaction on a shared table holds up neither a restore nor a copy, nor they the readers."""
+    file = tmp_path / "acme.tar"
+    backup = await backup_tenant(app.database, ACME, file, settings=app.settings)
+    assert backup.rows is not None
+    reader = await asyncpg.connect(app.superuser_url)
+    try:
+        async with reader.transaction():
+            await reader.execute("SELECT * FROM common.plans")
+
+            await restore_tenant(app.database, file, COPY, settings=app.settings)
+            await copy_tenant(app.database, ACME, TWIN, "A twin", settings=app.settings)
+
+            # Negative control: to drop a key, PostgreSQL locks also the table that it refers to.
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await execute(
+                    app.superuser_url,
+                    "SET lock_timeout TO '50ms'; ALTER TABLE copy.members DROP CONSTRAINT members_plan_id_fkey",
+                )
+    finally:
+        await reader.close()
