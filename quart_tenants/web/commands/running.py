@@ -30,8 +30,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as of every program that ends of SIGINT in a shell."""
+
+
 class TenantGroup(click.Group):
-    """A group whose commands report a `TenantError` in one line on stderr and end with status 1.
+    """A group whose commands report a `TenantError` in one line on stderr and end with status 1; with 130 after Ctrl-C.
 
     Each command writes an audit line, unless `changes_nothing` marks it.
     """
@@ -49,6 +53,10 @@ class TenantGroup(click.Group):
             sys.stdout.flush()
         except TenantError as error:
             raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt as error:
+            # The command itself has said what stays.
+            click.echo("\nAborted!", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
