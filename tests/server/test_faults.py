@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -196,6 +198,62 @@ async def test_restarted_database_ends_no_promise(tmp_path: Path) -> None:
                 await postgres.start()
 
             seen = await load_during(server, restart)
+        await assert_promises(seen, postgres.url)
+    finally:
+        await postgres.stop()
+
+
+def list_processes(postgres: EmbeddedPostgres) -> list[int]:
+    """Return the server's process and all of its children."""
+    assert postgres._server is not None
+    parent = postgres._server.pid
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [parent, *map(int, children)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists the children of a process there")
+async def test_stopped_database_ends_no_promise(tmp_path: Path) -> None:
+    """All of the server's processes stand still until the clients have been told so, and then go on."""
+    postgres = EmbeddedPostgres(tmp_path / "postgres", options=FAST_AND_FORGETFUL)
+    await postgres.start()
+    try:
+        await fill_template(postgres.url)
+        async with serving(postgres.url, tmp_path) as server:
+
+            async def stand_still(seen: Seen) -> None:
+                processes = list_processes(postgres)
+                for pid in processes:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+                await wait_for(seen.hears_refusal)
+                for pid in processes:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
+
+            seen = await load_during(server, stand_still)
+        await assert_promises(seen, postgres.url)
+        assert 503 in seen.statuses
+    finally:
+        await postgres.stop()
+
+
+async def test_killed_database_ends_no_promise(tmp_path: Path) -> None:
+    """The server is killed by SIGKILL, and another one recovers from its log."""
+    # What was answered must be there after the crash.
+    postgres = EmbeddedPostgres(tmp_path / "postgres", options={"max_connections": "200"})
+    await postgres.start()
+    try:
+        await fill_template(postgres.url)
+        async with serving(postgres.url, tmp_path) as server:
+
+            async def kill(seen: Seen) -> None:
+                assert postgres._server is not None
+                postgres._server.kill()
+                postgres._server.wait()
+                await wait_for(seen.hears_refusal)
+                await postgres.start()
+
+            seen = await load_during(server, kill)
         await assert_promises(seen, postgres.url)
     finally:
         await postgres.stop()
