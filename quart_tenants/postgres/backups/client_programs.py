@@ -141,7 +141,8 @@ class Program:
 
     async def write(self, text: bytes) -> bool:
         """Write to stdin, and return whether the program still reads it."""
-        if self.process.stdin is None:
+        if self.process.stdin is None or self.process.stdin.is_closing():
+            # Also where the event loop has noticed the end of the program already: uvloop raises a RuntimeError then.
             return False
         try:
             self.process.stdin.write(text)
