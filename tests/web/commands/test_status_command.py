@@ -143,7 +143,7 @@ def test_what_was_printed_stays_valid(run: Run, monkeypatch: pytest.MonkeyPatch,
     finally:
         signal.signal(signal.SIGINT, before)
 
-    assert text.status == document.status == (130 if interrupted else 1)
+    assert text.status == document.status == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert text.out.splitlines()[0] == "4 tenants, 0 suspended; 0 more in the trash"
     assert text.out.splitlines()[-1] == "drift: not compared"
     assert json.loads(document.out)["tenants"] == 4
