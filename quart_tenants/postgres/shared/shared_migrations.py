@@ -34,6 +34,8 @@ from quart_tenants.settings import Settings
 # Only one command at a time changes the shared schemas.
 _LOCK = f"SELECT pg_catalog.pg_advisory_xact_lock({SHARED_LOCK_KEY})"
 _LOCK_SESSION = f"SELECT pg_catalog.pg_advisory_lock({SHARED_LOCK_KEY})"
+# Seconds for which one waits for the other. Only new tenants wait behind that, and nobody who is served.
+_PATIENCE = 2.0
 
 
 async def plan_shared(database: Database, *, settings: Settings) -> tuple[Migration, ...]:
@@ -120,9 +122,10 @@ async def _locked(
     watch = Watch()
     try:
         async with block as connection:
-            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
             async with watch_waits(database, connection) as watch:
+                await connection.execute(format_limits(settings, _PATIENCE, local=True))
                 await connection.execute(_LOCK)
+                await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
                 yield connection
     except asyncpg.PostgresError as error:
         reason = f"{describe_refusal(error)}{_tell(watch, error)}"
@@ -167,7 +170,7 @@ async def _run_together(database: Database, files: Sequence[Migration], settings
 async def _run_alone(database: Database, migration: Migration, settings: Settings) -> Sequence[Migration]:
     with half_explained(settings.shared_schemas[0].name, migration):
         async with database.session() as connection:
-            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=False))
+            await connection.execute(format_limits(settings, _PATIENCE, local=False))
             await connection.execute(_LOCK_SESSION)
             if not await _list_missing(connection, [migration]):
                 return ()
