@@ -121,12 +121,11 @@ async def _locked(
     names = ", ".join(migration.name for migration in files) or "of the shared schemas"
     watch = Watch()
     try:
-        async with block as connection:
-            async with watch_waits(database, connection) as watch:
-                await connection.execute(format_limits(settings, _PATIENCE, local=True))
-                await connection.execute(_LOCK)
-                await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
-                yield connection
+        async with block as connection, watch_waits(database, connection) as watch:
+            await connection.execute(format_limits(settings, _PATIENCE, local=True))
+            await connection.execute(_LOCK)
+            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
+            yield connection
     except asyncpg.PostgresError as error:
         reason = f"{describe_refusal(error)}{_tell(watch, error)}"
         raise MigrationFailedError(settings.shared_schemas[0].name, names, reason) from error
