@@ -78,7 +78,7 @@ def test_missing_database_url_names_the_variable(run_in_vain: Run, monkeypatch: 
         (
             "QUART_TENANTS_DATABASE_URL",
             "postgresql://me@/x?host=/nonexistent",
-            ("is it running", "DATABASE_URL right?"),
+            ("is it running", "DATABASE_URL right, with the files that it names?"),
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_init_makes_the_registry_once(run: Run, empty_database_url: str, monkeyp
     monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", empty_database_url)
     assert_refused(run("list"), "run quart-tenants init")
 
-    assert run("init") == Outcome(0, "registry ready (5 migrations applied)\n", "")
+    assert run("init") == Outcome(0, "registry ready (6 migrations applied)\n", "")
     assert run("init") == Outcome(0, "registry is up to date\n", "")
 
 
