@@ -1,6 +1,7 @@
 """Promise: who guesses passwords is slowed down at all workers together, and nobody else is."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -161,11 +162,14 @@ async def test_burst_is_counted_too(database_url: str, tmp_path: Path) -> None:
         run_server(database_url, tmp_path / "one", **settings) as one,
         run_server(database_url, tmp_path / "two", **settings) as two,
     ):
+        began = time.monotonic()
         codes = await burst([one, two])
+        # The first wait is a second long, and the next ones are longer: on a slow machine they end within the burst.
+        waits = int(time.monotonic() - began)
 
     checked = codes["invalid_credentials"]
     # All but the last of those that are free, and what each worker lets run at a time when that one is counted.
-    assert ATTEMPTS <= checked <= ATTEMPTS - 1 + 2 * ATTEMPTS
+    assert ATTEMPTS <= checked <= ATTEMPTS - 1 + 2 * ATTEMPTS + waits
     assert codes == {"invalid_credentials": checked, "too_many_logins": BURST - checked}
 
 
