@@ -396,8 +396,9 @@ def _become_worker(plan: Plan, link: Link) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OUR_SIGNALS)
-        # At SIGABRT, or a crash in C, this process writes which lines of Python it is in.
-        faulthandler.enable()
+        # At SIGABRT, or a crash in C, this process writes which lines of Python it is in. To the descriptor itself:
+        # an app may have put something else in the place of sys.stderr.
+        faulthandler.enable(2)
         status = plan.serve(link)
     except TenantError as error:
         link.refuse(str(error))
