@@ -12,6 +12,6 @@ JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regc
 JOIN pg_catalog.pg_class AS c ON c.oid = d.objid
 JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
-WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND 'pg_catalog.oid'::regtype IN (t.oid, t.typbasetype)
+WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND 'pg_catalog.oid'::regtype IN (t.oid, t.typbasetype, (SELECT b.typbasetype FROM pg_catalog.pg_type AS b WHERE b.oid = t.typbasetype))
     AND EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)
 ORDER BY name

@@ -55,4 +55,28 @@ SELECT
     format('%s, which a subscription fills', s.srrelid::regclass),
     'the server that publishes it would send its rows again; remove the table from the subscription first'
 FROM pg_catalog.pg_subscription_rel AS s WHERE s.srrelid IN (SELECT oid FROM relations)
+UNION ALL
+SELECT
+    format('%s, which belongs to an extension', r.oid::regclass),
+    'a dump leaves it to the extension: ALTER EXTENSION … DROP TABLE'
+FROM relations AS r JOIN pg_catalog.pg_depend AS d
+    ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = r.oid AND d.deptype = 'e'
+UNION ALL
+SELECT
+    format('statistics of %s that are in another schema', s.stxrelid::regclass),
+    'move them: ALTER STATISTICS … SET SCHEMA'
+FROM relations AS r JOIN pg_catalog.pg_statistic_ext AS s ON s.stxrelid = r.oid
+WHERE s.oid NOT IN (SELECT objid FROM members WHERE classid = 'pg_catalog.pg_statistic_ext'::regclass)
+UNION ALL
+SELECT
+    format('%s, which publication %I publishes', p.prrelid::regclass, u.pubname),
+    'publications belong to the whole database, and would go on with the old table; take it out of the publication'
+FROM relations AS r JOIN pg_catalog.pg_publication_rel AS p ON p.prrelid = r.oid
+JOIN pg_catalog.pg_publication AS u ON u.oid = p.prpubid
+UNION ALL
+SELECT
+    format('the function of event trigger %I', e.evtname),
+    'event triggers belong to the whole database; move the function to a shared schema'
+FROM members AS m JOIN pg_catalog.pg_event_trigger AS e ON e.evtfoid = m.objid
+WHERE m.classid = 'pg_catalog.pg_proc'::regclass
 ORDER BY 1

@@ -1,4 +1,4 @@
--- Drops the CHECKs and foreign keys of the first schema on the path, while its tables are empty, switches its triggers
+-- Drops the CHECKs and foreign keys of the first schema on the path before its rows are loaded, switches its triggers
 -- off, and notes how to bring all of them back (add_again.sql).
 -- A CHECK may call a function that reads another table, whose rows come later; and rows that were right when they were
 -- written may break a CHECK of today. So they are added after all rows. A dump of pg_dump has its keys and triggers

@@ -175,7 +175,10 @@ def _parse(told: Mapping[str, Any]) -> Backup:
     )
     texts: list[Any] = [backup.slug, backup.schema.name, backup.name, backup.sha256]
     if backup.rows is not None:
-        texts += [backup.rows.shape, *backup.rows.views]
+        # The names of views may have any sign. They are given to PostgreSQL only.
+        texts.append(backup.rows.shape)
+        if not all(isinstance(view, str) for view in backup.rows.views):
+            raise TypeError("a name is none")
     numbers: list[Any] = [backup.id, backup.server_version, backup.size]
     for own in backup.domains:
         texts += [own.domain, own.token]

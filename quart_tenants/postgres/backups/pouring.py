@@ -54,7 +54,7 @@ _MAX_HEAD = 1 << 16  # bytes; pg_restore writes its settings first
 _EMPTY_PATH = b"\nSELECT pg_catalog.set_config('search_path', '', false);"
 # In the list of a dump's entries: "4021; 0 16512 MATERIALIZED VIEW DATA acme totals postgres".
 _ENTRY_OF_VIEW = re.compile(r"^\d+; \d+ \d+ MATERIALIZED VIEW DATA ")
-_REFRESH = re.compile(r"^REFRESH MATERIALIZED VIEW (.*);$", re.MULTILINE)
+_REFRESH = re.compile(r'^REFRESH MATERIALIZED VIEW ((?:"(?:[^"]|"")*"|[^";])*);$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,9 @@ class _Pouring:
             return (
                 await psql.write(f"{self._restoration.before}{self._restoration.make_tables}".encode())
                 and await self._pour_rows(psql)
-                and await psql.write(f"{read_statement('add_again')}{self._fill(rows.views).decode()}".encode())
+                and await psql.write(f"SET CONSTRAINTS ALL IMMEDIATE;\n{self._enter}".encode())
+                and await psql.write(read_statement("add_again").encode())
+                and await psql.write(self._fill(rows.views))
                 and await psql.write(self._restoration.check_shape.encode())
             )
         entries = (await self._read_all("--list")).splitlines(keepends=True)

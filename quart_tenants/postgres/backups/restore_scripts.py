@@ -119,9 +119,9 @@ SELECT format(
 FROM ({get_shape("$2::text::boolean")}) AS now (shape) WHERE shape <> $1::text
 """  # noqa: S608  (a file of ours)
 
-_BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
+_BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\nSET LOCAL statement_timeout TO 0;\n"
 # The dump has changed settings of the session, and behind a pooler other clients use the same session.
-_GO_ON = "RESET ALL;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\n"
+_GO_ON = f"RESET ALL;{_BEGIN.removeprefix('BEGIN;')}"
 # Others read on between two tries: the locks of a try that fails are free again, and what was restored stays.
 _DROP_IN_TRIES = f"""
 BEGIN
@@ -208,7 +208,9 @@ class Restoration:
         return (
             f"CREATE SCHEMA {self.dumped.quoted};\n{self.enter}"
             f"{_RUN_LISTED.format(listed=listed)}"
-            f"{read_statement('empty_tables')}{read_statement('set_aside')}"
+            # A file may have set something. A trigger may let nobody empty its table, so triggers go first.
+            f"{_GO_ON}{self.enter}"
+            f"{read_statement('set_aside')}{read_statement('empty_tables')}"
         )
 
     @property
@@ -216,7 +218,8 @@ class Restoration:
         """The SQL that fails unless the tables are those of the backup."""
         if self.rows is None or not self.same_server:
             return ""
-        return self.enter + _execute(_CHECK_SHAPE, self.rows.shape, str(self.privileges).lower(), answer="\\gexec\n")
+        arguments = self.rows.shape, str(self.privileges).lower()
+        return self.enter + SAME_TEXTS + _execute(_CHECK_SHAPE, *arguments, answer="\\gexec\n")
 
     @property
     def enter(self) -> str:

@@ -50,19 +50,50 @@ JOIN pg_catalog.pg_class AS c ON c.oid = d.objid
 WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'S', 'm')
 ORDER BY name
 """
-# Old rows may break such a key, and it stays while rows are loaded.
-_HAS_UNPROVEN_KEY = """
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_namespace AS n
+# Says whether the schema has what rows alone would not bring back as it was: an index of a function, which may read
+# other rows; domains with CHECKs; tables that inherit or are partitions; constraints that old rows may break; what
+# depends on an extension; and rights that new tables get by default.
+_HAS_MORE = """
+WITH members AS MATERIALIZED (
+    SELECT d.classid, d.objid
+    FROM pg_catalog.pg_namespace AS n
     JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
-        AND d.classid = 'pg_catalog.pg_class'::regclass
-    JOIN pg_catalog.pg_constraint AS k ON k.conrelid = d.objid AND k.contype = 'f' AND NOT k.convalidated
-    JOIN pg_catalog.pg_class AS t ON t.oid = k.confrelid AND t.relnamespace <> n.oid
     WHERE n.nspname = $1
 )
+SELECT EXISTS (
+    SELECT FROM members AS m JOIN pg_catalog.pg_index AS x ON x.indrelid = m.objid
+    JOIN pg_catalog.pg_depend AS d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = x.indexrelid
+    WHERE d.refclassid = 'pg_catalog.pg_proc'::regclass
+    UNION ALL
+    SELECT FROM members AS m JOIN pg_catalog.pg_inherits AS i ON i.inhrelid = m.objid
+    UNION ALL
+    SELECT FROM members AS m JOIN pg_catalog.pg_inherits AS i ON i.inhparent = m.objid
+    UNION ALL
+    SELECT FROM members AS m JOIN pg_catalog.pg_constraint AS k ON k.conrelid = m.objid WHERE NOT k.convalidated
+    UNION ALL
+    SELECT FROM members AS m JOIN pg_catalog.pg_constraint AS k ON k.contypid = m.objid WHERE k.contype = 'c'
+    UNION ALL
+    SELECT FROM members AS m JOIN pg_catalog.pg_depend AS d ON d.classid = m.classid AND d.objid = m.objid
+    WHERE d.deptype = 'x'
+    UNION ALL
+    SELECT FROM members AS m JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = m.objid
+    WHERE g.tgisinternal AND g.tgenabled <> 'O'
+    UNION ALL
+    SELECT FROM pg_catalog.pg_default_acl WHERE defaclnamespace = 0
+)
 """
-# What these do may depend on the moment, so that the tables could be others when the backup is restored.
-_OTHERWISE_LATER = frozenset({"do_stmt", "call_stmt", "select_stmt", "execute_stmt", "prepare_stmt", "copy_stmt"})
+# What these make is the same whenever they run.
+_SAME_LATER = frozenset(
+    {
+        *("create_stmt", "alter_table_stmt", "index_stmt", "view_stmt", "create_function_stmt", "create_trig_stmt"),
+        *("create_seq_stmt", "alter_seq_stmt", "create_enum_stmt", "alter_enum_stmt", "create_domain_stmt"),
+        *("composite_type_stmt", "rename_stmt", "drop_stmt", "comment_stmt", "create_policy_stmt", "rule_stmt"),
+        *("create_stats_stmt", "variable_set_stmt", "constraints_set_stmt", "create_range_stmt"),
+    }
+)
+# They change rows, which a restore replaces anyway. Rows of shared tables would be changed once more.
+_ROWS_ONLY = frozenset({"insert_stmt", "update_stmt", "delete_stmt", "merge_stmt", "truncate_stmt"})
+_MOMENTS = frozenset({"now", "today", "tomorrow", "yesterday"})
 _MANY_ENUM_VALUES = 170000
 """From this version on a value can be used in the transaction that adds it to a new type."""
 
@@ -70,6 +101,7 @@ _BEGIN_READING = """BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET TRANSACTION SNAPSHOT {snapshot};
 SET LOCAL search_path TO {path};
 SET LOCAL row_security TO off;
+SET LOCAL statement_timeout TO 0;
 """
 _READ_TABLE = """SELECT {heading};
 COPY {target} TO STDOUT;
@@ -150,7 +182,7 @@ async def plan_rows_only(
         return None
     relations = await connection.fetch(_LIST_RELATIONS, schema.name)
     tables = [row["name"] for row in relations if row["kind"] in "rp"]
-    if any(row["hides_rows"] for row in relations) or await connection.fetchval(_HAS_UNPROVEN_KEY, schema.name):
+    if any(row["hides_rows"] for row in relations) or await connection.fetchval(_HAS_MORE, schema.name):
         return None
     if tables:
         # Nobody may change them by hand between the comparison and the reading.
@@ -165,6 +197,7 @@ async def plan_rows_only(
         scratch = SchemaName(f"{REGISTRY_SCHEMA}_shape_{tenant.id}")
         shapes[key] = await _try_migrations(connection, scratch, wanted, settings, privileges=privileges)
     await enter_schema(connection, schema, settings=settings)
+    await connection.execute(SAME_TEXTS)
     shape: str = await connection.fetchval(_GET_SHAPE, privileges)
     await connection.execute("SET LOCAL search_path TO ''")
     if shape != shapes[key]:
@@ -192,12 +225,19 @@ def is_same_later(migration: Migration, server_version: int) -> bool:
     """Return whether the file makes the same tables whenever it runs. Pure."""
     for raw in parse_sql(migration.sql).stmts:
         kind = raw.stmt.WhichOneof("node")
-        if kind in _OTHERWISE_LATER or (kind == "alter_enum_stmt" and server_version < _MANY_ENUM_VALUES):
+        if kind in _ROWS_ONLY:
+            continue
+        if kind not in _SAME_LATER or (kind == "alter_enum_stmt" and server_version < _MANY_ENUM_VALUES):
             return False
-        bounds = [node for name, node in walk(raw.stmt) if isinstance(node, messages.PartitionBoundSpec)]
-        if any(
-            isinstance(node, messages.FuncCall | messages.SQLValueFunction) for each in bounds for _, node in walk(each)
-        ):
+        nodes = [node for _, node in walk(raw.stmt)]
+        # Another table may have other columns by then.
+        if any(isinstance(node, messages.A_Star | messages.TableLikeClause) for node in nodes):
+            return False
+        if any(isinstance(node, messages.String) and node.sval.strip().lower() in _MOMENTS for node in nodes):
+            return False
+        bounds = [node for node in nodes if isinstance(node, messages.PartitionBoundSpec)]
+        calls = messages.FuncCall | messages.SQLValueFunction
+        if any(isinstance(node, calls) for each in bounds for _, node in walk(each)):
             return False
     return True
 
@@ -209,8 +249,9 @@ def list_statements(migrations: Sequence[Migration]) -> Iterator[str]:
         if script.batch_rows is not None:
             # It changes rows only, and those go.
             continue
-        for statement in script.statements:
-            if statement.sql_for_new_tables is not None:
+        kinds = [raw.stmt.WhichOneof("node") for raw in parse_sql(migration.sql).stmts]
+        for kind, statement in zip(kinds, script.statements, strict=True):
+            if kind not in _ROWS_ONLY and statement.sql_for_new_tables is not None:
                 yield statement.sql_for_new_tables
         # The rows go, so the constraints need not be in their own mode again.
         yield "SET CONSTRAINTS ALL IMMEDIATE"
@@ -233,6 +274,7 @@ async def _try_migrations(
             await enter_schema(connection, schema, settings=settings)
             for statement in list_statements(migrations):
                 await connection.execute(statement)
+            await connection.execute(SAME_TEXTS)
             shape = await connection.fetchval(_GET_SHAPE, privileges)
             raise _UndoneError
     except (_UndoneError, asyncpg.PostgresError):

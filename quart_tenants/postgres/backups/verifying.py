@@ -9,7 +9,7 @@ from quart_tenants.connection import Connection
 from quart_tenants.errors import ClientProgramError
 from quart_tenants.postgres.backups.client_programs import ClientPrograms, describe_failure, start_program
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
-from quart_tenants.postgres.backups.restore_scripts import Restoration, quote_literal, write_difference
+from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, Restoration, quote_literal, write_difference
 from quart_tenants.postgres.backups.rows_only import begin_reading
 from quart_tenants.postgres.blocks.database import enter_schema
 from quart_tenants.resources import read_statement
@@ -17,7 +17,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName
 
 # Only the number of such an object is described, and that is another one after a restore.
-_DESCRIBED = r"part !~ '^(other|label|right for later) '"
+_DESCRIBED = r"part !~ '^\((other|label|\"right for later\"),'"
 _LIST_OBJECTS = f"""
 SELECT part FROM ({read_statement("describe_everything")}) AS described WHERE {_DESCRIBED}
 """  # noqa: S608  (a file of ours)
@@ -33,7 +33,7 @@ ORDER BY name
 """
 # In no order, and with the generated columns, which a dump leaves out.
 _COUNT_ROWS = """
-SELECT concat_ws(' ', count(*), sum(pg_catalog.hashtextextended(r::text, 0)::numeric)) FROM ONLY {name} AS r
+SELECT concat_ws(' ', count(*), sum(pg_catalog.hashtextextended((r.*)::text, 0)::numeric)) FROM ONLY {name} AS r
 """
 
 
@@ -66,6 +66,7 @@ async def take_picture(
         ClientProgramError: psql failed.
     """
     await enter_schema(connection, schema, settings=settings)
+    await connection.execute(SAME_TEXTS)
     objects = [row["part"] for row in await connection.fetch(_LIST_OBJECTS, privileges)]
     await connection.execute("SET LOCAL search_path TO ''")
     tables = [row["name"] for row in await connection.fetch(_LIST_TABLES, schema.name)]

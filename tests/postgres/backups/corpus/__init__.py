@@ -30,6 +30,11 @@ def list_groups(server_version: int) -> list[list[Path]]:
     ]
 
 
+def get_file(name: str) -> Path:
+    """Return one file."""
+    return _FOLDER / f"{name}.sql"
+
+
 def get_schema(name: str) -> str:
     """Return the SQL of one file."""
-    return (_FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+    return get_file(name).read_text(encoding="utf-8")
