@@ -79,7 +79,7 @@ SELECT EXISTS (
     SELECT FROM members AS m JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = m.objid
     WHERE g.tgisinternal AND g.tgenabled <> 'O'
     UNION ALL
-    SELECT FROM pg_catalog.pg_default_acl WHERE defaclnamespace = 0
+    SELECT FROM pg_catalog.pg_default_acl WHERE defaclnamespace = 0 AND $2
 )
 """
 # What these make is the same whenever they run.
@@ -182,7 +182,7 @@ async def plan_rows_only(
         return None
     relations = await connection.fetch(_LIST_RELATIONS, schema.name)
     tables = [row["name"] for row in relations if row["kind"] in "rp"]
-    if any(row["hides_rows"] for row in relations) or await connection.fetchval(_HAS_MORE, schema.name):
+    if any(row["hides_rows"] for row in relations) or await connection.fetchval(_HAS_MORE, schema.name, privileges):
         return None
     if tables:
         # Nobody may change them by hand between the comparison and the reading.
