@@ -174,7 +174,7 @@ async def backup_tenant(
                     await verify_backup(
                         connection,
                         restoration,
-                        Dump(opened, programs, privileges),
+                        Dump(opened, programs),
                         picture,
                         environment,
                         source=f"the backup of tenant {slug!r}",
@@ -185,17 +185,11 @@ async def backup_tenant(
 
 async def _read(program: Program, script: bytes, compressor: "zlib._Compress | None") -> AsyncIterator[bytes]:
     """Yield what *program* prints while it reads *script*, compressed if there is a *compressor*."""
-    # psql reads its script as it goes on, and would wait for us to read what it prints.
-    feeding = asyncio.create_task(program.write_all(script))
-    try:
-        while chunk := await program.read():
-            if compressor is None:
-                yield chunk
-            elif compressed := await asyncio.to_thread(compressor.compress, chunk):
-                yield compressed
-        await feeding
-    finally:
-        feeding.cancel()
+    async for chunk in program.print_for(script):
+        if compressor is None:
+            yield chunk
+        elif compressed := await asyncio.to_thread(compressor.compress, chunk):
+            yield compressed
     if compressor is not None:
         yield compressor.flush()
 

@@ -151,11 +151,18 @@ class Program:
             return False
         return True
 
-    async def write_all(self, text: bytes) -> None:
-        """Write to stdin and close it. Whoever reads stdout at the same time sees if the program ends early."""
-        await self.write(text)
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+    async def print_for(self, script: bytes) -> AsyncIterator[bytes]:
+        """Yield what the program prints while it reads *script*, which is all of its stdin.
+
+        A program such as psql prints as it reads on, and would wait for somebody to read that.
+        """
+        feeding = asyncio.create_task(self._write_all(script))
+        try:
+            while chunk := await self.read():
+                yield chunk
+            await feeding
+        finally:
+            feeding.cancel()
 
     async def wait(self) -> tuple[int, str]:
         """Close stdin, and return the exit status and the text of stderr."""
@@ -176,6 +183,11 @@ class Program:
             pass
         await self.process.wait()
         await self._words
+
+    async def _write_all(self, text: bytes) -> None:
+        await self.write(text)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
 
 @contextlib.asynccontextmanager

@@ -64,12 +64,10 @@ class Dump:
     Attributes:
         opened: The open file, at the start of the dump.
         programs: They are not older than the server and the dump.
-        privileges: Whether its grants are kept.
     """
 
     opened: BinaryIO
     programs: ClientPrograms
-    privileges: bool
 
 
 async def run_restoration(
@@ -216,7 +214,7 @@ class _Pouring:
         # All of these programs share one position in the file.
         os.lseek(self._dump.opened.fileno(), self._start, os.SEEK_SET)
         return start_program(
-            [*self._dump.programs.write_sql(privileges=self._dump.privileges), *options],
+            [*self._dump.programs.write_sql(privileges=self._restoration.privileges), *options],
             self._environment,
             stdin=self._dump.opened.fileno(),
             stdout=subprocess.PIPE,

@@ -207,7 +207,7 @@ async def _restore_file(
                 privileges=privileges,
                 same_server=backup.server_version // 10000 == server_version // 10000,
             )
-            dump = Dump(opened, programs, privileges=privileges)
+            dump = Dump(opened, programs)
             # psql uses another connection. This one holds the locks until psql has committed.
             await run_restoration(
                 connection,

@@ -35,16 +35,24 @@ BROKEN_BY_OLD_ROWS = "QT004"
 """The SQLSTATE of this package's own warning: a CHECK was added as NOT VALID."""
 
 
+def describe_objects(privileges: str) -> str:
+    """Return the statement that lists all that the first schema on the path is made of, a text for each object.
+
+    Args:
+        privileges: SQL that says whether rights count.
+    """
+    return read_statement("describe_everything").replace("$1", privileges)
+
+
 def get_shape(privileges: str) -> str:
     """Return the statement for the digest of all that the first schema on the path is made of.
 
     Args:
         privileges: SQL that says whether rights count.
     """
-    described = read_statement("describe_everything").replace("$1", privileges)
     return f"""
 SELECT pg_catalog.md5(pg_catalog.string_agg(part, chr(2) ORDER BY part COLLATE "C"))
-FROM ({described}) AS described
+FROM ({describe_objects(privileges)}) AS described
 """  # noqa: S608  (a file of ours)
 
 
@@ -167,7 +175,7 @@ class Restoration:
         dependents: What outside the replaced schema depends on it, and is dropped.
         rows: Given if the backup has rows only.
         statements: What makes the tables for them.
-        privileges: Whether rights count when the tables are compared.
+        privileges: Whether the dump's grants are kept, and rights count when the tables are compared.
         same_server: Whether the backup is from the same major version of the server. Another one may write the same
             definition in other words.
         shadows: Whether a function in the dump could be taken for one of PostgreSQL's.

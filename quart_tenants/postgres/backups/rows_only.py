@@ -25,7 +25,7 @@ class Shapes(dict[tuple[AppliedMigration, ...], str | None]):
 
 
 _GET_SHAPE = get_shape("$1::boolean")
-_LIST_TABLES = """
+LIST_TABLES = """
 SELECT
     format('%I.%I', n.nspname, c.relname) AS name,
     (
@@ -205,7 +205,7 @@ async def plan_rows_only(
     return ReadingPlan(
         schema,
         RowsOnly(shape, tuple(row["name"] for row in relations if row["kind"] == "m" and row["filled"])),
-        [(row["name"], row["columns"]) for row in await connection.fetch(_LIST_TABLES, schema.name)],
+        [(row["name"], row["columns"]) for row in await connection.fetch(LIST_TABLES, schema.name)],
         [row["name"] for row in relations if row["kind"] == "S"],
         tuple(list_statements(wanted)),
     )

@@ -1,6 +1,5 @@
 """Prove a backup: restore it in a transaction that is rolled back, and compare every object and every row."""
 
-import asyncio
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,28 +8,23 @@ from quart_tenants.connection import Connection
 from quart_tenants.errors import ClientProgramError
 from quart_tenants.postgres.backups.client_programs import ClientPrograms, describe_failure, start_program
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
-from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, Restoration, quote_literal, write_difference
-from quart_tenants.postgres.backups.rows_only import begin_reading
+from quart_tenants.postgres.backups.restore_scripts import (
+    SAME_TEXTS,
+    Restoration,
+    describe_objects,
+    quote_literal,
+    write_difference,
+)
+from quart_tenants.postgres.backups.rows_only import LIST_TABLES, begin_reading
 from quart_tenants.postgres.blocks.database import enter_schema
-from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName
 
 # Only the number of such an object is described, and that is another one after a restore.
-_DESCRIBED = r"part !~ '^\((other|label|\"right for later\"),'"
+_DESCRIBED = r"""part !~ '^\((other|label|"right for later"),'"""
 _LIST_OBJECTS = f"""
-SELECT part FROM ({read_statement("describe_everything")}) AS described WHERE {_DESCRIBED}
+SELECT part FROM ({describe_objects("$1::boolean")}) AS described WHERE {_DESCRIBED}
 """  # noqa: S608  (a file of ours)
-# A materialized view is not compared: a restore fills it anew, and it may have other rows then.
-_LIST_TABLES = """
-SELECT format('%I.%I', n.nspname, c.relname) AS name
-FROM pg_catalog.pg_namespace AS n
-JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
-    AND d.classid = 'pg_catalog.pg_class'::regclass
-JOIN pg_catalog.pg_class AS c ON c.oid = d.objid
-WHERE n.nspname = $1 AND c.relkind = 'r'
-ORDER BY name
-"""
 # In no order, and with the generated columns, which a dump leaves out.
 _COUNT_ROWS = """
 SELECT concat_ws(' ', count(*), sum(pg_catalog.hashtextextended((r.*)::text, 0)::numeric)) FROM ONLY {name} AS r
@@ -69,18 +63,12 @@ async def take_picture(
     await connection.execute(SAME_TEXTS)
     objects = [row["part"] for row in await connection.fetch(_LIST_OBJECTS, privileges)]
     await connection.execute("SET LOCAL search_path TO ''")
-    tables = [row["name"] for row in await connection.fetch(_LIST_TABLES, schema.name)]
+    # A materialized view is not compared: a restore fills it anew, and it may have other rows then.
+    tables = [row["name"] for row in await connection.fetch(LIST_TABLES, schema.name)]
     path = ", ".join(each.quoted for each in (schema, *settings.shared_schemas))
     script = f"{begin_reading(snapshot, path)}{''.join(_count(name) + ';' for name in tables)}COMMIT;\n"
     async with start_program(programs.read_rows(), environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as psql:
-        feeding = asyncio.create_task(psql.write_all(script.encode()))
-        try:
-            printed = b""
-            while chunk := await psql.read():
-                printed += chunk
-            await feeding
-        finally:
-            feeding.cancel()
+        printed = b"".join([chunk async for chunk in psql.print_for(script.encode())])
         status, words = await psql.wait()
     digests = printed.decode().splitlines()
     if status != 0 or len(digests) != len(tables):
@@ -128,7 +116,7 @@ async def verify_backup(
 
 def _write_comparison(restoration: Restoration, picture: Picture) -> str:
     """Return the script that fails at the first difference, and rolls back."""
-    described = read_statement("describe_everything").replace("$1", str(restoration.privileges).lower())
+    described = describe_objects(str(restoration.privileges).lower())
     expected = ", ".join(f"({quote_literal(part)})" for part in picture.objects)
     now = f"SELECT part FROM ({described}) AS described WHERE {_DESCRIBED}"  # noqa: S608  (a file of ours)
     then = f"SELECT part FROM (VALUES {expected}) AS expected (part)"  # noqa: S608  (literals)
