@@ -12,6 +12,10 @@ BEGIN
         BEGIN
             EXECUTE noted;
         EXCEPTION WHEN OTHERS THEN
+            -- A full disk, a lock, a shutdown.
+            IF SQLSTATE ~ '^(40|53|55P|57|58|XX)' THEN
+                RAISE;
+            END IF;
             EXECUTE noted || ' NOT VALID';
             RAISE WARNING USING ERRCODE = 'QT004', MESSAGE = format('old rows break what now holds for new ones: %s', noted);
         END;

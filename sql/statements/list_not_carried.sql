@@ -75,6 +75,18 @@ FROM relations AS r JOIN pg_catalog.pg_publication_rel AS p ON p.prrelid = r.oid
 JOIN pg_catalog.pg_publication AS u ON u.oid = p.prpubid
 UNION ALL
 SELECT
+    format('publication %I, which publishes the schema', u.pubname),
+    'publications belong to the whole database, and would go on with the old schema; take it out of the publication'
+FROM tenant JOIN pg_catalog.pg_publication_namespace AS p ON p.pnnspid = tenant.oid
+JOIN pg_catalog.pg_publication AS u ON u.oid = p.pnpubid
+UNION ALL
+SELECT
+    format('the key %I of %s, which is switched off', k.conname, k.conrelid::regclass),
+    format('a dump would switch it on: ALTER TABLE %s ENABLE TRIGGER ALL', g.tgrelid::regclass)
+FROM relations AS r JOIN pg_catalog.pg_trigger AS g ON g.tgrelid = r.oid AND g.tgisinternal AND g.tgenabled <> 'O'
+JOIN pg_catalog.pg_constraint AS k ON k.oid = g.tgconstraint
+UNION ALL
+SELECT
     format('the function of event trigger %I', e.evtname),
     'event triggers belong to the whole database; move the function to a shared schema'
 FROM members AS m JOIN pg_catalog.pg_event_trigger AS e ON e.evtfoid = m.objid

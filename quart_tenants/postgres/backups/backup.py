@@ -36,6 +36,14 @@ from quart_tenants.tenant import SchemaName, Slug, Tenant
 WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"
 _GZIP = 31  # zlib's name for a whole gzip file
 GET_SERVER_VERSION = "SELECT pg_catalog.current_setting('server_version_num')::integer"
+# The hash of a value of an enum, or of an array of them, is another one after a restore.
+_HAS_HASH_PARTITIONS = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_partitioned_table AS p
+    JOIN pg_catalog.pg_class AS c ON c.oid = p.partrelid
+    WHERE p.partstrat = 'h' AND c.relnamespace = $1::text::regnamespace
+)
+"""
 # This statement and pg_dump use the same snapshot. So a transaction that commits meanwhile is in both or in neither.
 _TAKE_SNAPSHOT = """
 SELECT
@@ -136,7 +144,9 @@ async def backup_tenant(
         if plan is None:
             shadows = await connection.fetchval(read_statement("shadows_server_functions"), tenant.schema.name)
             backup = replace(backup, shadows=shadows)
-            command, script = programs.dump(tenant.schema, snapshot, privileges=privileges), b""
+            by_root = await connection.fetchval(_HAS_HASH_PARTITIONS, tenant.schema.quoted)
+            command = programs.dump(tenant.schema, snapshot, privileges=privileges, by_root=by_root)
+            script = b""
         else:
             backup = replace(backup, rows=plan.rows)
             command, script = programs.read_rows(), plan.write_script(snapshot).encode()

@@ -55,6 +55,11 @@ class BackupWriter:
         """
         self._file.write(b"\0" * (-self._size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
         self._backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest(), piped=piped)
+        try:
+            parse_manifest(serialize(self._backup))
+        except ManifestError as error:
+            # Better no file than one that no restore would take.
+            raise BackupFileError(str(self.path), f"would not be readable: it {error}") from error
         self._file.seek(0)
         self._write_start()
         self._file.flush()

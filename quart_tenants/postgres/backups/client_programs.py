@@ -58,14 +58,24 @@ class ClientPrograms:
 
     folder: Path
 
-    def dump(self, schema: SchemaName, snapshot: str, *, privileges: bool = True) -> list[str | Path]:
-        """Return the command that writes *schema*, as *snapshot* shows it, to stdout."""
+    def dump(
+        self, schema: SchemaName, snapshot: str, *, privileges: bool = True, by_root: bool = False
+    ) -> list[str | Path]:
+        """Return the command that writes *schema*, as *snapshot* shows it, to stdout.
+
+        Args:
+            schema: The schema.
+            snapshot: From `pg_export_snapshot()`.
+            privileges: Whether grants are written.
+            by_root: Whether the server is to find the partition of each row anew.
+        """
         # The option takes a pattern. In double quotes only a double quote is special, and it is doubled.
         return [
             self.folder / "pg_dump",
             *("--format=custom", "--encoding=UTF8", "--no-password", "--strict-names"),
             *(f"--schema={schema.quoted}", f"--snapshot={snapshot}"),
             *(() if privileges else ("--no-privileges",)),
+            *(("--load-via-partition-root",) if by_root else ()),
         ]
 
     def write_sql(self, *, privileges: bool = True) -> list[str | Path]:

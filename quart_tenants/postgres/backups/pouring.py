@@ -47,6 +47,7 @@ _TOLD = re.compile(r"^(?:psql:\S*:\d+: )?(\S+): +([0-9A-Z]{5}): (.*)$", re.MULTI
 _CLASSES_OF_SUCCESS = ("00", "01", "02")
 # A role, a type, a function, a table, a schema that is not there.
 _MISSING = frozenset({"42704", "42883", "42P01", "3F000"})
+_IN_FUNCTION = re.compile(r'^(?:psql:\S*:\d+: )?CONTEXT: +.*?function "?([^"\s]+)', re.MULTILINE)
 _UNIQUE_VIOLATION = "23505"
 _LOCK_NOT_AVAILABLE = "55P03"
 _CONNECTION_LOST = 2  # psql's exit status
@@ -110,9 +111,9 @@ async def run_restoration(
         status, words = await psql.wait()
     if status != 0 or not listening:
         raise _explain(restoration, source, status, words)
-    for _, sqlstate, message in _TOLD.findall(words):
-        if sqlstate == BROKEN_BY_OLD_ROWS and on_notice is not None:
-            on_notice(message)
+    if on_notice is not None:
+        for notice in _list_notices(words):
+            on_notice(notice)
 
 
 class _Pouring:
@@ -137,7 +138,6 @@ class _Pouring:
                 and await psql.write(f"SET CONSTRAINTS ALL IMMEDIATE;\n{self._enter}".encode())
                 and await psql.write(read_statement("add_again").encode())
                 and await psql.write(self._fill(rows.views))
-                and await psql.write(self._restoration.check_shape.encode())
             )
         entries = (await self._read_all("--list")).splitlines(keepends=True)
         # Functions that PostgreSQL calls while it restores may call others by a name without a schema. So they run with
@@ -226,6 +226,10 @@ class _Pouring:
             raise ClientProgramError(f"{self._source} cannot be read: {describe_failure('pg_restore', words)}")
 
 
+def _list_notices(words: str) -> list[str]:
+    return [message for _, sqlstate, message in _TOLD.findall(words) if sqlstate == BROKEN_BY_OLD_ROWS]
+
+
 def _explain(restoration: Restoration, source: str, status: int, words: str) -> TenantError:
     tenant = restoration.tenant
     failed = f"{source} was not restored as tenant {tenant.slug!r}"
@@ -235,15 +239,21 @@ def _explain(restoration: Restoration, source: str, status: int, words: str) -> 
         if status == _CONNECTION_LOST:
             break
         if sqlstate in _MISSING:
+            # PostgreSQL has run a function of the backup, such as one of an index, with a path of its own.
+            by_function = _IN_FUNCTION.search(words)
+            remedy = (
+                f"function {by_function[1]} calls it without its schema; write the schema there, and back up again"
+                if by_function
+                else "create it, and restore again"
+            )
             return BackupFileError(
-                source,
-                f"needs what this database lacks, to become tenant {tenant.slug!r}: {message}; "
-                "create it, and restore again",
+                source, f"needs what this database lacks, to become tenant {tenant.slug!r}: {message}; {remedy}"
             )
         if sqlstate == WRONG_PLACE:
             return ClientProgramError(f"{failed}: {message}; write host, port, user and database into the URL")
         if sqlstate == DIFFERENT:
-            return BackupFileError(source, f"is not what was backed up: the restored schema {message}")
+            told = "; ".join([f"the restored schema {message}", *_list_notices(words)])
+            return BackupFileError(source, f"is not what was backed up: {told}")
         if sqlstate == MADE_ELSEWHERE:
             return BackupFileError(source, f"cannot become tenant {tenant.slug!r}: {message}")
         if sqlstate == _UNIQUE_VIOLATION and "tenants_slug_key" in message:

@@ -32,7 +32,7 @@ SET LOCAL bytea_output TO hex;
 """
 """Lets two transactions write the same rows as the same texts."""
 BROKEN_BY_OLD_ROWS = "QT004"
-"""The SQLSTATE of this package's own warning: a CHECK was added as NOT VALID."""
+"""The SQLSTATE of this package's own warning: a CHECK was added as NOT VALID, or a materialized view stays empty."""
 
 
 def describe_objects(privileges: str) -> str:
@@ -217,12 +217,12 @@ class Restoration:
             f"CREATE SCHEMA {self.dumped.quoted};\n{self.enter}"
             f"{_RUN_LISTED.format(listed=listed)}"
             # A file may have set something. A trigger may let nobody empty its table, so triggers go first.
-            f"{_GO_ON}{self.enter}"
+            f"{_GO_ON}{self._check_shape}{self.enter}"
             f"{read_statement('set_aside')}{read_statement('empty_tables')}"
         )
 
     @property
-    def check_shape(self) -> str:
+    def _check_shape(self) -> str:
         """The SQL that fails unless the tables are those of the backup."""
         if self.rows is None or not self.same_server:
             return ""

@@ -4,6 +4,7 @@ pg_dump reads the catalogue of the whole database, which costs minutes with thou
 the tenant. Its own tables are compared with those that the migrations make, in a schema that is rolled back at once.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from quart_tenants.errors import MigrationFileError
 from quart_tenants.postgres.backups.manifests import AppliedMigration, RowsOnly
 from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, get_shape, quote_literal
 from quart_tenants.postgres.blocks.database import enter_schema
+from quart_tenants.postgres.blocks.short_waits import MOST_TRIES, WAIT_SHORTLY, pause
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
 from quart_tenants.settings import Settings
 from quart_tenants.sql_parser import messages, parse_sql, walk
@@ -25,7 +27,7 @@ class Shapes(dict[tuple[AppliedMigration, ...], str | None]):
 
 
 _GET_SHAPE = get_shape("$1::boolean")
-LIST_TABLES = """
+_LIST_TABLES = """
 SELECT
     format('%I.%I', n.nspname, c.relname) AS name,
     (
@@ -195,7 +197,11 @@ async def plan_rows_only(
     key = tuple(applied)
     if key not in shapes:
         scratch = SchemaName(f"{REGISTRY_SCHEMA}_shape_{tenant.id}")
-        shapes[key] = await _try_migrations(connection, scratch, wanted, settings, privileges=privileges)
+        try:
+            shapes[key] = await _try_often(connection, scratch, wanted, settings, privileges=privileges)
+        except asyncpg.LockNotAvailableError:
+            # A shared table that they refer to is in use all the time. The next tenant may have more luck.
+            return None
     await enter_schema(connection, schema, settings=settings)
     await connection.execute(SAME_TEXTS)
     shape: str = await connection.fetchval(_GET_SHAPE, privileges)
@@ -205,7 +211,7 @@ async def plan_rows_only(
     return ReadingPlan(
         schema,
         RowsOnly(shape, tuple(row["name"] for row in relations if row["kind"] == "m" and row["filled"])),
-        [(row["name"], row["columns"]) for row in await connection.fetch(LIST_TABLES, schema.name)],
+        [(row["name"], row["columns"]) for row in await connection.fetch(_LIST_TABLES, schema.name)],
         [row["name"] for row in relations if row["kind"] == "S"],
         tuple(list_statements(wanted)),
     )
@@ -258,6 +264,26 @@ def list_statements(migrations: Sequence[Migration]) -> Iterator[str]:
         yield "SET CONSTRAINTS ALL DEFERRED"
 
 
+async def _try_often(
+    connection: Connection,
+    schema: SchemaName,
+    migrations: Sequence[Migration],
+    settings: Settings,
+    *,
+    privileges: bool,
+) -> str | None:
+    """Return what `_try_migrations` returns. A foreign key to a shared table needs a lock on it, for a moment.
+
+    Raises:
+        asyncpg.LockNotAvailableError: That table was in use for some seconds.
+    """
+    for _ in range(MOST_TRIES - 1):
+        with contextlib.suppress(asyncpg.LockNotAvailableError):
+            return await _try_migrations(connection, schema, migrations, settings, privileges=privileges)
+        await pause()
+    return await _try_migrations(connection, schema, migrations, settings, privileges=privileges)
+
+
 async def _try_migrations(
     connection: Connection,
     schema: SchemaName,
@@ -270,6 +296,7 @@ async def _try_migrations(
     shape: str | None = None
     try:
         async with connection.transaction():
+            await connection.execute(WAIT_SHORTLY)
             await connection.execute(f"CREATE SCHEMA {schema.quoted}")
             await enter_schema(connection, schema, settings=settings)
             for statement in list_statements(migrations):
@@ -277,6 +304,8 @@ async def _try_migrations(
             await connection.execute(SAME_TEXTS)
             shape = await connection.fetchval(_GET_SHAPE, privileges)
             raise _UndoneError
+    except asyncpg.LockNotAvailableError:
+        raise
     except (_UndoneError, asyncpg.PostgresError):
         # Whatever fails here, pg_dump does not need it.
         return shape

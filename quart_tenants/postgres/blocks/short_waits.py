@@ -26,7 +26,9 @@ The server resolves deadlocks only after a second, so this also ends those.
 MOST_TRIES = 16
 """How often a command tries to get its locks, in some five seconds. Then the operator is told who has them."""
 
-_WAIT_SHORTLY = f"SET LOCAL lock_timeout TO {round(LONGEST_WAIT * 1000)}"
+WAIT_SHORTLY = f"SET LOCAL lock_timeout TO {round(LONGEST_WAIT * 1000)}"
+"""Lets the statements of a transaction wait no longer than `LONGEST_WAIT`."""
+
 _WAIT_AS_USUAL = "SET LOCAL lock_timeout TO DEFAULT"
 _PAUSES = 0.1, 0.3  # seconds between two tries, in which others are served
 
@@ -70,7 +72,7 @@ class ShortWaits:
         left = False
         try:
             async with self.block as connection:
-                await connection.execute(_WAIT_SHORTLY)
+                await connection.execute(WAIT_SHORTLY)
                 if self.failed == 0:
                     yield connection
                 else:
@@ -98,14 +100,19 @@ class ShortWaits:
         if over or self.failed >= MOST_TRIES:
             reason = self._seen or "a lock is not free"
             raise self._explain(reason) from error
-        await asyncio.sleep(random.uniform(*_PAUSES))  # noqa: S311  (no secret)
+        await pause()
+
+
+async def pause() -> None:
+    """Let others be served before the next try."""
+    await asyncio.sleep(random.uniform(*_PAUSES))  # noqa: S311  (no secret)
 
 
 async def wait_long(connection: Connection, statement: str) -> None:
     """Run *statement* in a try, and let it wait as long as it takes, because nobody who is served waits behind it."""
     await connection.execute(_WAIT_AS_USUAL)
     await connection.execute(statement)
-    await connection.execute(_WAIT_SHORTLY)
+    await connection.execute(WAIT_SHORTLY)
 
 
 def has_waited(error: BaseException) -> bool:

@@ -65,7 +65,7 @@ async def photograph(database: Database, settings: Settings, slug: Slug) -> tupl
     tenant = await get_tenant(database, slug)
     async with database.tenant_connection(tenant) as connection:
         rows = [
-            (relation, await connection.fetchval(f"SELECT array_agg(r::text) FROM {relation} AS r"))
+            (relation, await connection.fetchval(f"SELECT array_agg((r.*)::text) FROM {relation} AS r"))
             for relation in await connection.fetchval(LIST_RELATIONS)
         ]
     dumped = await run_program(
@@ -210,6 +210,107 @@ async def test_check_that_old_rows_break_comes_back_for_new_ones(
         await fill(database, restored, "INSERT INTO ct_a_shops VALUES (2)")
 
 
+async def test_materialized_view_that_fails_on_todays_rows_stays_empty(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
+) -> None:
+    """It does not stop the restore of all else. The operator is told why, also of a view that reads it."""
+    await fill(
+        database,
+        acme,
+        """
+        CREATE TABLE shares (n integer); INSERT INTO shares VALUES (1);
+        CREATE MATERIALIZED VIEW portions AS SELECT 1 / n AS portion FROM shares;
+        CREATE MATERIALIZED VIEW halves AS SELECT portion / 2 AS half FROM portions;
+        CREATE MATERIALIZED VIEW others AS SELECT n FROM shares; UPDATE shares SET n = 0
+        """,
+    )
+    file = tmp_path / "acme.tar"
+    notices: list[str] = []
+
+    with pytest.raises(BackupFileError, match=r"lacks \(relation,halves.*portions stays empty: division by zero"):
+        await backup_tenant(database, ACME, file, settings=settings, verify=True)
+    await backup_tenant(database, ACME, file, settings=settings)
+    restored = await restore_tenant(database, file, BESIDE, settings=settings, on_notice=notices.append)
+
+    assert sorted(notice.rpartition(" stays empty: ")[2] for notice in notices) == [
+        "division by zero",
+        'materialized view "portions" has not been populated',
+    ]
+    async with database.tenant_connection(restored) as connection:
+        assert await connection.fetchval("SELECT n FROM others") == 0
+
+
+async def test_rows_in_partitions_by_the_hash_of_an_enum_come_back(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
+) -> None:
+    """A value of an enum has another hash after a restore, so each row may belong into another partition."""
+    await fill(
+        database,
+        acme,
+        """
+        CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy', 'glad', 'cross', 'calm', 'keen', 'shy');
+        CREATE TABLE days (moods mood[], mood mood) PARTITION BY HASH (moods);
+        CREATE TABLE days_0 PARTITION OF days FOR VALUES WITH (MODULUS 2, REMAINDER 0) PARTITION BY HASH (mood);
+        CREATE TABLE days_0_0 PARTITION OF days_0 FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+        CREATE TABLE days_1 PARTITION OF days FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+        INSERT INTO days
+            SELECT ARRAY[a, b], a FROM unnest(enum_range(NULL::mood)) AS a, unnest(enum_range(a, NULL)) AS b
+        """,
+    )
+    file = tmp_path / "acme.tar"
+
+    await backup_tenant(database, ACME, file, settings=settings, verify=True)
+    restored = await restore_tenant(database, file, BESIDE, settings=settings)
+
+    read = "SELECT array_agg(days::text ORDER BY days) FROM days"
+    async with database.tenant_connection(acme) as connection:
+        original = await connection.fetchval(read)
+    async with database.tenant_connection(restored) as connection:
+        assert await connection.fetchval(read) == original
+        assert await connection.fetchval("SELECT count(*) FROM days WHERE moods = ARRAY['sad', 'ok']::mood[]") == 1
+
+
+async def test_function_of_an_index_that_lost_its_way_is_named(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
+) -> None:
+    """What the function calls is in the backup, so to create it would help nobody."""
+    if await ask_version(database) < 170000:
+        pytest.skip("before PostgreSQL 17 functions of indexes run with the path of the session")
+    await fill(
+        database,
+        acme,
+        """
+        CREATE FUNCTION helper(t text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT lower(t)';
+        CREATE FUNCTION key(t text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN lower(t); END';
+        CREATE TABLE words (t text); INSERT INTO words VALUES ('A'); CREATE INDEX ON words (key(t));
+        CREATE OR REPLACE FUNCTION key(t text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN helper(t); END'
+        """,
+    )
+    file = tmp_path / "acme.tar"
+    await backup_tenant(database, ACME, file, settings=settings)
+
+    with pytest.raises(BackupFileError, match=r"function helper\(text\) does not exist; function \S*key\S* calls it"):
+        await restore_tenant(database, file, BESIDE, settings=settings)
+
+
+async def test_rights_that_are_the_default_are_no_difference(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
+) -> None:
+    """PostgreSQL writes them down after a grant that is revoked again, and no dump has them."""
+    await fill(
+        database,
+        acme,
+        "GRANT SELECT ON app_user TO PUBLIC; REVOKE SELECT ON app_user FROM PUBLIC; CREATE TYPE mood AS ENUM ('sad');"
+        "GRANT USAGE ON TYPE mood TO PUBLIC; CREATE FUNCTION f() RETURNS integer LANGUAGE sql AS 'SELECT 1';"
+        "GRANT EXECUTE ON FUNCTION f() TO PUBLIC; CREATE SEQUENCE s; GRANT ALL ON SEQUENCE s TO CURRENT_USER",
+    )
+
+    await backup_tenant(database, ACME, tmp_path / "acme.tar", settings=settings, verify=True)
+
+    await fill(database, acme, "REVOKE EXECUTE ON FUNCTION f() FROM PUBLIC")
+    await backup_tenant(database, ACME, tmp_path / "beside.tar", settings=settings, verify=True)
+
+
 # What a restore cannot bring back, and what `verify` says of it.
 NOT_THE_SAME = {
     # A function that says IMMUTABLE and is not: when its table is loaded, the other one is still empty.
@@ -262,6 +363,15 @@ NOT_CARRIED = {
     r"globex\.own, which inherits from acme\.theirs; ": """
         CREATE TABLE theirs (id integer) PARTITION BY LIST (id);
         CREATE TABLE globex.own PARTITION OF theirs FOR VALUES IN (1)
+    """,
+    r"publication sent, which publishes the schema; .*take it out": "CREATE PUBLICATION sent FOR TABLES IN SCHEMA acme",
+    r"the key lines_bill_fkey of acme\.lines, which is switched off; .*: ALTER TABLE acme\.lines ENABLE": """
+        CREATE TABLE bills (id integer PRIMARY KEY); CREATE TABLE lines (bill integer REFERENCES bills);
+        ALTER TABLE lines DISABLE TRIGGER ALL
+    """,
+    r"large objects in acme\.lists\.contents; .*bytea": """
+        CREATE DOMAIN large AS oid; CREATE DOMAIN larges AS large[]; CREATE TABLE lists (contents larges);
+        INSERT INTO lists VALUES (ARRAY[1, lo_from_bytea(0, 'x')])
     """,
     r"large objects in acme\.files\.content; .*bytea": """
         CREATE DOMAIN large AS oid; CREATE TABLE files (content large); INSERT INTO files VALUES (lo_from_bytea(0, 'x'))
