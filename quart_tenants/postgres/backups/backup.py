@@ -1,6 +1,7 @@
 """Back up one tenant into one file while it is being served."""
 
 import asyncio
+import json
 import os
 import subprocess
 import zlib
@@ -47,7 +48,7 @@ SELECT EXISTS (
 # This statement and pg_dump use the same snapshot. So a transaction that commits meanwhile is in both or in neither.
 _TAKE_SNAPSHOT = """
 SELECT
-    t.id, t.slug, t.schema_name, t.display_name, t.created_at, clock_timestamp() AS made_at,
+    t.id, t.slug, t.schema_name, t.display_name, t.settings::text, t.created_at, clock_timestamp() AS made_at,
     pg_catalog.pg_export_snapshot() AS snapshot,
     coalesce(m.versions, '{}') AS versions, coalesce(m.names, '{}') AS names, coalesce(m.digests, '{}') AS digests,
     ARRAY(
@@ -93,7 +94,8 @@ async def backup_tenant(
         settings: They have the address of the database.
         force: Whether *file* may exist already; it is replaced at the end.
         pipe: A program that the dump is piped through, such as one that encrypts it. The dump itself never touches the
-            disk then. What the file says about itself is not piped: slug, name, domains, versions, times.
+            disk then. What the file says about itself is not piped: slug, name, domains, versions, times. So the
+            tenant's settings are left out.
         verify: Whether to restore the backup in a transaction that is rolled back, and to compare every object and
             every row, but for materialized views. It is not possible with *pipe*.
         shapes: The same one for all backups of a run saves most of their time in the database.
@@ -246,5 +248,7 @@ async def _take_snapshot(
         domains=tuple(OwnDomain(*domain) for domain in row["domains"]),
         former_slugs=tuple(FormerSlug(*former) for former in row["former_slugs"]),
         piped=None if pipe is None else Piped(pipe.name),
+        # A program that encrypts the dump does not see them, and they may say whom to write to.
+        settings=json.loads(row["settings"]) if pipe is None else {},
     )
     return backup, row["snapshot"]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -98,6 +98,7 @@ class Backup:
         domains: The verified domains of the tenant's own.
         former_slugs: The slugs that led to the tenant.
         piped: What the dump was before it was piped through a program; None if it was not.
+        settings: What the app remembered about the tenant. With *piped* it is empty.
     """
 
     id: int
@@ -115,6 +116,7 @@ class Backup:
     domains: tuple[OwnDomain, ...] = ()
     former_slugs: tuple[FormerSlug, ...] = ()
     piped: Piped | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def content(self) -> str:
@@ -172,6 +174,7 @@ def _parse(told: Mapping[str, Any]) -> Backup:
             for former in told.get("former_slugs", ())
         ),
         piped=None if piped is None else Piped(**piped),
+        settings=dict(told.get("settings", {})),
     )
     texts: list[Any] = [backup.slug, backup.schema.name, backup.name, backup.sha256]
     if backup.rows is not None:

@@ -185,7 +185,9 @@ async def _restore_file(
                 aside = await _lock_namesake(connection, backup.schema, slug)
                 schema = await _check_new(connection, slug, schema, settings)
                 tenant_id = await connection.fetchval(_NEXT_ID)
-                tenant = Tenant(tenant_id, slug, schema, name or backup.name, backup.version)
+                # A copy is another customer: what the app remembers of the template is not its own.
+                remembered = backup.settings if name is None else {}
+                tenant = Tenant(tenant_id, slug, schema, name or backup.name, backup.version, settings=remembered)
                 restoration = Restoration(tenant, backup.schema, backup.migrations, aside=aside)
             if settings.role_per_tenant:
                 owner = await get_owner(connection)
@@ -273,7 +275,7 @@ async def _plan_replacing(
         replaced = Replaced(replaced_id, parse_slug(f"{slug[:40]}-replaced-{replaced_id}"))
     aside = await _lock_namesake(connection, backup.schema, slug)
     return Restoration(
-        Tenant(tenant.id, slug, tenant.schema, tenant.name, backup.version, tenant.suspended),
+        Tenant(tenant.id, slug, tenant.schema, tenant.name, backup.version, tenant.suspended, settings=tenant.settings),
         backup.schema,
         backup.migrations,
         aside=aside,

@@ -1,5 +1,6 @@
 """Write the SQL before and after a dump that makes a tenant of it. Pure: no I/O."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,15 +59,16 @@ FROM ({describe_objects(privileges)}) AS described
 
 # The number was taken from the sequence a moment before.
 _ADD_TENANT = """
-INSERT INTO quart_tenants.tenants (id, slug, schema_name, display_name) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4)
+INSERT INTO quart_tenants.tenants (id, slug, schema_name, display_name, settings)
+OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5)
 """
 # Registers the replaced tables as a tenant with the new number $1. $5 is the number of the living tenant.
 _ADD_REPLACED = """
 INSERT INTO quart_tenants.tenants
-    (id, slug, schema_name, display_name, created_at, suspended_at, dropped_at, schema_before_drop)
+    (id, slug, schema_name, display_name, settings, created_at, suspended_at, dropped_at, schema_before_drop)
 OVERRIDING SYSTEM VALUE
-SELECT $1::bigint, $2, $3, display_name, created_at, suspended_at, clock_timestamp(), $4 FROM quart_tenants.tenants
-WHERE id = $5
+SELECT $1::bigint, $2, $3, display_name, settings, created_at, suspended_at, clock_timestamp(), $4
+FROM quart_tenants.tenants WHERE id = $5
 """
 _FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _FORGET_FAILURE = "DELETE FROM quart_tenants.migration_failures WHERE tenant_id = $1"
@@ -271,7 +273,8 @@ class Restoration:
         if self.replaces:
             script += [_execute(_FORGET_MIGRATIONS, schema), _execute(_FORGET_FAILURE, tenant.id)]
         else:
-            script.append(_execute(_ADD_TENANT, tenant.id, tenant.slug, schema, tenant.name))
+            remembered = json.dumps(dict(tenant.settings))
+            script.append(_execute(_ADD_TENANT, tenant.id, tenant.slug, schema, tenant.name, remembered))
         script += [
             _execute(_ADD_MIGRATION, schema, migration.version, migration.name, migration.sha256)
             for migration in self.migrations

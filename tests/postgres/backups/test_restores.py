@@ -31,10 +31,11 @@ from quart_tenants.errors import (
 from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.backups.manifests import digest_manifest
-from quart_tenants.postgres.backups.restore import restore_tenant
+from quart_tenants.postgres.backups.pipes import parse_pipe
+from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import get_tenant
-from quart_tenants.postgres.tenants.lifecycle import rename_tenant
+from quart_tenants.postgres.tenants.lifecycle import change_tenant_settings, rename_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant, list_trash, undrop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
@@ -100,6 +101,29 @@ async def test_replacing_in_two_steps_shows_a_gap(database: Database) -> None:
 
     with pytest.raises(asyncpg.UndefinedTableError):
         await fetch(database, "SELECT username FROM acme.app_user")
+
+
+async def test_settings_come_back_with_a_new_tenant_and_stay_with_a_living_one(
+    database: Database, settings: Settings, acme: Tenant, tmp_path: Path
+) -> None:
+    """What the app remembers is the customer's: a copy for somebody else has none of it, nor has a piped file."""
+    await change_tenant_settings(database, acme.slug, {"plan": "it's", "seats": [1, {"a": None}]})
+    file, piped = tmp_path / "acme.tar", tmp_path / "piped.tar"
+    kept = (await backup_tenant(database, ACME, file, settings=settings)).settings
+    in_clear = await backup_tenant(database, ACME, piped, settings=settings, pipe=parse_pipe("cat"))
+    await change_tenant_settings(database, ACME, {"plan": "large", "seats": None})
+
+    beside = await restore_tenant(database, file, Slug("besides"), settings=settings)
+    replaced = await restore_tenant(database, file, ACME, settings=settings, replace=True)
+    copied = await copy_tenant(database, beside.slug, COPY, "A copy", settings=settings)
+    (trashed,) = await list_trash(database)
+    undropped = await undrop_tenant(database, trashed.slug, settings=settings)
+
+    assert beside.settings == (await get_tenant(database, beside.slug)).settings == kept
+    assert kept == {"plan": "it's", "seats": [1, {"a": None}]}
+    assert replaced.settings == (await get_tenant(database, ACME)).settings == undropped.settings == {"plan": "large"}
+    assert in_clear.settings == copied.settings == (await get_tenant(database, COPY)).settings == {}
+    assert b"it's" not in piped.read_bytes()[:8192]
 
 
 async def test_replaced_functions_stay_with_their_own_rows(
