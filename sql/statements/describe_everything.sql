@@ -22,21 +22,23 @@ relations AS MATERIALIZED (
     JOIN pg_catalog.pg_class AS c ON c.oid = t.typrelid AND c.relkind = 'c'
     WHERE m.classid = 'pg_catalog.pg_type'::regclass
 ),
--- Nobody dumps rights that are the default, whether they are written down or not.
+-- Rights that are the default are not described, whether they are written down or not, and nobody dumps them.
 rights (place, owner, acl) AS (
-    SELECT 'schema', nspowner, coalesce(nspacl, acldefault('n', nspowner)) FROM tenant
-    UNION ALL
-    SELECT oid::regclass::text, relowner, coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's'::"char" ELSE 'r' END, relowner))
-    FROM relations WHERE relkind NOT IN ('c', 'i', 'I')
-    UNION ALL
-    SELECT concat_ws('.', r.oid::regclass, quote_ident(a.attname)), r.relowner, a.attacl
-    FROM relations AS r JOIN pg_catalog.pg_attribute AS a ON a.attrelid = r.oid AND a.attacl IS NOT NULL
-    UNION ALL
-    SELECT p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner))
-    FROM members AS m JOIN pg_catalog.pg_proc AS p ON p.oid = m.objid AND m.classid = 'pg_catalog.pg_proc'::regclass
-    UNION ALL
-    SELECT 'type ' || t.oid::regtype, t.typowner, coalesce(t.typacl, acldefault('T', t.typowner))
-    FROM members AS m JOIN pg_catalog.pg_type AS t ON t.oid = m.objid AND m.classid = 'pg_catalog.pg_type'::regclass
+    SELECT place, owner, acl FROM (
+        SELECT 'schema', 'n'::"char", nspowner, nspacl FROM tenant
+        UNION ALL
+        SELECT oid::regclass::text, CASE relkind WHEN 'S' THEN 's'::"char" ELSE 'r' END, relowner, relacl FROM relations
+        UNION ALL
+        SELECT concat_ws('.', r.oid::regclass, quote_ident(a.attname)), 'c', r.relowner, a.attacl
+        FROM relations AS r JOIN pg_catalog.pg_attribute AS a ON a.attrelid = r.oid AND a.attacl IS NOT NULL
+        UNION ALL
+        SELECT p.oid::regprocedure::text, 'f', p.proowner, p.proacl
+        FROM members AS m JOIN pg_catalog.pg_proc AS p ON p.oid = m.objid AND m.classid = 'pg_catalog.pg_proc'::regclass
+        UNION ALL
+        SELECT 'type ' || t.oid::regtype, 'T', t.typowner, t.typacl
+        FROM members AS m JOIN pg_catalog.pg_type AS t ON t.oid = m.objid AND m.classid = 'pg_catalog.pg_type'::regclass
+    ) AS written (place, kind, owner, acl)
+    WHERE NOT (acl @> acldefault(kind, owner) AND acl <@ acldefault(kind, owner))
 ),
 parts (part) AS (
     SELECT ROW(
@@ -154,6 +156,8 @@ parts (part) AS (
         x.privilege_type, x.is_grantable
     )
     FROM rights CROSS JOIN LATERAL pg_catalog.aclexplode(rights.acl) AS x WHERE $1
+    UNION ALL
+    SELECT ROW('no right', place) FROM rights WHERE $1 AND cardinality(acl) = 0
     UNION ALL
     SELECT ROW('right for later', a.oid) FROM pg_catalog.pg_default_acl AS a JOIN tenant ON a.defaclnamespace = tenant.oid
     WHERE $1

@@ -239,7 +239,8 @@ def is_same_later(migration: Migration, server_version: int) -> bool:
         # Another table may have other columns by then.
         if any(isinstance(node, messages.A_Star | messages.TableLikeClause) for node in nodes):
             return False
-        if any(isinstance(node, messages.String) and node.sval.strip().lower() in _MOMENTS for node in nodes):
+        # A literal, which is read once. The function of that name is called for each row.
+        if any(isinstance(node, messages.A_Const) and node.sval.sval.strip().lower() in _MOMENTS for node in nodes):
             return False
         bounds = [node for node in nodes if isinstance(node, messages.PartitionBoundSpec)]
         calls = messages.FuncCall | messages.SQLValueFunction

@@ -128,6 +128,21 @@ async def test_schema_of_migrations_comes_back_as_it_was(
 
 
 @pytest.mark.parametrize(
+    ("statement", "same"),
+    {
+        "CREATE TABLE t (at timestamptz DEFAULT now(), on_day date DEFAULT current_date)": True,
+        "CREATE TABLE t (at timestamptz DEFAULT 'now')": False,
+        "CREATE TABLE t (on_day date DEFAULT date ' Today')": False,
+        "CREATE VIEW v AS SELECT * FROM app_user": False,
+        "DO $$ BEGIN CREATE TABLE t (); END $$": False,
+    }.items(),
+)
+def test_only_what_depends_on_the_moment_makes_other_tables_later(statement: str, same: bool) -> None:
+    """now() as a default is called for each row, and the literal 'now' is read once."""
+    assert is_same_later(Migration(2, "0002_t.sql", statement), 180000) is same
+
+
+@pytest.mark.parametrize(
     "statement",
     [
         "ALTER TYPE co_point RENAME ATTRIBUTE x TO first",
