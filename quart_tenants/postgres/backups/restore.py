@@ -86,8 +86,12 @@ async def restore_tenant(
             another tenant than the one to replace, names its schema in a text, or needs something that the
             database lacks.
         UnknownTenantError: There is no tenant to replace.
-        InvalidSlugError, TenantExistsError, TenantInTrashError, FormerSlugError, RecentlyDroppedError,
-            SchemaExistsError: *slug* is not free.
+        InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
+        TenantExistsError: *slug* is taken.
+        TenantInTrashError: *slug*, or the tenant to replace, is in the trash.
+        FormerSlugError: *slug* still leads to a tenant that was renamed.
+        RecentlyDroppedError: *slug*, or the schema's name, was another tenant's until a moment ago.
+        SchemaExistsError: There is a schema of that name, which is no tenant's.
         TenantBusyError: The tenant, or the one that has the schema of the backup, is being migrated or changed, or
             another backup of that schema is being restored.
         ClientProgramError: PostgreSQL's programs are missing, too old, or do not run; or *pipe* failed.
