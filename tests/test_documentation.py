@@ -61,10 +61,10 @@ def find_broken_links(page: Path, text: str) -> list[str]:
         name, _, anchor = link.partition("#")
         target = page.parent / name if name else page
         # The site holds docs/ alone, so a page of it cannot lead out.
-        is_outside = DOCS in page.parents and DOCS not in target.resolve().parents
-        if is_outside or not target.exists():
-            broken.append(link)
-        elif anchor and anchor not in list_anchors(target.read_text(encoding="utf-8") if name else text):
+        leads = target.exists() and (DOCS not in page.parents or DOCS in target.resolve().parents)
+        if leads and anchor:
+            leads = anchor in list_anchors(target.read_text(encoding="utf-8") if name else text)
+        if not leads:
             broken.append(link)
     return broken
 

@@ -98,6 +98,12 @@ class Backup:
         domains: The verified domains of the tenant's own.
         former_slugs: The slugs that led to the tenant.
         piped: What the dump was before it was piped through a program; None if it was not.
+
+    Example:
+        ```python
+        backup = await backup_tenant(database, parse_slug("acme"), Path("acme.tar"), settings=settings)
+        print(backup.slug, backup.version, backup.size)
+        ```
     """
 
     id: int

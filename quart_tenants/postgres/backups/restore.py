@@ -98,6 +98,12 @@ async def restore_tenant(
         DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Tenants are to have roles of their own, which are not set up.
+
+    Example:
+        ```python
+        await backup_tenant(database, parse_slug("acme"), Path("acme.tar"), settings=settings)
+        tenant = await restore_tenant(database, Path("acme.tar"), parse_slug("restored"), settings=settings)
+        ```
     """
     restored = await _restore_file(
         database,
@@ -139,6 +145,11 @@ async def copy_tenant(
         on_notice: Called with a sentence for each CHECK that old rows break. The copy has it as NOT VALID.
 
     Raises what `create_tenant`, `backup_tenant` and `restore_tenant` raise.
+
+    Example:
+        ```python
+        await copy_tenant(database, parse_slug("acme"), parse_slug("acme-copy"), "A copy", settings=settings)
+        ```
     """
     name = parse_display_name(name)
     # All of this is checked before the work begins.
