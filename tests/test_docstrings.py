@@ -18,6 +18,7 @@ import quart_tenants
 import quart_tenants.sqlalchemy
 import quart_tenants.testing
 from quart_tenants import admin
+from quart_tenants import audit as audit_module
 from quart_tenants.admin import Database, Settings
 
 PACKAGE = Path(quart_tenants.__file__).parent
@@ -25,7 +26,7 @@ PUBLIC: dict[str, tuple[ModuleType, object]] = {
     f"{module.__name__}.{name}": (module, getattr(module, name))
     for module in (quart_tenants, admin, quart_tenants.testing, quart_tenants.sqlalchemy)
     for name in module.__all__
-}
+} | {"quart_tenants.audit.audit": (audit_module, audit_module.audit)}
 FUNCTIONS = {name: found for name, (_, found) in PUBLIC.items() if inspect.isfunction(found)}
 # What a number of an argument counts. Every such argument says one of these words.
 UNITS = re.compile(r"seconds|days|tenants|failures|bytes|rows|version|counter")
@@ -43,6 +44,7 @@ from sqlalchemy import text
 
 from quart_tenants import *
 from quart_tenants.admin import *
+from quart_tenants.audit import audit
 from quart_tenants.sqlalchemy import *
 from quart_tenants.testing import *
 

@@ -1,6 +1,7 @@
 """The documentation: links lead somewhere, public names have an entry, errors a remedy, drawings say what is so."""
 
 import contextlib
+import importlib
 import inspect
 import re
 import tomllib
@@ -122,6 +123,21 @@ def test_public_names_have_an_entry(module: ModuleType) -> None:
     entries = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", text, re.MULTILINE)
 
     assert sorted(entries) == sorted(module.__all__)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name_page)
+def test_names_that_a_page_imports_exist(page: Path) -> None:
+    """What an example of a page imports from the package is there."""
+    text = page.read_text(encoding="utf-8")
+    imports = re.findall(r"^ *from (quart_tenants[\w.]*) import ([\w, ]+)$", text, re.MULTILINE)
+
+    missing = [
+        f"{module}.{name}"
+        for module, names in imports
+        for name in names.split(", ")
+        if not hasattr(importlib.import_module(module), name)
+    ]
+    assert missing == []
 
 
 # Errors
