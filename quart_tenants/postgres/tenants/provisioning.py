@@ -68,7 +68,9 @@ async def create_tenant(
     While somebody writes a table that the files lock, such as a shared one that a foreign key refers to, the
     transaction is tried again and again.
 
-    Raises whatever *fill* raises, and:
+    This also raises whatever *fill* raises.
+
+    Raises:
         InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
         InvalidNameError: *name* is empty, too long or not printable.
         TenantExistsError: The slug or the schema is taken.
