@@ -24,6 +24,13 @@ def audit(event: str, **facts: object) -> None:
     Args:
         event: What happened, in the past tense, for example `login_failed`. Programs search for it.
         facts: To whom and from where, for example `user` and `address`.
+
+    This raises no error.
+
+    Example:
+        ```python
+        audit("invoice_deleted", user=get_session().user, invoice=7)
+        ```
     """
     known = _Facts((name, value) for name, value in facts.items() if value is not None)
     # The message is for other formatters; ours shows the fields (see web/logs/log_fields.py).

@@ -11,7 +11,15 @@ from typing import Any, Protocol, overload
 
 
 class Row(Protocol):
-    """A row of a result. `dict(row)` makes a dictionary of it."""
+    """A row of a result. `dict(row)` makes a dictionary of it.
+
+    Example:
+        ```python
+        async with tenant_connection() as connection:
+            rows = await connection.fetch("SELECT id, cents FROM orders")
+        orders = [dict(row) for row in rows]
+        ```
+    """
 
     @overload
     def __getitem__(self, key: str, /) -> Any: ...
@@ -77,6 +85,12 @@ class Connection(Protocol):
     """The connection that a block lends: asyncpg's own, inside a transaction that sees one tenant's tables.
 
     Times are in seconds. See asyncpg's manual for what each method does.
+
+    Example:
+        ```python
+        async def count_orders(connection: Connection) -> int:
+            return int(await connection.fetchval("SELECT count(*) FROM orders", timeout=2.0))
+        ```
     """
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str: ...

@@ -6,7 +6,12 @@ from typing import NewType
 from quart_tenants.errors import InvalidDomainError
 
 Domain = NewType("Domain", str)
-"""A domain of a tenant's own, checked by `parse_domain`."""
+"""A domain of a tenant's own, checked by `parse_domain`.
+
+Example:
+    >>> from quart_tenants.admin import Domain, parse_domain
+    >>> domain: Domain = parse_domain("shop.acme.test")
+"""
 
 _LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
@@ -31,6 +36,11 @@ def parse_domain(text: str) -> Domain:
 
     Raises:
         InvalidDomainError: It is no domain, for example because it has a port, or it has only one label.
+
+    Example:
+        >>> from quart_tenants.admin import parse_domain
+        >>> parse_domain("Shop.Acme.TEST.")
+        'shop.acme.test'
     """
     name = find_host_name(text)
     if name is None or "." not in name:

@@ -11,6 +11,14 @@ class TenantError(Exception):
     Attributes:
         code: A name for programs, which never changes.
         status: The HTTP status of an answer to this error.
+
+    Example:
+        ```python
+        @app.errorhandler(TenantError)
+        async def count_errors(error: TenantError) -> ResponseReturnValue:
+            print(error.code, error.status)
+            return await answer_tenant_error(error)
+        ```
     """
 
     code = "tenant_error"
@@ -236,7 +244,17 @@ class UnknownHostError(TenantError):
 
 
 class UnknownTenantError(TenantError):
-    """No tenant answers at this address."""
+    """No tenant answers at this address.
+
+    Example:
+        ```python
+        try:
+            async with tenant_connection("acme") as connection:
+                await connection.execute("SELECT 1")
+        except UnknownTenantError as error:
+            print(error.address)
+        ```
+    """
 
     code = "unknown_tenant"
     status = 400
@@ -388,7 +406,16 @@ class ClientProgramError(TenantError):
 
 
 class NoTenantError(TenantError, RuntimeError):
-    """No tenant was named where one is needed."""
+    """No tenant was named where one is needed.
+
+    Example:
+        ```python
+        try:
+            print(current_tenant.name)
+        except NoTenantError:
+            print("this is the domain itself, or no request")
+        ```
+    """
 
     # Also a RuntimeError, which is the only error that Werkzeug's proxies pass over when they are merely looked at:
     # by help(), isinstance(), mock.patch(), doctest, and Quart's search for an app factory.
@@ -416,7 +443,15 @@ class OtherTenantError(WrongTenantError):
 
 
 class NotLoggedInError(TenantError):
-    """Log in first."""
+    """Log in first.
+
+    Example:
+        ```python
+        user = get_session().user
+        if user is None:
+            raise NotLoggedInError
+        ```
+    """
 
     code = "not_logged_in"
     status = 401
@@ -427,7 +462,16 @@ class NotLoggedInError(TenantError):
 
 
 class InvalidCredentialsError(TenantError):
-    """The user name or the password is wrong."""
+    """The user name or the password is wrong.
+
+    Example:
+        ```python
+        async with login_attempt("ada") as attempt:
+            if not await is_password_right("ada"):
+                raise InvalidCredentialsError
+            await attempt.succeed("7")
+        ```
+    """
 
     code = "invalid_credentials"
     status = 401
@@ -588,7 +632,17 @@ class MessagesLostError(TenantError):
 
 
 class DatabaseUnavailableError(TenantError):
-    """The database cannot be reached; try again shortly."""
+    """The database cannot be reached; try again shortly.
+
+    Example:
+        ```python
+        try:
+            async with tenant_connection("acme") as connection:
+                await connection.execute("SELECT 1")
+        except DatabaseUnavailableError as error:
+            print(error.visitor_text)
+        ```
+    """
 
     code = "database_unavailable"
     status = 503
@@ -616,7 +670,15 @@ class DatabaseTimeoutError(TenantError, TimeoutError):
 
 
 class PoolExhaustedError(TenantError):
-    """All database connections are in use; try again shortly."""
+    """All database connections are in use; try again shortly.
+
+    Example:
+        ```python
+        @app.errorhandler(PoolExhaustedError)
+        async def say_busy(error: PoolExhaustedError) -> ResponseReturnValue:
+            return await answer_tenant_error(error)
+        ```
+    """
 
     code = "pool_exhausted"
     status = 503

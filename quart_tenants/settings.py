@@ -35,7 +35,13 @@ def _setting(default: object, check: Callable[[Any], object], unit: str, purpose
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings, checked. The setting `TENANTS_DOMAIN` is the attribute `domain`."""
+    """All settings, checked. The setting `TENANTS_DOMAIN` is the attribute `domain`.
+
+    Example:
+        >>> from quart_tenants.admin import read_settings
+        >>> read_settings({"TENANTS_POOL_MAX_SIZE": 4}).pool_max_size
+        4
+    """
 
     database_url: str | None = _setting(
         None,
@@ -326,6 +332,11 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
 
     Raises:
         SettingError: A value is wrong, or a `TENANTS_*` key is unknown.
+
+    Example:
+        >>> from quart_tenants.admin import read_settings
+        >>> read_settings({"TENANTS_DOMAIN": "example.com"}).domain
+        'example.com'
     """
     known = {get_key(setting): setting for setting in fields(Settings)}
     values = {}

@@ -9,7 +9,12 @@ from typing import Any, NewType
 from quart_tenants.errors import InvalidNameError, InvalidSchemaNameError, InvalidSlugError
 
 Slug = NewType("Slug", str)
-"""A tenant's subdomain, checked by `parse_slug`."""
+"""A tenant's subdomain, checked by `parse_slug`.
+
+Example:
+    >>> from quart_tenants.admin import Slug, parse_slug
+    >>> slug: Slug = parse_slug("acme")
+"""
 
 # One DNS label (RFC 1035, section 2.3.1, relaxed by RFC 1123, section 2.1: a digit may come first).
 # Its 63 characters are also the 63 bytes that PostgreSQL keeps of a name.
@@ -40,7 +45,13 @@ class _Identifier:
 
 @dataclass(frozen=True, slots=True)
 class SchemaName(_Identifier):
-    """The name of a tenant's schema, checked by `parse_schema_name`."""
+    """The name of a tenant's schema, checked by `parse_schema_name`.
+
+    Example:
+        >>> from quart_tenants.admin import parse_schema_name
+        >>> parse_schema_name("Acme Ltd").quoted
+        '"Acme Ltd"'
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,14 @@ class Tenant:
         suspended: Whether the tenant is kept but not served.
         role: The role that its blocks enter if each tenant has one; None if it has none yet.
         settings: What the app remembers about the tenant, as JSON has it. It cannot be changed here.
+
+    Example:
+        ```python
+        @app.get("/plan", host=tenants.host)
+        async def plan() -> ResponseReturnValue:
+            tenant = find_tenant()
+            return {"plan": None if tenant is None else tenant.settings.get("plan")}
+        ```
     """
 
     id: int
@@ -91,6 +110,11 @@ def parse_slug(text: str) -> Slug:
 
     Raises:
         InvalidSlugError: *text* is reserved, or no DNS label in lower case.
+
+    Example:
+        >>> from quart_tenants.admin import parse_slug
+        >>> parse_slug("acme")
+        'acme'
     """
     reason = _find_reserved(text)
     if reason is None and not _SLUG.fullmatch(text):
@@ -109,6 +133,11 @@ def parse_schema_name(text: str) -> SchemaName:
 
     Raises:
         InvalidSchemaNameError: *text* is reserved, empty, or longer than PostgreSQL keeps.
+
+    Example:
+        >>> from quart_tenants.admin import parse_schema_name
+        >>> parse_schema_name("acme").quoted
+        '"acme"'
     """
     reason = _find_reserved(text)
     if reason is None and not text:

@@ -45,6 +45,12 @@ def tenant_session(
 
     If a statement was interrupted, such as by `asyncio.timeout()` inside the block, the session can do no more, and
     leaving the block undoes everything and raises `sqlalchemy.exc.InvalidRequestError`.
+
+    Example:
+        ```python
+        async with tenant_session() as session:
+            orders = (await session.scalars(text("SELECT id FROM orders"))).all()
+        ```
     """
     given = get_current_tenant() if tenant is None else tenant
     owner = given.slug if isinstance(given, Tenant) else given
@@ -59,6 +65,12 @@ def shared_session(**options: Any) -> AbstractAsyncContextManager[AsyncSession]:
 
     Raises:
         TenantError: What `shared_connection` raises.
+
+    Example:
+        ```python
+        async with shared_session() as session:
+            await session.execute(text("UPDATE plans SET price = 900 WHERE id = 1"))
+        ```
     """
     return _lend(shared_connection(), _SHARED, options)
 
@@ -73,6 +85,18 @@ async def session_on(connection: Connection, **options: Any) -> AsyncIterator[As
     Args:
         connection: Such as the one that `create(…, fill=…)` hands over.
         options: Of `AsyncSession`. `expire_on_commit` is False, because nothing can be loaded without an await.
+
+    Raises:
+        sqlalchemy.exc.DBAPIError: PostgreSQL refused a statement, or what is written when the context is left.
+
+    Example:
+        ```python
+        async def add_first_user(connection: Connection) -> None:
+            async with session_on(connection) as session:
+                await session.execute(text("INSERT INTO users (email) VALUES ('ada@acme.test')"))
+
+        await tenants.create("acme", fill=add_first_user)
+        ```
     """
     async with connection.transaction(), _open(connection, options) as session:
         yield session

@@ -36,6 +36,14 @@ class TenantClient(QuartClient):
     Attributes:
         tenant: The tenant at whose host the client asks.
         exchanges: All requests that were made by `open`, `get`, `post` and so on, for `hunt_leaks`.
+
+    Example:
+        ```python
+        async def test_page_needs_a_login(ada: TenantClient) -> None:
+            assert (await ada.get("/me")).status_code == 401
+            await ada.log_in("7")
+            assert (await ada.get("/me")).status_code == 200
+        ```
     """
 
     # pytest would take it for a class of tests.

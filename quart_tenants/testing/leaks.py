@@ -22,7 +22,14 @@ _MADE = re.compile(rb"(?<![0-9A-Za-z])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]
 
 
 class LeakFoundError(AssertionError):
-    """Something of one tenant's was in an answer to another."""
+    """Something of one tenant's was in an answer to another.
+
+    Example:
+        ```python
+        with pytest.raises(LeakFoundError):
+            await hunt_leaks(ada, eve)
+        ```
+    """
 
 
 async def hunt_leaks(client: TenantClient, other: TenantClient, *, ignore: Collection[str] = ()) -> int:
@@ -50,6 +57,15 @@ async def hunt_leaks(client: TenantClient, other: TenantClient, *, ignore: Colle
         LeakFoundError: A text of the first tenant's was in an answer. It says which, and where.
         TypeError: One of them is no client of `client_for`.
         ValueError: Both clients are of one tenant, or there is nothing to look for.
+
+    Example:
+        ```python
+        async def test_nothing_leaks(ada: TenantClient, eve: TenantClient) -> None:
+            await ada.post("/notes", json={"text": "ada's secret plan"})
+            await ada.get("/notes")
+
+            await hunt_leaks(ada, eve)
+        ```
     """
     for given in (client, other):
         if not isinstance(given, TenantClient):

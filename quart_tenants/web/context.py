@@ -187,7 +187,16 @@ def get_current_tenant() -> Tenant:
 
 
 def find_tenant() -> Tenant | None:
-    """Return the tenant of the current request or websocket, or None if there is none, whatever the reason."""
+    """Return the tenant of the current request or websocket, or None if there is none, whatever the reason.
+
+    This raises no error.
+
+    Example:
+        ```python
+        tenant = find_tenant()
+        print("the domain itself" if tenant is None else tenant.slug)
+        ```
+    """
     try:
         return find_current_tenant()
     except (TenantError, RuntimeError):
@@ -217,6 +226,13 @@ current_tenant = cast("Tenant", _CurrentTenant(get_current_tenant))
 
 It is false where there is none, also at an address that no tenant has: `{% if current_tenant %}`. Using anything of it
 there raises `NoTenantError` or `UnknownTenantError`.
+
+Example:
+    ```python
+    @app.get("/", host=tenants.any_host)
+    async def index() -> str:
+        return current_tenant.name if current_tenant else "the domain itself"
+    ```
 """
 
 
@@ -243,6 +259,15 @@ def tenant_connection(
 
     Entering the block raises `UnknownTenantError` if no tenant has that slug. Entering and leaving it raise what
     `Database.tenant_connection` says.
+
+    Example:
+        ```python
+        @app.get("/orders", host=tenants.host)
+        async def orders() -> ResponseReturnValue:
+            async with tenant_connection() as connection:
+                rows = await connection.fetch("SELECT id, cents FROM orders ORDER BY id")
+            return {"orders": [dict(row) for row in rows]}
+        ```
     """
     current = find_current_tenant()
     given = tenant if tenant is not None else current or get_current_tenant()
@@ -266,6 +291,12 @@ def shared_connection() -> AbstractAsyncContextManager[Connection]:
         SettingError: `TENANTS_SHARED_SCHEMAS` names no schema.
 
     Entering and leaving the block raise what `Database.tenant_connection` says.
+
+    Example:
+        ```python
+        async with shared_connection() as connection:
+            await connection.execute("UPDATE plans SET price = $1 WHERE id = $2", 900, 1)
+        ```
     """
     state = get_state()
     return state.database.shared_connection(shared_version=state.registry.shared_version)

@@ -70,6 +70,17 @@ class QuartTenants(TenantState):
         commands: The click group `quart tenants`, to which an app may add commands.
         answer_headers: The headers of every answer. `answer_headers.add({…})` adds headers of the app.
         sign_in_endpoint: The endpoint of the app's sign-in page, to which `login_required` redirects browsers.
+
+    Example:
+        ```python
+        app = Quart(__name__, host_matching=True, static_folder=None)
+        app.config["TENANTS_MIGRATIONS_DIR"] = "migrations"
+        tenants = QuartTenants(app)
+
+        @app.get("/", host=tenants.host)
+        async def index() -> str:
+            return current_tenant.name
+        ```
     """
 
     host = TENANT_HOST

@@ -22,6 +22,13 @@ class TenantEvent:
         tenant: The tenant as it is now; None after a drop and a purge.
         source_id: After a copy the number of the tenant that was copied.
         former_slug: After a rename the slug of before.
+
+    Example:
+        ```python
+        @tenants.on_renamed
+        async def tell(event: TenantEvent) -> None:
+            print(event.tenant_id, event.former_slug, event.slug)
+        ```
     """
 
     tenant_id: int

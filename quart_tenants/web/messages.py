@@ -31,12 +31,6 @@ async def publish(
 ) -> None:
     """Send *message* to all who have subscribed to *topic* at one tenant, on every worker.
 
-    ```python
-    async with tenant_connection() as connection:
-        number = await connection.fetchval("INSERT INTO notes (text) VALUES ($1) RETURNING id", text)
-        await publish({"added": number}, connection=connection)
-    ```
-
     With *connection* the message is sent when its block is saved, and not at all if the block is rolled back. Without,
     it is sent at once. Nobody keeps it: who subscribes later does not get it.
 
@@ -51,6 +45,13 @@ async def publish(
         TypeError: It is no JSON.
         NoTenantError: No tenant is named and there is no current one.
         DatabaseUnavailableError: The database cannot be reached.
+
+    Example:
+        ```python
+        async with tenant_connection() as connection:
+            number = await connection.fetchval("INSERT INTO notes (text) VALUES ($1) RETURNING id", "new")
+            await publish({"added": number}, connection=connection)
+        ```
     """
     state = get_state()
     tenant_id = (tenant or get_current_tenant()).id
@@ -65,14 +66,6 @@ async def publish(
 async def subscribe(topic: str = "", *, tenant: Tenant | None = None) -> AsyncIterator[Subscription]:
     """Get what is published to *topic* at one tenant, from the moment on at which the block begins.
 
-    ```python
-    @app.websocket("/live", host=tenants.host)
-    async def live() -> None:
-        async with subscribe() as messages:
-            async for message in messages:
-                await websocket.send_json(message)
-    ```
-
     A step of the iteration raises `MessagesLostError` where messages may be missing: the connection broke, or this
     subscriber had not taken the last 1,000. Read again what the page shows, and go on with the iteration.
 
@@ -85,6 +78,15 @@ async def subscribe(topic: str = "", *, tenant: Tenant | None = None) -> AsyncIt
         SettingError: The URL in `TENANTS_DIRECT_DATABASE_URL` cannot be understood.
         DatabaseUnavailableError: The database cannot be reached.
         DatabaseRefusedError: A pooler stands between; `TENANTS_DIRECT_DATABASE_URL` goes around it.
+
+    Example:
+        ```python
+        @app.websocket("/live", host=tenants.host)
+        async def live() -> None:
+            async with subscribe() as messages:
+                async for message in messages:
+                    await websocket.send_json(message)
+        ```
     """
     hub = get_state().messages
     tenant_id = (tenant or get_current_tenant()).id

@@ -35,12 +35,6 @@ async def for_each_tenant(work: Callable[[Tenant], Awaitable[T]], *, jobs: int =
     `current_tenant`, and `tenant_connection()` lends its connection. An exception of one tenant does not stop the
     others. A cancellation stops all.
 
-    ```python
-    async with app.app_context(), tenants.running():
-        results = await for_each_tenant(send_digest)
-    failed = [result for result in results if result.error is not None]
-    ```
-
     Args:
         work: An async function.
         jobs: How many tenants are worked for at the same time. Each may need a connection of the pool.
@@ -50,6 +44,17 @@ async def for_each_tenant(work: Callable[[Tenant], Awaitable[T]], *, jobs: int =
         ValueError: *jobs* is less than 1.
         NoTenantError: There is no current app, or it has no tenants.
         RegistryStaleError: This worker cannot know which tenants there are.
+
+    Example:
+        ```python
+        async def count_orders(tenant: Tenant) -> int:
+            async with tenant_connection() as connection:
+                return int(await connection.fetchval("SELECT count(*) FROM orders"))
+
+        async with app.app_context(), tenants.running():
+            results = await for_each_tenant(count_orders, jobs=2)
+        failed = [result for result in results if result.error is not None]
+        ```
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: give 1 or more")

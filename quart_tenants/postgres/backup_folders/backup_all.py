@@ -66,6 +66,13 @@ class BackupReport:
         unknown: The newest files of tenants that the database does not have any more, also not in the trash.
         notes: What the operator should know about the manifest.
         seconds: The duration.
+
+    Example:
+        ```python
+        report = await backup_all_tenants(database, Path("backups"), settings=settings)
+        for slug, error in report.failed:
+            print(slug, error)
+        ```
     """
 
     began_at: datetime
@@ -103,7 +110,7 @@ async def backup_all_tenants(
         folder: For the backups of this database only. It is made if it is missing.
         settings: They have the address of the database.
         jobs: How many tenants are backed up at the same time.
-        keep_days: Delete files that are older than this, except the newest good one of each tenant.
+        keep_days: Delete files that are older than so many days, except the newest good one of each tenant.
         verify: How many tenants' backups are restored in a transaction that is rolled back, and compared; they are
             chosen by chance. It is not possible with *pipe*.
         pipe: A program that each dump is piped through, such as one that encrypts it.
@@ -114,6 +121,12 @@ async def backup_all_tenants(
         BackupFileError: *folder* cannot be used, is in use, or holds backups of another database.
         DatabaseUnavailableError: The database cannot be reached.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        report = await backup_all_tenants(database, Path("backups"), settings=settings, jobs=1, keep_days=14)
+        print(len(report.made), f"{report.seconds:.1f} s")
+        ```
     """
     began = time.monotonic()
     now, name = await _find_database(database)

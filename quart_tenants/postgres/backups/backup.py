@@ -110,6 +110,11 @@ async def backup_tenant(
         ClientProgramError: PostgreSQL's programs are missing, too old, or do not run; or *pipe* failed.
         DatabaseRefusedError: PostgreSQL refused it, for example for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        await backup_tenant(database, parse_slug("acme"), Path("acme.tar"), settings=settings, verify=True)
+        ```
     """
     if verify and pipe is not None:
         raise BackupFileError(

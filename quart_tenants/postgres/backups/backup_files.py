@@ -127,6 +127,12 @@ def read_backup(file: Path) -> Backup:
 
     Raises:
         BackupFileError: It is no backup, or cannot be read.
+
+    Example:
+        ```python
+        await backup_tenant(database, parse_slug("acme"), Path("acme.tar"), settings=settings)
+        print(read_backup(Path("acme.tar")).made_at)
+        ```
     """
     try:
         with file.open("rb", buffering=0) as opened:

@@ -99,6 +99,12 @@ class Backup:
         former_slugs: The slugs that led to the tenant.
         piped: What the dump was before it was piped through a program; None if it was not.
         settings: What the app remembered about the tenant. With *piped* it is empty.
+
+    Example:
+        ```python
+        backup = await backup_tenant(database, parse_slug("acme"), Path("acme.tar"), settings=settings)
+        print(backup.slug, backup.version, backup.size)
+        ```
     """
 
     id: int

@@ -27,6 +27,12 @@ class Pipe:
     Attributes:
         program: Its full path.
         arguments: Its arguments, which nobody is shown: they may be secret.
+
+    Example:
+        ```python
+        pipe = parse_pipe("gzip -9")
+        print(pipe.name)
+        ```
     """
 
     program: Path
@@ -43,6 +49,13 @@ def parse_pipe(text: str) -> Pipe:
 
     Raises:
         ClientProgramError: The quotes do not match, or there is no such program.
+
+    Example:
+        ```python
+        await backup_tenant(
+            database, parse_slug("acme"), Path("acme.tar"), settings=settings, pipe=parse_pipe("gzip -9")
+        )
+        ```
     """
     try:
         words = shlex.split(text)

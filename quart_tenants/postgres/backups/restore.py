@@ -86,14 +86,24 @@ async def restore_tenant(
             another tenant than the one to replace, names its schema in a text, or needs something that the
             database lacks.
         UnknownTenantError: There is no tenant to replace.
-        InvalidSlugError, TenantExistsError, TenantInTrashError, FormerSlugError, RecentlyDroppedError,
-            SchemaExistsError: *slug* is not free.
+        InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
+        TenantExistsError: *slug* is taken.
+        TenantInTrashError: *slug*, or the tenant to replace, is in the trash.
+        FormerSlugError: *slug* still leads to a tenant that was renamed.
+        RecentlyDroppedError: *slug*, or the schema's name, was another tenant's until a moment ago.
+        SchemaExistsError: There is a schema of that name, which is no tenant's.
         TenantBusyError: The tenant, or the one that has the schema of the backup, is being migrated or changed, or
             another backup of that schema is being restored.
         ClientProgramError: PostgreSQL's programs are missing, too old, or do not run; or *pipe* failed.
         DatabaseRefusedError: PostgreSQL refused it, such as for a lack of rights.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Tenants are to have roles of their own, which are not set up.
+
+    Example:
+        ```python
+        await backup_tenant(database, parse_slug("acme"), Path("acme.tar"), settings=settings)
+        tenant = await restore_tenant(database, Path("acme.tar"), parse_slug("restored"), settings=settings)
+        ```
     """
     restored = await _restore_file(
         database,
@@ -135,6 +145,11 @@ async def copy_tenant(
         on_notice: Called with a sentence for each CHECK that old rows break. The copy has it as NOT VALID.
 
     Raises what `create_tenant`, `backup_tenant` and `restore_tenant` raise.
+
+    Example:
+        ```python
+        await copy_tenant(database, parse_slug("acme"), parse_slug("acme-copy"), "A copy", settings=settings)
+        ```
     """
     name = parse_display_name(name)
     # All of this is checked before the work begins.

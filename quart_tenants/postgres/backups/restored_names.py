@@ -36,6 +36,14 @@ class RestoredNames:
         claimed: Domains that the tenant claims now. They are served when DNS has proved them again.
         redirected: Former slugs that lead to the tenant.
         refused: Names that the tenant did not get, each with the reason.
+
+    Example:
+        ```python
+        backup = await backup_tenant(database, parse_slug("acme"), Path("acme.tar"), settings=settings)
+        tenant = await restore_tenant(database, Path("acme.tar"), parse_slug("restored"), settings=settings)
+        names = await restore_names(database, backup, tenant, settings=settings)
+        print(names.claimed, names.redirected, names.refused)
+        ```
     """
 
     claimed: list[Domain] = field(default_factory=list)
@@ -59,6 +67,14 @@ async def restore_names(database: Database, backup: Backup, tenant: Tenant, *, s
         UnknownTenantError: The tenant was renamed or dropped meanwhile.
         TenantInTrashError: The tenant was dropped meanwhile.
         TenantBusyError: The tenant is being migrated or changed.
+
+    Example:
+        ```python
+        backup = await backup_tenant(database, parse_slug("acme"), Path("acme.tar"), settings=settings)
+        tenant = await restore_tenant(database, Path("acme.tar"), parse_slug("restored"), settings=settings)
+        names = await restore_names(database, backup, tenant, settings=settings)
+        print(names.claimed, names.redirected, names.refused)
+        ```
     """
     names = RestoredNames()
     if not backup.domains and not backup.former_slugs:

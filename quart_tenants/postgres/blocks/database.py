@@ -40,7 +40,16 @@ _QUERIES_FOR_MANY_TENANTS = 4_000
 
 
 class Database:
-    """One asyncpg pool, lent block by block."""
+    """One asyncpg pool, lent block by block.
+
+    Example:
+        ```python
+        async with await Database.open(settings, max_size=1) as opened:
+            tenant = await get_tenant(opened, parse_slug("acme"))
+            async with opened.tenant_connection(tenant) as connection:
+                print(await connection.fetchval("SELECT current_schema()"))
+        ```
+    """
 
     def __init__(self, pool: ConnectionPool, settings: Settings, *, shares: Shares | None = None) -> None:
         self._pool = pool

@@ -49,6 +49,12 @@ class FleetPlan:
         behind: The tenants to migrate, in this order.
         canaries: How many of them are migrated first. If one fails, no other tenant is migrated.
         up_to_date: How many tenants are at the target already.
+
+    Example:
+        ```python
+        plan = await plan_fleet(database, settings=settings, canary=1)
+        print(plan.target_version, [tenant.slug for tenant in plan.behind])
+        ```
     """
 
     migrations: tuple[Migration, ...]
@@ -89,6 +95,12 @@ async def plan_fleet(
         UnknownTenantError: There is no tenant with that slug.
         TenantInTrashError: The tenant is in the trash.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        plan = await plan_fleet(database, settings=settings, slugs=[parse_slug("acme")])
+        print(plan.target_file, plan.up_to_date)
+        ```
     """
     migrations = get_tenant_migrations(settings)
     if to is not None and not 1 <= to <= len(migrations):

@@ -65,6 +65,12 @@ class FleetReport:
         left: Tenants that were not migrated because a canary failed, too many failed, or the database was lost.
         lost_database: Whether the database could not be reached at the end.
         seconds: The duration.
+
+    Example:
+        ```python
+        report = await migrate_fleet(database, await plan_fleet(database, settings=settings), settings=settings)
+        print(len(report.migrated), len(report.failed), f"{report.seconds:.1f} s")
+        ```
     """
 
     plan: FleetPlan
@@ -101,6 +107,16 @@ async def migrate_fleet(
         max_failures: Stop after this many failures; default: never.
         on_outcome: Called for each tenant when it is finished.
         on_blocked: Called with a tenant whose migration waits, and a sentence that says for whom.
+
+    An error of one tenant is in the report and raises nothing. If *on_outcome* or *on_blocked* raises, the run ends.
+
+    Example:
+        ```python
+        plan = await plan_fleet(database, settings=settings, canary=1)
+        report = await migrate_fleet(database, plan, settings=settings, jobs=4, max_failures=20)
+        for outcome in report.failed:
+            print(outcome.tenant.slug, outcome.error)
+        ```
     """
     began = time.monotonic()
     report = FleetReport(plan)

@@ -94,6 +94,12 @@ class FleetStatus:
         shared_names: Names that are in a tenant's schema and in a shared one.
         majorities: What the tenants at each version were compared with; None if they were not compared.
         drift: Tenants whose tables differ from those of the majority; None if they were not compared.
+
+    Example:
+        ```python
+        status = await get_fleet_status(database, settings=settings)
+        print(status.tenants, status.newest_version, [tenant.slug for tenant in status.behind])
+        ```
     """
 
     newest_version: int
@@ -128,6 +134,13 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
         MigrationFileError: A file is misnamed, missing or unreadable.
         RegistryNotReadyError: There is no registry yet.
         DatabaseTimeoutError: A query took longer than `TENANTS_COMMAND_TIMEOUT`.
+
+    Example:
+        ```python
+        status = await get_fleet_status(database, settings=settings, drift=False)
+        for version in status.versions:
+            print(version.version, version.count)
+        ```
     """
     migrations = get_tenant_migrations(settings)
     newest = len(migrations)

@@ -56,6 +56,12 @@ async def init_registry(database: Database) -> int:
         MigrationFailedError: A migration failed, for example for a lack of rights. The database is unchanged.
         DatabaseTimeoutError: Somebody uses a table of the registry. The error says who. The database is unchanged.
         RegistryNotReadyError: This role may not create the schema, or this program is too old for the registry.
+
+    Example:
+        ```python
+        number = await init_registry(database)
+        print(f"{number} migrations of the registry ran")
+        ```
     """
     tries = ShortWaits(
         database, lambda in_the_way: DatabaseTimeoutError(f"the registry is as it was: {in_the_way}; try again shortly")
@@ -119,6 +125,12 @@ async def list_tenants(database: Database) -> list[Tenant]:
 
     Raises:
         RegistryNotReadyError: There is no registry.
+
+    Example:
+        ```python
+        for tenant in await list_tenants(database):
+            print(tenant.slug, tenant.name)
+        ```
     """
     async with database.connection() as connection:
         await check_registry(connection)
@@ -131,6 +143,12 @@ async def get_tenant(database: Database, slug: Slug) -> Tenant:
     Raises:
         UnknownTenantError: There is no such tenant, or it is in the trash.
         RegistryNotReadyError: There is no registry.
+
+    Example:
+        ```python
+        tenant = await get_tenant(database, parse_slug("acme"))
+        print(tenant.schema, tenant.version)
+        ```
     """
     async with database.connection() as connection:
         await check_registry(connection)

@@ -166,6 +166,12 @@ async def end_user_sessions(database: Database, tenant: Tenant, username: str) -
         TypeError: *username* is no text, for example a number.
         ValueError: *username* is empty.
         DatabaseUnavailableError: The database cannot be reached; nothing was ended.
+
+    Example:
+        ```python
+        generation = await end_user_sessions(tenants.database, current_tenant, "7")
+        await start_session("7", generation=generation)
+        ```
     """
     async with database.connection() as connection:
         generation = await end_user_sessions_in(connection, tenant.id, username)

@@ -72,6 +72,12 @@ async def migrate_shared(database: Database, *, settings: Settings) -> tuple[Mig
         SharedNameError: A name would be in a tenant's schema and in a shared one.
         RegistryNotReadyError: There is no registry yet, or a schema cannot be made.
         RolesNotReadyError: Tenants have roles, and these cannot be given what is shared.
+
+    Example:
+        ```python
+        for migration in await migrate_shared(database, settings=settings):
+            print(migration.name)
+        ```
     """
     if not settings.shared_schemas:
         return ()

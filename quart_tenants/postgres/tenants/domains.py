@@ -65,6 +65,12 @@ class CustomDomain:
         slug: The slug of the tenant.
         token: The text that the owner of the domain must put into DNS.
         verified: Whether DNS has shown the token, or an operator vouched for the domain. If not, it is not served.
+
+    Example:
+        ```python
+        for domain in await list_domains(database):
+            print(domain.domain, domain.record_name, domain.record_value, domain.verified)
+        ```
     """
 
     domain: Domain
@@ -108,6 +114,14 @@ async def add_domain(
         TenantInTrashError: The tenant was dropped.
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        domain = await add_domain(
+            database, parse_slug("acme"), parse_domain("shop.acme.test"), settings=settings, trusted=True
+        )
+        print(domain.verified)
+        ```
     """
     check_outside(domain, settings)
     tries = tries_on(database, slug)
@@ -137,9 +151,20 @@ async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain
 
     Its tenant may have it back at once, and another tenant after `TENANTS_REGISTRY_MAX_AGE`.
 
+    Args:
+        database: The database of the tenant.
+        domain: A domain that a tenant has or claims.
+
     Raises:
         UnknownDomainError: No tenant has or claims the domain.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        domain = parse_domain("shop.acme.test")
+        await add_domain(database, parse_slug("acme"), domain, settings=settings, trusted=True)
+        await remove_domain(database, domain)
+        ```
     """
     async with database.connection() as connection:
         await check_registry(connection)
@@ -159,6 +184,12 @@ async def list_domains(database: Database, slug: Slug | None = None) -> list[Cus
     Raises:
         UnknownTenantError: There is no such tenant.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        for domain in await list_domains(database, parse_slug("acme")):
+            print(domain.domain, domain.verified)
+        ```
     """
     async with database.connection() as connection:
         await check_registry(connection)

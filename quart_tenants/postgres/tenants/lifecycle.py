@@ -47,6 +47,12 @@ async def suspend_tenant(database: Database, slug: Slug) -> Tenant:
         TenantInTrashError: The tenant is in the trash.
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        tenant = await suspend_tenant(database, parse_slug("acme"))
+        print(tenant.suspended)
+        ```
     """
     return await _change(database, slug, _SUSPEND)
 
@@ -59,6 +65,12 @@ async def resume_tenant(database: Database, slug: Slug) -> Tenant:
         TenantInTrashError: The tenant is in the trash.
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        await suspend_tenant(database, parse_slug("acme"))
+        tenant = await resume_tenant(database, parse_slug("acme"))
+        ```
     """
     return await _change(database, slug, _RESUME)
 
@@ -77,6 +89,12 @@ async def change_tenant_settings(database: Database, slug: Slug, changes: Mappin
         TenantInTrashError: The tenant is in the trash.
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        tenant = await change_tenant_settings(database, parse_slug("acme"), {"plan": "large", "trial_until": None})
+        print(tenant.settings["plan"])
+        ```
     """
     kept = {name: value for name, value in changes.items() if value is not None}
     removed = [name for name, value in changes.items() if value is None]
@@ -122,6 +140,11 @@ async def rename_tenant(
         RecentlyDroppedError: *new_slug* was another tenant's until a moment ago.
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        await rename_tenant(database, parse_slug("acme"), parse_slug("acme-ltd"), settings=settings, redirect_days=7)
+        ```
     """
     check_not_reserved(new_slug, settings)
     days = settings.redirect_days if redirect_days is None else redirect_days

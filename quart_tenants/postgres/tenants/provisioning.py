@@ -68,7 +68,9 @@ async def create_tenant(
     While somebody writes a table that the files lock, such as a shared one that a foreign key refers to, the
     transaction is tried again and again.
 
-    Raises whatever *fill* raises, and:
+    This also raises whatever *fill* raises.
+
+    Raises:
         InvalidSlugError: *slug* is reserved by `TENANTS_RESERVED_SLUGS`.
         InvalidNameError: *name* is empty, too long or not printable.
         TenantExistsError: The slug or the schema is taken.
@@ -82,6 +84,14 @@ async def create_tenant(
         SharedNameError: A name is in the tenant's schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Each tenant must have a role, but roles are not set up, or this role may not make them.
+
+    Example:
+        ```python
+        async def add_first_user(connection: Connection) -> None:
+            await connection.execute("INSERT INTO app_user (username, password) VALUES ($1, $2)", "ada", "…")
+
+        await create_tenant(database, parse_slug("initech"), "Initech", settings=settings, fill=add_first_user)
+        ```
     """
     check_not_reserved(slug, settings)
     name = parse_display_name(name)
@@ -113,6 +123,12 @@ async def create_tenants(
         on_created: Called for each new tenant.
 
     Raises what `create_tenant` raises, for the first slug that cannot be a tenant's.
+
+    Example:
+        ```python
+        names = {parse_slug("initech"): "Initech", parse_slug("hooli"): "Hooli"}
+        number = await create_tenants(database, names, settings=settings, jobs=2)
+        ```
     """
     for slug in names:
         check_not_reserved(slug, settings)
@@ -154,7 +170,7 @@ async def adopt_schemas(
         database: The database with the schemas.
         schemas: The schemas by slug. The slug becomes the display name, too.
         settings: They say which slugs are reserved and where the migrations are.
-        version: The newest migration whose changes the schemas contain already; 0 for none.
+        version: The version of the tables: the newest migration whose changes the schemas contain already; 0 for none.
 
     Raises:
         InvalidSlugError: A slug is reserved by `TENANTS_RESERVED_SLUGS`.
@@ -167,6 +183,15 @@ async def adopt_schemas(
         SharedNameError: A name is in the tenant's schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: This role may not give a schema, or an object in it, to the owner role.
+
+    Example:
+        ```python
+        async with database.connection() as connection:
+            await connection.execute("CREATE SCHEMA initech")
+        await adopt_schemas(
+            database, {parse_slug("initech"): parse_schema_name("initech")}, settings=settings, version=0
+        )
+        ```
     """
     migrations = get_tenant_migrations(settings)
     if not 0 <= version <= len(migrations):

@@ -109,6 +109,12 @@ async def purge_trash(
         DatabaseRefusedError: PostgreSQL refused to drop something, for example for a lack of rights.
         DatabaseUnavailableError: The database cannot be reached.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        await drop_tenant(database, parse_slug("acme"))
+        await purge_trash(database, settings=settings, slugs=[parse_slug("acme")])
+        ```
     """
     tenants = await find_purgeable(database, settings=settings, slugs=slugs, older_than_days=older_than_days)
     return await purge_tenants(database, tenants, including_dependents=including_dependents)

@@ -73,6 +73,12 @@ class ReadyReport:
         made: How many were made.
         removed: How many were thrown away, because they no longer fit or were too many.
         ready: How many there are that a new tenant can take.
+
+    Example:
+        ```python
+        report = await prepare_tenants(database, settings=settings)
+        print(report.made, report.removed, report.ready)
+        ```
     """
 
     made: int = 0
@@ -100,6 +106,12 @@ async def prepare_tenants(database: Database, *, settings: Settings, wait: bool 
         DependentsError: Something outside depends on a schema that does not fit any more.
         RegistryNotReadyError: There is no registry yet.
         RolesNotReadyError: Each tenant must have a role, but roles are not set up.
+
+    Example:
+        ```python
+        report = await prepare_tenants(database, settings=replace(settings, ready_tenants=2))
+        print(report.ready)
+        ```
     """
     migrations = get_tenant_migrations(settings)
     # In a thread: the parser is loaded, and a worker serves meanwhile.

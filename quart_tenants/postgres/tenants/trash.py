@@ -50,6 +50,12 @@ class TrashedTenant:
         name: Its display name.
         dropped_at: The time of the drop.
         half_purged: Whether its deletion has begun, so that it cannot come back.
+
+    Example:
+        ```python
+        for tenant in await list_trash(database):
+            print(tenant.slug, tenant.dropped_at, tenant.half_purged)
+        ```
     """
 
     id: int
@@ -77,6 +83,11 @@ async def drop_tenant(database: Database, slug: Slug, *, including_dependents: b
         TenantInTrashError: The tenant is in the trash already.
         TenantBusyError: The tenant is being migrated or changed.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        await drop_tenant(database, parse_slug("acme"))
+        ```
     """
     tries = tries_on(database, slug)
     while True:
@@ -117,6 +128,12 @@ async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -
         TenantBusyError: The tenant is being changed.
         SharedNameError: A name is in its schema and in a shared one.
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        await drop_tenant(database, parse_slug("acme"))
+        await undrop_tenant(database, parse_slug("acme"), settings=settings)
+        ```
     """
     tries = tries_on(database, slug)
     while True:
@@ -147,6 +164,12 @@ async def list_trash(database: Database) -> list[TrashedTenant]:
 
     Raises:
         RegistryNotReadyError: There is no registry yet.
+
+    Example:
+        ```python
+        await drop_tenant(database, parse_slug("acme"))
+        print([tenant.slug for tenant in await list_trash(database)])
+        ```
     """
     async with database.connection() as connection:
         await check_registry(connection)

@@ -58,6 +58,15 @@ async def answer_tenant_error(error: TenantError) -> Response:
 
     A browser that asks for a page gets `tenant_error.html` of the app's templates, or a plain page. Everybody else gets
     a problem document. An error handler of the app's own may call this.
+
+    This raises no error of its own. If the template fails, the log has that error, and the visitor gets the plain page.
+
+    Example:
+        ```python
+        @app.errorhandler(PoolExhaustedError)
+        async def say_busy(error: PoolExhaustedError) -> ResponseReturnValue:
+            return await answer_tenant_error(error)
+        ```
     """
     if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return await _answer_bug(error)

@@ -21,6 +21,17 @@ def retry_reads(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     fails with PostgreSQL's own error, and does not write twice. Everything else that the view does, such as a call to
     another service, happens twice. The view does not run again for an exhausted pool, a time-out, a database that
     cannot be reached, or a stream that breaks after the view has returned it.
+
+    If the second run fails, too, its error is raised.
+
+    Example:
+        ```python
+        @app.get("/orders", host=tenants.host)
+        @retry_reads
+        async def orders() -> ResponseReturnValue:
+            async with tenant_connection() as connection:
+                return {"count": await connection.fetchval("SELECT count(*) FROM orders")}
+        ```
     """
 
     @functools.wraps(view)

@@ -28,6 +28,16 @@ class RowJSONProvider(DefaultJSONProvider):
     - ranges: `{"lower": 1, "upper": 5, "bounds": "[)"}`, with null for no limit; `"bounds": "empty"` for none at all.
     - NaN and the infinities of float: null.
     - json and jsonb: a text, as the driver gives it; the value itself after `tenants.on_connect(embed_json)`.
+
+    Example:
+        ```python
+        app.json = RowJSONProvider(app)
+
+        @app.get("/orders", host=tenants.host)
+        async def orders() -> ResponseReturnValue:
+            async with tenant_connection() as connection:
+                return {"orders": await connection.fetch("SELECT id, cents FROM orders")}
+        ```
     """
 
     def dumps(self, obj: Any, **options: Any) -> str:
@@ -64,6 +74,13 @@ async def embed_json(connection: "DriverConnection") -> None:
 
     Use it as `tenants.on_connect(embed_json)`. A view that needs the content says `msgspec.json.decode(value)`.
     Parameters are JSON texts or `msgspec.Raw` values.
+
+    This raises no error of its own.
+
+    Example:
+        ```python
+        tenants.on_connect(embed_json)
+        ```
     """
     for name in _JSON_TYPES:
         await connection.set_type_codec(

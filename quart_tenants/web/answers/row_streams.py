@@ -25,12 +25,6 @@ _STREAMS = "quart_tenants.streams"
 async def stream_rows(statement: str, *arguments: object, key: str = "data") -> Response:
     """Answer `{"data": […]}` with all rows of *statement* at the current tenant, as `RowJSONProvider` writes them.
 
-    ```python
-    @app.get("/orders/export", host=tenants.host)
-    async def export() -> Response:
-        return await stream_rows("SELECT id, total FROM orders WHERE placed_at > $1 ORDER BY id", since)
-    ```
-
     A cursor in one read-only block reads some rows at a time, each time after the client has taken the rows before. The
     connection goes back to the pool after the last rows, or when the client goes away.
 
@@ -49,6 +43,13 @@ async def stream_rows(statement: str, *arguments: object, key: str = "data") -> 
         asyncpg.PostgresError: PostgreSQL refuses *statement*.
 
     Entering the block raises the errors that `tenant_connection` names.
+
+    Example:
+        ```python
+        @app.get("/orders/export", host=tenants.host)
+        async def export() -> Response:
+            return await stream_rows("SELECT id, total FROM orders WHERE total > $1 ORDER BY id", 100)
+        ```
     """
     asked = find_request()
     if not isinstance(asked, Request):

@@ -36,6 +36,16 @@ def allow_from_elsewhere(view: F) -> F:
     This is for requests that come from another site on purpose, such as the answer of a SAML identity provider. Such a
     view must not trust the session; it has to check what it is sent. Callers that are no browsers, such as webhooks,
     do not need this.
+
+    This raises no error.
+
+    Example:
+        ```python
+        @app.post("/saml/acs", host=tenants.host)
+        @allow_from_elsewhere
+        async def saml() -> str:
+            return "checked by its signature, not by a session"
+        ```
     """
     setattr(view, _EXEMPT, True)
     return view

@@ -215,6 +215,11 @@ def tenant_url(tenant: Tenant | str | None, endpoint: str, **values: Any) -> str
         SettingError: There is no request, and `TENANTS_PUBLIC_URL` is not set.
         werkzeug.routing.BuildError: There is no such endpoint at such a host, or a value is missing.
         NoTenantError: There is no current app, or it has no tenants.
+
+    Example:
+        ```python
+        link = tenant_url("acme", "invitation", token="a1b2")
+        ```
     """
     state = get_state()
     asked = find_request()

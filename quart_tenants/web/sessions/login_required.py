@@ -26,18 +26,20 @@ def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T |
     A browser is sent to the app's sign-in page, if `QuartTenants.sign_in_endpoint` names one. After a GET the address
     of that page has `?next=/path`, which `get_next_path` reads. Everybody else is answered 401.
 
-    ```python
-    tenants.sign_in_endpoint = "sign_in"
-
-    @app.get("/notes", host=tenants.host)
-    @login_required
-    async def notes() -> str: ...
-    ```
-
     Raises:
         NotLoggedInError: Nobody is logged in, and there is no sign-in page, or this is no browser.
         WrongTenantError: The session belongs to another tenant.
         SettingError: The app has no secret key.
+
+    Example:
+        ```python
+        tenants.sign_in_endpoint = "sign_in"
+
+        @app.get("/notes", host=tenants.host)
+        @login_required
+        async def notes() -> str:
+            return "only for users of this tenant"
+        ```
     """
 
     @functools.wraps(view)
@@ -62,6 +64,17 @@ def get_next_path(default: str = "/") -> str:
 
     Args:
         default: For a request without such a path.
+
+    Raises:
+        RuntimeError: There is no request here.
+
+    Example:
+        ```python
+        @app.post("/sign-in", host=tenants.host)
+        async def sign_in() -> ResponseReturnValue:
+            await start_session("7")
+            return redirect(get_next_path(), 303)
+        ```
     """
     path = request.args.get("next", "")
     # Browsers read a backslash as a slash, and leave out control characters.

@@ -24,6 +24,15 @@ class LoginAttempt:
         user: The user whom the log names if the attempt fails. Set it when there is such a user. Until then it is
             None, because a name that belongs to no user may be a password in the wrong field.
         succeeded: Whether the password was right.
+
+    Example:
+        ```python
+        async with login_attempt("ada") as attempt:
+            attempt.user = "ada"  # There is such a user, so the log may say the name.
+            if not await is_password_right("ada"):
+                raise InvalidCredentialsError
+            await attempt.succeed("7")
+        ```
     """
 
     def __init__(self, count: LoginCount, event: str) -> None:
@@ -71,14 +80,6 @@ class LoginAttempt:
 async def login_attempt(account: str, *, event: str = "login") -> AsyncIterator[LoginAttempt]:
     """Let a visitor try to log in as *account* at the current tenant, or at the domain itself, and note how it ended.
 
-    ```python
-    async with login_attempt(name) as attempt:
-        user = await find_user_by_password(name, password)
-        if user is None:
-            raise InvalidCredentialsError
-        await attempt.succeed(str(user.id))
-    ```
-
     The audit has `login_succeeded`, `login_failed` and `login_throttled`.
 
     Leaving the block without `succeed` is a failure, and counts for the account and for the visitor's address:
@@ -94,6 +95,14 @@ async def login_attempt(account: str, *, event: str = "login") -> AsyncIterator[
         TooManyLoginsError: It is too early for another attempt.
         NoTenantError: There is no current app.
         DatabaseUnavailableError: The database cannot be asked.
+
+    Example:
+        ```python
+        async with login_attempt("ada") as attempt:
+            if not await is_password_right("ada"):
+                raise InvalidCredentialsError
+            await attempt.succeed("7")
+        ```
     """
     tenant = find_current_tenant()
     tenant_id = _NO_TENANT if tenant is None else tenant.id

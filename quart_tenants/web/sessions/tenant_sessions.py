@@ -46,6 +46,13 @@ class TenantSession(SessionMixin):
         answered: Whether it is too late to set a cookie, because the answer has been made, or in a websocket.
         loaded: Whether the session was used, so that the answer depends on the cookie.
         modified: Whether the cookie has to be set again.
+
+    Example:
+        ```python
+        session = get_session()
+        session["theme"] = "dark"
+        print(session.user)
+        ```
     """
 
     def __init__(
@@ -289,6 +296,12 @@ async def start_session(user: str, *, generation: int | None = None) -> TenantSe
         ValueError: It is empty.
         SettingError: The app has no secret key.
         DatabaseUnavailableError: The database cannot be asked.
+
+    Example:
+        ```python
+        session = await start_session("7")
+        session["theme"] = "dark"
+        ```
     """
     check_username(user)
     current = get_session()
@@ -309,6 +322,14 @@ async def end_session() -> None:
         WrongTenantError: The session belongs to another tenant.
         SettingError: The app has no secret key.
         DatabaseUnavailableError: The database cannot be told. The session goes on.
+
+    Example:
+        ```python
+        @app.post("/logout", host=tenants.host)
+        async def logout() -> ResponseReturnValue:
+            await end_session()
+            return {}
+        ```
     """
     await get_session().end()
 
@@ -318,6 +339,13 @@ def get_session() -> TenantSession:
 
     Raises:
         SettingError: The app has no secret key.
+
+    Example:
+        ```python
+        user = get_session().user
+        if user is None:
+            raise NotLoggedInError
+        ```
     """
     current = see_through(session)
     if not isinstance(current, TenantSession):
