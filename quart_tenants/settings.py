@@ -280,8 +280,8 @@ class Settings:
         False,
         check_switch,
         "true or false",
-        "Whether strangers may make tenants, at `/sign-up` of the reference app's domain. Every attempt is counted for "
-        "its address like a wrong password, so that more than a few in a row have to wait.",
+        "Whether strangers may make tenants, at `/sign-up` of the reference app's domain. Each attempt is counted for "
+        "the visitor's IP address like a wrong password, so that more than a few in a row have to wait.",
     )
 
     log_format: str = _setting(
