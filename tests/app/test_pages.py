@@ -311,6 +311,30 @@ async def test_too_many_attempts_are_told_how_long(database_url: str) -> None:
     assert 'value="user_1"' in page
 
 
+async def test_form_that_cannot_be_served_now_comes_back(database_url: str) -> None:
+    """503 at the form, which can be sent once more; the page names no part of the server."""
+    app = create_app(
+        {
+            "TENANTS_DATABASE_URL": database_url,
+            "SECRET_KEY": SECRET_KEY,
+            "TENANTS_POOL_MAX_SIZE": 1,
+            "TENANTS_ACQUIRE_TIMEOUT": 0.1,
+        }
+    )
+    async with app.test_app():
+        visitor = Visitor(app.test_client(), "company1.localhost")
+        async with app.app_context(), get_state().database.connection() as connection:
+            await connection.execute("SELECT pg_catalog.txid_current()")
+            refused = await visitor.post("/sign-in", **USER)
+        served = await visitor.post("/sign-in", **USER)
+
+    page = await read(refused)
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
+    assert "We cannot do this at the moment. Please try again shortly." in page
+    assert 'value="user_1"' in page
+    assert served.status_code == HTTPStatus.SEE_OTHER
+
+
 FORMS = [
     ("company1.localhost", "/sign-in"),
     ("company1.localhost", "/sign-out"),
