@@ -279,6 +279,7 @@ async def test_new_password_ends_the_other_sessions(app: Quart, visit: Callable[
 
     assert (differ.status_code, wrong.status_code, changed.status_code) == (400, 401, 303)
     assert "The two new passwords differ." in await read(differ)
+    assert "The present password is wrong." in await read(wrong)
     # What each worker does about once a second.
     async with app.app_context():
         await get_state().registry.refresh()

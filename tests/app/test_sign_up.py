@@ -64,6 +64,18 @@ async def test_stranger_makes_a_tenant_and_signs_in(visitor: Visitor) -> None:
     assert "There are no rows yet." in page
 
 
+async def test_sign_up_is_written_down(visitor: Visitor, caplog: pytest.LogCaptureFixture) -> None:
+    """The audit has the tenant and the address of whoever made it, and neither the password nor the user."""
+    with caplog.at_level("INFO", logger="quart_tenants.audit"):
+        await visitor.client.post(
+            "/sign-up", headers=visitor.headers, form=FORM, scope_base={"client": ("192.0.2.7", 1)}
+        )
+
+    assert "tenant_created tenant='mueller' schema='mueller' address='192.0.2.7'" in caplog.text
+    assert FORM["passwd"] not in caplog.text
+    assert FORM["uname"] not in caplog.text
+
+
 @pytest.mark.parametrize("slug", ["MUELLER", " Mueller "])
 async def test_case_of_an_address_makes_no_difference(visitor: Visitor, slug: str) -> None:
     """Host names have no case, so the customer gets the name in lower case."""
