@@ -33,12 +33,14 @@ async def read_fields(*names: str) -> dict[str, str]:
     return texts
 
 
-def check_repetition(password: str, again: str) -> None:
-    """Make sure that a new password, which nobody sees, is typed as it was meant.
+def check_new_password(password: str, again: str) -> None:
+    """Make sure that a new password, which nobody sees while it is typed, is what was meant.
 
     Raises:
-        InvalidUserError: The two differ.
+        InvalidUserError: It is empty, or differs from what was typed the second time.
     """
+    if not password:
+        raise InvalidUserError("the new password is empty")
     if password != again:
         raise InvalidUserError("the two new passwords differ")
 

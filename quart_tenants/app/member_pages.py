@@ -11,7 +11,7 @@ from quart.typing import ResponseReturnValue
 
 from quart_tenants.app.credentials import log_in, set_new_password
 from quart_tenants.app.data import read_page
-from quart_tenants.app.forms import check_repetition, read_fields, show_again
+from quart_tenants.app.forms import check_new_password, read_fields, show_again
 from quart_tenants.errors import TenantError
 from quart_tenants.web.answers.retrying import retry_reads
 from quart_tenants.web.routing.host_routing import TENANT_HOST
@@ -79,7 +79,7 @@ async def change_password() -> ResponseReturnValue:
     user = get_session().user
     fields = await read_fields("passwd", "new_passwd", "again")
     try:
-        check_repetition(fields["new_passwd"], fields["again"])
+        check_new_password(fields["new_passwd"], fields["again"])
         await set_new_password(fields["passwd"], fields["new_passwd"])
     except TenantError as error:
         return await show_again("change_password.html", error, _WRONG_AT_CHANGE, user=user)

@@ -151,7 +151,7 @@ async def show_every_page(page: Page, server: Server) -> AsyncIterator[str]:
 
 
 async def find_barriers(page: Page) -> list[str]:
-    """Return what axe-core finds on the page, all of its rules taken."""
+    """Return what axe-core finds on the page by the rules that it has on by default."""
     axe: Any = pytest.importorskip("axe_playwright_python.async_playwright", reason="needs axe-playwright-python")
     found = await axe.Axe().run(page)
     return [f"{one['id']}: {node['html']}" for one in found.response["violations"] for node in one["nodes"]]

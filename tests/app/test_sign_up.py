@@ -1,6 +1,7 @@
 """Sign-ups at the domain itself: who gets a tenant, who does not, and how often."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -161,10 +162,30 @@ async def test_form_that_is_sent_twice_leads_to_the_tenant(visitor: Visitor, dat
 
 
 @pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"again": "another"}, ["passwd", "again"]),
+        ({"passwd": "x" * 4097, "again": "x" * 4097}, ["passwd"]),
+        ({"uname": "ada\n"}, ["uname"]),
+        ({"name": "x" * 201}, ["name"]),
+        ({"slug": "acme"}, ["slug"]),
+    ],
+)
+async def test_error_names_its_fields(visitor: Visitor, fields: dict[str, str], wrong: list[str]) -> None:
+    """The fields that an error is about are described by it, and the first of them has the focus."""
+    page = await read(await sign_up(visitor, **fields))
+    inputs = re.findall(r'<input id="(\w+)"([^>]*)>', page)
+
+    assert [name for name, attributes in inputs if 'aria-invalid="true"' in attributes] == wrong
+    assert [name for name, attributes in inputs if 'aria-describedby="error' in attributes] == wrong
+    assert [name for name, attributes in inputs if "autofocus" in attributes] == wrong[:1]
+
+
+@pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({"again": "another"}, "The two new passwords differ."),
-        ({"passwd": "", "again": ""}, "The password is empty."),
+        ({"passwd": "", "again": ""}, "The new password is empty."),
         ({"passwd": "x" * 4097, "again": "x" * 4097}, "A password has at most 4096 characters."),
         ({"uname": ""}, "use 1 to 254 printable characters."),
         ({"uname": "ada\n"}, "use 1 to 254 printable characters."),

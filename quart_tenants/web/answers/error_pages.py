@@ -58,7 +58,7 @@ async def turn_into_page(
     status = HTTPStatus(problem.status_code)
     facts = {"status": int(status), "title": status.phrase, "text": text, "code": code, "request_id": request_id}
     try:
-        page = await render_template(template, **(values or {}), **facts)
+        page = await render_template(template, **{**(values or {}), **facts})
     except Exception as error:
         # The visitor is to read what went wrong first, and not what went wrong while that was shown. Having no such
         # template is no mistake.
