@@ -282,6 +282,13 @@ class Settings:
         "logins",
         "How many logins may wait for a password check. The next one is answered 503.",
     )
+    sign_up: bool = _setting(
+        False,
+        check_switch,
+        "true or false",
+        "Whether strangers may make tenants, at `/sign-up` of the reference app's domain. Each attempt is counted for "
+        "the visitor's IP address like a wrong password, so that more than a few in a row have to wait.",
+    )
 
     log_format: str = _setting(
         "console", one_of("console", "json"), "console or json", "How `serve` and the commands write their log."

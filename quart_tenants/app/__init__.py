@@ -1,4 +1,4 @@
-"""The reference app: login, logout, data and static files for every tenant."""
+"""The reference app: login, logout, data, static files and pages for every tenant."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -9,7 +9,10 @@ from quart import Quart
 
 from quart_tenants.app.auth import auth
 from quart_tenants.app.data import data
+from quart_tenants.app.member_pages import member_pages
+from quart_tenants.app.page_style import add_page_style
 from quart_tenants.app.passwords import PasswordHasher
+from quart_tenants.app.sign_up import add_sign_up
 from quart_tenants.app.site import site
 from quart_tenants.app.user_commands import user_commands
 from quart_tenants.resources import get_resource_path
@@ -24,14 +27,6 @@ from quart_tenants.web.sessions.secret_keys import check_secret_key
 _MAX_BODY_BYTES = 64 * 1024
 _BODY_TIMEOUT = 6
 """Seconds. A body that takes longer is answered 408. `LingeringClose` cuts its client off two seconds later."""
-
-# The public page needs its style sheet, and browsers ask for /favicon.ico by themselves.
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Quart:
@@ -48,13 +43,14 @@ def create_app(config: Mapping[str, Any] | None = None) -> Quart:
 
     app.json = RowJSONProvider(app)
     tenants = QuartTenants(app)
-    tenants.answer_headers.add(_PAGE_HEADERS)
+    tenants.answer_headers.add(add_page_style(app))
     tenants.commands.add_command(user_commands())
     answer_all_errors(app)
     hasher = PasswordHasher(tenants.settings)
     app.extensions["password_hasher"] = hasher
-    for blueprint in (auth, data, site):
+    for blueprint in (auth, data, member_pages, site):
         app.register_blueprint(blueprint)
+    add_sign_up(app, tenants)
     # The extra `openapi` may be left out.
     if find_spec("quart_schema") is not None:
         import_module("quart_tenants.app.description").add_description(app)

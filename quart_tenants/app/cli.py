@@ -59,7 +59,10 @@ Two companies, each with an address, a user and a password:
 {rows[0]}
 {rows[1]}
 
-Log in, and see the data of that company and of no other:
+Open one of them in a browser, sign in, and see the data of that company and of no other.
+A company of your own: http://localhost:{port}/sign-up
+
+Without a browser:
 
   curl -c cookie.txt --data "uname=user_1&passwd=foo" {first}/login
   curl -b cookie.txt {first}/data

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from quart import Blueprint, jsonify, request, url_for
 from quart.wrappers import Response
 
+from quart_tenants.connection import Row
 from quart_tenants.errors import InvalidRequestError
 from quart_tenants.web.answers.retrying import retry_reads
 from quart_tenants.web.answers.row_streams import stream_rows
@@ -30,16 +31,11 @@ _EXPORT_DATA = "SELECT id, description FROM company_data ORDER BY id"
 @retry_reads
 async def list_data() -> Response:
     """Return rows in order of id, with a link to the next page if there is one."""
-    arguments = request.args
-    limit = _read_integer(arguments, "limit", default=_MAX_LIMIT, low=1, high=_MAX_LIMIT)
-    after = _read_integer(arguments, "after", default=_SMALLEST_ID, low=_SMALLEST_ID, high=_LARGEST_ID)
-    async with tenant_connection() as connection:
-        # One row more than the page has tells whether there is a next page.
-        rows = await connection.fetch(_LIST_DATA, after, limit + 1)
-    page = rows[:limit]
-    response = jsonify(data=page)
-    if len(rows) > limit:
-        following = url_for("data.list_data", limit=limit, after=page[-1]["id"])
+    limit = _read_integer(request.args, "limit", default=_MAX_LIMIT, low=1, high=_MAX_LIMIT)
+    rows, last = await read_page(limit)
+    response = jsonify(data=rows)
+    if last is not None:
+        following = url_for("data.list_data", limit=limit, after=last)
         response.headers["Link"] = f'<{following}>; rel="next"'
     return response
 
@@ -50,6 +46,20 @@ async def list_data() -> Response:
 async def export_data() -> Response:
     """Return all rows in order of id, each as soon as the database sends it."""
     return await stream_rows(_EXPORT_DATA)
+
+
+async def read_page(limit: int) -> tuple[list[Row], int | None]:
+    """Return at most *limit* rows, those after the id in `?after=`; and the last one's id if there are more.
+
+    Raises:
+        InvalidRequestError: `?after=` is no id.
+    """
+    after = _read_integer(request.args, "after", default=_SMALLEST_ID, low=_SMALLEST_ID, high=_LARGEST_ID)
+    async with tenant_connection() as connection:
+        # One row more than the page has tells whether there is a next page.
+        rows = await connection.fetch(_LIST_DATA, after, limit + 1)
+    page = rows[:limit]
+    return page, page[-1]["id"] if len(rows) > limit else None
 
 
 def _read_integer(arguments: Mapping[str, str], name: str, *, default: int, low: int, high: int) -> int:

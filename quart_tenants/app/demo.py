@@ -113,6 +113,8 @@ def _replace_environment(*, database_url: str, secret_key: str) -> None:
         if name.startswith("QUART_") and not name.startswith("QUART_TENANTS_LOG_"):
             del os.environ[name]
     os.environ["QUART_TENANTS_DATABASE_URL"] = database_url
+    # Nobody but this machine reaches the demo.
+    os.environ["QUART_TENANTS_SIGN_UP"] = "true"
     # Quart reads its environment as JSON. Without this a key that consists of digits would become a number.
     os.environ["QUART_SECRET_KEY"] = json.dumps(secret_key)
 

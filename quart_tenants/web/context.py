@@ -10,6 +10,8 @@ from urllib.parse import quote
 from quart import has_request_context, has_websocket_context, request, websocket
 from quart.wrappers import Request, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 from werkzeug.local import LocalProxy
 
 from quart_tenants.connection import Connection
@@ -68,7 +70,12 @@ def prefers_html(asked: Request | Websocket) -> bool:
     """
     if not isinstance(asked, Request):
         return False
-    accepted = asked.accept_mimetypes
+    return likes_html(",".join(asked.headers.getlist("Accept")))
+
+
+def likes_html(accept: str) -> bool:
+    """Return whether the header *accept*, empty if there is none, likes HTML better than JSON."""
+    accepted = parse_accept_header(accept, MIMEAccept)
     return accepted.best_match(["application/problem+json", "application/json", "text/html"]) == "text/html"
 
 

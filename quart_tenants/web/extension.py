@@ -28,7 +28,7 @@ from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.answers.problems import answer_tenant_error, answer_tenant_errors
 from quart_tenants.web.answers.row_streams import StreamEnds
 from quart_tenants.web.commands.group import tenant_commands
-from quart_tenants.web.context import current_tenant
+from quart_tenants.web.context import current_tenant, find_address
 from quart_tenants.web.environment import read_environment
 from quart_tenants.web.guards.deadlines import RequestDeadlines
 from quart_tenants.web.guards.framing import RequestFraming
@@ -255,7 +255,7 @@ class QuartTenants(TenantState):
         tenant = await create_tenant(
             self.database, parse_slug(slug), name or slug, settings=self.settings, schema=schema_name, fill=fill
         )
-        audit("tenant_created", tenant=tenant.slug, schema=tenant.schema)
+        audit("tenant_created", tenant=tenant.slug, schema=tenant.schema.name, address=find_address())
         self._ready_taken.set()
         # The tenant exists, whether or not this worker can hear of it now.
         with contextlib.suppress(TenantError):

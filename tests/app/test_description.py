@@ -22,12 +22,14 @@ async def read_description(database_url: str, scheme: str = "http") -> dict[str,
 
 
 async def test_description_names_the_tenants_routes(database_url: str) -> None:
-    """Those that docs/reference-app.md has, but for the files, with the cookie that they need."""
+    """Those that docs/reference-app.md has for programs, but for the files, with the cookie that they need."""
     description = await read_description(database_url)
 
     described = {f"{method.upper()} {path}" for path, methods in description["paths"].items() for method in methods}
-    written = re.findall(r"^\| `(\w+ /[^`<]*)` \| tenant \|", REFERENCE.read_text(encoding="utf-8"), re.MULTILINE)
+    for_programs, for_people = REFERENCE.read_text(encoding="utf-8").split("\n## For people\n")
+    written = re.findall(r"^\| `(\w+ /[^`<]*)` \| tenant \|", for_programs, re.MULTILINE)
     assert described == set(written)
+    assert "`GET /sign-in`" in for_people
     assert description["components"]["securitySchemes"]["session"]["in"] == "cookie"
 
 

@@ -82,6 +82,12 @@ async def test_demo_serves_two_companies_and_leaves_nothing_behind(tmp_path: Pat
         example = run(sys.executable, ROOT / "examples" / "two_companies.py", str(server.port))
         async with server.member(2) as client:
             cookie = client.cookies["session"]
+        async with server.client("localhost") as client:
+            sign_up = await client.get("/sign-up")
+        said = (tmp_path / "log.out").read_text()
+    assert "Open one of them in a browser, sign in" in said
+    assert f"http://localhost:{server.port}/sign-up" in said
+    assert sign_up.status_code == 200
     assert (server.process.returncode, example.stderr) == (0, "")
     assert example.stdout == "company1: company 1 data\ncompany2: company 2 data\n"
     assert find_processes(folder) == []

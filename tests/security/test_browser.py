@@ -6,29 +6,28 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page
 from quart import websocket
 
 from quart_tenants import QuartTenants
 from quart_tenants.app import create_app
 from quart_tenants.testing.databases import new_database_between_loops
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
+from tests.support.browsers import needs_chromium, run_chromium
 from tests.support.processes import SECRET_KEY, Server, run_server, wait_for_answer
 
-CHROMIUM = Path("/usr/bin/chromium")
 # The other tenant, and a stranger. Ports make no other site.
 SIBLING = "company2.example.test"
 FOREIGN = "www.evil.test"
 
 _PATIENCE = 10.0  # seconds, where a browser would wait for ever
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed here")]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 # Each tries something at the address that it is given, and returns what it got hold of.
 ATTACKS = {
@@ -125,17 +124,12 @@ async def open_browser(port: int, *, trustworthy: bool = False) -> AsyncIterator
     """Start Chromium; browsers send Sec-Fetch-Site to *trustworthy* addresses only, such as those of https."""
     host = f"company1.example.test:{port}"
     arguments = [
-        "--no-sandbox",
         "--host-resolver-rules=MAP example.test 127.0.0.1, MAP *.example.test 127.0.0.1, MAP *.evil.test 127.0.0.1",
     ]
     if trustworthy:
         arguments.append(f"--unsafely-treat-insecure-origin-as-secure=http://{host}")
-    async with attackers() as elsewhere, async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
-        try:
-            yield browser, Site(port, host, elsewhere)
-        finally:
-            await browser.close()
+    async with attackers() as elsewhere, run_chromium(*arguments) as browser:
+        yield browser, Site(port, host, elsewhere)
 
 
 @asynccontextmanager

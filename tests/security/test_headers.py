@@ -1,7 +1,10 @@
 """The headers that protect a visitor stand on every answer, once."""
 
+import base64
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from quart import Quart, ResponseReturnValue, websocket
 from quart.testing import WebsocketResponseError
 from quart.wrappers import Response
 
+import quart_tenants.app
 from quart_tenants import QuartTenants
 from quart_tenants.admin import Database, Settings, parse_slug, rename_tenant
 from quart_tenants.app import create_app
@@ -18,8 +22,10 @@ from tests.support.processes import SECRET_KEY
 pytestmark = pytest.mark.slow
 
 EVERYWHERE = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"}
+STYLE = (Path(quart_tenants.app.__file__).parent / "static" / "style.css").read_bytes()
+DIGEST = base64.b64encode(hashlib.sha256(STYLE).digest()).decode()
 REFERENCE_APP = EVERYWHERE | {
-    "content-security-policy": "default-src 'none'; style-src 'self'; img-src 'self'; "
+    "content-security-policy": f"default-src 'none'; style-src 'sha256-{DIGEST}'; img-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",

@@ -42,7 +42,7 @@ SECRETS = {
     "a row that a statement failed on": "planted-row-value",
     "a password hash": "$argon2id$",
 }
-IN_A_REQUEST = ("quart_tenants.audit", "quart_tenants.web.answers.problems", "quart_tenants.app.auth")
+IN_A_REQUEST = ("quart_tenants.audit", "quart_tenants.web.answers.problems", "quart_tenants.app.credentials")
 
 # company1's data cannot be read, and the error quotes a row; company2's names it in its DETAIL and HINT.
 # A better hash of a password cannot be stored, and the DETAIL of that holds the hash.

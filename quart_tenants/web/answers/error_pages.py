@@ -2,10 +2,12 @@
 
 import html
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from jinja2 import TemplateNotFound
-from quart import current_app, has_request_context, render_template
+from quart import has_request_context, render_template
 from quart.wrappers import Response
 
 from quart_tenants.web.context import describe_request, find_request, prefers_html
@@ -32,7 +34,15 @@ def wants_page() -> bool:
     return has_request_context() and asked is not None and prefers_html(asked)
 
 
-async def turn_into_page(problem: Response, text: str, code: str, request_id: str | None = None) -> Response:
+async def turn_into_page(
+    problem: Response,
+    text: str,
+    code: str,
+    request_id: str | None = None,
+    *,
+    template: str = TEMPLATE,
+    values: Mapping[str, Any] | None = None,
+) -> Response:
     """Return the answer *problem* with a page in place of its document.
 
     A template that raises an error is logged, and the plain page takes its place.
@@ -42,25 +52,35 @@ async def turn_into_page(problem: Response, text: str, code: str, request_id: st
         text: What the visitor may read.
         code: The name of the error for programs.
         request_id: Under which the log has more.
+        template: Another template, such as the form in which something was wrong.
+        values: What that template gets besides.
     """
     status = HTTPStatus(problem.status_code)
     facts = {"status": int(status), "title": status.phrase, "text": text, "code": code, "request_id": request_id}
     try:
-        page = await render_template(TEMPLATE, **facts)
+        page = await render_template(template, **{**(values or {}), **facts})
     except Exception as error:
         # The visitor is to read what went wrong first, and not what went wrong while that was shown. Having no such
         # template is no mistake.
         if not isinstance(error, TemplateNotFound) or error.name != TEMPLATE:
-            logger.exception("%s: the template %s cannot be rendered", describe_request(), TEMPLATE)
-        page = _write_plain_page(status.phrase, text, request_id)
-    answer = current_app.response_class(page, status, mimetype="text/html")
+            logger.exception("%s: the template %s cannot be rendered", describe_request(), template)
+        return make_plain_page(problem, text, request_id)
+    return _replace_document(problem, page)
+
+
+def make_plain_page(problem: Response, text: str, request_id: str | None = None) -> Response:
+    """Return the answer *problem* with a page in place of its document that needs neither a template nor an app.
+
+    The arguments are those of `turn_into_page`.
+    """
+    title = html.escape(HTTPStatus(problem.status_code).phrase)
+    more = "" if request_id is None else f"<p><code>{html.escape(request_id)}</code></p>\n"
+    return _replace_document(problem, _PLAIN_PAGE.format(title=title, text=html.escape(text), more=more))
+
+
+def _replace_document(problem: Response, page: str) -> Response:
+    answer = Response(page, problem.status_code, mimetype="text/html")
     for name, value in problem.headers:
         if name.lower() not in ("content-type", "content-length"):
             answer.headers[name] = value
-    answer.headers["Vary"] = "Accept"
     return answer
-
-
-def _write_plain_page(title: str, text: str, request_id: str | None) -> str:
-    more = "" if request_id is None else f"<p><code>{html.escape(request_id)}</code></p>\n"
-    return _PLAIN_PAGE.format(title=html.escape(title), text=html.escape(text), more=more)

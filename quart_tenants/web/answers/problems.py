@@ -3,16 +3,18 @@
 import logging
 import uuid
 from http import HTTPStatus
+from typing import Any
 
 from quart import Quart, json
 from quart.wrappers import Response
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
-from quart_tenants.errors import TenantError
-from quart_tenants.web.answers.error_pages import turn_into_page, wants_page
+from quart_tenants.errors import TenantError, UnknownHostError
+from quart_tenants.web.answers.error_pages import TEMPLATE, turn_into_page, wants_page
 from quart_tenants.web.context import describe_request
 from quart_tenants.web.logs.log_fields import find_log_fields
+from quart_tenants.web.routing.host_routing import ForeignHostError
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ def make_problem(status: HTTPStatus, detail: str, code: str, **more: str) -> Res
     facts = {"type": "about:blank", "title": status.phrase, "status": status, "detail": detail, "code": code}
     body = facts | more
     response = Response(json.dumps(body), status, content_type="application/problem+json")
+    # A browser gets a page at the same address.
+    response.headers["Vary"] = "Accept"
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER)
     return response
@@ -53,13 +57,19 @@ def make_tenant_problem(error: TenantError) -> Response:
     return problem
 
 
-async def answer_tenant_error(error: TenantError) -> Response:
+async def answer_tenant_error(error: TenantError, template: str = TEMPLATE, **values: Any) -> Response:
     """Return the answer to *error*, and write down in the log what the visitor is not told.
 
     A browser that asks for a page gets `tenant_error.html` of the app's templates, or a plain page. Everybody else gets
-    a problem document. An error handler of the app's own may call this.
+    a problem document. An error handler of the app's own may call this, and so may a view that has a form.
 
     This raises no error of its own. If the template fails, the log has that error, and the visitor gets the plain page.
+
+    Args:
+        error: What went wrong.
+        template: The template of the page instead, such as the form once more. An error of status 500 is shown by
+            `tenant_error.html` all the same, because nothing that is typed into a form would help.
+        values: What that template gets besides *status*, *title*, *text*, *code* and *request_id*.
 
     Example:
         ```python
@@ -73,7 +83,9 @@ async def answer_tenant_error(error: TenantError) -> Response:
     if error.status > HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("%s: %s: %s", describe_request(), error.code, error)
     problem = make_tenant_problem(error)
-    return await turn_into_page(problem, error.visitor_text, error.code) if wants_page() else problem
+    if not wants_page():
+        return problem
+    return await turn_into_page(problem, error.visitor_text, error.code, template=template, values=values)
 
 
 async def _answer_http_exception(error: HTTPException) -> Response:
@@ -88,7 +100,12 @@ async def _answer_http_exception(error: HTTPException) -> Response:
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             problem.headers[name] = value
-    return await turn_into_page(problem, detail, code) if wants_page() else problem
+    if not wants_page():
+        return problem
+    if isinstance(error, ForeignHostError):
+        # A person who has typed a wrong host or an IP address looks for a mistake in the path otherwise.
+        return await turn_into_page(problem, UnknownHostError(error.host).visitor_text, UnknownHostError.code)
+    return await turn_into_page(problem, detail, code)
 
 
 async def _answer_bug(error: Exception) -> Response:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar, cast
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
 
 from quart_tenants.errors import RequestTimeoutError
+from quart_tenants.web.answers.error_pages import make_plain_page
 from quart_tenants.web.answers.problems import make_tenant_problem
+from quart_tenants.web.context import likes_html
 from quart_tenants.web.guards.direct_answers import send_answer
 from quart_tenants.web.logs.log_fields import get_request_id
 
@@ -50,7 +52,11 @@ class RequestDeadlines:
             logger.warning(
                 "request %s, %s %s: %s: %s", get_request_id(about), about["method"], about["path"], error.code, error
             )
-            await send_answer(make_tenant_problem(error), receive, send)
+            answer = make_tenant_problem(error)
+            # The app's own template needs the app's request, which is over.
+            if likes_html(",".join(value.decode("latin-1") for name, value in about["headers"] if name == b"accept")):
+                answer = make_plain_page(answer, error.visitor_text)
+            await send_answer(answer, receive, send)
 
 
 class _LimitedRequest:

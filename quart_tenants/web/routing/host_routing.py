@@ -61,6 +61,18 @@ ANY_HOST: Final = f"<any_host:{_ANY_ARGUMENT}>"
 """For `host=` of a route: every host. An IP address counts, and so does no host at all. For probes."""
 
 
+class ForeignHostError(NotFound):
+    """The host belongs to nobody here.
+
+    Attributes:
+        host: As the visitor sent it.
+    """
+
+    def __init__(self, host: str) -> None:
+        super().__init__()
+        self.host = host
+
+
 def name_reserved_host(label: str) -> str:
     """Return for `host=` of a route: `<label>.<domain>` on any port, where *label* is one that no tenant may take."""
     return f'<reserved_host("{label}"):{_RESERVED_ARGUMENT}>'
@@ -105,7 +117,7 @@ async def enter_tenant() -> Response | None:
     redirects a request at the old address of a renamed tenant.
 
     Raises:
-        NotFound: The host belongs to nobody here, and the route is not one for every host.
+        ForeignHostError: The host belongs to nobody here, and the route is not one for every host.
         UnknownTenantError: No tenant has this subdomain.
         SchemaBehindError: The tenant's tables are older than the app needs.
         RegistryStaleError: The worker cannot know whether a tenant has this subdomain.
@@ -143,7 +155,7 @@ def _enter(asked: Request | Websocket, *, for_tenant: bool) -> Response | None:
     """
     if not _is_our_host(asked):
         # Always the same answer. A wrong method (405) or a missing slash (308) would tell which paths there are.
-        raise NotFound
+        raise ForeignHostError(asked.host)
     if for_tenant or _is_www(asked):
         try:
             get_current_tenant()

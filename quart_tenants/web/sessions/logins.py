@@ -23,7 +23,7 @@ class LoginAttempt:
     Attributes:
         user: The user whom the log names if the attempt fails. Set it when there is such a user. Until then it is
             None, because a name that belongs to no user may be a password in the wrong field.
-        succeeded: Whether the password was right.
+        succeeded: Whether the password was right, or the attempt is counted already.
 
     Example:
         ```python
@@ -64,16 +64,24 @@ class LoginAttempt:
             await count_success(connection, self._count)
         self.succeeded = True
 
+    async def count(self) -> None:
+        """Count this attempt like a failure, whatever comes of it. For what costs much, such as a sign-up.
+
+        Raises:
+            DatabaseUnavailableError: The database is lost.
+        """
+        await asyncio.shield(get_state().login_gates.keep(self._write_failure()))
+        self.succeeded = True
+
     def fail(self) -> "asyncio.Task[None]":
         """Begin to count the failure. The counting goes on when the visitor goes away."""
-        state = get_state()
         audit(f"{self._event}_failed", user=self.user, address=find_address())
+        return get_state().login_gates.keep(self._write_failure())
 
-        async def count() -> None:
-            async with state.login_gates.connections, state.database.connection() as connection:
-                await count_failure(connection, self._count, state.settings)
-
-        return state.login_gates.keep(count())
+    async def _write_failure(self) -> None:
+        state = get_state()
+        async with state.login_gates.connections, state.database.connection() as connection:
+            await count_failure(connection, self._count, state.settings)
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ from quart_tenants.errors import (
     TenantInTrashError,
     UnknownTenantError,
 )
+from quart_tenants.web.answers.problems import answer_all_errors
 from tests.support.databases import REFERENCE_FILES
 
 pytestmark = pytest.mark.slow
@@ -152,6 +153,49 @@ async def test_template_that_raises_gives_way_to_the_plain_page(
     assert (status, kind) == (400, "text/html")
     assert "no tenant answers" in page
     assert "the template tenant_error.html cannot be rendered" in caplog.text
+
+
+async def test_form_shows_itself_again(app: Quart, templates: Path) -> None:
+    """A view names its own template and what it needs; the page for errors shows a bug, and a program gets JSON."""
+    (templates / "tenant_error.html").write_text(PAGE)
+    (templates / "form.html").write_text("{{ status }} {{ code }}: {{ text }} {{ typed }}")
+
+    async def show(error: TenantError, accept: str) -> tuple[int, str | None, str]:
+        async with app.test_request_context("/", headers={"Host": "acme.localhost", "Accept": accept}):
+            answer = await answer_tenant_error(error, "form.html", typed="<b>")
+        return answer.status_code, answer.mimetype, await answer.get_data(as_text=True)
+
+    taken = TenantExistsError("acme", "secret_schema")
+    assert await show(taken, BROWSER) == (409, "text/html", "409 tenant_exists: This name is taken. &lt;b&gt;")
+    assert (await show(taken, JSON))[:2] == (409, "application/problem+json")
+    assert (await show(NoTenantError("a bug"), BROWSER))[2].startswith(
+        "500 Internal Server Error: Something went wrong"
+    )
+
+
+async def test_foreign_host_has_a_page_of_its_own(app: Quart, templates: Path) -> None:
+    """With `answer_all_errors` a browser reads that it is the host; the problem document is that of an unknown path."""
+    (templates / "tenant_error.html").write_text("{{ code }}: {{ text }}")
+    answer_all_errors(app)
+    client = app.test_client()
+    foreign, unknown = {"Host": "192.0.2.1:5000"}, {"Host": "acme.localhost"}
+
+    page = await client.get("/nothing", headers=foreign | {"Accept": BROWSER})
+    documents = [await client.get("/nothing", headers=headers) for headers in (foreign, unknown)]
+
+    assert (page.status_code, await page.get_data(as_text=True)) == (
+        404,
+        "unknown_host: nothing is served at &#39;192.0.2.1:5000&#39;",
+    )
+    assert await documents[0].get_data() == await documents[1].get_data()
+
+
+@pytest.mark.parametrize("accept", [BROWSER, JSON])
+async def test_caches_are_told_that_errors_differ(app: Quart, accept: str) -> None:
+    """Otherwise a cache would show one visitor's page to a program."""
+    answer = await app.test_client().get("/", headers={"Host": "nobody.localhost", "Accept": accept})
+
+    assert answer.headers["Vary"] == "Accept"
 
 
 async def test_bug_shows_a_page_with_its_number(app: Quart, caplog: pytest.LogCaptureFixture) -> None:

@@ -131,6 +131,21 @@ async def test_request_without_the_limit_goes_on(app: Quart, monkeypatch: pytest
     assert await endless == (200, None)
 
 
+async def test_late_answer_to_a_browser_is_a_page(app: Quart) -> None:
+    """The same status and the same headers, in words; a program gets the problem document."""
+    accepted = ("text/html,*/*;q=0.8", "*/*")
+    page, problem = [
+        await app.test_client().get("/wait", headers={"Host": "acme.localhost", "Accept": accept})
+        for accept in accepted
+    ]
+
+    assert (page.status_code, page.mimetype) == (503, "text/html")
+    assert "<p>The request took too long and was cancelled; try again shortly.</p>" in await page.get_data(as_text=True)
+    assert (problem.status_code, problem.mimetype) == (503, "application/problem+json")
+    for name in ("Vary", "Retry-After"):
+        assert page.headers[name] == problem.headers[name]
+
+
 async def test_late_answer_and_its_line_in_the_log_have_one_id(app: Quart, caplog: pytest.LogCaptureFixture) -> None:
     """The answer has the headers of every answer, and its id leads to the line that says what took too long."""
     answer = await app.test_client().get("/wait", headers={"Host": "acme.localhost"})
