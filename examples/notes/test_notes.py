@@ -1,7 +1,6 @@
 """What a customer of the notes sees, and what strangers do not."""
 
 import asyncio
-import io
 import uuid
 from collections.abc import Callable
 
@@ -10,7 +9,6 @@ from notes import MAX_ATTACHMENT_BYTES, clean_name, write_digests, write_line
 from quart import Quart
 from quart.testing.connections import WebsocketDisconnectError
 from quart.typing import TestClientProtocol as StrangersClient
-from werkzeug.datastructures import FileStorage
 
 from quart_tenants import QuartTenants, Tenant, end_user_sessions
 from quart_tenants.admin import add_domain, drop_tenant, parse_domain, parse_slug, suspend_tenant
@@ -154,8 +152,11 @@ async def test_attachment_has_a_limit_and_a_clean_name(ada: TenantClient) -> Non
     await write(ada, "with files")
     sizes = (("../../x", 10, 303), ("big", MAX_ATTACHMENT_BYTES + 1, 413), ("20 MB", 20_000_000, 413))
     for name, size, status in sizes:
-        file = FileStorage(io.BytesIO(b"x" * size), filename=name)
-        answer = await ada.post("/notes/1/attachments", files={"file": file}, headers=BROWSER)
+        # Written by hand, because Quart's test client takes seconds to write 20 MB, in which nothing else runs.
+        head = f'--edge\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+        headers = BROWSER | {"Content-Type": "multipart/form-data; boundary=edge"}
+        body = head.encode() + b"x" * size + b"\r\n--edge--\r\n"
+        answer = await ada.post("/notes/1/attachments", data=body, headers=headers)
         assert answer.status_code == status, name
 
     assert "Request Entity Too Large" in await answer.get_data(as_text=True)
