@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from quart_tenants.app import create_app
-from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_demo
+from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_app, prepare_demo
 from quart_tenants.app.user_commands import user_commands
 from quart_tenants.server.addresses import open_addresses
 from quart_tenants.server.serving import read_config, serve
@@ -22,35 +22,54 @@ from quart_tenants.web.logs.log_setup import configure_logging
 
 
 @click.command("demo")
+@click.option("--app", "application", help="An app of your own instead of the two companies, such as notes.")
 @click.option("--port", type=PORT, default=5000, show_default=True, help="0 for any free one.")
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the database is kept.  [default: your folder for applications' data]",
+    help="Where the database is kept.  [default: your folder for applications' data, or with --app .database]",
 )
 @click.option("--fresh", is_flag=True, help="Begin anew: delete the data of earlier starts.")
 @changes_nothing
-def demo_command(port: int, data_dir: Path | None, fresh: bool) -> None:
-    """Start two companies on a private PostgreSQL.
+def demo_command(application: str | None, port: int, data_dir: Path | None, fresh: bool) -> None:
+    """Start two companies, or an app of your own, on a private PostgreSQL.
 
-    Ctrl-C ends everything that it started. The data is kept for the next start.
+    With --app the registry is made and all tables are brought forward first. Ctrl-C ends
+    everything that it started. The data is kept for the next start.
     """
-    data_dir = (data_dir or get_default_data_dir()).absolute()
+    data_dir = (data_dir or (Path(".database") if application else get_default_data_dir())).absolute()
     config = read_config(None)
     # The port may be taken, so it comes before everything that is started.
     (address,) = open_addresses(config, port)
-    server = asyncio.run(prepare_demo(data_dir, fresh=fresh))
+    if application is None:
+        server = asyncio.run(prepare_demo(data_dir, fresh=fresh))
+    else:
+        server = asyncio.run(prepare_app(data_dir, application, fresh=fresh))
     try:
         configure_logging(read_settings(read_environment()))
         # There is no supervisor: whatever ends this process ends all.
-        worker = Worker(create_app, config)
-        status = worker.serve_here(lambda: _print_welcome(address.rpartition(":")[2], data_dir))
+        worker = Worker(application or create_app, config)
+        number = address.rpartition(":")[2]
+        status = worker.serve_here(lambda: _print_welcome(number, data_dir, server.url if application else None))
     finally:
         asyncio.run(server.stop())
     sys.exit(status)
 
 
-def _print_welcome(port: str, data_dir: Path) -> None:
+def _print_welcome(port: str, data_dir: Path, app_url: str | None) -> None:
+    """Say what is served. *app_url*: the URL of the database of an app of the user's own, or None for the demo's."""
+    if app_url is not None:
+        click.echo(f"""\
+Your app is at http://localhost:{port}
+
+For the app's commands, in another terminal:
+
+  export QUART_TENANTS_DATABASE_URL='{app_url}'
+
+The data is kept in {data_dir}. Press Ctrl-C to end.
+""")
+        sys.stdout.flush()
+        return
     rows = [f"  http://{company}.localhost:{port}   user_{n}   foo" for n, company in enumerate(COMPANIES, start=1)]
     first = f"http://{COMPANIES[0]}.localhost:{port}"
     click.echo(f"""\

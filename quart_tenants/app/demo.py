@@ -9,12 +9,16 @@ import secrets
 import sys
 from pathlib import Path
 
-from quart_tenants.errors import EmbeddedPostgresError, MigrationFileError, TenantExistsError
+from quart_tenants.errors import EmbeddedPostgresError, MigrationFileError, TenantError, TenantExistsError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
+from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet
 from quart_tenants.postgres.registry.registry_tables import init_registry
+from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.resources import get_resource_path
+from quart_tenants.server.applications import load_app
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 
@@ -43,11 +47,7 @@ async def prepare_demo(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
     Raises:
         EmbeddedPostgresError: PostgreSQL cannot run here, or the data is another version's.
     """
-    _claim(data_dir)
-    server = EmbeddedPostgres(data_dir)
-    if fresh:
-        await server.erase()
-    await _start(server)
+    server = await _start_anew_or_again(data_dir, fresh=fresh)
     try:
         settings = Settings(database_url=server.url, migrations_dir=get_resource_path("sql/tenant"))
         async with await Database.open(settings, max_size=1) as database:
@@ -63,6 +63,44 @@ async def prepare_demo(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
                 "or choose another folder with --data-dir DIR"
             ) from error
         raise
+    return server
+
+
+async def prepare_app(data_dir: Path, application: str, *, fresh: bool) -> EmbeddedPostgres:
+    """Start PostgreSQL for an app of one's own, put it into the environment, and bring all tables forward.
+
+    Returns:
+        The running PostgreSQL. The caller stops it.
+
+    Raises:
+        EmbeddedPostgresError: PostgreSQL cannot run here.
+        SettingError: There is no such app, or it has no tenants.
+        TenantError: Some tenants cannot be migrated.
+    """
+    server = await _start_anew_or_again(data_dir, fresh=fresh)
+    try:
+        os.environ["QUART_TENANTS_DATABASE_URL"] = server.url
+        os.environ.setdefault("QUART_SECRET_KEY", json.dumps(_get_secret_key(data_dir / "secret_key")))
+        _, settings = load_app(application)
+        async with await Database.open(settings, max_size=1) as database:
+            await init_registry(database)
+            await migrate_shared(database, settings=settings)
+            plan = await plan_fleet(database, settings=settings)
+            report = await migrate_fleet(database, plan, settings=settings, jobs=1)
+        if report.failed:
+            raise TenantError("; ".join(f"{one.tenant.slug}: {one.error}" for one in report.failed))
+    except BaseException:
+        await server.stop()
+        raise
+    return server
+
+
+async def _start_anew_or_again(data_dir: Path, *, fresh: bool) -> EmbeddedPostgres:
+    _claim(data_dir)
+    server = EmbeddedPostgres(data_dir)
+    if fresh:
+        await server.erase()
+    await _start(server)
     return server
 
 

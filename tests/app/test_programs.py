@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -436,6 +437,33 @@ async def test_demo_does_not_mind_other_settings(tmp_path: Path) -> None:
             answer = await client.get("/data")
 
     assert answer.status_code == 200
+
+
+def test_demo_serves_an_app_of_ones_own(tmp_path: Path) -> None:
+    """The registry and all tables are made, and the next start has what the first one has saved."""
+    form = {"slug": "acme", "email": "ada@acme.test", "password": "foo"}
+    shutil.copytree(ROOT / "examples" / "notes", tmp_path / "notes", ignore=shutil.ignore_patterns(".database"))
+    statuses = []
+    for _ in range(2):
+        log = tmp_path / "log"
+        with run_program("demo", "--app", "notes", "--port", "0", log=log, cwd=tmp_path / "notes") as process:
+            port = int(wait_for_line(process, "Your app is at", log).rpartition(":")[2])
+            wait_for_answer(port)
+            url = f"http://127.0.0.1:{port}/sign-up"
+            statuses.append(httpx.post(url, data=form, headers={"Host": "localhost"}).status_code)
+
+        assert process.returncode == 0
+        assert find_processes(tmp_path / "notes") == []
+
+    assert statuses == [201, 409]
+
+
+def test_demo_without_such_an_app_says_so(tmp_path: Path) -> None:
+    """The error names the app, and the database is stopped again."""
+    done = run(PROGRAM, "demo", "--app", "nothing", "--port", "0", "--data-dir", tmp_path / "data")
+
+    assert_one_line_error(done, "'nothing'")
+    assert find_processes(tmp_path / "data") == []
 
 
 def test_second_demo_in_one_folder_is_refused(tmp_path: Path) -> None:
