@@ -1,6 +1,7 @@
-"""Write audit lines: logins, ended sessions, and what administrators change."""
+"""Write lines of facts, above all audit lines: logins, ended sessions, and what administrators change."""
 
 import logging
+from collections.abc import Mapping
 
 logger = logging.getLogger("quart_tenants.audit")
 
@@ -25,6 +26,11 @@ def audit(event: str, **facts: object) -> None:
         event: What happened, in the past tense, for example `login_failed`. Programs search for it.
         facts: To whom and from where, for example `user` and `address`.
     """
+    log_facts(logger, logging.INFO, event, facts)
+
+
+def log_facts(to: logging.Logger, level: int, event: str, facts: Mapping[str, object]) -> None:
+    """Log *event* with those of its *facts* that are not None."""
     known = _Facts((name, value) for name, value in facts.items() if value is not None)
     # The message is for other formatters; ours shows the fields (see web/logs/log_fields.py).
-    logger.info("%s %s", event, known, extra={"event": event, "facts": known})
+    to.log(level, "%s %s", event, known, extra={"event": event, "facts": known})

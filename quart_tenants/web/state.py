@@ -6,6 +6,7 @@ from quart import Quart, current_app, has_app_context
 
 from quart_tenants.domain import Domain
 from quart_tenants.errors import NoTenantError, SettingError
+from quart_tenants.measures.counts import Measures
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.postgres.registry.registry import Registry
@@ -23,17 +24,20 @@ class TenantState(LifecycleHooks):
 
     Attributes:
         settings: The checked settings.
+        measures: What this worker counts.
         login_gates: Limits how many login attempts for one account run at a time. Exists while the app is serving.
         messages: Hands messages to the subscribers in this worker. Exists while the app is serving.
         sign_in_endpoint: Where `login_required` sends a browser whose visitor is not logged in; None for nowhere.
     """
 
     settings: Settings
+    measures: Measures
     login_gates: LoginGates
     messages: MessageHub
 
     def __init__(self) -> None:
         super().__init__()
+        self.measures = Measures()
         self.sign_in_endpoint: str | None = None
         # The values from which the settings were made.
         self._read_values: dict[str, object] = {}
