@@ -15,13 +15,11 @@ from quart.sessions import SecureCookieSessionInterface
 from quart_tenants.audit import audit
 from quart_tenants.errors import HookFailedError, SettingError, TenantError
 from quart_tenants.measures.counts import Figures, Measures
-from quart_tenants.measures.stats import Stats
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.opening import SetUp
 from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.postgres.migrations.migration_files import get_shared_migrations, get_tenant_migrations
 from quart_tenants.postgres.registry.registry import Registry
-from quart_tenants.postgres.registry.worker_stats import show_stats
 from quart_tenants.postgres.shared.shared_access import check_shared_schemas
 from quart_tenants.postgres.tenants.new_tenant import Fill
 from quart_tenants.postgres.tenants.provisioning import create_tenant
@@ -220,14 +218,6 @@ class QuartTenants(TenantState):
         """
         self.measures.figures.append(figures)
         return figures
-
-    def get_stats(self) -> Stats:
-        """Return the figures of this worker: requests, connections, blocks, tenants, logins. Costs no query.
-
-        Raises:
-            RuntimeError: The app is not serving.
-        """
-        return show_stats(self.measures, self.database, self.registry)
 
     def reserved_host(self, label: str) -> str:
         """Return for `host=` of a route: `<label>.<domain>`, on any port.
