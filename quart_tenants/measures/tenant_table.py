@@ -13,7 +13,7 @@ from quart_tenants.tenant import Tenant
 
 # Tenants that are counted, for each one that may be named, and at least so many. Twice as many are in memory at most.
 _COUNTED_PER_NAMED = 5
-_COUNTED_AT_LEAST = 200
+_COUNTED_AT_LEAST = 1000
 _ELECT_EVERY = 10.0
 """Seconds. Whoever has become busy is named after this time at the latest."""
 _KEPT = 0.5

@@ -1,9 +1,11 @@
 """What Prometheus gets: its own format, whatever a tenant is called, and not too much of it."""
 
+import re
 import shutil
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,8 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from quart_tenants.measures.counts import Measures
 from quart_tenants.measures.metric_families import OTHERS, write_metrics
 from quart_tenants.measures.stats import OpenBlock, PoolStats, RegistryStats, Stats, TenantStats
+from quart_tenants.web.commands.run_metrics import COMMAND_METRICS
 from tests.measures.test_tenant_table import make_tenant
 
+ROOT = Path(__file__).parents[2]
 PROMTOOL = shutil.which("promtool")
 
 
@@ -103,3 +107,29 @@ def test_names_and_units_follow_prometheus_conventions() -> None:
     )
 
     assert (checked.returncode, checked.stderr) == (0, b""), checked.stderr.decode()
+
+
+def test_examples_ask_for_metrics_that_there_are() -> None:
+    """Every metric that the documentation, the alerts and the dashboard name is one of ours."""
+    text, _ = write_metrics([("0", 1, make_stats(Measures()))], "")
+    ours = {name for name, _, _ in read(text)} | set(COMMAND_METRICS)
+    named = {
+        name
+        for place in ("docs/measures.md", "examples/alerts.yml", "examples/grafana.json")
+        for name in re.findall(r"quart_tenants_\w+(?=[\[{} ):`\"])", (ROOT / place).read_text(encoding="utf-8"))
+        if not name.startswith("quart_tenants_backup")
+    }
+
+    assert len(named) > 15
+    assert named - ours == set()
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+@pytest.mark.parametrize("what", [("rules", "alerts.yml"), ("config", "--syntax-only", "prometheus.yml")], ids=str)
+def test_examples_are_what_prometheus_takes(what: tuple[str, ...]) -> None:
+    """Prometheus' own checker takes the rules and the configuration."""
+    checked = subprocess.run(
+        [str(PROMTOOL), "check", *what], cwd=ROOT / "examples", capture_output=True, check=False, timeout=120, text=True
+    )
+
+    assert checked.returncode == 0, checked.stderr

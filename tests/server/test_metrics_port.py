@@ -1,10 +1,13 @@
 """The port for Prometheus: what goes wrong can be told from it, and nothing else can be had there."""
 
+import asyncio
+import json
 import os
 import re
 import signal
 import socket
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 import asyncpg
@@ -129,6 +132,59 @@ async def test_what_goes_wrong_is_told(database_url: str, tmp_path: Path) -> Non
     assert slow_lines
     assert all("company1" in line for line in slow_lines)
     await admin.close()
+
+
+async def test_top_tells_who_is_busy(database_url: str, tmp_path: Path) -> None:
+    """`top` names the slow tenant with its statement, the attacked, the flooding one, and the one that is behind."""
+    secret = SECRETS["a row that a statement failed on"]
+    admin = await asyncpg.connect(database_url)
+    await admin.execute(PLANT.replace("pg_sleep(0.2)", f"pg_sleep(1.5), '{secret}'"))
+    await admin.close()
+    config = write_config(tmp_path, 2)
+    environment = make_environment(QUART_TENANTS_DATABASE_URL=database_url)
+    with run_server(database_url, tmp_path, "--config", str(config), **metrics()) as server:
+        port = find_metrics_port(server)
+        async with (
+            server.member() as slow,
+            server.tenant("company2") as attacked,
+            server.tenant("globex") as flooding,
+        ):
+
+            async def attack() -> None:
+                password = SECRETS["a wrong password"]
+                while True:
+                    await attacked.post("/login", data={"uname": "user_2", "passwd": password})
+
+            async def flood() -> None:
+                while True:
+                    await flooding.get("/data")
+
+            async def wait_long() -> None:
+                while True:
+                    await slow.get("/data")
+
+            load = [asyncio.create_task(work) for work in (attack(), flood(), wait_long())]
+            # Each worker names a tenant after it has seen it for the first time.
+            named = [f"tenant_requests_total{{tenant={slug}}}" for slug in ("company1", "company2", "globex")]
+            await wait_for(port, lambda seen: all(seen.get(name) for name in named))
+            told = await asyncio.to_thread(
+                run_warm, PROGRAM, "top", "--json", "--every", "4", "--at", f"127.0.0.1:{port}", env=environment
+            )
+            for task in load:
+                task.cancel()
+            await asyncio.gather(*load, return_exceptions=True)
+
+    assert told.returncode == 0, told.stderr
+    document = json.loads(told.stdout)
+    tenants = {tenant["tenant"]: tenant for tenant in document["tenants"]}
+    assert [worker["up"] for worker in document["workers"]] == [True, True]
+    assert max(tenants.values(), key=itemgetter("block_seconds"))["tenant"] == "company1"
+    assert tenants["company1"]["connections"] == 1
+    assert "company_data" in tenants["company1"]["statement"]
+    assert max(tenants.values(), key=itemgetter("failed_logins"))["tenant"] == "company2"
+    assert max(tenants.values(), key=itemgetter("requests"))["tenant"] == "globex"
+    assert tenants["acme"]["behind"]
+    assert find_secrets(told.stdout + told.stderr) == []
 
 
 async def test_tenants_host_has_no_metrics(database_url: str, tmp_path: Path) -> None:
