@@ -11,6 +11,8 @@ from quart_tenants.app import create_app
 from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_demo
 from quart_tenants.app.user_commands import user_commands
 from quart_tenants.server.addresses import open_addresses
+from quart_tenants.server.figure_board import FigureBoard
+from quart_tenants.server.metrics_port import MetricsPort, open_metrics_port
 from quart_tenants.server.serving import read_config, serve
 from quart_tenants.server.worker import Worker
 from quart_tenants.settings import read_settings
@@ -39,11 +41,13 @@ def demo_command(port: int, data_dir: Path | None, fresh: bool) -> None:
     config = read_config(None)
     # The port may be taken, so it comes before everything that is started.
     (address,) = open_addresses(config, port)
+    listener = open_metrics_port(read_settings(read_environment()))
     server = asyncio.run(prepare_demo(data_dir, fresh=fresh))
     try:
         configure_logging(read_settings(read_environment()))
         # There is no supervisor: whatever ends this process ends all.
-        worker = Worker(create_app, config)
+        metrics = None if listener is None else MetricsPort(listener, FigureBoard(1))
+        worker = Worker(create_app, config, metrics=metrics)
         status = worker.serve_here(lambda: _print_welcome(address.rpartition(":")[2], data_dir))
     finally:
         asyncio.run(server.stop())
