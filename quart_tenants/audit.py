@@ -1,6 +1,7 @@
-"""Write audit lines: logins, ended sessions, and what administrators change."""
+"""Write lines of facts, above all audit lines: logins, ended sessions, and what administrators change."""
 
 import logging
+from collections.abc import Mapping
 
 logger = logging.getLogger("quart_tenants.audit")
 
@@ -32,6 +33,11 @@ def audit(event: str, **facts: object) -> None:
         audit("invoice_deleted", user=get_session().user, invoice=7)
         ```
     """
+    log_facts(logger, logging.INFO, event, facts)
+
+
+def log_facts(to: logging.Logger, level: int, event: str, facts: Mapping[str, object]) -> None:
+    """Log *event* with those of its *facts* that are not None."""
     known = _Facts((name, value) for name, value in facts.items() if value is not None)
     # The message is for other formatters; ours shows the fields (see web/logs/log_fields.py).
-    logger.info("%s %s", event, known, extra={"event": event, "facts": known})
+    to.log(level, "%s %s", event, known, extra={"event": event, "facts": known})

@@ -23,6 +23,7 @@ UNIX_SOCKET = "unix"
 # An address. If it has colons and a port follows, it is in brackets.
 _SERVER = re.compile(r"(?:\[(?P<bracketed>[^]]+)\]|(?P<plain>[^][:]+))(?::(?P<port>[0-9]{1,5}))?|(?P<bare>[^][]+)")
 _DNS_PORT = 53
+_BIND = re.compile(r"(?:(?:\[(?P<bracketed>[^]]+)\]|(?P<plain>[0-9.]+)):)?(?P<port>[0-9]{1,5})")
 
 
 class DnsServer(NamedTuple):
@@ -121,6 +122,18 @@ def _parse_dns_server(text: str) -> DnsServer:
     if not 0 < port < 2**16:
         raise ValueError(text)
     return DnsServer(str(address), port)
+
+
+def check_bind(value: object) -> str:
+    """Return an address to listen on, as host:port. The host is this machine alone, unless another one is named."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    match = _BIND.fullmatch(text) if isinstance(text, str) else None
+    # Names are left out: what they mean may change, and with it who can read what is served there.
+    with contextlib.suppress(ValueError):
+        if match is not None and int(match["port"]) < 2**16:
+            address = ipaddress.ip_address(match["bracketed"] or match["plain"] or "127.0.0.1")
+            return f"[{address}]:{match['port']}" if address.version == 6 else f"{address}:{match['port']}"
+    raise ValueError(f"is {value!r}: give a port such as 9464, or 10.0.0.5:9464, or [::1]:9464")
 
 
 def check_folder(value: object) -> Path:

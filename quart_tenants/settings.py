@@ -12,6 +12,7 @@ from quart_tenants.setting_checks import (
     DnsServer,
     Network,
     between,
+    check_bind,
     check_dns_servers,
     check_domain,
     check_folder,
@@ -289,7 +290,26 @@ class Settings:
         "Whether strangers may make tenants, at `/sign-up` of the reference app's domain. Each attempt is counted for "
         "the visitor's IP address like a wrong password, so that more than a few in a row have to wait.",
     )
-
+    metrics_bind: str | None = _setting(
+        None,
+        check_bind,
+        "address",
+        "Where `serve` answers `/metrics` for Prometheus: a port of this machine, `9464`, or `10.0.0.5:9464`, where "
+        "whoever reaches it can read it. Needs the extra `metrics`, and to be in the environment. Unset: nowhere.",
+    )
+    metrics_tenants: int = _setting(
+        20,
+        between(0, 1000, int),
+        "tenants",
+        "How many of the busiest tenants each worker names in its figures. All others are one line.",
+    )
+    slow_block: float = _setting(
+        1.0,
+        between(0.001, 86400, float),
+        "seconds",
+        "A block that takes so long gets a line in the log, with its tenant, its longest statement without values, "
+        "and where the time went.",
+    )
     log_format: str = _setting(
         "console", one_of("console", "json"), "console or json", "How `serve` and the commands write their log."
     )

@@ -11,6 +11,8 @@ from quart_tenants.app import create_app
 from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_app, prepare_demo
 from quart_tenants.app.user_commands import user_commands
 from quart_tenants.server.addresses import open_addresses
+from quart_tenants.server.figure_board import FigureBoard
+from quart_tenants.server.metrics_port import MetricsPort, open_metrics_port
 from quart_tenants.server.serving import read_config, serve
 from quart_tenants.server.worker import Worker
 from quart_tenants.settings import read_settings
@@ -41,6 +43,7 @@ def demo_command(application: str | None, port: int, data_dir: Path | None, fres
     config = read_config(None)
     # The port may be taken, so it comes before everything that is started.
     (address,) = open_addresses(config, port)
+    listener = open_metrics_port(read_settings(read_environment()))
     if application is None:
         server = asyncio.run(prepare_demo(data_dir, fresh=fresh))
     else:
@@ -48,7 +51,8 @@ def demo_command(application: str | None, port: int, data_dir: Path | None, fres
     try:
         configure_logging(read_settings(read_environment()))
         # There is no supervisor: whatever ends this process ends all.
-        worker = Worker(application or create_app, config)
+        metrics = None if listener is None else MetricsPort(listener, FigureBoard(1))
+        worker = Worker(application or create_app, config, metrics=metrics)
         number = address.rpartition(":")[2]
         status = worker.serve_here(lambda: _print_welcome(number, data_dir, server.url if application else None))
     finally:

@@ -30,7 +30,7 @@ def open_addresses(config: Config, port: int | None = None) -> list[str]:
     except OSError as error:
         raise AddressInUseError(", ".join(config.bind), error.strerror or str(error)) from error
     listeners = [*sockets.secure_sockets, *sockets.insecure_sockets]
-    addresses = [_name_address(listener) for listener in listeners]
+    addresses = [name_address(listener) for listener in listeners]
     if config.ssl_enabled:
         config.insecure_bind = [f"fd://{listener.detach()}" for listener in sockets.insecure_sockets]
         config.bind = [f"fd://{listener.detach()}" for listener in sockets.secure_sockets]
@@ -52,7 +52,7 @@ def _open_address(bind: str, port: int | None) -> str:
         return bind
     host, _, configured = bind.rpartition(":")
     try:
-        return f"fd://{_listen(host.strip('[]'), int(configured) if port is None else port).detach()}"
+        return f"fd://{listen_at(host.strip('[]'), int(configured) if port is None else port).detach()}"
     except ValueError as error:
         raise SettingError("bind", f"is {bind!r} in Hypercorn's configuration: give host:port") from error
 
@@ -73,7 +73,13 @@ def _check_given(bind: str) -> None:
         )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen_at(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at *host* and *port*, where 0 means any free port.
+
+    Raises:
+        AddressInUseError: Another program uses the address, or we have no right to use it.
+        ValueError: It is no address.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # With this option only finished connections of the same port are overlooked. A living listener is not.
@@ -89,7 +95,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _name_address(listener: socket.socket) -> str:
+def name_address(listener: socket.socket) -> str:
+    """Return the address of *listener* for people."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"

@@ -11,6 +11,8 @@ from quart_tenants.errors import SettingError
 from quart_tenants.server.addresses import list_descriptors, open_addresses
 from quart_tenants.server.applications import Application
 from quart_tenants.server.configuration import load_server_config
+from quart_tenants.server.figure_board import FigureBoard
+from quart_tenants.server.metrics_port import MetricsPort, open_metrics_port
 from quart_tenants.server.supervisor import Plan, Supervisor
 from quart_tenants.server.worker import Worker
 from quart_tenants.settings import read_settings
@@ -37,15 +39,20 @@ def serve(order: Order, default: Application, announce: Announce) -> int:
         AddressInUseError: An address is taken.
         TenantError: The app cannot be served, for a reason that the error's text says.
     """
-    configure_logging(read_settings(read_environment()))
+    settings = read_settings(read_environment())
+    configure_logging(settings)
     config = read_config(order.config)
     addresses = open_addresses(config, order.port)
+    listener = open_metrics_port(settings)
     if config.pid_path is not None:
         write_pid_file(config.pid_path)
     named = order.application or os.environ.get("QUART_APP")
 
     def make_worker(config: Config) -> Worker:
-        return Worker(named or getattr(config, "application_path", None) or default, config, order.plain)
+        application = named or getattr(config, "application_path", None) or default
+        # Each start has a board of its own, on which workers of the one before, which only finish, leave nothing.
+        metrics = None if listener is None else MetricsPort(listener, FigureBoard(max(config.workers, 1)))
+        return Worker(application, config, order.plain, metrics)
 
     if config.workers == 0:
         return make_worker(config).serve_here(lambda: announce(addresses))
@@ -60,6 +67,8 @@ def serve(order: Order, default: Application, announce: Announce) -> int:
     def stop_listening() -> None:
         for descriptor in list_descriptors(config):
             os.close(descriptor)
+        if listener is not None:
+            listener.close()
 
     return Supervisor(make_plan, lambda: announce(addresses), stop_listening).run()
 

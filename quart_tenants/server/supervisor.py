@@ -47,10 +47,12 @@ class Link:
     Attributes:
         lifeline: A file descriptor that is at its end when the supervisor is gone.
         is_first: Whether this worker is the first one with its code, and has to check the app before it serves.
+        number: From 0 on. A worker that replaces one that died has its number.
     """
 
-    def __init__(self, lifeline: int, report: int, *, is_first: bool) -> None:
+    def __init__(self, lifeline: int, report: int, *, is_first: bool, number: int = 0) -> None:
         self.lifeline = lifeline
+        self.number = number
         self.is_first = is_first
         self._report = report
 
@@ -102,6 +104,7 @@ class _Slot:
 
     plan: Plan
     is_first: bool
+    number: int = 0
     pid: int | None = None
     report: int | None = None
     is_ready: bool = False
@@ -277,7 +280,7 @@ class Supervisor:
             if slot.pid is None:
                 os.close(our_end)
                 os.close(reading)
-                _become_worker(slot.plan, Link(lifeline, writing, is_first=slot.is_first))
+                _become_worker(slot.plan, Link(lifeline, writing, is_first=slot.is_first, number=slot.number))
         except OSError:
             os.close(reading)
             raise
@@ -360,7 +363,7 @@ class Supervisor:
 
 def _make_slots(plan: Plan) -> list[_Slot]:
     first = _Slot(plan, is_first=True, start_at=0.0)
-    return [first, *(_Slot(plan, is_first=False) for _ in range(plan.count - 1))]
+    return [first, *(_Slot(plan, is_first=False, number=number) for number in range(1, plan.count))]
 
 
 def _hear(slot: _Slot) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import math
@@ -11,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.lifespan import Lifespan
@@ -22,9 +23,11 @@ from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
 
 from quart_tenants.errors import SettingError, TenantError
 from quart_tenants.server.applications import Application, check_app, load_app
+from quart_tenants.server.metrics_port import MetricsApp, MetricsPort, leave_figures
 from quart_tenants.server.one_task_requests import serve_requests
 from quart_tenants.server.protocols.connections import LimitedConnection, abort_connections, limit_connections
 from quart_tenants.web.logs.log_setup import follow_app_settings
+from quart_tenants.web.state import TenantState, find_state
 
 if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework, LifespanState
@@ -56,11 +59,13 @@ class Worker:
         application: The app.
         config: Its addresses are sockets that are open already.
         plain: Whether Quart itself handles each request, without what makes requests cheaper.
+        metrics: Where Prometheus asks for the figures of all workers, if anywhere.
     """
 
     application: Application
     config: Config
     plain: bool = False
+    metrics: MetricsPort | None = None
 
     def serve(self, link: "Link") -> int:
         """Serve as a worker of a supervisor until SIGTERM; return the exit status.
@@ -81,6 +86,12 @@ class Worker:
     def _serve(self, announce: Callable[[float], None], link: "Link | None", *, check: bool) -> int:
         app, settings = load_app(self.application)
         follow_app_settings(settings)
+        if settings.metrics_bind is not None and self.metrics is None:
+            raise SettingError(
+                "TENANTS_METRICS_BIND",
+                "is in the app's own configuration, which is read too late to open a port for all workers: "
+                "put it into the environment as QUART_TENANTS_METRICS_BIND",
+            )
         if check:
             check_app(app, settings)
         if not self.plain:
@@ -93,7 +104,7 @@ class Worker:
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(debug=self.config.debug, loop_factory=loop_factory) as runner:
             try:
-                runner.run(_serve_connections(app, self.config, announce, link, settings.worker_timeout))
+                runner.run(_serve_connections(app, self.config, announce, link, settings.worker_timeout, self.metrics))
             except (LifespanFailureError, LifespanTimeoutError) as error:
                 # The traceback is Hypercorn's and says nothing more.
                 log.error("the app did not stop properly: %s", error)
@@ -102,7 +113,12 @@ class Worker:
 
 
 async def _serve_connections(
-    app: "Quart", config: Config, announce: Callable[[float], None], link: "Link | None", patience: float
+    app: "Quart",
+    config: Config,
+    announce: Callable[[float], None],
+    link: "Link | None",
+    patience: float,
+    metrics: MetricsPort | None,
 ) -> None:
     """Start *app*, serve all connections, and stop both, as `hypercorn.asyncio.run.worker_serve` does.
 
@@ -130,11 +146,13 @@ async def _serve_connections(
     context = WorkerContext(_choose_max_requests(config))
     connections: set[asyncio.Task[Any]] = set()
 
-    async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_connection(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, served: ASGIWrapper = wrapper
+    ) -> None:
         task: Any = asyncio.current_task()
         connections.add(task)
         task.add_done_callback(connections.discard)
-        await LimitedConnection(wrapper, loop, config, context, state, reader, writer)
+        await LimitedConnection(served, loop, config, context, state, reader, writer)
 
     sockets = config.create_sockets()
     servers = [
@@ -142,6 +160,14 @@ async def _serve_connections(
         for options, listeners in (({}, sockets.insecure_sockets), (secure, sockets.secure_sockets))
         for listener in listeners
     ]
+    scraping = telling = None
+    if metrics is not None:
+        serve_scrape = functools.partial(serve_connection, served=ASGIWrapper(MetricsApp(metrics.board)))
+        scraping = await asyncio.start_server(serve_scrape, sock=metrics.listener.dup())
+        number = 0 if link is None else link.number
+        # load_app has looked whether there is a state.
+        get_stats = cast("TenantState", find_state(app)).get_stats
+        telling = loop.create_task(leave_figures(metrics.board, number, get_stats), name="quart_tenants figures")
     _spare_garbage_collector()
     announce(patience)
     ends = [loop.create_task(stop.wait()), loop.create_task(context.terminate.wait())]
@@ -154,6 +180,8 @@ async def _serve_connections(
         link.say_ending()
         _set_alarm(config.graceful_timeout)
 
+    if scraping is not None:
+        scraping.close()
     wrapper.app = _SayLast(app)
     over = loop.time() + config.graceful_timeout
     late = [
@@ -171,6 +199,8 @@ async def _serve_connections(
     for task in late:
         # One that does not even agree on TLS.
         task.cancel()
+    if telling is not None:
+        telling.cancel()
     await lifespan.wait_for_shutdown()
     if living.done():
         living.result()

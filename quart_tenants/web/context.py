@@ -24,6 +24,9 @@ from quart_tenants.web.state import TenantState, get_state
 # (RFC 3986, section 3.3).
 _AS_SENT = "%!$&'()*+,/:;=@-._~"
 
+TENANT_OF_SCOPE = "quart_tenants.tenant"
+"""A key in the scope of a request whose tenant is known."""
+
 _SLUG = "_quart_tenants_slug"
 _TENANT = "_quart_tenants_tenant"
 
@@ -174,7 +177,10 @@ def find_tenant_of(asked: BaseRequestWebsocket, state: TenantState | None = None
         if state is None:
             state = get_state()
         slug = find_requested_slug(asked, state)
-        known[_TENANT] = None if slug is None else state.registry.get_tenant(slug)
+        known[_TENANT] = found = None if slug is None else state.registry.get_tenant(slug)
+        if found is not None:
+            scope: Any = asked.scope
+            scope[TENANT_OF_SCOPE] = found
     tenant: Tenant | None = known[_TENANT]
     return tenant
 

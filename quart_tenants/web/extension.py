@@ -14,6 +14,7 @@ from quart.sessions import SecureCookieSessionInterface
 
 from quart_tenants.audit import audit
 from quart_tenants.errors import HookFailedError, SettingError, TenantError
+from quart_tenants.measures.counts import Figures, Measures
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.opening import SetUp
 from quart_tenants.postgres.messages.message_hub import MessageHub
@@ -34,6 +35,7 @@ from quart_tenants.web.guards.deadlines import RequestDeadlines
 from quart_tenants.web.guards.framing import RequestFraming
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from quart_tenants.web.guards.proxies import TrustedProxies
+from quart_tenants.web.guards.request_counts import RequestCounts
 from quart_tenants.web.guards.security_headers import SecurityHeaders
 from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.login_gates import LoginGates
@@ -114,6 +116,11 @@ class QuartTenants(TenantState):
         app.config.update(read_environment())
         self.settings = read_settings(app.config)
         self._read_values = list_setting_values(app)
+        self.measures = Measures(
+            slow_block=self.settings.slow_block,
+            named_tenants=self.settings.metrics_tenants,
+            figures=self.measures.figures,
+        )
         _check_quart_settings(app)
         self._app = app
         put_state(app, self)
@@ -130,7 +137,8 @@ class QuartTenants(TenantState):
         # From the inside out. The headers depend on the scheme, which the proxies know, and belong on every answer.
         guarded = RequestFraming(RequestDeadlines(StreamEnds(app.asgi_app), self.settings.request_timeout))
         self.answer_headers = SecurityHeaders(guarded, self.settings.hsts_seconds)
-        app.asgi_app = TrustedProxies(self.answer_headers, self.settings)  # type: ignore[method-assign]
+        counted = RequestCounts(self.answer_headers, self.measures)
+        app.asgi_app = TrustedProxies(counted, self.settings)  # type: ignore[method-assign]
         self.commands = tenant_commands()
         app.cli.add_command(self.commands)
 
@@ -175,7 +183,9 @@ class QuartTenants(TenantState):
             MigrationFileError: `TENANTS_MINIMUM_VERSION` is not set, and the newest file cannot be found.
         """
         async with AsyncExitStack() as stack:
-            database = await stack.enter_async_context(await Database.open(self.settings, set_up=self._set_up))
+            database = await stack.enter_async_context(
+                await Database.open(self.settings, set_up=self._set_up, measures=self.measures)
+            )
             # The feed of changes has a connection of its own, because tenants may exhaust the pool. Its time limit is
             # shorter than the registry's, so that a read that hangs is tried again before the registry is stale.
             patience = min(self.settings.command_timeout, self.settings.registry_max_age / 2)
@@ -186,6 +196,7 @@ class QuartTenants(TenantState):
                 self.settings,
                 minimum_version=_get_minimum_version(self.settings),
                 minimum_shared_version=len(get_shared_migrations(self.settings)),
+                measures=self.measures,
             )
             await registry.load()
             async with feed.connection() as connection:
@@ -193,7 +204,7 @@ class QuartTenants(TenantState):
             follower = asyncio.create_task(registry.follow(), name="quart_tenants registry")
             stack.push_async_callback(_cancel, follower)
             self._database, self._registry = database, registry
-            self.login_gates = LoginGates(self.settings.login_attempts)
+            self.login_gates = LoginGates(self.settings.login_attempts, self.measures)
             self.messages = MessageHub(self.settings, name_channel(self._app) if self._app is not None else "")
             stack.push_async_callback(self.messages.close)
             try:
@@ -208,6 +219,16 @@ class QuartTenants(TenantState):
         """
         self._set_up = set_up
         return set_up
+
+    def add_figures(self, figures: Figures) -> Figures:
+        """Let the app's own *figures* be in `get_stats()` and at the metrics port. A decorator.
+
+        `figures` returns numbers by name, such as `{"orders_total": 12, "mails_waiting": 3}`, a hundred at most, in no
+        time: it must not wait for anything. A name that ends in `_total` is a number that only grows. Never put what a
+        visitor has typed into a name.
+        """
+        self.measures.figures.append(figures)
+        return figures
 
     def reserved_host(self, label: str) -> str:
         """Return for `host=` of a route: `<label>.<domain>`, on any port.

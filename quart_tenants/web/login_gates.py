@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from quart_tenants.measures.counts import Measures
+
 logger = logging.getLogger(__name__)
 
 _CONNECTIONS = 2
@@ -22,8 +24,9 @@ class LoginGates:
         connections: To be held while a connection is used for counting.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, measures: Measures) -> None:
         self._width = width
+        self._measures = measures
         self._gates: dict[tuple[int, str], tuple[asyncio.Semaphore, int]] = {}
         self._counting: set[asyncio.Task[None]] = set()
         # Many logins come at once, such as at nine in the morning, and they are slow anyway. They must not fill the
@@ -33,6 +36,9 @@ class LoginGates:
     @asynccontextmanager
     async def pass_through(self, tenant_id: int, account: str) -> AsyncIterator[None]:
         """Hold one of the slots of this account, after waiting for one."""
+        measures = self._measures
+        measures.login_attempts += 1
+        measures.logins_in_progress += 1
         key = tenant_id, account
         gate, inside = self._gates.get(key) or (asyncio.Semaphore(self._width), 0)
         self._gates[key] = gate, inside + 1
@@ -40,6 +46,7 @@ class LoginGates:
             async with gate:
                 yield
         finally:
+            measures.logins_in_progress -= 1
             gate, inside = self._gates.pop(key)
             if inside > 1:
                 self._gates[key] = gate, inside - 1

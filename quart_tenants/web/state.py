@@ -6,9 +6,12 @@ from quart import Quart, current_app, has_app_context
 
 from quart_tenants.domain import Domain
 from quart_tenants.errors import NoTenantError, SettingError
+from quart_tenants.measures.counts import Measures
+from quart_tenants.measures.stats import Stats
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.postgres.registry.registry import Registry
+from quart_tenants.postgres.registry.worker_stats import show_stats
 from quart_tenants.settings import PREFIX, Settings
 from quart_tenants.tenant import Slug
 from quart_tenants.web.lifecycle_hooks import LifecycleHooks
@@ -23,17 +26,20 @@ class TenantState(LifecycleHooks):
 
     Attributes:
         settings: The checked settings.
+        measures: What this worker counts.
         login_gates: Limits how many login attempts for one account run at a time. Exists while the app is serving.
         messages: Hands messages to the subscribers in this worker. Exists while the app is serving.
         sign_in_endpoint: Where `login_required` sends a browser whose visitor is not logged in; None for nowhere.
     """
 
     settings: Settings
+    measures: Measures
     login_gates: LoginGates
     messages: MessageHub
 
     def __init__(self) -> None:
         super().__init__()
+        self.measures = Measures()
         self.sign_in_endpoint: str | None = None
         # The values from which the settings were made.
         self._read_values: dict[str, object] = {}
@@ -61,6 +67,14 @@ class TenantState(LifecycleHooks):
         if self._registry is None:
             raise _not_running()
         return self._registry
+
+    def get_stats(self) -> Stats:
+        """Return the figures of this worker: requests, connections, blocks, tenants, logins. Costs no query.
+
+        Raises:
+            RuntimeError: The app is not serving.
+        """
+        return show_stats(self.measures, self.database, self.registry)
 
     def refuse_late_settings(self, app: Quart) -> None:
         """Make sure that no `TENANTS_*` key of *app* was changed after it was read: nobody would obey it.

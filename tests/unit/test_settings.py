@@ -46,6 +46,8 @@ NUMBERS = {
     "TENANTS_WORKER_TIMEOUT": (0, 86400),
     "TENANTS_TENANT_POOL_SHARE": (1, 1000),
     "TENANTS_TENANT_POOL_QUEUE": (0, 10000),
+    "TENANTS_METRICS_TENANTS": (0, 1000),
+    "TENANTS_SLOW_BLOCK": (0.001, 86400),
 }
 KINDS = {get_key(setting): {setting.type, *get_args(setting.type)} for setting in fields(Settings)}
 WHOLE_NUMBERS = sorted(key for key, kinds in KINDS.items() if int in kinds)
@@ -399,3 +401,27 @@ def test_any_value_is_accepted_or_a_setting_error(key: str, value: object) -> No
         message = str(error)
 
     assert key in message
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (9464, "127.0.0.1:9464"),
+        ("9464", "127.0.0.1:9464"),
+        ("0", "127.0.0.1:0"),
+        ("10.0.0.5:9464", "10.0.0.5:9464"),
+        ("[::1]:9464", "[::1]:9464"),
+    ],
+)
+def test_metrics_are_at_this_machine_unless_an_address_is_given(given: object, read: str) -> None:
+    """A port alone is one of the loopback address."""
+    assert read_setting("TENANTS_METRICS_BIND", given) == read
+
+
+@pytest.mark.parametrize("given", ["", "65536", "localhost:9464", "10.0.0.5", "::1:9464", "9464\n", True, -1, "*:9464"])
+def test_metrics_are_at_no_unclear_address(given: object) -> None:
+    """What is neither a port nor an address with a port is refused, and names too."""
+    error = get_error({"TENANTS_METRICS_BIND": given})
+
+    assert "TENANTS_METRICS_BIND" in str(error)
+    assert "9464" in str(error)

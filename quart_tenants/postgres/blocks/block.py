@@ -15,6 +15,7 @@ from quart_tenants.errors import (
     TransactionLostError,
     UnknownTenantError,
 )
+from quart_tenants.measures.block_record import BlockRecord
 from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.postgres.driver.block_statements import BEGIN_READ_ONLY, Beginning
 from quart_tenants.postgres.driver.connection_types import (
@@ -56,12 +57,15 @@ class Block:
         "_lost",
         "_pool",
         "_pooled",
+        "_queries",
+        "_record",
         "_shares",
         "_tenant",
         "_timeout",
         "status",
     )
     _pooled: PooledConnection
+    _record: BlockRecord
 
     def __init__(
         self,
@@ -89,12 +93,20 @@ class Block:
         if self._entered:
             raise RuntimeError("this block was entered before: ask for a new one")
         self._entered = True
+        record = self._record = BlockRecord(self._pool.measures, self._tenant)
         now = self._pool.clock()
         deadline = now + self._timeout
-        if self._shares is not None and self._tenant is not None:
-            await self._shares.take(self._tenant, deadline)
         try:
-            self._pooled = pooled = await self._pool.acquire(self._beginning.tenant.tenant, deadline)
+            if self._shares is not None and self._tenant is not None:
+                await self._shares.take(self._tenant, deadline)
+        except BaseException as error:
+            record.end(error)
+            raise
+        record.has_share()
+        try:
+            pooled = await self._pool.acquire(self._beginning.tenant.tenant, deadline)
+            self._take(pooled)
+            record.has_connection()
             driver = pooled.driver
             if (
                 isinstance(driver, FastConnection)
@@ -105,8 +117,8 @@ class Block:
                 driver.plan_block(self._beginning, self._timeout, self._replace_connection)
             else:
                 await self._begin(deadline)
-        except BaseException:
-            self._leave_share()
+        except BaseException as error:
+            self._leave(error)
             raise
         lent: Any = self._pooled.driver.lend()
         self._lent = lent
@@ -131,8 +143,10 @@ class Block:
                 self._give_back()
             else:
                 await self._commit()
-        finally:
-            self._leave_share()
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self._leave(exc)
 
     async def go_on_as(self, beginning: Beginning) -> None:
         """Let the rest of the block, which has no tenant, be as one with *beginning*."""
@@ -160,7 +174,20 @@ class Block:
     def _give_back(self) -> None:
         self._pool.give_back(self._pooled, self._beginning.tenant.tenant, self._pool.clock())
 
-    def _leave_share(self) -> None:
+    def _take(self, pooled: PooledConnection) -> None:
+        """Go on with *pooled*, and let it write into the block's record."""
+        self._pooled = pooled
+        driver, record = pooled.driver, self._record
+        driver.record = record
+        self._queries = driver.count_queries()
+        record.backend = driver.get_server_pid()
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Count the block, which has ended by *error* or well, and give its share back."""
+        record = self._record
+        if record.backend and not self._pooled.driver.is_closed():
+            record.round_trips += self._pooled.driver.count_queries() - self._queries
+        record.end(error)
         if self._shares is not None and self._tenant is not None:
             self._shares.give_back(self._tenant)
 
@@ -175,7 +202,7 @@ class Block:
             raise DatabaseUnavailableError("the connection to the database was lost", lost=True)
         self._lost = True
         deadline = self._pool.clock() + self._timeout
-        self._pooled = await self._pool.replace(self._pooled, deadline)
+        self._take(await self._pool.replace(self._pooled, deadline))
         await self._begin(deadline)
         driver = self._pooled.driver
         if self._lent is not lent or not isinstance(lent, LentConnection) or type(driver) is not FastConnection:
@@ -209,7 +236,7 @@ class Block:
                     raise await self._explain_role(error) from error
                 if isinstance(error, DRIVER_ERRORS) and (quick or not isinstance(error, TimeoutError)) and attempts:
                     quick = quick and not isinstance(error, TimeoutError)
-                    self._pooled = await self._pool.replace(self._pooled, deadline)
+                    self._take(await self._pool.replace(self._pooled, deadline))
                     continue
                 # Also on cancellation: nobody knows how far BEGIN came.
                 self._pool.discard(self._pooled)
@@ -225,7 +252,8 @@ class Block:
         """Raise if it was the tenant's role that could not be entered, where that went ahead of a statement."""
         deadline = self._pool.clock() + self._timeout
         block = Block(self._pool, self._beginning, self._timeout, self._tenant)
-        block._pooled = await self._pool.acquire(self._beginning.tenant.tenant, deadline)
+        block._record = self._record
+        block._take(await self._pool.acquire(self._beginning.tenant.tenant, deadline))
         await block._begin(deadline)
         await block._roll_back()
 

@@ -16,6 +16,8 @@ from typing import Self
 import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
+from quart_tenants.measures.counts import Measures
+from quart_tenants.measures.stats import PoolStats
 from quart_tenants.postgres.blocks.block import Block, list_path
 from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, EVERYBODY, Beginning, TenantKey
@@ -65,6 +67,7 @@ class Database:
         for_many_tenants: bool = False,
         set_up: SetUp | None = None,
         timings: Timings | None = None,
+        measures: Measures | None = None,
     ) -> Self:
         """Connect to the database that *settings* name.
 
@@ -76,6 +79,7 @@ class Database:
                 now and then: a server process remembers the tables that it has touched until it ends.
             set_up: Called with each new connection, such as for type codecs. There are no tables on its path.
             timings: How long to wait for what, for tests.
+            measures: What the blocks are counted in, where anybody asks for it.
 
         Raises:
             SettingError: The address is missing or malformed.
@@ -91,12 +95,32 @@ class Database:
                 max_queries=_QUERIES_FOR_MANY_TENANTS if for_many_tenants else _QUERIES,
                 defaults=_DEFAULTS,
                 timings=timings or Timings(),
+                measures=measures or Measures(),
                 set_up=set_up,
             )
             await pool.open(settings.connect_timeout)
         except (ValueError, *DRIVER_ERRORS) as error:
             raise explain_no_connection(error, "TENANTS_DATABASE_URL", "cannot connect to the database") from error
         return cls(pool, settings, shares=shares)
+
+    def show_pool(self) -> PoolStats:
+        """Return the figures of the pool."""
+        measures = self._pool.measures
+        size, idle = self._pool.count_connections()
+        states = [block.state for block in measures.list_open_blocks()]
+        return PoolStats(
+            size=size,
+            max_size=self._pool.max_size,
+            idle=idle,
+            waiting_for_share=states.count("share"),
+            waiting_for_connection=states.count("connection"),
+            share_wait_seconds=measures.share_wait_seconds,
+            connection_wait_seconds=measures.connection_wait_seconds,
+            refused_by_share=measures.refused_by_share,
+            refused_by_pool=measures.refused_by_pool,
+            opened=measures.connections_opened,
+            closed=dict(measures.connections_closed),
+        )
 
     async def close(self) -> None:
         """Close the pool: wait up to the command timeout for blocks that are open, then cut them off."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 
+from quart_tenants.measures.block_record import BlockRecord
+from quart_tenants.measures.counts import Measures
 from quart_tenants.postgres.driver.block_statements import TenantKey
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.postgres.driver.timings import Timings
@@ -29,15 +31,17 @@ class NotingConnection(_AsyncpgConnection):
     Attributes:
         altered: Whether a block has set what stays in the client, where no reset reaches it.
         proxy: The handle by which asyncpg's pool knows this connection.
+        record: What the present block does is noted here; of what comes between two blocks, nobody reads the notes.
     """
 
-    __slots__ = ("_json_is_text", "_timings", "_versions", "altered", "proxy")
+    __slots__ = ("_json_is_text", "_timings", "_versions", "altered", "proxy", "record")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.altered = False
         self._json_is_text = False
         self.proxy: Any = None
+        self.record = BlockRecord(Measures(), None)
         self._timings = Timings()
         # Of each tenant, and of the shared tables, in its last block here.
         self._versions: dict[int, tuple[int, int]] = {}

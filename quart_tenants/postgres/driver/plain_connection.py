@@ -4,7 +4,9 @@ It serves behind poolers, and wherever asyncpg is another one than the fast conn
 messages here, where a fast connection needs one for a block that only reads.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
@@ -23,6 +25,8 @@ from quart_tenants.postgres.driver.timings import Timings
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
+
+T = TypeVar("T")
 
 # asyncpg writes these options of COPY as they are.
 _UNQUOTED = ("oids", "freeze", "header")
@@ -125,10 +129,45 @@ class PlainConnection(NotingConnection):
             self._status = await super().execute(query, timeout=self._seconds)
             return self._status
         if args or not self._one_statement or SAVEPOINT_TEXT.fullmatch(query):
-            return await super().execute(query, *args, timeout=timeout)
-        statement = await self.prepare(query, timeout=timeout)
-        await statement.fetch(timeout=timeout)
+            return await self._note(query, super().execute(query, *args, timeout=timeout))
+        return await self._note(query, self._execute_one(query, timeout))
+
+    async def _execute_one(self, query: str, seconds: float | None) -> str:
+        statement = await self.prepare(query, timeout=seconds)
+        await statement.fetch(timeout=seconds)
         return statement.get_statusmsg() or ""
+
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+        """Return rows, as asyncpg does it."""
+        rows = await self._note(query, super().fetch(query, *args, **options))
+        self.record.rows += len(rows)
+        return rows
+
+    async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
+        """Return a row, as asyncpg does it."""
+        row = await self._note(query, super().fetchrow(query, *args, **options))
+        self.record.rows += row is not None
+        return row
+
+    async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
+        """Return a value of a row, as asyncpg does it."""
+        return await self._note(query, super().fetchval(query, *args, **options))
+
+    async def executemany(self, command: str, *args: Any, **options: Any) -> Any:
+        """Execute *command* for many arguments, as asyncpg does it."""
+        return await self._note(command, super().executemany(command, *args, **options))
+
+    async def _note(self, query: str, running: Awaitable[T]) -> T:
+        """Return what *running* returns, and note the statement."""
+        began_at = monotonic()
+        try:
+            return await running
+        finally:
+            self.record.note(query, began_at)
+
+    def count_queries(self) -> int:
+        """Return 0: only asyncpg's inside knows how many messages were sent."""
+        return 0
 
     async def copy_from_query(self, query: str, *args: Any, **options: Any) -> str:
         """Copy the rows of *query*, as asyncpg does it; in a block with a role it is one statement."""
@@ -173,9 +212,11 @@ class PlainConnection(NotingConnection):
     async def _send_instead(self, text: str, seconds: float | None, step: Any) -> None:
         """Let *step* of asyncpg's transaction() send *text* in place of its own statement."""
         self._replacement, self._seconds = text, seconds
+        began_at = monotonic()
         try:
             await step()
         finally:
+            self.record.statement_seconds += monotonic() - began_at
             unsent, self._replacement = self._replacement, ""
         if unsent:
             self.terminate()

@@ -9,6 +9,7 @@ from typing import Any, cast
 import asyncpg
 
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError
+from quart_tenants.measures.counts import Measures
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe
 from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.opening import BlockConnection, Opener, SetUp
@@ -48,6 +49,7 @@ class ConnectionPool:
         "_working",
         "clock",
         "max_size",
+        "measures",
         "timings",
     )
 
@@ -59,6 +61,7 @@ class ConnectionPool:
         max_queries: int,
         defaults: dict[str, str],
         timings: Timings,
+        measures: Measures,
         set_up: SetUp | None = None,
     ) -> None:
         """Prepare a pool. Connects to nothing yet.
@@ -69,8 +72,10 @@ class ConnectionPool:
             max_queries: Statements after which a connection is replaced.
             defaults: Settings of PostgreSQL for every connection.
             timings: How long to wait for what.
+            measures: What is to be counted.
             set_up: Called with each new connection.
         """
+        self.measures = measures
         self._epoch = 0
         # What the server said when it had no place for another connection, until it is asked for one again.
         self._full = ""
@@ -169,6 +174,7 @@ class ConnectionPool:
             if connection is not None:
                 if not connection.driver.is_closed() and connection.epoch == self._epoch:
                     return connection
+                self._count_close(connection)
                 _terminate(connection.driver)
             opened = await self._open_in(slot, deadline)
             if opened is not None:
@@ -187,6 +193,7 @@ class ConnectionPool:
             PoolExhaustedError: The server has no place, and all others are lent.
             DatabaseUnavailableError: No connection can be opened. The slot is free.
         """
+        self.measures.connections_closed["lost"] += 1
         _terminate(connection.driver)
         opened = await self._open_in(connection.slot, deadline)
         return opened or await self.acquire(connection.slot, deadline)
@@ -201,7 +208,8 @@ class ConnectionPool:
         """
         driver = connection.driver
         if driver.altered or connection.epoch != self._epoch or driver.is_closed():
-            self.discard(connection)
+            self._count_close(connection)
+            self._discard(connection)
             return
         # asyncpg has every connection pass for an instance of every class of connections.
         if type(driver) is not FastConnection:
@@ -211,6 +219,7 @@ class ConnectionPool:
         connection.tenants.add(tenant)
         driver.let_go()
         if driver.count_queries() > self._max_queries:
+            self.measures.connections_closed["queries"] += 1
             self._spawn(driver.close(), connection)
         elif len(connection.tenants) >= connection.weigh_at:
             self._spawn(self._weigh(connection, driver), connection)
@@ -219,8 +228,22 @@ class ConnectionPool:
 
     def discard(self, connection: PooledConnection) -> None:
         """Close *connection*; another one is opened in its slot when it is needed. Never waits."""
+        self.measures.connections_closed["lost"] += 1
+        self._discard(connection)
+
+    def count_connections(self) -> tuple[int, int]:
+        """Return how many connections are open, and how many of them no block has."""
+        size = self._pool.get_size()
+        return size, max(size - len(self._slots) + self._slots.count_idle(), 0)
+
+    def _discard(self, connection: PooledConnection) -> None:
         _terminate(connection.driver)
         self._slots.vacate(connection.slot)
+
+    def _count_close(self, connection: PooledConnection) -> None:
+        """Count that *connection* is not lent again, and why."""
+        outdated = "lost" if connection.epoch == self._epoch else "outdated"
+        self.measures.connections_closed["altered" if connection.driver.altered else outdated] += 1
 
     async def _open_in(self, slot: int, deadline: float) -> PooledConnection | None:
         """Return a new connection, or None where the server has no place for it, and there are others to wait for."""
@@ -239,6 +262,8 @@ class ConnectionPool:
                 raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
             raise
         driver = cast("BlockConnection", proxy).itself
+        # asyncpg's pool may have had it before.
+        self.measures.connections_opened += driver.proxy is None
         driver.proxy = proxy
         return PooledConnection(driver, slot, epoch, min(_WEIGH_EVERY, self._max_tenants + 1))
 
@@ -279,7 +304,7 @@ class ConnectionPool:
                 # asyncpg's pool has it.
                 self._slots.vacate(connection.slot)
             elif connection.driver.is_closed() or not connection.driver.is_fast:
-                self.discard(connection)
+                self._discard(connection)
             else:
                 self._slots.give_back(connection.slot, connection)
 
@@ -331,6 +356,7 @@ class ConnectionPool:
         else:
             too_large, connection.weigh_at = weight > self._max_memory, tenants + _WEIGH_EVERY
         if too_large:
+            self.measures.connections_closed["memory"] += 1
             await driver.close()
 
     async def _tidy(self) -> None:

@@ -32,6 +32,10 @@ class Slots(Generic[T]):
         """Return how many slots are taken: by an idle connection, a lent one, or one that is being opened."""
         return self.size - sum(self._free)
 
+    def count_idle(self) -> int:
+        """Return how many connections nobody has."""
+        return sum(found is not None for found in self._idle)
+
     def take(self, preferred: int) -> tuple[int, T | None] | None:
         """Return a slot and its connection, or a slot for which one is to be opened; None if all are taken."""
         size = self.size

@@ -14,6 +14,8 @@ from quart_tenants.errors import (
     TenantError,
     UnknownTenantError,
 )
+from quart_tenants.measures.counts import Measures
+from quart_tenants.measures.stats import RegistryStats
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import SHARED_LEDGER
 from quart_tenants.postgres.registry.registry_tables import (
@@ -94,11 +96,13 @@ class Registry:
         minimum_version: int = 0,
         minimum_shared_version: int = 0,
         catch_up_pause: float = 0.25,
+        measures: Measures | None = None,
     ) -> None:
         self._database = database
         self._settings = settings
         self._minimum_version = minimum_version
         self._minimum_shared_version = minimum_shared_version
+        self._measures = measures or Measures()
         self.shared_version = 0
         self.ended_sessions = EndedSessions()
         self._by_id: dict[int, Tenant] = {}
@@ -155,6 +159,23 @@ class Registry:
         """
         present = self._by_id.get(tenant.id, tenant)
         return self.get_tenant(present.slug)
+
+    def show(self) -> RegistryStats:
+        """Return what this worker knows of the tenants, in numbers."""
+        tenants = self._by_id.values()
+        if self.shared_version < self._minimum_shared_version:
+            behind = list(tenants)
+        else:
+            behind = [tenant for tenant in tenants if tenant.version < self._minimum_version]
+        return RegistryStats(
+            age=self.get_age(),
+            tenants=len(tenants),
+            suspended=sum(tenant.suspended for tenant in tenants),
+            behind=len(behind),
+            behind_slugs=tuple(str(tenant.slug) for tenant in behind[: self._measures.named_tenants]),
+            unknown_lookups=self._measures.unknown_lookups,
+            failed_reads=self._measures.failed_reads,
+        )
 
     def get_age(self) -> float:
         """Return how many seconds ago the registry was read. Something may have changed since."""
@@ -227,6 +248,7 @@ class Registry:
             RegistryStaleError: The registry cannot be read now.
         """
         asked_at = time.monotonic()
+        self._measures.unknown_lookups += 1
         try:
             # Each of the two locks may be held by a read that hangs.
             async with asyncio.timeout(self._settings.registry_max_age / 2):
@@ -256,6 +278,7 @@ class Registry:
                 await self.refresh()
             except Exception as error:
                 # No error may end this task: without it the worker would be stale until it is restarted.
+                self._measures.failed_reads += 1
                 if not failed:
                     known = isinstance(error, TenantError)
                     logger.warning(

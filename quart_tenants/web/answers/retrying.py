@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from quart_tenants.errors import DatabaseUnavailableError
 from quart_tenants.web.context import reads_only
+from quart_tenants.web.state import get_state
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def retry_reads(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
             except DatabaseUnavailableError as error:
                 if not error.lost:
                     raise
+                get_state().measures.retried += 1
                 logger.warning("%s begins anew: %s", getattr(view, "__name__", view), error)
             return await view(*args, **kwargs)
         finally:

@@ -14,6 +14,7 @@ from quart_tenants.postgres.backups.pipes import Pipe
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.progress import Progress
+from quart_tenants.web.commands.run_metrics import note_failures
 from quart_tenants.web.commands.running import count_tenants, with_database
 
 _ENOUGH = 100  # tenants, for a rate
@@ -63,6 +64,7 @@ async def back_up_all(
     else:
         _print(report, folder)
     if report.failed or report.left or report.damaged:
+        note_failures(len(report.failed) + len(report.left) + len(report.damaged))
         sys.exit(1)
 
 

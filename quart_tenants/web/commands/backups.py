@@ -15,6 +15,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.backup_all import back_up_all
 from quart_tenants.web.commands.backup_list import list_backups
+from quart_tenants.web.commands.run_metrics import leaves_metrics
 from quart_tenants.web.commands.running import name_program, tell_hooks, tell_if_behind, with_database
 from quart_tenants.web.commands.trash import INCLUDING_DEPENDENTS, ask_for_name
 
@@ -50,6 +51,7 @@ def _parse_pipe(ctx: click.Context, parameter: click.Parameter, value: str | Non
     "--sample", type=click.IntRange(min=1), metavar="N", help="With --all: --verify for N tenants only.  [default: 10]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@leaves_metrics
 def backup_command(
     slug: str | None,
     path: Path,

@@ -10,12 +10,14 @@ from quart_tenants.postgres.doctor.catalogue_checks import Finding, State
 from quart_tenants.postgres.doctor.examination import examine
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing
+from quart_tenants.web.commands.run_metrics import leaves_metrics, note_failures
 from quart_tenants.web.commands.running import with_database
 
 
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document with everything, for programs.")
 @changes_nothing
+@leaves_metrics
 @with_database
 async def doctor_command(database: Database, settings: Settings, as_json: bool) -> None:
     """Look for leaks between tenants, through the same pooler as the app.
@@ -35,4 +37,5 @@ async def doctor_command(database: Database, settings: Settings, as_json: bool) 
         click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
     bad = [finding for finding in findings if finding.state in (State.LEAK, State.FAILED)]
     if bad:
+        note_failures(len(bad))
         raise click.ClickException(f"not safe: {', '.join(finding.check for finding in bad)}")

@@ -20,6 +20,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.rehearsal import rehearse_migration
+from quart_tenants.web.commands.run_metrics import leaves_metrics, note_failures
 from quart_tenants.web.commands.running import count_tenants, describe_ready, tell_shared, with_database
 
 _MOST_NAMES = 10
@@ -43,6 +44,7 @@ def _parse_canary(ctx: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--rehearse", is_flag=True, help="Migrate copies of some tenants, say what that did, and delete them.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="How many copies.  [default: 3]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@leaves_metrics
 @with_database
 async def migrate_command(
     database: Database,
@@ -120,6 +122,7 @@ async def migrate_command(
     else:
         _print_report(report)
     if report.failed or report.left:
+        note_failures(len(report.failed) + len(report.left))
         sys.exit(1)
     await _prepare(database, settings, named, to)
 

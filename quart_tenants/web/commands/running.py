@@ -22,6 +22,7 @@ from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings, read_settings
 from quart_tenants.tenant import Slug, Tenant
 from quart_tenants.web.commands.records import record_runs
+from quart_tenants.web.commands.run_metrics import note_failures
 from quart_tenants.web.environment import read_environment
 from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.state import find_state
@@ -81,6 +82,7 @@ class Failures:
     def end(self) -> None:
         """End the command with status 1 if there were failures."""
         if self._failed:
+            note_failures(self._failed)
             raise click.ClickException(f"{self._failed} of {self._total} tenants failed")
 
 

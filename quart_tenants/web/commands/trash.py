@@ -13,6 +13,7 @@ from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, und
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.commands.lifecycle import DAYS, show_day
+from quart_tenants.web.commands.run_metrics import leaves_metrics
 from quart_tenants.web.commands.running import (
     Failures,
     do_for_each,
@@ -95,6 +96,7 @@ async def undrop_command(database: Database, settings: Settings, slug: str) -> N
 @click.option("--dry-run", is_flag=True, help="Say what would be deleted and delete nothing.")
 @INCLUDING_DEPENDENTS
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@leaves_metrics
 def purge_command(
     slugs: tuple[str, ...], older_than: float | None, dry_run: bool, including_dependents: bool, yes: bool
 ) -> None:

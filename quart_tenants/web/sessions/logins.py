@@ -9,6 +9,7 @@ from quart import current_app
 from quart_tenants.audit import audit
 from quart_tenants.errors import InvalidCredentialsError, TenantError, TooManyLoginsError
 from quart_tenants.postgres.sessions.failed_logins import LoginCount, count_failure, count_success, look_at_login
+from quart_tenants.tenant import Tenant
 from quart_tenants.web.context import find_address, find_current_tenant
 from quart_tenants.web.sessions.tenant_sessions import TenantSession, start_session
 from quart_tenants.web.state import get_state
@@ -35,8 +36,9 @@ class LoginAttempt:
         ```
     """
 
-    def __init__(self, count: LoginCount, event: str) -> None:
+    def __init__(self, count: LoginCount, event: str, tenant: Tenant | None = None) -> None:
         self._count = count
+        self._tenant = tenant
         self._event = event
         self.user: str | None = None
         self.succeeded = False
@@ -63,6 +65,7 @@ class LoginAttempt:
         async with state.login_gates.connections, state.database.connection() as connection:
             await count_success(connection, self._count)
         self.succeeded = True
+        state.measures.logins_succeeded += 1
 
     async def count(self) -> None:
         """Count this attempt like a failure, whatever comes of it. For what costs much, such as a sign-up.
@@ -76,6 +79,10 @@ class LoginAttempt:
     def fail(self) -> "asyncio.Task[None]":
         """Begin to count the failure. The counting goes on when the visitor goes away."""
         audit(f"{self._event}_failed", user=self.user, address=find_address())
+        measures = get_state().measures
+        measures.logins_failed += 1
+        if self._tenant is not None:
+            measures.tenants.get(self._tenant).failed_logins += 1
         return get_state().login_gates.keep(self._write_failure())
 
     async def _write_failure(self) -> None:
@@ -122,9 +129,10 @@ async def login_attempt(account: str, *, event: str = "login") -> AsyncIterator[
                 count = await look_at_login(connection, tenant_id, account, find_address(), key)
             except TooManyLoginsError as error:
                 audit(f"{event}_throttled", address=find_address(), retry_after=error.retry_after)
+                state.measures.logins_throttled += 1
                 raise
         # From here on any end of all the user's sessions, such as for a new password, ends the one that begins here.
-        attempt = LoginAttempt(count, event)
+        attempt = LoginAttempt(count, event, tenant)
         try:
             yield attempt
         except asyncio.CancelledError:

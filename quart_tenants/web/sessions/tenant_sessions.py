@@ -134,6 +134,7 @@ class TenantSession(SessionMixin):
         state = self._state
         if state.registry.get_age() <= _ASK_EARLY * state.settings.session_ask_after:
             return
+        state.measures.sessions_asked += 1
         # The state that the database tells may be as old as the question.
         asked_at = time.monotonic()
         try:
@@ -160,6 +161,7 @@ class TenantSession(SessionMixin):
                 async with state.database.connection() as connection:
                     await end_session_in(connection, signed.issued, max(signed.ends_at - time.time(), 0))
                 state.registry.ended_sessions.add(signed.issued)
+                state.measures.sessions_ended += 1
                 if signed.issued.username and not replaced:
                     audit("logout", user=signed.issued.username, address=self._asked.remote_addr)
         except BaseException:
@@ -229,10 +231,13 @@ class TenantSession(SessionMixin):
         self._ours = []
         if not sent:
             return None
+        measures = self._state.measures
+        measures.sessions_checked += 1
         owner = self._find_owner()
         signed = self._cookies.list_signed(sent)
         ours = {one.issued: one for one in signed if one.issued.tenant_id == owner}
         if signed and not ours:
+            measures.sessions_refused += 1
             raise WrongTenantError("this session belongs to another tenant; log in here")
         self._ours = list(ours.values())
         if len(self._ours) != 1:

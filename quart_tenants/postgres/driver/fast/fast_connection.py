@@ -6,8 +6,8 @@ out whether asyncpg still has them. Where it has not, `PlainConnection` serves.
 
 import asyncio
 import functools
-import time
 from collections.abc import Awaitable, Callable, Coroutine
+from time import monotonic
 from typing import Any, NamedTuple, TypeAlias
 
 import asyncpg
@@ -192,7 +192,7 @@ class FastConnection(NotingConnection):
         return (
             server is not None
             and server["number"] == self.get_server_pid()
-            and server["age"] <= time.monotonic() - opened_at
+            and server["age"] <= monotonic() - opened_at
         )
 
     def set_up(
@@ -311,7 +311,11 @@ class FastConnection(NotingConnection):
             self._send(write_closes(self._take_names()))
         if looks:
             statements += (_FIND_STRANGE_STATEMENTS.format(expected=len(REPEATED) + len(self._cache)),)
-        status = await self._run("; ".join(statements), within)
+        began_at = monotonic()
+        try:
+            status = await self._run("; ".join(statements), within)
+        finally:
+            self.record.statement_seconds += monotonic() - began_at
         if looks and status == _FOUND:
             await self._run(FORGET_STATEMENTS, self._timings.cleanup)
             self._cache.forget_all()
@@ -335,7 +339,11 @@ class FastConnection(NotingConnection):
         driver = await self._begin_or_replace()
         if driver is not self:
             return await driver.execute(query, timeout=timeout)
-        return await super().execute(query, timeout=timeout)
+        began_at = monotonic()
+        try:
+            return await super().execute(query, timeout=timeout)
+        finally:
+            self.record.note(query, began_at)
 
     def transaction(self, **options: Any) -> Any:
         """Return a savepoint, as asyncpg does it in a transaction."""
@@ -384,10 +392,12 @@ class FastConnection(NotingConnection):
         statements = (*undo, *self._list_first_statements(), *((first,) if first else ()))
         if not first:
             self._watch.start()
+        began_at = monotonic()
         try:
             status = await self._run("; ".join(statements), self._begin_within)
         finally:
             self._watch.stop()
+            self.record.statement_seconds += monotonic() - began_at
         self._state.move(_OPEN)
         return status
 
@@ -473,13 +483,22 @@ class FastConnection(NotingConnection):
     async def _run_call(self, call: _Call) -> Any:
         """Do *call* in the open transaction, by a kept statement or else as asyncpg does it."""
         kept = self._cache.find(call.query, call.args) if self._may_use_kept(call) else None
+        began_at = monotonic()
         try:
             if kept is None:
-                return await call.pass_to(super()._execute)  # type: ignore[misc]
-            return await self._protocol.bind_execute(kept, call.args, "", call.limit, call.return_status, call.timeout)
+                result = await call.pass_to(super()._execute)  # type: ignore[misc]
+            else:
+                result = await self._protocol.bind_execute(
+                    kept, call.args, "", call.limit, call.return_status, call.timeout
+                )
         except BaseException as error:
             self._note_failure(call.query, error)
             raise
+        finally:
+            self.record.note(call.query, began_at)
+        if not call.return_status:
+            self.record.rows += len(result)
+        return result
 
     async def _read(self, call: _Call) -> Any:
         """Do *call*, which only reads, in a transaction of its own.
@@ -529,6 +548,7 @@ class FastConnection(NotingConnection):
         packets.put_ahead(write_closes(closing) + write_statements(*undo, *self._list_first_statements()))
         self._state.move(_READING)
         self._watch.start()
+        began_at = monotonic()
         try:
             if statement is None:
                 statement = await self._get_statement(
@@ -564,6 +584,8 @@ class FastConnection(NotingConnection):
             raise
         finally:
             self._watch.stop()
+            self.record.note(call.query, began_at)
+        self.record.rows += len(rows)
         if self._protocol.is_in_transaction():
             raise asyncpg.InternalClientError("COMMIT was not sent with the statement")
         self._check_path()
@@ -602,6 +624,7 @@ class FastConnection(NotingConnection):
             # For a cursor, prepare() or copy. What is done with it later does not come by here.
             self._effect = _ANYTHING
         await self._begin_here()
+        self.record.round_trips += 1
         keeps = use_cache and not named and record_class is None and not ignore_custom_codec
         if not keeps or not self._cache.takes(query):
             name = named if isinstance(named, str) else make_name() if named else ""
@@ -651,17 +674,27 @@ class FastConnection(NotingConnection):
 
     async def _executemany(self, query: str, *args: Any, **options: Any) -> Any:
         self._note(query, reads=False)
-        return await super()._executemany(query, *args, **options)  # type: ignore[misc]
+        began_at = monotonic()
+        try:
+            return await super()._executemany(query, *args, **options)  # type: ignore[misc]
+        finally:
+            self.record.note(query, began_at)
 
     async def _copy_out(self, copy_stmt: str, output: Any, timeout: float | None) -> str:  # noqa: ASYNC109
         await self._prepare_copy(copy_stmt, timeout)
-        status: str = await super()._copy_out(copy_stmt, output, timeout)  # type: ignore[misc]
-        return status
+        began_at = monotonic()
+        try:
+            return await super()._copy_out(copy_stmt, output, timeout)  # type: ignore[misc, no-any-return]
+        finally:
+            self.record.note(copy_stmt, began_at)
 
     async def _copy_in(self, copy_stmt: str, source: Any, timeout: float | None) -> str:  # noqa: ASYNC109
         await self._prepare_copy(copy_stmt, timeout)
-        status: str = await super()._copy_in(copy_stmt, source, timeout)  # type: ignore[misc]
-        return status
+        began_at = monotonic()
+        try:
+            return await super()._copy_in(copy_stmt, source, timeout)  # type: ignore[misc, no-any-return]
+        finally:
+            self.record.note(copy_stmt, began_at)
 
     async def _prepare_copy(self, statement: str, seconds: float | None) -> None:
         self._note(statement, reads=False)

@@ -1,0 +1,57 @@
+"""Count requests and answers, for the app and for each tenant."""
+
+from http import HTTPStatus
+from time import monotonic
+from typing import Any
+
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+from quart_tenants.measures.counts import STATUS_CLASSES, Measures
+from quart_tenants.web.context import TENANT_OF_SCOPE
+
+_LAST_CLASS = len(STATUS_CLASSES) - 1
+
+
+class RequestCounts:
+    """ASGI middleware: counts each request once, when it is over."""
+
+    def __init__(self, app: Any, measures: Measures) -> None:
+        self._app = app
+        self._measures = measures
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        measures = self._measures
+        began_at = monotonic()
+        status = size = 0
+
+        async def send_counted(event: ASGISendEvent) -> None:
+            nonlocal status, size
+            kind = event["type"]
+            if kind == "http.response.body":
+                size += len(event["body"])  # type: ignore[typeddict-item]
+            elif kind == "http.response.start":
+                status = event["status"]  # type: ignore[typeddict-item]
+                measures.until_answer.add(monotonic() - began_at)
+            await send(event)
+
+        measures.requests_in_progress += 1
+        try:
+            await self._app(scope, receive, send_counted)
+        finally:
+            measures.requests_in_progress -= 1
+            measures.answers[min(status // 100, _LAST_CLASS)] += 1
+            measures.answer_bytes += size
+            about: Any = scope
+            tenant = about.get(TENANT_OF_SCOPE)
+            if tenant is not None:
+                counts = measures.tenants.get(tenant)
+                counts.requests += 1
+                counts.bytes += size
+                if status == HTTPStatus.TOO_MANY_REQUESTS:
+                    counts.refused += 1
+                elif status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                    counts.errors += 1

@@ -1,0 +1,1 @@
+"""Tests of what a worker counts of its own work."""

@@ -1,0 +1,135 @@
+"""What Prometheus gets: its own format, whatever a tenant is called, and not too much of it."""
+
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from quart_tenants.measures.counts import Measures
+from quart_tenants.measures.metric_families import OTHERS, write_metrics
+from quart_tenants.measures.stats import OpenBlock, PoolStats, RegistryStats, Stats, TenantStats
+from quart_tenants.web.commands.run_metrics import COMMAND_METRICS
+from tests.measures.test_tenant_table import make_tenant
+
+ROOT = Path(__file__).parents[2]
+PROMTOOL = shutil.which("promtool")
+
+
+def make_stats(measures: Measures) -> Stats:
+    """Return the figures of a worker that has no database."""
+    tenants, others = measures.tenants.show()
+    return Stats(
+        pid=1,
+        uptime=1.0,
+        requests=measures.show_requests(),
+        pool=PoolStats(2, 10, 1, 0, 0, 0.5, 0.25, 1, 2, 3, dict(measures.connections_closed)),
+        blocks=measures.show_blocks(),
+        registry=RegistryStats(0.5, 10_000, 0, 1, ("initech",), 4, 0),
+        sessions=measures.show_sessions(),
+        logins=measures.show_logins(),
+        tenants=tenants,
+        other_tenants=others,
+        open_blocks=(OpenBlock("acme", "open", 1.5, 4711),),
+        figures={"orders_total": 3.0, "mails_waiting": 2.0},
+    )
+
+
+def read(text: bytes) -> dict[tuple[str, str, str], float]:
+    """Return the samples of *text*, by name, worker and tenant."""
+    return {
+        (sample.name, sample.labels["worker"], sample.labels.get("tenant", "")): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_ten_thousand_tenants_make_a_small_page() -> None:
+    """However many tenants there are, each worker names twenty, and the page is quick and small."""
+    measures = Measures(named_tenants=20)
+    for number in range(10_000):
+        counts = measures.tenants.get(make_tenant(number))
+        counts.requests += 1 + number % 7
+        counts.block_seconds += 0.01
+    workers = [(str(number), 1, make_stats(measures)) for number in range(2)]
+    write_metrics(workers, "")
+
+    # The best of some, for a busy machine may hold one up.
+    seconds = []
+    for _ in range(5):
+        began = time.process_time()
+        text, content_type = write_metrics(workers, "")
+        seconds.append(time.process_time() - began)
+
+    samples = read(text)
+    named = {tenant for name, _, tenant in samples if name == "quart_tenants_tenant_requests_total"}
+    assert len(named) == 21
+    assert OTHERS in named
+    assert len(text) < 200_000
+    assert min(seconds) < 0.05
+    assert content_type.startswith("text/plain")
+
+
+def test_hostile_names_stay_in_their_labels() -> None:
+    """A name with quotes, line breaks or markup begins no line and ends no label."""
+    hostile = 'a"b\nquart_tenants_worker_up{worker="0"} 7\n<script>\\'
+    stats = replace(make_stats(Measures()), tenants=(TenantStats(hostile, requests=5),))
+
+    samples = read(write_metrics([("0", 1, stats)], "")[0])
+
+    assert samples["quart_tenants_tenant_requests_total", "0", hostile] == 5
+    assert samples["quart_tenants_worker_up", "0", ""] == 1
+
+
+def test_worker_without_figures_is_down() -> None:
+    """Of a worker that hangs or is gone there is one thing to tell."""
+    samples = read(write_metrics([("0", 1, make_stats(Measures())), ("1", 3, None)], "")[0])
+
+    assert {name: value for (name, worker, _), value in samples.items() if worker == "1"} == {
+        "quart_tenants_worker_up": 0.0,
+        "quart_tenants_worker_starts_total": 3.0,
+    }
+    assert samples["quart_tenants_app_orders_total", "0", ""] == 3
+    assert samples["quart_tenants_app_mails_waiting", "0", ""] == 2
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+def test_names_and_units_follow_prometheus_conventions() -> None:
+    """Prometheus' own linter has nothing to say."""
+    text, _ = write_metrics([("0", 1, make_stats(Measures()))], "")
+
+    checked = subprocess.run(
+        [str(PROMTOOL), "check", "metrics"], input=text, capture_output=True, check=False, timeout=120
+    )
+
+    assert (checked.returncode, checked.stderr) == (0, b""), checked.stderr.decode()
+
+
+def test_examples_ask_for_metrics_that_there_are() -> None:
+    """Every metric that the documentation, the alerts and the dashboard name is one of ours."""
+    text, _ = write_metrics([("0", 1, make_stats(Measures()))], "")
+    ours = {name for name, _, _ in read(text)} | set(COMMAND_METRICS)
+    named = {
+        name
+        for place in ("docs/measures.md", "examples/alerts.yml", "examples/grafana.json")
+        for name in re.findall(r"quart_tenants_\w+(?=[\[{} ):`\"])", (ROOT / place).read_text(encoding="utf-8"))
+        if not name.startswith("quart_tenants_backup")
+    }
+
+    assert len(named) > 15
+    assert named - ours == set()
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+@pytest.mark.parametrize("what", [("rules", "alerts.yml"), ("config", "--syntax-only", "prometheus.yml")], ids=str)
+def test_examples_are_what_prometheus_takes(what: tuple[str, ...]) -> None:
+    """Prometheus' own checker takes the rules and the configuration."""
+    checked = subprocess.run(
+        [str(PROMTOOL), "check", *what], cwd=ROOT / "examples", capture_output=True, check=False, timeout=120, text=True
+    )
+
+    assert checked.returncode == 0, checked.stderr
