@@ -102,8 +102,13 @@ def create_app() -> Quart:
     @app.cli.command("digest")
     def digest_command() -> None:
         """Print for each tenant how many notes are new today, with a link to them."""
-        for line in asyncio.run(write_digests(app, tenants)):
+        written, failed = asyncio.run(write_digests(app, tenants))
+        for line in written:
             click.echo(line)
+        for line in failed:
+            click.echo(line, err=True)
+        if failed:
+            raise SystemExit(1)
 
     return app
 
@@ -124,7 +129,7 @@ def add_public_pages(app: Quart, tenants: QuartTenants) -> None:
         password_hash = await asyncio.to_thread(HASHER.hash, password)
 
         async def add_first_user(connection: Connection) -> None:
-            await add_user(connection, email, password_hash)
+            await add_user(connection, email, password_hash, owner=True)
 
         try:
             tenant = await tenants.create(slug, fill=add_first_user)
@@ -135,9 +140,15 @@ def add_public_pages(app: Quart, tenants: QuartTenants) -> None:
         return await render_template("signed_up.html", link=tenant_url(tenant, "sign_in")), 201
 
 
-async def add_user(connection: Connection, email: str, password_hash: str) -> None:
-    """Add a user to the tenant of *connection*."""
-    await connection.execute("INSERT INTO users (email, password_hash) VALUES ($1, $2)", email, password_hash)
+async def add_user(connection: Connection, email: str, password_hash: str, *, owner: bool = False) -> bool:
+    """Add a user to the tenant of *connection*; return whether there was none of that address."""
+    added = await connection.fetchval(
+        "INSERT INTO users (email, password_hash, owner) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true",
+        email,
+        password_hash,
+        owner,
+    )
+    return added is not None
 
 
 def add_sessions(app: Quart, tenants: QuartTenants) -> None:
@@ -191,7 +202,8 @@ def add_notes(app: Quart, tenants: QuartTenants) -> None:
     @login_required
     async def write_note() -> ResponseReturnValue:
         form = await request.form
-        await save_note(form["body"], uuid.UUID(form["form_id"]))
+        form_id = form.get("form_id", type=uuid.UUID) or abort(400, "This form is broken. Load the page again.")
+        await save_note(form["body"], form_id)
         return redirect(url_for("list_page"), 303)
 
     @app.get("/api/notes", host=tenants.host)
@@ -202,7 +214,10 @@ def add_notes(app: Quart, tenants: QuartTenants) -> None:
     @app.post("/api/notes", host=tenants.host)
     @login_required
     async def write_json() -> ResponseReturnValue:
-        await save_note((await request.get_json())["body"], uuid.uuid4())
+        sent = await request.get_json()
+        if not isinstance(sent, dict) or not isinstance(sent.get("body"), str):
+            abort(400, 'Send JSON: {"body": "…"}.')
+        await save_note(sent["body"], uuid.uuid4())
         return {}, 201
 
     @app.get("/notes/<int:number>", host=tenants.host)
@@ -291,6 +306,8 @@ async def save_note(body: str, form_id: uuid.UUID) -> None:
         abort(400, "A note has between 1 and 10,000 characters.")
     user = get_session().user or abort(401)
     async with tenant_connection() as connection:
+        # One writer after the other, so that two together do not pass the limit. Readers go on.
+        await connection.execute("LOCK TABLE notes IN SHARE ROW EXCLUSIVE MODE")
         plan = current_tenant.settings.get("plan", "small")
         if not await connection.fetchval(
             "SELECT (SELECT count(*) FROM notes) < plans.notes FROM plans WHERE name = $1", plan
@@ -354,15 +371,17 @@ def add_invitations(app: Quart, tenants: QuartTenants) -> None:
             return await render_template("join.html", email=email, error="Choose a password."), 400
         password_hash = await asyncio.to_thread(HASHER.hash, password)
         async with tenant_connection() as connection:
-            if await connection.fetchval("SELECT true FROM users WHERE email = $1", email):
+            if not await add_user(connection, email, password_hash):
                 abort(409, "You have joined already. Sign in.")
-            await add_user(connection, email, password_hash)
         return redirect(url_for("sign_in"), 303)
 
     @app.post("/domains", host=tenants.host)
     @login_required
     async def claim_domain() -> ResponseReturnValue:
         domain = parse_domain((await request.form)["domain"])
+        async with tenant_connection(read_only=True) as connection:
+            if not await connection.fetchval("SELECT owner FROM users WHERE id = $1", int(get_session().user or 0)):
+                abort(403, "Ask the one who signed up: only they may do this.")
         await add_domain(tenants.database, current_tenant.slug, domain, settings=tenants.settings)
         return redirect(url_for("list_page"), 303)
 
@@ -405,8 +424,8 @@ async def count_notes(tenant: Tenant) -> int:
         return int(await connection.fetchval("SELECT count(*) FROM notes"))
 
 
-async def write_digests(app: Quart, tenants: QuartTenants) -> list[str]:
-    """Return for each tenant a line with the number of today's notes, and a link to them."""
+async def write_digests(app: Quart, tenants: QuartTenants) -> tuple[list[str], list[str]]:
+    """Return for each tenant a line with the number of new notes and a link to them, and the failures apart."""
 
     async def write_digest(tenant: Tenant) -> str:
         async with tenant_connection(read_only=True) as connection:
@@ -415,4 +434,5 @@ async def write_digests(app: Quart, tenants: QuartTenants) -> list[str]:
 
     async with app.app_context(), tenants.running():
         results = await for_each_tenant(write_digest)
-    return [result.value or f"{result.tenant.slug}: failed: {result.error}" for result in results]
+    written = [result.value for result in results if result.value is not None]
+    return written, [f"{result.tenant.slug}: {result.error}" for result in results if result.error is not None]

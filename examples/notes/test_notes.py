@@ -269,10 +269,77 @@ async def test_digest_names_each_tenant_with_its_link(
     monkeypatch.setenv("QUART_TENANTS_PUBLIC_URL", "https://localhost")
     app = tenants_app_factory()
 
-    assert await write_digests(app, app.extensions["notes_tenants"]) == [
+    written, failed = await write_digests(app, app.extensions["notes_tenants"])
+
+    assert written == [
         "acme: 0 new notes at https://acme.localhost/",
         "globex: 0 new notes at https://globex.localhost/",
     ]
+    assert failed == []
+
+
+async def test_digest_goes_on_behind_a_tenant_that_fails(
+    tenants_app_factory: Callable[[], Quart],
+    tenants: QuartTenants,
+    first_tenant: Tenant,
+    tenants_database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others get theirs, and the command can say who did not."""
+    async with tenants.database.tenant_connection(first_tenant) as connection:
+        await connection.execute("ALTER TABLE notes RENAME COLUMN written_at TO written")
+    monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", tenants_database_url)
+    monkeypatch.setenv("QUART_TENANTS_PUBLIC_URL", "https://localhost")
+    app = tenants_app_factory()
+
+    written, failed = await write_digests(app, app.extensions["notes_tenants"])
+
+    assert [line.split(":")[0] for line in written] == ["globex"]
+    assert [line.split(":")[0] for line in failed] == ["acme"]
+
+
+async def test_two_who_accept_one_invitation_at_once_are_one_user(
+    ada: TenantClient, client_for: ClientMaker, first_tenant: Tenant
+) -> None:
+    """One joins, and the other is told to sign in."""
+    page = await (await ada.post("/invitations", form={"email": "bob@x.test"})).get_data(as_text=True)
+    path = page.partition('href="http://acme.localhost')[2].partition('"')[0]
+    clients = [await client_for(first_tenant) for _ in range(2)]
+
+    answers = await asyncio.gather(*(client.post(path, form={"password": "x"}) for client in clients))
+
+    assert sorted(answer.status_code for answer in answers) == [303, 409]
+
+
+async def test_writers_at_once_do_not_pass_the_limit_together(ada: TenantClient, tenants: QuartTenants) -> None:
+    """The plan holds for all requests together."""
+    async with tenants.database.shared_connection() as connection:
+        await connection.execute("UPDATE plans SET notes = 2 WHERE name = 'small'")
+
+    statuses = await asyncio.gather(*(write(ada, f"note {number}") for number in range(6)))
+
+    assert sorted(statuses) == [303, 303, 403, 403, 403, 403]
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b'{"body": 1}', b"null"])
+async def test_json_that_is_no_note_is_refused(ada: TenantClient, body: bytes) -> None:
+    """The program that sent it is told, and nothing is saved."""
+    answer = await ada.post("/api/notes", data=body, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code == 400
+    assert await (await ada.get("/api/notes")).get_json() == {"notes": []}
+
+
+async def test_form_without_its_number_is_refused(ada: TenantClient) -> None:
+    """It cannot be told from one that was sent before."""
+    assert await write(ada, "a note", "no number") == 400
+
+
+async def test_only_the_owner_uses_a_domain(ada: TenantClient) -> None:
+    """A colleague who was invited is told whom to ask."""
+    answer = await ada.post("/domains", form={"domain": "notes.acme.test"}, headers=BROWSER)
+
+    assert answer.status_code == 403
 
 
 async def test_text_that_is_no_domain_is_refused(ada: TenantClient) -> None:

@@ -1,7 +1,8 @@
 CREATE TABLE users (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     email         text NOT NULL CHECK (email = lower(email)) UNIQUE,
-    password_hash text NOT NULL
+    password_hash text NOT NULL,
+    owner         boolean NOT NULL DEFAULT false -- who has signed up
 );
 CREATE TABLE notes (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

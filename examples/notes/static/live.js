@@ -2,5 +2,6 @@
 const talk = new WebSocket(location.origin.replace(/^http/, "ws") + "/live");
 talk.onmessage = (message) => {
   const said = JSON.parse(message.data);
+  if (said.live) document.documentElement.dataset.live = "yes";
   if (said.added || said.reload) location.reload();
 };
