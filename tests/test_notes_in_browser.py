@@ -36,8 +36,8 @@ def port(empty_database_url: str, tmp_path: Path) -> Iterator[int]:
         )
     config, log = tmp_path / "hypercorn.toml", tmp_path / "log"
     config.write_text(CONFIG)
-    command = ("serve", "--app", "notes", "--config", str(config))
-    with run_program(*command, log=log, cwd=NOTES, **environment) as process:
+    serve = ("serve", "--app", "notes", "--config", str(config))
+    with run_program(*serve, log=log, cwd=NOTES, **environment) as process:
         port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
         wait_for_answer(port)
         yield port
