@@ -32,7 +32,8 @@ class RequestCounts:
             nonlocal status, size
             kind = event["type"]
             if kind == "http.response.body":
-                size += len(event["body"])  # type: ignore[typeddict-item]
+                # A message may come without it (ASGI's specification of HTTP).
+                size += len(event.get("body", b""))  # type: ignore[arg-type]
             elif kind == "http.response.start":
                 status = event["status"]  # type: ignore[typeddict-item]
                 measures.until_answer.add(monotonic() - began_at)
