@@ -41,10 +41,9 @@ JOIN pg_catalog.pg_class AS c ON c.oid = d.objid
 WHERE n.nspname = $1 AND c.relkind = 'r'
 ORDER BY name
 """
-# Rows that a policy would hide from the owner cannot be loaded by COPY.
-_LIST_RELATIONS = """
+LIST_RELATIONS = """
 SELECT format('%I.%I', n.nspname, c.relname) AS name, c.relkind::text AS kind, c.relforcerowsecurity AS hides_rows,
-    c.relispopulated AS filled
+    c.relispopulated AS filled, c.relispartition AS is_partition
 FROM pg_catalog.pg_namespace AS n
 JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
     AND d.classid = 'pg_catalog.pg_class'::regclass
@@ -52,6 +51,11 @@ JOIN pg_catalog.pg_class AS c ON c.oid = d.objid
 WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'S', 'm')
 ORDER BY name
 """
+"""Lists the tables, the sequences and the materialized views of the schema $1, and how its rows may be read.
+
+COPY cannot load rows that a policy would hide from the owner.
+"""
+
 # Says whether the schema has what rows alone would not bring back as it was: an index of a function, which may read
 # other rows; domains with CHECKs; tables that inherit or are partitions; constraints that old rows may break; what
 # depends on an extension; and rights that new tables get by default.
@@ -182,7 +186,7 @@ async def plan_rows_only(
     ]
     if not applied or len(wanted) < len(applied) or not all(is_same_later(each, server_version) for each in wanted):
         return None
-    relations = await connection.fetch(_LIST_RELATIONS, schema.name)
+    relations = await connection.fetch(LIST_RELATIONS, schema.name)
     tables = [row["name"] for row in relations if row["kind"] in "rp"]
     if any(row["hides_rows"] for row in relations) or await connection.fetchval(_HAS_MORE, schema.name, privileges):
         return None

@@ -15,7 +15,7 @@ from quart_tenants.postgres.backups.restore_scripts import (
     quote_literal,
     write_difference,
 )
-from quart_tenants.postgres.backups.rows_only import begin_reading
+from quart_tenants.postgres.backups.rows_only import LIST_RELATIONS, begin_reading
 from quart_tenants.postgres.blocks.database import enter_schema
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName
@@ -25,16 +25,6 @@ _DESCRIBED = r"""part !~ '^\((other|label|"right for later"),'"""
 _LIST_OBJECTS = f"""
 SELECT part FROM ({describe_objects("$1::boolean")}) AS described WHERE {_DESCRIBED}
 """  # noqa: S608  (a file of ours)
-# $1 the schema. Partitions are counted together: in which one a row lies may depend on the number of a type, by a hash.
-_LIST_COUNTED = """
-SELECT concat(CASE c.relkind WHEN 'r' THEN 'ONLY ' END, format('%I.%I', n.nspname, c.relname)) AS name
-FROM pg_catalog.pg_namespace AS n
-JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
-    AND d.classid = 'pg_catalog.pg_class'::regclass
-JOIN pg_catalog.pg_class AS c ON c.oid = d.objid
-WHERE n.nspname = $1 AND c.relkind IN ('r', 'p') AND NOT c.relispartition
-ORDER BY name
-"""
 # In no order, and with the generated columns, which a dump leaves out.
 _COUNT_ROWS = """
 SELECT concat_ws(' ', count(*), sum(pg_catalog.hashtextextended((r.*)::text, 0)::numeric)) FROM {name} AS r
@@ -74,7 +64,12 @@ async def take_picture(
     objects = [row["part"] for row in await connection.fetch(_LIST_OBJECTS, privileges)]
     await connection.execute("SET LOCAL search_path TO ''")
     # A materialized view is not compared: a restore fills it anew, and it may have other rows then.
-    tables = [row["name"] for row in await connection.fetch(_LIST_COUNTED, schema.name)]
+    # Partitions are counted together: in which one a row lies may depend on the number of a type, by a hash.
+    tables = [
+        row["name"] if row["kind"] == "p" else f"ONLY {row['name']}"
+        for row in await connection.fetch(LIST_RELATIONS, schema.name)
+        if row["kind"] in "rp" and not row["is_partition"]
+    ]
     path = ", ".join(each.quoted for each in (schema, *settings.shared_schemas))
     script = f"{begin_reading(snapshot, path)}{''.join(_count(name) + ';' for name in tables)}COMMIT;\n"
     async with start_program(programs.read_rows(), environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as psql:
