@@ -36,6 +36,7 @@ from quart_tenants import (
     RowJSONProvider,
     Tenant,
     TenantError,
+    answer_tenant_error,
     current_tenant,
     end_session,
     for_each_tenant,
@@ -134,9 +135,7 @@ def add_public_pages(app: Quart, tenants: QuartTenants) -> None:
         try:
             tenant = await tenants.create(slug, fill=add_first_user)
         except TenantError as error:
-            if error.status >= 500:
-                raise
-            return await render_template("sign_up.html", error=error.visitor_text), error.status
+            return await answer_tenant_error(error, "sign_up.html")
         return await render_template("signed_up.html", link=tenant_url(tenant, "sign_in")), 201
 
 
@@ -170,9 +169,7 @@ def add_sessions(app: Quart, tenants: QuartTenants) -> None:
                     raise InvalidCredentialsError
                 await attempt.succeed(str(user["id"]))
         except TenantError as error:
-            if error.status >= 500:
-                raise
-            return await render_template("sign_in.html", error=error.visitor_text), error.status
+            return await answer_tenant_error(error, "sign_in.html")
         return redirect(get_next_path(), 303)
 
     @app.post("/sign-out", host=tenants.host)
