@@ -32,10 +32,10 @@ async def main(contenders: list[Contender], plan: Plan, tenants: int, folder: Pa
         for peer in peers:
             await prepare_database(peer, server, programs[peer.name])
         bench = Bench(server, plan, slugs, programs)
-        results = await measure_all([(bench, contender) for contender in contenders], plan.rounds)
+        results = await measure_all([(bench, contender) for contender in contenders], plan.rounds, plan.starts)
         for measured in results:
             measured.round_trips = await bench.count_round_trips(measured.contender)
-    print(f"{description}.\n\n{write_table(results)}")
+    print(f"{description}.\n\n{write_table(results, plan.starts)}")
     if chart is not None:
         draw(results, description, chart, folder)
         print(f"\nchart: {chart}", file=sys.stderr)
@@ -50,6 +50,9 @@ def read_arguments() -> argparse.Namespace:
     names = [contender.name for contender in CONTENDERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help=f"some of {','.join(names)}")
+    parser.add_argument(
+        "--starts", type=int, default=Plan.starts, help="of each server, to see differences under 10 %%"
+    )
     parser.add_argument("--rounds", type=int, default=Plan.rounds)
     parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of each round, whole ones")
     parser.add_argument("--connections", type=int, default=Plan.connections)
@@ -77,6 +80,7 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     given = read_arguments()
     plan = Plan(
+        starts=given.starts,
         rounds=given.rounds,
         seconds=given.seconds,
         connections=given.connections,

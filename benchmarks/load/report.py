@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.load.contenders import BARE, THIS_PROJECT
@@ -28,6 +29,7 @@ def describe_run(plan: Plan) -> str:
         f"Python {platform.python_version()}, load before {os.getloadavg()[0]:.1f}; tenants drawn by Zipf's law "
         f"({EXPONENT:g}), {plan.connections} keep-alive connections, {plan.workers} worker{'s' * (plan.workers > 1)}, "
         f"{plan.rounds} rounds of {plan.seconds:g} s in turn"
+        + (f" for each of {plan.starts} starts" if plan.starts > 1 else "")
     )
 
 
@@ -36,7 +38,7 @@ def compare(measured: Measured, ours: Measured) -> float:
     return statistics.median(theirs.cpu / own.cpu for theirs, own in zip(measured.rounds, ours.rounds, strict=True))
 
 
-def write_table(results: Sequence[Measured]) -> str:
+def write_table(results: Sequence[Measured], starts: int = 1) -> str:
     """Return the table, with the targets where there are any."""
     ours = next((measured for measured in results if measured.contender is THIS_PROJECT), None)
     lines = [
@@ -48,6 +50,7 @@ def write_table(results: Sequence[Measured]) -> str:
         ratio, target = "", ""
         if ours is not None and measured is not ours:
             ratio, target = _judge(measured, ours)
+            ratio += _describe_starts(measured, ours, starts)
         trips = "" if math.isnan(measured.round_trips) else f"{measured.round_trips:.1f}"
         cells = [
             measured.contender.title,
@@ -65,6 +68,20 @@ def write_table(results: Sequence[Measured]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _describe_starts(measured: Measured, ours: Measured, starts: int) -> str:
+    """Return from where to where the ratio goes between the starts, for it says how much to believe of it."""
+    if starts == 1:
+        return ""
+    count = len(ours.rounds) // starts
+    ratios = sorted(
+        compare(
+            replace(measured, rounds=measured.rounds[begin:][:count]), replace(ours, rounds=ours.rounds[begin:][:count])
+        )
+        for begin in range(0, len(ours.rounds), count)
+    )
+    return f" ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 def _judge(measured: Measured, ours: Measured) -> tuple[str, str]:

@@ -73,7 +73,9 @@ class Plan:
     """How to measure.
 
     Attributes:
-        rounds: So many of each server.
+        starts: How often each server is started anew. Where a process happens to lie in memory makes it up to a
+            tenth dearer or cheaper for its whole life, so a difference below that shows only over several starts.
+        rounds: So many of each server, for each of its starts.
         seconds: Of a round, and before the first of each server.
         connections: Keep-alive ones of the generator.
         workers: Of each server.
@@ -81,6 +83,7 @@ class Plan:
         path: What is asked for.
     """
 
+    starts: int = 1
     rounds: int = 5
     seconds: float = 6.0
     connections: int = 32
@@ -170,18 +173,32 @@ class Bench:
         return self._server.folder / f"{running.contender.name}.tenants"
 
 
-async def measure_all(entries: Sequence[tuple[Bench, Contender]], rounds: int) -> list[Measured]:
-    """Measure contenders in turn, round by round; all of them are up all the time. Names must differ."""
+async def measure_all(entries: Sequence[tuple[Bench, Contender]], rounds: int, starts: int = 1) -> list[Measured]:
+    """Measure contenders in turn, round by round; all of them are up all the time. Names must differ.
+
+    Args:
+        entries: Who, and where.
+        rounds: For each start.
+        starts: How often all are ended and started again. Who comes first changes each time.
+    """
     results = [Measured(contender) for _, contender in entries]
+    measured_by = list(zip(results, (bench for bench, _ in entries), strict=True))
+    for start in range(starts):
+        first = start % len(measured_by)
+        await _measure_one_start(measured_by[first:] + measured_by[:first], rounds)
+    return results
+
+
+async def _measure_one_start(entries: Sequence[tuple[Measured, Bench]], rounds: int) -> None:
     async with AsyncExitStack() as stack:
         servers = []
-        for (bench, _), measured in zip(entries, results, strict=True):
+        for measured, bench in entries:
             print(f"warming up: {measured.contender.title}", file=sys.stderr)
             running = await stack.enter_async_context(bench.serving(measured.contender))
-            measured.warm_up_mistakes = await bench.prepare(running)
-            servers.append((bench, running))
+            measured.warm_up_mistakes += await bench.prepare(running)
+            servers.append((measured, bench, running))
         for number in range(1, rounds + 1):
-            for measured, (bench, running) in zip(results, servers, strict=True):
+            for measured, bench, running in servers:
                 figures = await bench.measure(running)
                 measured.rounds.append(figures)
                 print(
@@ -191,4 +208,3 @@ async def measure_all(entries: Sequence[tuple[Bench, Contender]], rounds: int) -
                     + (f"; MISTAKES: {figures.load}" if figures.load.mistakes else ""),
                     file=sys.stderr,
                 )
-    return results
