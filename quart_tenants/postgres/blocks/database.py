@@ -91,6 +91,8 @@ class Database:
         try:
             pool = ConnectionPool(
                 settings,
+                # Whoever says how many it needs is a command: nobody waits for a connection after its last one.
+                min_size=settings.pool_min_size if max_size is None else 0,
                 max_size=size,
                 max_queries=_QUERIES_FOR_MANY_TENANTS if for_many_tenants else _QUERIES,
                 defaults=_DEFAULTS,

@@ -57,6 +57,7 @@ class ConnectionPool:
         self,
         settings: Settings,
         *,
+        min_size: int,
         max_size: int,
         max_queries: int,
         defaults: dict[str, str],
@@ -68,6 +69,7 @@ class ConnectionPool:
 
         Args:
             settings: The address, and times.
+            min_size: Connections that are opened at once, and again in the place of those that end.
             max_size: Connections at most.
             max_queries: Statements after which a connection is replaced.
             defaults: Settings of PostgreSQL for every connection.
@@ -109,7 +111,7 @@ class ConnectionPool:
             "server_settings": defaults,
         }
         self._pool: asyncpg.Pool[asyncpg.Record] = asyncpg.create_pool(
-            min_size=min(settings.pool_min_size, max_size),
+            min_size=min_size,
             max_size=max_size,
             max_queries=max_queries,
             reset=_leave_as_is,
