@@ -108,14 +108,8 @@ class BlockRecord:
             counts.statement_seconds += self.statement_seconds
             counts.rows += self.rows
         if self._span is not None:
-            self._span.end(
-                error,
-                statements=self.statements,
-                rows=self.rows,
-                round_trips=self.round_trips,
-                share_seconds=shared_at - self._asked_at,
-                connection_seconds=lent_at - shared_at,
-            )
+            waits = shared_at - self._asked_at, lent_at - shared_at
+            self._span.end(self.rows, self.round_trips, *waits, error)
         if seconds >= measures.slow_block:
             measures.slow_blocks += 1
             self._tell(seconds, shared_at - self._asked_at, lent_at - shared_at)

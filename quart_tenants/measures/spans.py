@@ -7,13 +7,19 @@ and of an error its class only. This module is loaded only where a tracer provid
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, TracerProvider, set_span_in_context, use_span
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanKind,
+    StatusCode,
+    TracerProvider,
+    get_current_span,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
@@ -30,8 +36,8 @@ _FIRST_FAILURE = 500
 _LONGEST_STATEMENT = 10_000
 _STATEMENTS = 500
 """So many texts are remembered without their literals."""
-
-_Attributes = Mapping[str, AttributeValue]
+_WORTH_TELLING = 0.001
+"""Seconds of waiting."""
 
 
 class Spans:
@@ -53,9 +59,8 @@ class Spans:
             return None
         return self._parents.extract(carrier)
 
-    @contextmanager
-    def request(self, method: str, scheme: str, parent: Context | None) -> Iterator["RequestSpan"]:
-        """Let the span of a request be the current one in the context, and end it then.
+    def begin_request(self, method: str, scheme: str, parent: Context | None) -> "RequestSpan":
+        """Begin the span of a request, and let it be the current one until its end.
 
         Args:
             method: As it was sent.
@@ -63,70 +68,35 @@ class Spans:
             parent: Whose child the span is. None: that of the span which is current now, if there is one.
         """
         known = method if method in _METHODS else "_OTHER"
-        attributes = {"http.request.method": known, "url.scheme": scheme}
-        name = known if known in _METHODS else "HTTP"
-        span = self._begin(name, SpanKind.SERVER, attributes, parent)
-        request = RequestSpan(name)
-        try:
-            with use_span(span, record_exception=False, set_status_on_exception=False):
-                yield request
-        except BaseException as error:
-            request.error = type(error).__qualname__
-            raise
-        finally:
-            self._end_request(span, request)
+        span = self.begin(known if known in _METHODS else "HTTP", SpanKind.SERVER, parent)
+        return RequestSpan(self, span, known, scheme)
 
     def begin_block(self, tenant: Tenant | None) -> "BlockSpan | None":
         """Begin the span of a block, as a child of the current one. None means that it is not recorded."""
-        attributes: dict[str, str | int] = {} if tenant is None else _describe(tenant)
-        span = self._begin("block", SpanKind.INTERNAL, attributes)
-        if not span.is_recording():
+        around = get_current_span().get_span_context()
+        if around.is_valid and not around.trace_flags.sampled:
             return None
-        return BlockSpan(self, span, None if tenant is None else tenant.schema.name)
+        span = self.begin("block", SpanKind.INTERNAL)
+        return BlockSpan(self, span, tenant) if span.is_recording() else None
 
-    def begin_statement(self, statement: str, schema: str | None, block: Span, began_at: int) -> Span:
-        """Begin the span of *statement*, at a time in nanoseconds since 1970."""
-        text, operation = _describe_statement(statement)
-        attributes = {"db.system.name": "postgresql", "db.query.text": text, "db.query.summary": operation}
-        if schema is not None:
-            attributes["db.namespace"] = schema
-        return self._begin(operation, SpanKind.CLIENT, attributes, set_span_in_context(block), began_at)
-
-    def end(self, span: Span, attributes: _Attributes, error: str | None, name: str | None = None) -> None:
-        """End *span*. *error* says of what kind it was, and never what it said."""
+    def begin(self, name: str, kind: SpanKind, parent: Context | None = None, at: int | None = None) -> Span:
+        """Begin a span without attributes: it is cheaper to set all at the end."""
         try:
-            span.set_attributes(attributes)
-            if name is not None:
-                span.update_name(name)
-            if error is not None:
-                span.set_attribute("error.type", error)
-                span.set_status(StatusCode.ERROR)
-            span.end()
-        except Exception:  # noqa: BLE001  (it is logged)
-            self._tell()
-
-    def _begin(
-        self, name: str, kind: SpanKind, attributes: _Attributes, parent: Context | None = None, at: int | None = None
-    ) -> Span:
-        try:
-            return self._tracer.start_span(name, parent, kind, attributes, start_time=at)
+            return self._tracer.start_span(name, parent, kind, start_time=at)
         except Exception:  # noqa: BLE001  (it is logged)
             self._tell()
             return INVALID_SPAN
 
-    def _end_request(self, span: Span, request: "RequestSpan") -> None:
-        attributes: dict[str, str | int] = {} if request.tenant is None else _describe(request.tenant)
-        if request.request_id is not None:
-            attributes["quart_tenants.request_id"] = request.request_id
-        error, name = request.error, None
-        if request.status:
-            attributes["http.response.status_code"] = request.status
-            if request.status >= _FIRST_FAILURE:
-                error = str(request.status)
-        if request.route is not None:
-            attributes["http.route"] = request.route
-            name = f"{request.name} {request.route}"
-        self.end(span, attributes, error, name)
+    def end(self, span: Span, attributes: dict[str, AttributeValue], error: str | None) -> None:
+        """End *span*. *error* says of what kind it was, and never what it said."""
+        try:
+            if error is not None:
+                attributes["error.type"] = error
+                span.set_status(StatusCode.ERROR)
+            span.set_attributes(attributes)
+            span.end()
+        except Exception:  # noqa: BLE001  (it is logged)
+            self._tell()
 
     def _tell(self) -> None:
         # Once, because this is called for each request.
@@ -136,56 +106,96 @@ class Spans:
 
 
 class RequestSpan:
-    """What becomes known of a request until it ends.
+    """The span of one request."""
 
-    Attributes:
-        name: How the span is called at first.
-        status: Of the answer; 0 for none.
-        route: The pattern of the route, such as `/orders/<int:number>`; None if there was none.
-        tenant: Whose request it was; None if nobody's.
-        request_id: The id in the log, if it has one.
-        error: The class of what the app raised, if it did.
-    """
+    __slots__ = ("_method", "_scheme", "_span", "_spans", "_token")
 
-    __slots__ = ("error", "name", "request_id", "route", "status", "tenant")
+    def __init__(self, spans: Spans, span: Span, method: str, scheme: str) -> None:
+        self._spans = spans
+        self._span = span
+        self._method = method
+        self._scheme = scheme
+        self._token = attach(set_span_in_context(span))
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.status = 0
-        self.route: str | None = None
-        self.tenant: Tenant | None = None
-        self.request_id: str | None = None
-        self.error: str | None = None
+    def end(
+        self,
+        status: int,
+        route: str | None,
+        tenant: Tenant | None,
+        request_id: str | None,
+        error: BaseException | None,
+    ) -> None:
+        """End the span.
+
+        Args:
+            status: Of the answer; 0 for none.
+            route: The pattern of the route, such as `/orders/<int:number>`; None if there was none.
+            tenant: Whose request it was; None if nobody's.
+            request_id: The id in the log, if it has one.
+            error: What the app has raised.
+        """
+        detach(self._token)
+        attributes: dict[str, AttributeValue] = {"http.request.method": self._method, "url.scheme": self._scheme}
+        if tenant is not None:
+            attributes["quart_tenants.tenant"] = tenant.slug
+            attributes["quart_tenants.version"] = tenant.version
+        if request_id is not None:
+            attributes["quart_tenants.request_id"] = request_id
+        if status:
+            attributes["http.response.status_code"] = status
+        if route is not None:
+            attributes["http.route"] = route
+            self._span.update_name(f"{self._method} {route}")
+        failure = None if error is None else type(error).__qualname__
+        self._spans.end(self._span, attributes, str(status) if status >= _FIRST_FAILURE else failure)
 
 
 class BlockSpan:
     """The span of one block, to which those of its statements belong."""
 
-    __slots__ = ("_schema", "_span", "_spans")
+    __slots__ = ("_context", "_span", "_spans", "_tenant")
 
-    def __init__(self, spans: Spans, span: Span, schema: str | None) -> None:
+    def __init__(self, spans: Spans, span: Span, tenant: Tenant | None) -> None:
         self._spans = spans
         self._span = span
-        self._schema = schema
+        self._tenant = tenant
+        self._context = set_span_in_context(span)
 
     def add_statement(self, statement: str, seconds: float, rows: int, error: BaseException | None) -> None:
         """Add a statement that has ended now, after *seconds*."""
-        began_at = time.time_ns() - int(seconds * 1e9)
-        span = self._spans.begin_statement(statement, self._schema, self._span, began_at)
-        attributes: dict[str, str | int] = {"db.response.returned_rows": rows}
+        text, name = _describe_statement(statement)
+        span = self._spans.begin(name, SpanKind.CLIENT, self._context, time.time_ns() - int(seconds * 1e9))
+        attributes: dict[str, AttributeValue] = {
+            "db.system.name": "postgresql",
+            "db.query.text": text,
+            "db.response.returned_rows": rows,
+        }
+        if self._tenant is not None:
+            attributes["db.namespace"] = self._tenant.schema.name
         code = getattr(error, "sqlstate", None)
         if code is not None:
             attributes["db.response.status_code"] = code
         self._spans.end(span, attributes, None if error is None else code or type(error).__qualname__)
 
-    def end(self, error: BaseException | None, **figures: float) -> None:
-        """End the span with *figures* of the block."""
-        attributes = {f"quart_tenants.{name}": figure for name, figure in figures.items()}
+    def end(self, rows: int, round_trips: int, share: float, connection: float, error: BaseException | None) -> None:
+        """End the span.
+
+        Args:
+            rows: How many the block has read.
+            round_trips: How many messages went to the server and back.
+            share: Seconds of waiting for the tenant's share of the pool.
+            connection: Seconds of waiting for a connection.
+            error: What the block ended by.
+        """
+        attributes: dict[str, AttributeValue] = {"quart_tenants.rows": rows, "quart_tenants.round_trips": round_trips}
+        if self._tenant is not None:
+            attributes["quart_tenants.tenant"] = self._tenant.slug
+            attributes["quart_tenants.version"] = self._tenant.version
+        if share >= _WORTH_TELLING:
+            attributes["quart_tenants.share_seconds"] = share
+        if connection >= _WORTH_TELLING:
+            attributes["quart_tenants.connection_seconds"] = connection
         self._spans.end(self._span, attributes, None if error is None else type(error).__qualname__)
-
-
-def _describe(tenant: Tenant) -> dict[str, str | int]:
-    return {"quart_tenants.tenant": tenant.slug, "quart_tenants.version": tenant.version}
 
 
 def _describe_statement(statement: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from opentelemetry import propagate, trace
+from opentelemetry import context, propagate, trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -20,6 +20,7 @@ from werkzeug.datastructures import Headers
 
 from quart_tenants import QuartTenants, tenant_connection
 from quart_tenants.errors import SettingError
+from quart_tenants.measures.spans import Spans
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE
 
@@ -131,10 +132,9 @@ async def test_request_block_and_statement_are_spans(app: Quart, exporter: InMem
     }
     assert (asked.kind, asked.parent) == (trace.SpanKind.SERVER, None)
     told = dict(block.attributes or {})
-    assert {key: told[f"quart_tenants.{key}"] for key in ("tenant", "version", "statements", "rows")} == {
+    assert {key: told[f"quart_tenants.{key}"] for key in ("tenant", "version", "rows")} == {
         "tenant": "company1",
         "version": 1,
-        "statements": 2,
         "rows": 1,
     }
     assert block.parent == asked.context
@@ -142,7 +142,6 @@ async def test_request_block_and_statement_are_spans(app: Quart, exporter: InMem
         "db.system.name": "postgresql",
         "db.namespace": "company1",
         "db.query.text": "SELECT username FROM app_user WHERE username = $1",
-        "db.query.summary": "SELECT",
         "db.response.returned_rows": 1,
     }
     assert (read.kind, read.parent, second.parent) == (trace.SpanKind.CLIENT, block.context, block.context)
@@ -282,18 +281,43 @@ async def test_job_continues_the_trace_of_its_request(
     assert {span.context.trace_id for span in spans} == {asked.context.trace_id}
 
 
+async def test_job_without_a_span_of_its_own_continues_the_trace(app: Quart, exporter: InMemorySpanExporter) -> None:
+    """A block in the bare context of a request that was sampled is recorded; that of one that was not is not."""
+    unsampled = {"traceparent": f"{TRACEPARENT[:-2]}00"}
+    async with app.app_context():
+        for carrier in ({"traceparent": TRACEPARENT}, unsampled):
+            token = context.attach(propagate.extract(carrier))
+            async with tenant_connection("acme") as connection:
+                await connection.fetchval("SELECT 1")
+            context.detach(token)
+
+    assert [span.name for span in exporter.get_finished_spans()] == ["SELECT", "block"]
+
+
 async def test_what_is_not_sampled_costs_no_statement(database_url: str, exporter: InMemorySpanExporter) -> None:
     """Of a request that is not recorded, its block and statements are not described."""
     provider = TracerProvider(sampler=ALWAYS_OFF)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     app = make_app(database_url, provider)
     async with app.test_app():
-        spans = app.extensions["quart_tenants"].measures.spans
-
-        assert spans.begin_block(None) is None
+        assert app.extensions["quart_tenants"].measures.spans.begin_block(None) is None
         assert (await get(app, "/users/user_1")).status_code == 200
 
     assert exporter.get_finished_spans() == ()
+
+
+def test_waiting_is_told(exporter: InMemorySpanExporter, provider: TracerProvider) -> None:
+    """A block that waited for its tenant's share or for a connection says for how long, and any other says nothing."""
+    for share, connection in ((0.5, 0.0), (0.0, 0.25), (0.0, 0.0)):
+        block = Spans(provider).begin_block(None)
+        assert block is not None
+        block.end(0, 0, share, connection, None)
+
+    told = [
+        {name: value for name, value in (span.attributes or {}).items() if name.endswith("seconds")}
+        for span in exporter.get_finished_spans()
+    ]
+    assert told == [{"quart_tenants.share_seconds": 0.5}, {"quart_tenants.connection_seconds": 0.25}, {}]
 
 
 class StuckExporter(SpanExporter):

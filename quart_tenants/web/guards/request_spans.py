@@ -30,19 +30,23 @@ class RequestSpans:
         about: Any = scope
         # A stranger could put all requests into one trace, or have each of them recorded.
         parent = self._spans.find_parent(scope["headers"]) if BEHIND_PROXY in about else None
-        with self._spans.request(scope["method"], scope["scheme"], parent) as span:
+        span = self._spans.begin_request(scope["method"], scope["scheme"], parent)
+        status = 0
+        raised: BaseException | None = None
 
-            async def send_and_note(event: ASGISendEvent) -> None:
-                if event["type"] == "http.response.start":
-                    span.status = event["status"]
-                await send(event)
+        async def send_and_note(event: ASGISendEvent) -> None:
+            nonlocal status
+            if event["type"] == "http.response.start":
+                status = event["status"]
+            await send(event)
 
-            try:
-                await self._app(scope, receive, send_and_note)
-            finally:
-                span.tenant = about.get(TENANT_OF_SCOPE)
-                span.route = about.get(_ROUTE)
-                span.request_id = about.get(REQUEST_ID)
+        try:
+            await self._app(scope, receive, send_and_note)
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            span.end(status, about.get(_ROUTE), about.get(TENANT_OF_SCOPE), about.get(REQUEST_ID), raised)
 
 
 async def note_route() -> None:
