@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.load.cluster import copy_for_peers, make_tenants, running_server
-from benchmarks.load.contenders import CONTENDERS, Contender, get_other_version
+from benchmarks.load.contenders import CONTENDERS, TRACED, Contender, get_other_version
 from benchmarks.load.environments import get_cache_folder
 from benchmarks.load.generator import find_wrk
 from benchmarks.load.growth import measure_growth
@@ -62,6 +62,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--path", default=Plan.path, help="such as /data/export")
     parser.add_argument("--growth", action="store_true", help="this project with more and more of everything, instead")
     parser.add_argument("--other", type=Path, metavar="PROGRAM", help="another version's quart-tenants, measured, too")
+    parser.add_argument("--traced", action="store_true", help="this project with OpenTelemetry's spans, measured, too")
     parser.add_argument("--folder", type=Path, default=get_cache_folder(), help="where environments are kept")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="a PNG to draw")
     given = parser.parse_args()
@@ -72,6 +73,8 @@ def read_arguments() -> argparse.Namespace:
     given.contenders = [contender for contender in CONTENDERS if contender.name in chosen]
     if given.other is not None:
         given.contenders.append(get_other_version(given.other.absolute()))
+    if given.traced:
+        given.contenders.append(TRACED)
     if find_wrk() is None:
         parser.error("there is no wrk on PATH: install it, such as with `apt-get install wrk` or `brew install wrk`")
     return given

@@ -54,6 +54,14 @@ CONTENDERS = (
     Contender("django_tenants", "django-tenants, gunicorn", (*_GUNICORN, "--threads", "16", "wsgi:application"), 3.2),
 )
 
+TRACED = Contender(
+    "traced",
+    "this project, with spans",
+    (sys.executable, str(PEERS_FOLDER.with_name("traced_server.py")), "serve"),
+    database=OURS,
+    is_ours=True,
+)
+
 
 def get_other_version(program: Path) -> Contender:
     """Return another state of this project, to be compared with this one."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quart import Quart
 
@@ -23,14 +23,21 @@ from quart_tenants.web.guards.lingering import LingeringClose
 from quart_tenants.web.logs.log_setup import configure_logging_if_nobody_has
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 # A login form is far smaller. A larger body is answered 413.
 _MAX_BODY_BYTES = 64 * 1024
 _BODY_TIMEOUT = 6
 """Seconds. A body that takes longer is answered 408. `LingeringClose` cuts its client off two seconds later."""
 
 
-def create_app(config: Mapping[str, Any] | None = None) -> Quart:
+def create_app(config: Mapping[str, Any] | None = None, *, tracer_provider: "TracerProvider | None" = None) -> Quart:
     """Return the app. `QUART_*` variables of the environment take precedence over *config*.
+
+    Args:
+        config: Values of the app's configuration.
+        tracer_provider: OpenTelemetry's, if spans are wanted.
 
     Raises:
         SettingError: A setting is wrong. A missing setting is reported when the app starts to serve.
@@ -42,7 +49,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Quart:
     app.config.from_prefixed_env()
 
     app.json = RowJSONProvider(app)
-    tenants = QuartTenants(app)
+    tenants = QuartTenants(app, tracer_provider=tracer_provider)
     tenants.answer_headers.add(add_page_style(app))
     tenants.commands.add_command(user_commands())
     answer_all_errors(app)

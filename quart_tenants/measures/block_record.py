@@ -34,6 +34,7 @@ class BlockRecord:
         "_longest_statement",
         "_measures",
         "_shared_at",
+        "_span",
         "_tenant",
         "backend",
         "round_trips",
@@ -53,6 +54,7 @@ class BlockRecord:
         self.statements = self.rows = self.round_trips = 0
         self.statement_seconds = 0.0
         self.backend = 0
+        self._span = None if measures.spans is None else measures.spans.begin_block(tenant)
         measures.open_blocks.add(self)
 
     def has_share(self) -> None:
@@ -63,16 +65,21 @@ class BlockRecord:
         """Note that the block has a connection."""
         self._lent_at = monotonic()
 
-    def note(self, statement: str, began_at: float) -> None:
-        """Note that *statement* has ended, well or not.
+    def note(self, statement: str, began_at: float, rows: int = 0, error: BaseException | None = None) -> None:
+        """Note that *statement* has ended.
 
         Args:
             statement: Its text.
             began_at: When it was sent, by `time.monotonic()`.
+            rows: How many rows it returned.
+            error: What it ended by; None if it ended well.
         """
         seconds = monotonic() - began_at
         self.statements += 1
+        self.rows += rows
         self.statement_seconds += seconds
+        if self._span is not None:
+            self._span.add_statement(statement, seconds, rows, error)
         if seconds > self._longest:
             self._longest, self._longest_statement = seconds, statement
 
@@ -100,6 +107,9 @@ class BlockRecord:
             counts.statements += self.statements
             counts.statement_seconds += self.statement_seconds
             counts.rows += self.rows
+        if self._span is not None:
+            waits = shared_at - self._asked_at, lent_at - shared_at
+            self._span.end(self.rows, self.round_trips, *waits, error)
         if seconds >= measures.slow_block:
             measures.slow_blocks += 1
             self._tell(seconds, shared_at - self._asked_at, lent_at - shared_at)

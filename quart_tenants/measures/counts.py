@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from quart_tenants.measures.durations import Durations
 from quart_tenants.measures.stats import (
@@ -21,6 +21,9 @@ from quart_tenants.measures.stats import (
     SessionStats,
 )
 from quart_tenants.measures.tenant_table import TenantTable
+
+if TYPE_CHECKING:
+    from quart_tenants.measures.spans import Spans
 
 _logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Measures:
         named_tenants: How many tenants are told by name.
         tenants: By tenant.
         figures: What returns the app's own.
+        spans: Tells each request, block and statement to OpenTelemetry; None if nobody wants that.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Measures:
         self.began_at = monotonic()
         self.tenants = TenantTable(named_tenants)
         self.figures = [] if figures is None else figures
+        self.spans: Spans | None = None
 
         self.answers = [0] * len(STATUS_CLASSES)
         self.requests_in_progress = 0

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import importlib
+import importlib.util
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from quart import Quart
@@ -36,6 +38,7 @@ from quart_tenants.web.guards.framing import RequestFraming
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from quart_tenants.web.guards.proxies import TrustedProxies
 from quart_tenants.web.guards.request_counts import RequestCounts
+from quart_tenants.web.guards.request_spans import RequestSpans, note_route
 from quart_tenants.web.guards.security_headers import SecurityHeaders
 from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.login_gates import LoginGates
@@ -57,12 +60,20 @@ from quart_tenants.web.sessions.session_uses import refuse_foreign_sessions, ref
 from quart_tenants.web.state import TenantState, find_state, list_setting_values, put_state
 from quart_tenants.web.tenant_files import TenantFiles
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 
 class QuartTenants(TenantState):
     """The extension: `QuartTenants(app)`, or `init_app(app)` later. Each app needs an object of its own.
 
     The settings are the `TENANTS_*` keys of `app.config`. Variables `QUART_TENANTS_*` of the environment replace them.
     The extension uses only what Quart documents, so it works under every ASGI server.
+
+    Args:
+        app: Default: none yet, and `init_app` is called later.
+        tracer_provider: OpenTelemetry's, which gets a span of each request, block and statement. Needs the extra
+            `tracing`.
 
     Attributes:
         host: For `host=` of a route that serves every tenant.
@@ -91,8 +102,9 @@ class QuartTenants(TenantState):
     commands: click.Group
     answer_headers: SecurityHeaders
 
-    def __init__(self, app: Quart | None = None) -> None:
+    def __init__(self, app: Quart | None = None, *, tracer_provider: "TracerProvider | None" = None) -> None:
         super().__init__()
+        self._tracer_provider = tracer_provider
         self._app: Quart | None = None
         self._set_up: SetUp | None = None
         self._ready_taken = asyncio.Event()
@@ -137,7 +149,11 @@ class QuartTenants(TenantState):
         # From the inside out. The headers depend on the scheme, which the proxies know, and belong on every answer.
         guarded = RequestFraming(RequestDeadlines(StreamEnds(app.asgi_app), self.settings.request_timeout))
         self.answer_headers = SecurityHeaders(guarded, self.settings.hsts_seconds)
-        counted = RequestCounts(self.answer_headers, self.measures)
+        counted: Any = RequestCounts(self.answer_headers, self.measures)
+        if self._tracer_provider is not None:
+            self.measures.spans = _make_spans(self._tracer_provider)
+            counted = RequestSpans(counted, self.measures.spans)
+            app.before_request(note_route)
         app.asgi_app = TrustedProxies(counted, self.settings)  # type: ignore[method-assign]
         self.commands = tenant_commands()
         app.cli.add_command(self.commands)
@@ -285,6 +301,13 @@ class QuartTenants(TenantState):
         with contextlib.suppress(HookFailedError):
             await self.run_hooks("created", TenantEvent(tenant.id, tenant.slug, tenant))
         return tenant
+
+
+def _make_spans(provider: "TracerProvider") -> Any:
+    if importlib.util.find_spec("opentelemetry") is None:
+        raise SettingError("tracer_provider", "needs the extra: pip install 'quart-tenants[tracing]'")
+    # The extra may be left out, and no other module needs it.
+    return importlib.import_module("quart_tenants.measures.spans").Spans(provider)
 
 
 def _check_quart_settings(app: Quart) -> None:

@@ -81,6 +81,7 @@ class State(StrEnum):
 
     OK = "ok"
     WARNING = "warning"
+    TO_DO = "to do"
     FAILED = "failed"
     LEAK = "LEAK"
 
@@ -91,7 +92,8 @@ class Finding:
 
     Attributes:
         check: The name of the check.
-        state: Its result. FAILED means that the check could not be done, so that nobody knows.
+        state: Its result. FAILED means that the check could not be done, so that nobody knows. A WARNING is advice;
+            TO_DO waits for an operator, and lets no tenant see another one's rows.
         seen: What was seen.
         remedy: What to do; empty if all is well.
     """

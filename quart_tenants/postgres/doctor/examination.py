@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import asyncpg
 
-from quart_tenants.errors import RolesNotReadyError, TenantError
+from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import (
     OLDEST_SERVER,
@@ -17,8 +17,11 @@ from quart_tenants.postgres.doctor.catalogue_checks import (
     judge,
     list_problem,
 )
+from quart_tenants.postgres.doctor.fleet_tasks import check_fleet
 from quart_tenants.postgres.doctor.probe_tenants import alternate, attack, find_session_leaks, make_probes
 from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.postgres.fleet.status import get_fleet_status
+from quart_tenants.postgres.registry.registry_tables import unready_explained
 from quart_tenants.settings import Settings
 
 _LONGEST_RUN = 100.0  # seconds; the next run removes what a killed run has left, a little later than this
@@ -79,6 +82,8 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     yield Finding("registry", State.OK, "as new as this program")
     for finding in findings:
         yield finding
+    for finding in await _examine_fleet(database, settings):
+        yield finding
     async with database.connection() as connection:
         paths = [row["setting"] for row in await connection.fetch(_LIST_PATH_SETTINGS)]
         ways = []
@@ -94,6 +99,18 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     no_roles = any(finding.check == TENANTS_ROLES and finding.state is State.LEAK for finding in findings)
     for finding in await _probe(database, settings, no_roles=no_roles):
         yield finding
+
+
+async def _examine_fleet(database: Database, settings: Settings) -> list[Finding]:
+    # Without the drift, which takes minutes in a large fleet: `status` tells it.
+    try:
+        with unready_explained():
+            status = await get_fleet_status(database, settings=settings, drift=False)
+            return await check_fleet(database, status, settings=settings)
+    except DatabaseUnavailableError:
+        raise
+    except TenantError as error:
+        return [Finding("state of the tenants", State.FAILED, str(error), "see what `quart-tenants status` says")]
 
 
 async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> list[Finding]:

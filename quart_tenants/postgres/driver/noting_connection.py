@@ -2,8 +2,9 @@
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import asyncpg
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     _AsyncpgConnection = asyncpg.Connection[asyncpg.Record]
 else:
     _AsyncpgConnection = asyncpg.Connection
+
+T = TypeVar("T")
 
 _UTF8 = ("UTF8", "UTF-8")
 # What stands before the text of a value in PostgreSQL's binary format: for jsonb its version.
@@ -50,6 +53,17 @@ class NotingConnection(_AsyncpgConnection):
     def itself(self) -> Self:
         """This connection, also when it is asked of asyncpg's handle, which forgets whom it stands for."""
         return self
+
+    async def _run_noted(self, query: str, running: Awaitable[T], count_rows: Callable[[T], int] | None = None) -> T:
+        """Return what *running* returns, and note the statement in the block's record, well ended or not."""
+        began_at = monotonic()
+        try:
+            result = await running
+        except BaseException as error:
+            self.record.note(query, began_at, error=error)
+            raise
+        self.record.note(query, began_at, 0 if count_rows is None else count_rows(result))
+        return result
 
     def keep_as_it_is(self) -> None:
         """Take what was set so far for what every block is to have."""

@@ -4,9 +4,8 @@ It serves behind poolers, and wherever asyncpg is another one than the fast conn
 messages here, where a fast connection needs one for a block that only reads.
 """
 
-from collections.abc import Awaitable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
@@ -25,8 +24,6 @@ from quart_tenants.postgres.driver.timings import Timings
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
-
-T = TypeVar("T")
 
 # asyncpg writes these options of COPY as they are.
 _UNQUOTED = ("oids", "freeze", "header")
@@ -129,8 +126,8 @@ class PlainConnection(NotingConnection):
             self._status = await super().execute(query, timeout=self._seconds)
             return self._status
         if args or not self._one_statement or SAVEPOINT_TEXT.fullmatch(query):
-            return await self._note(query, super().execute(query, *args, timeout=timeout))
-        return await self._note(query, self._execute_one(query, timeout))
+            return await self._run_noted(query, super().execute(query, *args, timeout=timeout))
+        return await self._run_noted(query, self._execute_one(query, timeout))
 
     async def _execute_one(self, query: str, seconds: float | None) -> str:
         statement = await self.prepare(query, timeout=seconds)
@@ -139,31 +136,19 @@ class PlainConnection(NotingConnection):
 
     async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
         """Return rows, as asyncpg does it."""
-        rows = await self._note(query, super().fetch(query, *args, **options))
-        self.record.rows += len(rows)
-        return rows
+        return await self._run_noted(query, super().fetch(query, *args, **options), len)
 
     async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
         """Return a row, as asyncpg does it."""
-        row = await self._note(query, super().fetchrow(query, *args, **options))
-        self.record.rows += row is not None
-        return row
+        return await self._run_noted(query, super().fetchrow(query, *args, **options), lambda row: row is not None)
 
     async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
         """Return a value of a row, as asyncpg does it."""
-        return await self._note(query, super().fetchval(query, *args, **options))
+        return await self._run_noted(query, super().fetchval(query, *args, **options))
 
     async def executemany(self, command: str, *args: Any, **options: Any) -> Any:
         """Execute *command* for many arguments, as asyncpg does it."""
-        return await self._note(command, super().executemany(command, *args, **options))
-
-    async def _note(self, query: str, running: Awaitable[T]) -> T:
-        """Return what *running* returns, and note the statement."""
-        began_at = monotonic()
-        try:
-            return await running
-        finally:
-            self.record.note(query, began_at)
+        return await self._run_noted(command, super().executemany(command, *args, **options))
 
     def count_queries(self) -> int:
         """Return 0: only asyncpg's inside knows how many messages were sent."""

@@ -9,8 +9,10 @@ from itertools import islice
 import click
 
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.doctor.fleet_tasks import check_drift, describe_tasks, find_tasks, list_tasks
 from quart_tenants.postgres.fleet.status import FleetStatus, VersionCount, add_drift, get_fleet_status
 from quart_tenants.settings import Settings
+from quart_tenants.web.commands.doctor import print_finding
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import count_tenants, with_database
@@ -25,25 +27,31 @@ _MOST_LISTED = 20
 @changes_nothing
 @with_database
 async def status_command(database: Database, settings: Settings, as_json: bool, no_drift: bool) -> None:
-    """Report the state of all tenants: versions, failures, and last the drift, for which it compares all tables.
+    """Report what needs doing and the state of all tenants: versions, failures, and drift.
 
-    A tenant has drifted if its tables, columns, indexes or constraints differ from those of most tenants at the
-    same version. Lists of more than 20 tenants are cut short, except with --json.
+    For the drift it compares all tables, which takes longest. A tenant has drifted if its tables, columns, indexes or
+    constraints differ from those of most tenants at the same version. Lists of more than 20 tenants are cut short,
+    except with --json.
     """
     status = await get_fleet_status(database, settings=settings, drift=False)
-    if not as_json:
-        _print_report(status)
-        if settings.ready_tenants:
-            click.echo(f"made in advance: {status.ready} of {settings.ready_tenants}")
+    tasks = await find_tasks(database, status, settings=settings)
     try:
         if not no_drift:
             with Progress("comparing tables", status.tenants) as progress:
                 status = await add_drift(database, status, settings=settings, on_compared=progress.advance)
+            tasks += list_tasks(check_drift(status))
     finally:
         # Also where the comparison fails or is interrupted: the rest is as right without it.
         if as_json:
-            click.echo(json.dumps(asdict(status), indent=2, default=datetime.isoformat))
+            document = {"tasks": [asdict(task) for task in tasks], **asdict(status)}
+            click.echo(json.dumps(document, indent=2, default=datetime.isoformat))
         else:
+            click.echo(describe_tasks(tasks))
+            for task in tasks:
+                print_finding(task)
+            _print_report(status)
+            if settings.ready_tenants:
+                click.echo(f"made in advance: {status.ready} of {settings.ready_tenants}")
             _print_drift(status)
 
 

@@ -12,7 +12,9 @@ from quart_tenants.web.state import get_state
 BEHIND_PROXY = "quart_tenants.behind_proxy"
 """A key in the scope of a request that came by a trusted proxy."""
 
-_REQUEST_ID = "quart_tenants.request_id"
+REQUEST_ID = "quart_tenants.request_id"
+"""A key in the scope of a request that has an id already."""
+
 _REQUEST_ID_HEADER = b"x-request-id"
 # Proxies make UUIDs, hexadecimal numbers and ULIDs. No character here could end a line or a quotation.
 _SANE = re.compile(r"[A-Za-z0-9._-]{8,64}")
@@ -23,9 +25,9 @@ def get_request_id(scope: MutableMapping[str, Any]) -> str:
 
     If a trusted proxy has sent an id in `X-Request-Id`, that one is used.
     """
-    known = scope.get(_REQUEST_ID)
+    known = scope.get(REQUEST_ID)
     if known is None:
-        known = scope[_REQUEST_ID] = _find_given_id(scope) or uuid.uuid4().hex
+        known = scope[REQUEST_ID] = _find_given_id(scope) or uuid.uuid4().hex
     return cast("str", known)
 
 

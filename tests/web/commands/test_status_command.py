@@ -28,11 +28,12 @@ SELECT slug, slug, slug FROM (SELECT 'z' || n AS slug FROM generate_series(10, 3
 
 
 def test_status_of_a_fleet_at_rest_is_short(run: Run) -> None:
-    """Without a terminal nothing but the counts is told, and nothing on stderr."""
+    """The first line says that nothing needs doing; then come the counts, and nothing is on stderr."""
     outcome = run("status")
 
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out.splitlines() == [
+        "nothing needs doing",
         "4 tenants, 0 suspended; 0 more in the trash",
         "newest file: 0001_users_and_data.sql",
         "0001\t0001_users_and_data.sql\t4",
@@ -41,7 +42,7 @@ def test_status_of_a_fleet_at_rest_is_short(run: Run) -> None:
 
 
 def test_status_names_what_is_wrong(run: Run, database_url: str) -> None:
-    """Drift, failures and edited files are told by tenant, each in one line, and the exit status is 0."""
+    """The first line names what needs doing, its remedies follow, and each tenant is told; the exit status is 0."""
     execute(database_url, DRIFT)
     execute(database_url, FAILURE)
     execute(database_url, "UPDATE quart_tenants.applied_migrations SET sha256 = '' WHERE schema_name = 'company1'")
@@ -49,7 +50,16 @@ def test_status_names_what_is_wrong(run: Run, database_url: str) -> None:
     outcome = run("status")
 
     assert (outcome.status, outcome.err) == (0, "")
-    assert outcome.out.splitlines()[3:] == [
+    assert outcome.out.splitlines()[:7] == [
+        "3 things need doing: failed migrations, edited files, drift",
+        "to do    failed migrations: 1 tenant, failed: acme (0002_more.sql: line 3: no room)",
+        "         -> mend what the reason names, and run quart-tenants migrate",
+        "to do    edited files: these were changed after they had run: 0001_users_and_data.sql (company1)",
+        "         -> put them back as they ran, and write a new file for the change",
+        "to do    drift: 1 tenant, with other tables than most at the same version: globex",
+        "         -> status names the differences: write a migration for them, or undo them by hand",
+    ]
+    assert outcome.out.splitlines()[10:] == [
         "failed: 1 tenant",
         "  acme: 0002_more.sql, 2026-01-31 12:30 UTC: line 3: no room",
         "0001_users_and_data.sql was changed after it ran for: 1 tenant",
@@ -68,7 +78,8 @@ def test_status_cuts_long_lists_short(run: Run, database_url: str) -> None:
     lines = run("status", "--no-drift").out.splitlines()
     document = json.loads(run("status", "--json").out)
 
-    assert lines[3:7] == ["0000\tno migration\t25", "behind: 25 tenants", "  z10 at 0000", "  z11 at 0000"]
+    assert lines[0] == "1 thing needs doing: tenants behind"
+    assert lines[6:10] == ["0000\tno migration\t25", "behind: 25 tenants", "  z10 at 0000", "  z11 at 0000"]
     assert lines[-3:] == ["  z29 at 0000", "  and 5 more; --json lists all", "drift: not compared"]
     assert len(document["behind"]) == 25
     assert document["drift"][-1] == {"slug": "z34", "version": 0, "differences": ["schema z34 is missing"]}
@@ -83,7 +94,9 @@ def test_status_as_json_is_one_document(run: Run, database_url: str) -> None:
     without_drift = json.loads(run("status", "--json", "--no-drift").out)
 
     page = (Path(__file__).parents[3] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert [task["check"] for task in document["tasks"]] == ["failed migrations", "drift"]
     assert document == {
+        "tasks": document["tasks"],
         "newest_version": 1,
         "newest_file": "0001_users_and_data.sql",
         "tenants": 4,
@@ -107,7 +120,7 @@ def test_status_as_json_is_one_document(run: Run, database_url: str) -> None:
         "majorities": [{"version": 1, "slug": "acme", "count": 3, "compared": 4, "tied": False}],
         "drift": [{"slug": "globex", "version": 1, "differences": ["extra column app_user.nickname (text)"]}],
     }
-    assert without_drift == {**document, "majorities": None, "drift": None}
+    assert without_drift == {**document, "tasks": document["tasks"][:1], "majorities": None, "drift": None}
     assert [key for key in document if f"*{key}*" not in page] == []
 
 
@@ -115,7 +128,7 @@ def test_status_tells_a_tie(run: Run, database_url: str) -> None:
     """Where half the tenants differ from the other half, nobody can say which is right."""
     execute(database_url, "ALTER TABLE acme.app_user ADD x int; ALTER TABLE company2.app_user ADD x int")
 
-    assert run("status").out.splitlines()[3:5] == [
+    assert run("status").out.splitlines()[6:8] == [
         "no majority at 0001: the tables of acme count, the oldest tenant,"
         " but as many tenants have others (2 of 4 each)",
         "drift: 2 tenants",
@@ -144,7 +157,7 @@ def test_what_was_printed_stays_valid(run: Run, monkeypatch: pytest.MonkeyPatch,
         signal.signal(signal.SIGINT, before)
 
     assert text.status == document.status == (130 if isinstance(error, KeyboardInterrupt) else 1)
-    assert text.out.splitlines()[0] == "4 tenants, 0 suspended; 0 more in the trash"
+    assert text.out.splitlines()[:2] == ["nothing needs doing", "4 tenants, 0 suspended; 0 more in the trash"]
     assert text.out.splitlines()[-1] == "drift: not compared"
     assert json.loads(document.out)["tenants"] == 4
     assert json.loads(document.out)["drift"] is None

@@ -339,11 +339,7 @@ class FastConnection(NotingConnection):
         driver = await self._begin_or_replace()
         if driver is not self:
             return await driver.execute(query, timeout=timeout)
-        began_at = monotonic()
-        try:
-            return await super().execute(query, timeout=timeout)
-        finally:
-            self.record.note(query, began_at)
+        return await self._run_noted(query, super().execute(query, timeout=timeout))
 
     def transaction(self, **options: Any) -> Any:
         """Return a savepoint, as asyncpg does it in a transaction."""
@@ -493,11 +489,9 @@ class FastConnection(NotingConnection):
                 )
         except BaseException as error:
             self._note_failure(call.query, error)
+            self.record.note(call.query, began_at, error=error)
             raise
-        finally:
-            self.record.note(call.query, began_at)
-        if not call.return_status:
-            self.record.rows += len(result)
+        self.record.note(call.query, began_at, 0 if call.return_status else len(result))
         return result
 
     async def _read(self, call: _Call) -> Any:
@@ -562,6 +556,7 @@ class FastConnection(NotingConnection):
                 statement, call.args, "", call.limit, call.return_status, call.timeout
             )
         except BaseException as error:
+            self.record.note(call.query, began_at, error=error)
             # Where nothing was sent, an argument was refused here.
             unsent = packets.drop()
             if unsent:
@@ -584,8 +579,7 @@ class FastConnection(NotingConnection):
             raise
         finally:
             self._watch.stop()
-            self.record.note(call.query, began_at)
-        self.record.rows += len(rows)
+        self.record.note(call.query, began_at, len(rows))
         if self._protocol.is_in_transaction():
             raise asyncpg.InternalClientError("COMMIT was not sent with the statement")
         self._check_path()
@@ -674,27 +668,17 @@ class FastConnection(NotingConnection):
 
     async def _executemany(self, query: str, *args: Any, **options: Any) -> Any:
         self._note(query, reads=False)
-        began_at = monotonic()
-        try:
-            return await super()._executemany(query, *args, **options)  # type: ignore[misc]
-        finally:
-            self.record.note(query, began_at)
+        return await self._run_noted(query, super()._executemany(query, *args, **options))  # type: ignore[misc]
 
     async def _copy_out(self, copy_stmt: str, output: Any, timeout: float | None) -> str:  # noqa: ASYNC109
         await self._prepare_copy(copy_stmt, timeout)
-        began_at = monotonic()
-        try:
-            return await super()._copy_out(copy_stmt, output, timeout)  # type: ignore[misc, no-any-return]
-        finally:
-            self.record.note(copy_stmt, began_at)
+        running = super()._copy_out(copy_stmt, output, timeout)  # type: ignore[misc]
+        return await self._run_noted(copy_stmt, running)
 
     async def _copy_in(self, copy_stmt: str, source: Any, timeout: float | None) -> str:  # noqa: ASYNC109
         await self._prepare_copy(copy_stmt, timeout)
-        began_at = monotonic()
-        try:
-            return await super()._copy_in(copy_stmt, source, timeout)  # type: ignore[misc, no-any-return]
-        finally:
-            self.record.note(copy_stmt, began_at)
+        running = super()._copy_in(copy_stmt, source, timeout)  # type: ignore[misc]
+        return await self._run_noted(copy_stmt, running)
 
     async def _prepare_copy(self, statement: str, seconds: float | None) -> None:
         self._note(statement, reads=False)
