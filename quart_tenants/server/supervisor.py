@@ -11,7 +11,6 @@ import logging
 import os
 import select
 import signal
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from quart_tenants.errors import TenantError
+from quart_tenants.server.worker_link import Link, read_report
 
 log = logging.getLogger(__name__)
 
@@ -32,52 +32,6 @@ _HEALTHY_AFTER = 10.0
 """Seconds. A worker that lived so long is replaced without a pause."""
 KILL_MARGIN = 2.0
 """Seconds. After the graceful timeout a worker has so long to close its pools, and is killed then."""
-_LONGEST_REASON = 2000
-"""Bytes. A pipe takes so many in one piece."""
-# What a worker says of itself: it serves, with the seconds after which its silence means that it hangs; it is alive; it
-# ends. Anything else is the reason why it cannot serve.
-_READY = struct.Struct("!xd")
-_ALIVE = b"\1"
-_ENDING = b"\2"
-
-
-class Link:
-    """What a worker has of its supervisor.
-
-    Attributes:
-        lifeline: A file descriptor that is at its end when the supervisor is gone.
-        is_first: Whether this worker is the first one with its code, and has to check the app before it serves.
-        number: From 0 on. A worker that replaces one that died has its number.
-    """
-
-    def __init__(self, lifeline: int, report: int, *, is_first: bool, number: int = 0) -> None:
-        self.lifeline = lifeline
-        self.number = number
-        self.is_first = is_first
-        self._report = report
-
-    def say_ready(self, patience: float = 0.0) -> None:
-        """Tell the supervisor that this worker serves.
-
-        Args:
-            patience: Seconds. The supervisor kills this worker if it does not `say_alive` for so long; 0 for never.
-        """
-        os.write(self._report, _READY.pack(patience))
-
-    def say_alive(self) -> None:
-        """Tell the supervisor that this worker does not hang. Never waits."""
-        # A supervisor that was stopped for days has a full pipe. One that is gone is noticed by the lifeline.
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._report, _ALIVE)
-
-    def say_ending(self) -> None:
-        """Tell the supervisor that this worker ends by itself, and may be silent from now on. Never waits."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._report, _ENDING)
-
-    def refuse(self, reason: str) -> None:
-        """Tell the supervisor in one line why this worker cannot serve."""
-        os.write(self._report, reason.encode()[:_LONGEST_REASON])
 
 
 @dataclass(frozen=True)
@@ -371,21 +325,19 @@ def _hear(slot: _Slot) -> None:
     if slot.report is None:
         return
     with contextlib.suppress(BlockingIOError):
-        said = os.read(slot.report, 2 * _LONGEST_REASON)
+        said = read_report(slot.report)
         slot.heard_at = time.monotonic()
-        if not said:
+        if said is None:
             os.close(slot.report)
             slot.report = None
-        if said.startswith(b"\0"):
+            return
+        if said.is_ready:
             log.info("worker %d started", slot.pid)
             slot.is_ready, slot.kill_at = True, _NEVER
-            slot.patience = _READY.unpack_from(said)[0] or _NEVER
-            said = said[_READY.size :]
-        reason = said.lstrip(_ALIVE + _ENDING)
-        if _ENDING in said[: len(said) - len(reason)]:
+            slot.patience = said.patience or _NEVER
+        if said.is_ending:
             slot.patience = _NEVER
-        if reason:
-            slot.refusal = reason.decode(errors="replace")
+        slot.refusal = said.refusal or slot.refusal
 
 
 def _become_worker(plan: Plan, link: Link) -> NoReturn:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework, LifespanState
     from quart import Quart
 
-    from quart_tenants.server.supervisor import Link
+    from quart_tenants.server.worker_link import Link
 
 log = logging.getLogger(__name__)
 
