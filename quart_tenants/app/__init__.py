@@ -55,6 +55,7 @@ def create_app(config: Mapping[str, Any] | None = None, *, tracer_provider: "Tra
     answer_all_errors(app)
     hasher = PasswordHasher(tenants.settings)
     app.extensions["password_hasher"] = hasher
+    tenants.add_figures(hasher.count)
     for blueprint in (auth, data, member_pages, site):
         app.register_blueprint(blueprint)
     add_sign_up(app, tenants)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from time import monotonic
 from typing import ParamSpec, TypeVar
 
 from passlib.context import CryptContext
@@ -71,12 +72,16 @@ class PasswordHasher:
             deprecated="auto",
             **{name: value for name, value in options.items() if name.partition("__")[0] in self._schemes},
         )
-        self._limit = settings.password_hash_concurrency + settings.password_hash_queue
+        self._threads = settings.password_hash_concurrency
+        self._limit = self._threads + settings.password_hash_queue
         self._executor = ThreadPoolExecutor(
             settings.password_hash_concurrency, thread_name_prefix="password", initializer=_step_back
         )
         self._dummies: dict[str, str] = {}
         self._pending = 0
+        self._ended = 0
+        self._refused = 0
+        self._seconds = 0.0
         self._lock = threading.Lock()
 
     async def warm(self) -> None:
@@ -86,6 +91,17 @@ class PasswordHasher:
     async def close(self) -> None:
         """End the threads. A check that has begun is finished, and its result is dropped."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def count(self) -> dict[str, float]:
+        """Return what the threads do and have done, for `QuartTenants.add_figures`."""
+        with self._lock:
+            return {
+                "password_checks_running": min(self._pending, self._threads),
+                "password_checks_waiting": max(self._pending - self._threads, 0),
+                "password_checks_total": self._ended,
+                "password_checks_refused_total": self._refused,
+                "password_check_seconds_total": self._seconds,
+            }
 
     async def hash(self, password: str) -> str:
         """Return what to store for *password*, in the modular crypt format.
@@ -115,13 +131,23 @@ class PasswordHasher:
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:
             if self._pending >= self._limit:
+                self._refused += 1
                 raise HashQueueFullError(f"{self._pending} passwords are being checked or wait for it")
             self._pending += 1
-        future = self._executor.submit(function, *args, **kwargs)
+        future = self._executor.submit(self._measure, function, *args, **kwargs)
         # The count goes down when the thread is done, not when the caller ends: a thread that has begun cannot be
         # cancelled.
         future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
+
+    def _measure(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        began_at = monotonic()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            with self._lock:
+                self._ended += 1
+                self._seconds += monotonic() - began_at
 
     def _leave(self, future: "Future[T]") -> None:
         with self._lock:

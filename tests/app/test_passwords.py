@@ -274,6 +274,27 @@ async def test_full_queue_is_refused_and_frees_up(
     assert (await narrow_hasher.check(SEED_PASSWORD, SEED_HASH)).matched
 
 
+async def test_threads_are_counted(narrow_hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures tell what runs, waits, has ended and was refused, and for how long the threads were busy."""
+    spy = watch(narrow_hasher, monkeypatch)
+    before = narrow_hasher.count()
+    with held(spy):
+        accepted = [asyncio.create_task(narrow_hasher.check(SEED_PASSWORD, SEED_HASH)) for _ in range(2)]
+        await spy.wait_for_begin()
+        with pytest.raises(HashQueueFullError):
+            await narrow_hasher.check(SEED_PASSWORD, SEED_HASH)
+        during = narrow_hasher.count()
+    await asyncio.gather(*accepted)
+    after = narrow_hasher.count()
+
+    states = [(c["password_checks_running"], c["password_checks_waiting"]) for c in (before, during, after)]
+    assert states == [(0, 0), (1, 1), (0, 0)]
+    # The dummies of the warm-up were one.
+    ended = [(c["password_checks_total"], c["password_checks_refused_total"]) for c in (before, during, after)]
+    assert ended == [(1, 0), (1, 1), (3, 1)]
+    assert 0 < before["password_check_seconds_total"] < after["password_check_seconds_total"]
+
+
 async def test_cancelled_waiter_leaves_the_queue(
     narrow_hasher: PasswordHasher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
