@@ -55,7 +55,10 @@ BEGIN
             pg_catalog.pg_get_constraintdef(c.oid) AS definition,
             pg_catalog.obj_description(c.oid, 'pg_constraint') AS words
         FROM pg_catalog.pg_depend AS d
-        JOIN pg_catalog.pg_constraint AS c ON c.contypid = d.objid AND c.contype = 'c'
+        -- Not by contypid: the planner only knows that nearly all are 0, and does not use its index.
+        JOIN pg_catalog.pg_depend AS k
+            ON k.refclassid = d.classid AND k.refobjid = d.objid AND k.classid = 'pg_catalog.pg_constraint'::regclass
+        JOIN pg_catalog.pg_constraint AS c ON c.oid = k.objid AND c.contypid = d.objid AND c.contype = 'c'
         WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = schema_oid
             AND d.classid = 'pg_catalog.pg_type'::regclass
         ORDER BY c.oid

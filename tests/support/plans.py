@@ -18,12 +18,18 @@ FROM pg_class AS c JOIN pg_index AS x ON x.indexrelid = c.oid
 """
 
 
-async def list_whole_reads(connection: Connection, query: str, *values: object) -> list[str]:
+async def list_whole_reads(connection: Connection, query: str, *values: object, sequential: bool = False) -> list[str]:
     """Return the catalogues of `GROWING` that *query* reads as a whole, although the planner was asked not to.
 
     A read is not whole if an index is asked by its first column, or for its first entry only.
+
+    Args:
+        connection: Inside a transaction.
+        query: What to plan.
+        values: Its parameters.
+        sequential: Whether the planner may choose between an index and a read of the whole table.
     """
-    await connection.execute("SET LOCAL enable_seqscan TO off; SET LOCAL enable_hashjoin TO off")
+    await connection.execute(f"SET LOCAL enable_seqscan TO {sequential}; SET LOCAL enable_hashjoin TO off")
     await connection.execute("SET LOCAL enable_mergejoin TO off")
     leading = {row["relname"]: row["name"] for row in await connection.fetch(_LEADING_COLUMNS)}
     (plan,) = await connection.fetchrow(f"EXPLAIN (FORMAT JSON) {query}", *values) or ("[]",)
@@ -45,8 +51,10 @@ def _is_by_index(node: dict[str, Any], leading: dict[str, str]) -> bool:
         # The condition that is checked again is that of the index.
         (index,) = node["Plans"]
         node = node | index
+    if node["Node Type"] == "BitmapAnd":
+        return any(_is_by_index(index, leading) for index in node["Plans"])
     name = node.get("Index Name")
     if name is None:
         return False
     asked = re.search(rf"\b{re.escape(leading[name])}\b", node.get("Index Cond", "")) is not None
-    return asked or node["parent"] == "Limit"
+    return asked or node.get("parent") == "Limit"

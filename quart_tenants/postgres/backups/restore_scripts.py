@@ -45,15 +45,16 @@ def describe_objects(privileges: str) -> str:
     return read_statement("describe_everything").replace("$1", privileges)
 
 
-def get_shape(privileges: str) -> str:
+def get_shape(privileges: str, text: str = "part") -> str:
     """Return the statement for the digest of all that the first schema on the path is made of.
 
     Args:
         privileges: SQL that says whether rights count.
+        text: SQL of the text that counts for an object whose description is `part`.
     """
     return f"""
-SELECT pg_catalog.md5(pg_catalog.string_agg(part, chr(2) ORDER BY part COLLATE "C"))
-FROM ({describe_objects(privileges)}) AS described
+SELECT pg_catalog.md5(pg_catalog.string_agg(text, chr(2) ORDER BY text COLLATE "C"))
+FROM ({describe_objects(privileges)}) AS described CROSS JOIN LATERAL (SELECT {text}) AS counted (text)
 """  # noqa: S608  (a file of ours)
 
 

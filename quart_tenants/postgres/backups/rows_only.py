@@ -4,7 +4,6 @@ pg_dump reads the catalogue of the whole database, which costs minutes with thou
 the tenant. Its own tables are compared with those that the migrations make, in a schema that is rolled back at once.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFileError
 from quart_tenants.postgres.backups.manifests import AppliedMigration, RowsOnly
 from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, get_shape, quote_literal
+from quart_tenants.postgres.backups.stand_ins import make_stand_ins
 from quart_tenants.postgres.blocks.database import enter_schema
-from quart_tenants.postgres.blocks.short_waits import MOST_TRIES, WAIT_SHORTLY, pause
+from quart_tenants.postgres.blocks.short_waits import WAIT_SHORTLY
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
 from quart_tenants.settings import Settings
 from quart_tenants.sql_parser import messages, parse_sql, walk
@@ -26,7 +26,8 @@ class Shapes(dict[tuple[AppliedMigration, ...], str | None]):
     """What a run of several backups remembers: the digest of the tables that migrations make, or None if they fail."""
 
 
-_GET_SHAPE = get_shape("$1::boolean")
+# $1 whether rights count, $2 the prefix of stand-ins: a key to one is written as that to the shared table is.
+_GET_SHAPE = get_shape("$1::boolean", "pg_catalog.replace(part, $2, '')")
 _LIST_TABLES = """
 SELECT
     format('%I.%I', n.nspname, c.relname) AS name,
@@ -77,7 +78,11 @@ SELECT EXISTS (
     UNION ALL
     SELECT FROM members AS m JOIN pg_catalog.pg_constraint AS k ON k.conrelid = m.objid WHERE NOT k.convalidated
     UNION ALL
-    SELECT FROM members AS m JOIN pg_catalog.pg_constraint AS k ON k.contypid = m.objid WHERE k.contype = 'c'
+    SELECT FROM members AS m
+    JOIN pg_catalog.pg_depend AS d ON d.refclassid = m.classid AND d.refobjid = m.objid
+    JOIN pg_catalog.pg_constraint AS k ON k.oid = d.objid AND k.contypid = m.objid
+    WHERE m.classid = 'pg_catalog.pg_type'::regclass AND d.classid = 'pg_catalog.pg_constraint'::regclass
+        AND k.contype = 'c'
     UNION ALL
     SELECT FROM members AS m JOIN pg_catalog.pg_depend AS d ON d.classid = m.classid AND d.objid = m.objid
     WHERE d.deptype = 'x'
@@ -200,15 +205,14 @@ async def plan_rows_only(
             return None
     key = tuple(applied)
     if key not in shapes:
-        scratch = SchemaName(f"{REGISTRY_SCHEMA}_shape_{tenant.id}")
         try:
-            shapes[key] = await _try_often(connection, scratch, wanted, settings, privileges=privileges)
+            shapes[key] = await _try_migrations(connection, tenant, wanted, settings, privileges=privileges)
         except asyncpg.LockNotAvailableError:
-            # A shared table that they refer to is in use all the time. The next tenant may have more luck.
+            # Nobody can read a shared table at this moment. The next tenant may have more luck.
             return None
     await enter_schema(connection, schema, settings=settings)
     await connection.execute(SAME_TEXTS)
-    shape: str = await connection.fetchval(_GET_SHAPE, privileges)
+    shape: str = await connection.fetchval(_GET_SHAPE, privileges, "")
     await connection.execute("SET LOCAL search_path TO ''")
     if shape != shapes[key]:
         return None
@@ -269,45 +273,29 @@ def list_statements(migrations: Sequence[Migration]) -> Iterator[str]:
         yield "SET CONSTRAINTS ALL DEFERRED"
 
 
-async def _try_often(
-    connection: Connection,
-    schema: SchemaName,
-    migrations: Sequence[Migration],
-    settings: Settings,
-    *,
-    privileges: bool,
+async def _try_migrations(
+    connection: Connection, tenant: Tenant, migrations: Sequence[Migration], settings: Settings, *, privileges: bool
 ) -> str | None:
-    """Return what `_try_migrations` returns. A foreign key to a shared table needs a lock on it, for a moment.
+    """Return the digest of what *migrations* make in a new schema, or None if they fail there.
 
     Raises:
-        asyncpg.LockNotAvailableError: That table was in use for some seconds.
+        asyncpg.LockNotAvailableError: A table that they read is locked against readers.
     """
-    for _ in range(MOST_TRIES - 1):
-        with contextlib.suppress(asyncpg.LockNotAvailableError):
-            return await _try_migrations(connection, schema, migrations, settings, privileges=privileges)
-        await pause()
-    return await _try_migrations(connection, schema, migrations, settings, privileges=privileges)
-
-
-async def _try_migrations(
-    connection: Connection,
-    schema: SchemaName,
-    migrations: Sequence[Migration],
-    settings: Settings,
-    *,
-    privileges: bool,
-) -> str | None:
-    """Return the digest of what *migrations* make in the new schema *schema*, or None if they fail there."""
+    scratch = SchemaName(f"{REGISTRY_SCHEMA}_shape_{tenant.id}")
+    stand_ins = SchemaName(f"{REGISTRY_SCHEMA}_keys_{tenant.id}")
     shape: str | None = None
     try:
         async with connection.transaction():
             await connection.execute(WAIT_SHORTLY)
-            await connection.execute(f"CREATE SCHEMA {schema.quoted}")
-            await enter_schema(connection, schema, settings=settings)
-            for statement in list_statements(migrations):
+            await connection.execute(f"CREATE SCHEMA {scratch.quoted}")
+            statements = await make_stand_ins(
+                connection, stand_ins, list_statements(migrations), settings.shared_schemas
+            )
+            await enter_schema(connection, scratch, settings=settings)
+            for statement in statements:
                 await connection.execute(statement)
             await connection.execute(SAME_TEXTS)
-            shape = await connection.fetchval(_GET_SHAPE, privileges)
+            shape = await connection.fetchval(_GET_SHAPE, privileges, f"{stand_ins}.")
             raise _UndoneError
     except asyncpg.LockNotAvailableError:
         raise

@@ -2,6 +2,7 @@
 
 import pytest
 
+from quart_tenants.postgres.backups.rows_only import _HAS_MORE, _LIST_TABLES
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.drift import LOOP_OVER_INDEXES
 from quart_tenants.postgres.migrations.migration_files import _LIST_EDITED
@@ -15,6 +16,8 @@ STATEMENTS: dict[str, tuple[str, tuple[object, ...]]] = {
     "describe_schemas": (read_statement("describe_schemas"), (["acme"], [])),
     "list_dependents": (read_statement("list_dependents"), ("acme", None)),
     "describe_everything": (read_statement("describe_everything"), (True,)),
+    "what rows alone lose": (_HAS_MORE, ("acme", True)),
+    "tables of rows only": (_LIST_TABLES, ("acme",)),
     "list_not_carried": (read_statement("list_not_carried"), ("acme", "public")),
     "list_large_object_columns": (read_statement("list_large_object_columns"), ("acme",)),
     "shadows_server_functions": (read_statement("shadows_server_functions"), ("acme",)),
@@ -34,6 +37,11 @@ NAIVE = {
     "an array's type": "SELECT e.oid FROM pg_catalog.pg_type AS y JOIN pg_catalog.pg_type AS e ON e.typarray = y.oid"
     " WHERE y.oid = $1::text::regtype",
 }
+NAIVE_BY_DOMAIN = """
+SELECT (
+    SELECT string_agg(k.conname, ',' ORDER BY k.conname) FROM pg_catalog.pg_constraint AS k WHERE k.contypid = t.oid
+) FROM pg_catalog.pg_type AS t WHERE t.oid = $1::text::regtype
+"""
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
@@ -51,6 +59,27 @@ async def test_naive_statement_reads_a_whole_catalogue(database: Database, name:
     """Negative control: the same look at the plan finds the read."""
     async with database.connection() as connection:
         assert await list_whole_reads(connection, NAIVE[name], "text" if "array" in name else "acme") != []
+
+
+async def test_constraints_are_looked_up_where_hardly_any_is_of_a_domain(database: Database) -> None:
+    """Nearly all constraints are of tables. If the server knows only that, it reads all of them to find a domain's."""
+    columns = ", ".join(f"n{number} integer CHECK (n{number} > 0)" for number in range(1500))
+    async with database.connection() as connection:
+        await connection.execute(f"CREATE SCHEMA wide; CREATE TABLE wide.wide ({columns})")
+        # A sample of a hundred thousand has none of a domain.
+        await connection.execute(
+            "SET LOCAL allow_system_table_mods TO on; "
+            "ALTER TABLE pg_catalog.pg_constraint ALTER contypid SET (n_distinct = 1); ANALYZE pg_catalog.pg_constraint"
+        )
+        found = {
+            name: await list_whole_reads(connection, query, *values, sequential=True)
+            for name, (query, values) in STATEMENTS.items()
+        }
+        # Negative control.
+        naive = await list_whole_reads(connection, NAIVE_BY_DOMAIN, "text", sequential=True)
+
+    assert [name for name, reads in found.items() if "pg_constraint by nothing" in reads] == []
+    assert naive == ["pg_constraint by nothing"]
 
 
 async def test_edited_file_is_found_by_the_ends_of_an_index(database: Database) -> None:
