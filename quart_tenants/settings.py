@@ -223,6 +223,13 @@ class Settings:
         "blocks",
         "How many blocks of one tenant may wait for its share. The next one is answered 429.",
     )
+    stuck_after: int = _setting(
+        3,
+        between(0, 1000, int),
+        "blocks",
+        "A tenant of which so many blocks time out one after the other is answered 503 at once, but for a try now and "
+        "then, until the database answers. 0: never.",
+    )
     acquire_timeout: float = _setting(
         5.0, between(0.01, 3600, float), "seconds", "How long a block waits for a connection before it answers 503."
     )

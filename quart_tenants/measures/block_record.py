@@ -4,7 +4,7 @@ import logging
 from time import monotonic
 
 from quart_tenants.audit import log_facts
-from quart_tenants.errors import PoolExhaustedError, TenantOverShareError
+from quart_tenants.errors import DatabaseTimeoutError, PoolExhaustedError, TenantOverShareError
 from quart_tenants.measures.counts import Measures
 from quart_tenants.measures.stats import OpenBlock
 from quart_tenants.sql_parser import hide_literals
@@ -25,18 +25,19 @@ class BlockRecord:
         rows: How many rows it read.
         round_trips: How many messages went to the server and back.
         backend: The number of the server process.
+        longest: How many seconds the longest of its statements took.
     """
 
     __slots__ = (
         "_asked_at",
         "_lent_at",
-        "_longest",
         "_longest_statement",
         "_measures",
         "_shared_at",
         "_span",
         "_tenant",
         "backend",
+        "longest",
         "round_trips",
         "rows",
         "statement_seconds",
@@ -49,7 +50,7 @@ class BlockRecord:
         self._tenant = tenant
         self._asked_at = monotonic()
         self._shared_at = self._lent_at = 0.0
-        self._longest = 0.0
+        self.longest = 0.0
         self._longest_statement = ""
         self.statements = self.rows = self.round_trips = 0
         self.statement_seconds = 0.0
@@ -80,8 +81,8 @@ class BlockRecord:
         self.statement_seconds += seconds
         if self._span is not None:
             self._span.add_statement(statement, seconds, rows, error)
-        if seconds > self._longest:
-            self._longest, self._longest_statement = seconds, statement
+        if seconds > self.longest:
+            self.longest, self._longest_statement = seconds, statement
 
     def end(self, error: BaseException | None) -> None:
         """Count the block, which has ended by *error* or well."""
@@ -125,6 +126,7 @@ class BlockRecord:
         measures.failed_blocks += 1
         if not self._shared_at:
             measures.refused_by_share += isinstance(error, TenantOverShareError | PoolExhaustedError)
+            measures.refused_as_stuck += isinstance(error, DatabaseTimeoutError)
         elif not self._lent_at:
             measures.refused_by_pool += isinstance(error, PoolExhaustedError)
 
@@ -145,7 +147,7 @@ class BlockRecord:
                 "server_seconds": round(self.statement_seconds, 3),
                 "statements": self.statements,
                 "rows": self.rows,
-                "longest_seconds": round(self._longest, 3),
+                "longest_seconds": round(self.longest, 3),
                 "longest_statement": statement,
             },
         )

@@ -83,6 +83,7 @@ class Measures:
         self.connection_wait_seconds = 0.0
         self.refused_by_share = 0
         self.refused_by_pool = 0
+        self.refused_as_stuck = 0
         self.connections_opened = 0
         self.connections_closed = dict.fromkeys(CLOSE_REASONS, 0)
 

@@ -124,9 +124,16 @@ class StatsCollector:
             [
                 ((n, reason), count)
                 for n, p in of
-                for reason, count in (("share", p.refused_by_share), ("connection", p.refused_by_pool))
+                for reason, count in (
+                    ("share", p.refused_by_share),
+                    ("connection", p.refused_by_pool),
+                    ("stuck", p.refused_as_stuck),
+                )
             ],
             "for",
+        )
+        yield self._gauge(
+            "stuck_tenants", "Tenants whose last blocks timed out.", [((n,), p.stuck_tenants) for n, p in of]
         )
         yield self._counter("opened_connections", "Connections that were opened.", [((n,), p.opened) for n, p in of])
         yield self._counter(

@@ -55,6 +55,8 @@ class PoolStats:
         connection_wait_seconds: How long blocks have waited for a connection. To open one counts, too.
         refused_by_share: Blocks that were refused, because their tenant had its share, and its queue was full or slow.
         refused_by_pool: Blocks that got no connection in time.
+        refused_as_stuck: Blocks that were refused, because the last ones of their tenant had timed out.
+        stuck_tenants: How many tenants are in that state now.
         opened: Connections that were opened.
         closed: Connections that were replaced, by the reason: see `quart_tenants.measures.counts.CLOSE_REASONS`.
     """
@@ -68,6 +70,8 @@ class PoolStats:
     connection_wait_seconds: float
     refused_by_share: int
     refused_by_pool: int
+    refused_as_stuck: int
+    stuck_tenants: int
     opened: int
     closed: dict[str, int]
 

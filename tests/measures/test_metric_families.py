@@ -27,7 +27,7 @@ def make_stats(measures: Measures) -> Stats:
         pid=1,
         uptime=1.0,
         requests=measures.show_requests(),
-        pool=PoolStats(2, 10, 1, 0, 0, 0.5, 0.25, 1, 2, 3, dict(measures.connections_closed)),
+        pool=PoolStats(2, 10, 1, 0, 0, 0.5, 0.25, 1, 2, 4, 1, 3, dict(measures.connections_closed)),
         blocks=measures.show_blocks(),
         registry=RegistryStats(0.5, 10_000, 0, 1, ("initech",), 4, 0),
         sessions=measures.show_sessions(),

@@ -29,7 +29,7 @@ async def connect_to(target: SplitResult) -> tuple[asyncio.StreamReader, asyncio
     return await asyncio.open_connection(host, port)
 
 
-class _Link:
+class Link:
     """One connection through the proxy: to a client, and to the server."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
@@ -62,13 +62,13 @@ class TcpProxy:
 
     def __init__(self, url: str) -> None:
         self._target = urlsplit(url)
-        self._links: set[_Link] = set()
+        self._links: set[Link] = set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._counting = False
         self._hole = False
         self._connection_delay = self._message_delay = 0.0
-        self._plan: tuple[Direction, int, Callable[[_Link], object]] | None = None
+        self._plan: tuple[Direction, int, Callable[[Link], object]] | None = None
         self.counts: Counter[Direction] = Counter()
         self.url = ""
 
@@ -100,7 +100,7 @@ class TcpProxy:
 
     def reset_at(self, direction: Direction, number: int) -> None:
         """Break the connection instead of passing on message *number*, counted from 1."""
-        self._plan = direction, number, _Link.reset
+        self._plan = direction, number, Link.reset
 
     def call_at(self, direction: Direction, number: int, act: Callable[[], object]) -> None:
         """Call *act* just before message *number* is passed on."""
@@ -108,7 +108,7 @@ class TcpProxy:
 
     def swallow_at(self, direction: Direction, number: int) -> None:
         """Pass on nothing more on that connection, from message *number* on."""
-        self._plan = direction, number, _Link.swallow
+        self._plan = direction, number, Link.swallow
 
     def delay_connections(self, seconds: float) -> None:
         """Let each new connection take so long until it reaches the server."""
@@ -144,7 +144,7 @@ class TcpProxy:
         except OSError:
             writer.transport.abort()
             return
-        link = _Link(writer, server_writer)
+        link = Link(writer, server_writer)
         link.swallowed = self._hole
         self._links.add(link)
         pumps = [
@@ -165,7 +165,7 @@ class TcpProxy:
                 end.close()
 
     async def _pump(
-        self, link: _Link, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, link: Link, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         # IncompleteReadError is how a stream that ends ends.
         with contextlib.suppress(OSError, EOFError):
@@ -174,6 +174,7 @@ class TcpProxy:
             while True:
                 head = await reader.readexactly(5)
                 body = await reader.readexactly(int.from_bytes(head[1:], "big") - 4)
+                self._look_at(link, direction, head[:1], body)
                 await self._meet(link, direction)
                 if direction == "client" and self._message_delay:
                     delay, self._message_delay = self._message_delay, 0.0
@@ -182,7 +183,7 @@ class TcpProxy:
                     writer.write(head + body)
                     await writer.drain()
 
-    async def _pass_start(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_start(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             head = await reader.readexactly(8)
             length, code = struct.unpack("!ii", head)
@@ -190,11 +191,15 @@ class TcpProxy:
             if link.swallowed:
                 continue
             if code not in _ENCRYPTION_REQUESTS:
+                self._look_at(link, "client", b"", body)
                 writer.write(head + body)
                 return
             link.client.write(b"N")
 
-    async def _meet(self, link: _Link, direction: Direction) -> None:
+    def _look_at(self, link: Link, direction: Direction, kind: bytes, body: bytes) -> None:
+        """Do nothing with a message before it is passed on. *kind* is empty for the first one of a connection."""
+
+    async def _meet(self, link: Link, direction: Direction) -> None:
         if not self._counting or link.swallowed:
             return
         self.counts[direction] += 1

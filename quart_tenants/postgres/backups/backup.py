@@ -7,6 +7,7 @@ import subprocess
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from quart_tenants.connection import Connection
@@ -50,23 +51,19 @@ _TAKE_SNAPSHOT = """
 SELECT
     t.id, t.slug, t.schema_name, t.display_name, t.settings::text, t.created_at, clock_timestamp() AS made_at,
     pg_catalog.pg_export_snapshot() AS snapshot,
-    coalesce(m.versions, '{}') AS versions, coalesce(m.names, '{}') AS names, coalesce(m.digests, '{}') AS digests,
-    ARRAY(
-        SELECT ROW (d.domain, d.token) FROM quart_tenants.domains AS d
-        WHERE d.tenant_id = t.id AND d.verified_at IS NOT NULL ORDER BY d.domain
+    (
+        SELECT jsonb_agg(jsonb_build_array(a.version, a.name, a.sha256) ORDER BY a.version)
+        FROM quart_tenants.applied_migrations AS a WHERE a.schema_name = $2
+    ) AS migrations,
+    (
+        SELECT jsonb_agg(jsonb_build_array(d.domain, d.token) ORDER BY d.domain)
+        FROM quart_tenants.domains AS d WHERE d.tenant_id = t.id AND d.verified_at IS NOT NULL
     ) AS domains,
-    ARRAY(
-        SELECT ROW (f.slug, f.redirect_until) FROM quart_tenants.former_slugs AS f
-        WHERE f.tenant_id = t.id AND f.redirect_until > now() ORDER BY f.slug
+    (
+        SELECT jsonb_agg(jsonb_build_array(f.slug, f.redirect_until) ORDER BY f.slug)
+        FROM quart_tenants.former_slugs AS f WHERE f.tenant_id = t.id AND f.redirect_until > now()
     ) AS former_slugs
 FROM quart_tenants.tenants AS t
-CROSS JOIN (
-    SELECT
-        array_agg(version ORDER BY version) AS versions,
-        array_agg(name ORDER BY version) AS names,
-        array_agg(sha256 ORDER BY version) AS digests
-    FROM quart_tenants.applied_migrations WHERE schema_name = $2
-) AS m
 WHERE t.id = $1
 """
 
@@ -247,11 +244,11 @@ async def _take_snapshot(
         created_at=row["created_at"],
         made_at=row["made_at"],
         server_version=server_version,
-        migrations=tuple(
-            AppliedMigration(*applied) for applied in zip(row["versions"], row["names"], row["digests"], strict=True)
+        migrations=tuple(AppliedMigration(*applied) for applied in json.loads(row["migrations"] or "[]")),
+        domains=tuple(OwnDomain(*domain) for domain in json.loads(row["domains"] or "[]")),
+        former_slugs=tuple(
+            FormerSlug(slug, datetime.fromisoformat(until)) for slug, until in json.loads(row["former_slugs"] or "[]")
         ),
-        domains=tuple(OwnDomain(*domain) for domain in row["domains"]),
-        former_slugs=tuple(FormerSlug(*former) for former in row["former_slugs"]),
         piped=None if pipe is None else Piped(pipe.name),
         # A program that encrypts the dump does not see them, and they may say whom to write to.
         settings=json.loads(row["settings"]) if pipe is None else {},

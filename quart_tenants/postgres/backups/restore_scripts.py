@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from quart_tenants.postgres.backups.manifests import AppliedMigration, RowsOnly
 from quart_tenants.postgres.blocks.short_waits import LONGEST_WAIT, MOST_TRIES
+from quart_tenants.postgres.citus.cluster import LIST_DISTRIBUTION
+from quart_tenants.postgres.citus.settings_of_citus import KEEP_LOCAL
 from quart_tenants.postgres.roles.owner_role import name_readers
 from quart_tenants.postgres.roles.schema_access import (
     LIST_ROLE_STATEMENTS,
@@ -130,7 +132,11 @@ SELECT format(
 FROM ({get_shape("$2::text::boolean")}) AS now (shape) WHERE shape <> $1::text
 """  # noqa: S608  (a file of ours)
 
-_BEGIN = "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\nSET LOCAL statement_timeout TO 0;\n"
+_BEGIN = (
+    "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\nSET LOCAL statement_timeout TO 0;\n"
+    # On Citus a dump is poured into a plain schema, which is distributed at the end with all its rows.
+    f"{KEEP_LOCAL};\n"
+)
 # The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = f"RESET ALL;{_BEGIN.removeprefix('BEGIN;')}"
 # Others read on between two tries: the locks of a try that fails are free again, and what was restored stays.
@@ -148,7 +154,8 @@ BEGIN
     END LOOP;
 END
 """
-_COMMIT = "RESET ALL;\nCOMMIT;\n"
+_RESET = "RESET ALL;\n"
+_COMMIT = "COMMIT;\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +291,9 @@ class Restoration:
         if self.replaced is not None:
             # The role that has used these tables until now may use only the new ones.
             script.append(self._give_role(self.replaced.id, name_in_trash(self.replaced.id)))
-        return "".join([*script, _execute(_ADD_CHANGE, tenant.id), self._drop_dependents, _COMMIT])
+        # The reset comes before it, because it shows whether new schemas are distributed here.
+        distribute = _execute(LIST_DISTRIBUTION, schema, answer="\\gexec\n")
+        return "".join([*script, _execute(_ADD_CHANGE, tenant.id), self._drop_dependents, _RESET, distribute, _COMMIT])
 
     @property
     def _drop_dependents(self) -> str:

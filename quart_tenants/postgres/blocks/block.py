@@ -50,9 +50,11 @@ class Block:
     """One transaction on one connection. Made by `Database`, entered once by `async with`."""
 
     __slots__ = (
+        "_apart",
         "_beginning",
         "_entered",
         "_first",
+        "_fuse",
         "_lent",
         "_lost",
         "_pool",
@@ -85,6 +87,9 @@ class Block:
         # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
         self.status = ""
         self._entered = False
+        # Whether the tenant's last blocks timed out, and what ends this one early then.
+        self._apart = False
+        self._fuse: asyncio.Timeout | None = None
         self._lent: LentConnection | Connection | None = None
         # Whether there is no connection any more, and nothing to end.
         self._lost = False
@@ -98,12 +103,15 @@ class Block:
         deadline = now + self._timeout
         try:
             if self._shares is not None and self._tenant is not None:
-                await self._shares.take(self._tenant, deadline)
+                self._apart = await self._shares.take(self._tenant, deadline)
         except BaseException as error:
             record.end(error)
             raise
         record.has_share()
         try:
+            if self._apart:
+                self._fuse = asyncio.timeout(self._pool.timings.fuse)
+                await self._fuse.__aenter__()
             pooled = await self._pool.acquire(self._beginning.tenant.tenant, deadline)
             self._take(pooled)
             record.has_connection()
@@ -118,7 +126,10 @@ class Block:
             else:
                 await self._begin(deadline)
         except BaseException as error:
-            self._leave(error)
+            late = await self._end_fuse(error)
+            self._leave(late or error)
+            if late is not None:
+                raise late from error
             raise
         lent: Any = self._pooled.driver.lend()
         self._lent = lent
@@ -133,6 +144,7 @@ class Block:
         try:
             if isinstance(lent, LentConnection):
                 lent.take_back()
+            late = await self._end_fuse(exc)
             if self._lost:
                 # An error has said so, which the handler may have caught.
                 if exc is None:
@@ -143,10 +155,24 @@ class Block:
                 self._give_back()
             else:
                 await self._commit()
+            if late is not None:
+                raise late from exc
         except BaseException as error:
             self._leave(error)
             raise
         self._leave(exc)
+
+    async def _end_fuse(self, error: BaseException | None) -> DatabaseTimeoutError | None:
+        """Return what to raise in place of *error* if this block of a stuck tenant was ended early."""
+        fuse, self._fuse = self._fuse, None
+        if fuse is None:
+            return None
+        try:
+            await fuse.__aexit__(None if error is None else type(error), error, None)
+        except TimeoutError:
+            slug = self._tenant and self._tenant.slug
+            return DatabaseTimeoutError(f"the database still gives tenant {slug!r} no answer")
+        return None
 
     async def go_on_as(self, beginning: Beginning) -> None:
         """Let the rest of the block, which has no tenant, be as one with *beginning*."""
@@ -189,7 +215,18 @@ class Block:
             record.round_trips += self._pooled.driver.count_queries() - self._queries
         record.end(error)
         if self._shares is not None and self._tenant is not None:
-            self._shares.give_back(self._tenant)
+            self._shares.give_back(self._tenant, timed_out=self._has_timed_out(error), apart=self._apart)
+
+    def _has_timed_out(self, error: BaseException | None) -> bool | None:
+        """Return whether the server gave no answer in time, or None if nobody knows."""
+        if isinstance(error, DatabaseTimeoutError):
+            return True
+        if isinstance(error, asyncio.CancelledError):
+            # A request that took too long is cancelled. So is one whose client has left, which says nothing.
+            return True if self._record.longest >= self._pool.timings.fuse else None
+        if isinstance(error, TenantError) or not self._record.statements:
+            return None
+        return False
 
     async def _replace_connection(self) -> FastConnection:
         """Begin the block on another connection in the same slot: this one is dead, and nothing was done on it.

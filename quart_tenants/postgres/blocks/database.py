@@ -87,7 +87,11 @@ class Database:
         """
         size = max_size or settings.pool_max_size
         share = settings.tenant_pool_share or max(1, size // 2)
-        shares = None if max_size is not None or share >= size else Shares(share, settings.tenant_pool_queue)
+        shares = None
+        if max_size is None and share < size:
+            # An eighth of the pool for all stuck tenants leaves the others more than 80 % of it.
+            apart = max(1, size // 8)
+            shares = Shares(share, settings.tenant_pool_queue, apart=apart, stuck_after=settings.stuck_after)
         try:
             pool = ConnectionPool(
                 settings,
@@ -120,6 +124,8 @@ class Database:
             connection_wait_seconds=measures.connection_wait_seconds,
             refused_by_share=measures.refused_by_share,
             refused_by_pool=measures.refused_by_pool,
+            refused_as_stuck=measures.refused_as_stuck,
+            stuck_tenants=0 if self._shares is None else self._shares.count_stuck(),
             opened=measures.connections_opened,
             closed=dict(measures.connections_closed),
         )
@@ -167,7 +173,8 @@ class Database:
             PoolExhaustedError: No connection came free within `TENANTS_ACQUIRE_TIMEOUT`, or none of the tenant's share.
             TenantOverShareError: More than `TENANTS_TENANT_POOL_QUEUE` of the tenant's blocks wait for its share.
             DatabaseUnavailableError: The database cannot be reached, or was lost inside the block.
-            DatabaseTimeoutError: A statement took longer than `TENANTS_COMMAND_TIMEOUT`.
+            DatabaseTimeoutError: A statement took longer than `TENANTS_COMMAND_TIMEOUT`, or the tenant's last blocks
+                timed out, and this one got no answer in two seconds.
             TransactionLostError: The block ended without an error, but nothing could be saved.
             UnknownTenantError: A table is missing because the tenant was dropped a moment ago.
             RolesNotReadyError: Tenants have roles of their own, and this one has none, or it cannot be entered.

@@ -136,9 +136,8 @@ async def _make(database: Database, schema: SchemaName, settings: Settings) -> P
     stamp = secrets.token_hex(8)
     role = None
     async with database.connection() as connection:
-        await connection.execute(
-            f"CREATE SCHEMA {schema.quoted}; CREATE TABLE {schema.quoted}.probe (stamp text NOT NULL)"
-        )
+        await connection.execute(f"CREATE SCHEMA {schema.quoted}")
+        await connection.execute(f"CREATE TABLE {schema.quoted}.probe (stamp text NOT NULL)")
         owner = await find_owner(connection) if settings.role_per_tenant else None
         if owner is not None:
             role = _name_role(owner, schema)

@@ -14,6 +14,7 @@ class Timings:
         cancel: A block that goes on after a statement's time-out waits so long for the server to cancel that statement.
         tidy_every: How often the pool looks after idle connections. One that was idle for so long is reset.
         give_up_after: A connection that was idle for so long goes back to asyncpg's pool, which may close it.
+        fuse: A block of a tenant whose last blocks timed out may take so long.
         full: A server that had no place for another connection is asked for one again after so long.
     """
 
@@ -23,4 +24,5 @@ class Timings:
     cancel: float = 3.0
     tidy_every: float = 1.0
     give_up_after: float = 300.0
+    fuse: float = 2.0
     full: float = 1.0

@@ -37,7 +37,7 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 # $1 the tenants' numbers.
 _LIST_TENANTS = """
 SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
-FROM quart_tenants.living_tenants WHERE id = ANY ($1::bigint[])
+FROM quart_tenants.living_tenants WHERE id = ANY ($1::text[]::bigint[])
 """
 
 _KINDS = ("table", "column", "index", "constraint")
@@ -121,7 +121,7 @@ async def find_drift(
         async with await Database.open(settings, max_size=1) as fresh, fresh.connection() as connection:
             await connection.execute(_READ_ONE_MOMENT)
             await connection.execute(LOOP_OVER_INDEXES)
-            rows = await connection.fetch(_LIST_TENANTS, [tenant.id for tenant in batch])
+            rows = await connection.fetch(_LIST_TENANTS, [str(tenant.id) for tenant in batch])
             known = {tenant.schema.name: tenant for tenant in map(read_tenant, rows)}
             for row in await connection.fetch(read_statement("describe_schemas"), list(known), list(shapes)):
                 digests[known[row["schema_name"]].id] = digest = row["digest"]

@@ -12,8 +12,8 @@ from quart_tenants.connection import Connection
 # the names of the tables, or is null for all.
 _FORMAT_SETTLING = """
 SELECT
-    'SET CONSTRAINTS ' || string_agg(c.name, ', ') || ' IMMEDIATE'
-    || coalesce('; SET CONSTRAINTS ' || string_agg(c.name, ', ') FILTER (WHERE c.condeferred) || ' DEFERRED', '')
+    'SET CONSTRAINTS ' || string_agg(c.name, ', ') || ' IMMEDIATE' AS checking,
+    'SET CONSTRAINTS ' || string_agg(c.name, ', ') FILTER (WHERE c.condeferred) || ' DEFERRED' AS deferring
 FROM (
     SELECT DISTINCT pg_catalog.format('%I.%I', n.nspname, k.conname) AS name, k.condeferred
     FROM pg_catalog.pg_namespace AS n
@@ -39,6 +39,6 @@ async def settle_constraints(connection: Connection, tables: Sequence[str] | Non
     Raises:
         asyncpg.IntegrityConstraintViolationError: A row violates a constraint. The transaction is lost.
     """
-    settling = await connection.fetchval(_FORMAT_SETTLING, tables)
-    if settling is not None:
-        await connection.execute(settling)
+    for statement in await connection.fetchrow(_FORMAT_SETTLING, tables) or ():
+        if statement is not None:
+            await connection.execute(statement)

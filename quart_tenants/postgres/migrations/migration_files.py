@@ -29,7 +29,7 @@ _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _LIST_EDITED = """
 WITH edited AS MATERIALIZED (
     SELECT f.version, f.sha256
-    FROM unnest($1::integer[], $2::text[]) AS f (version, sha256)
+    FROM unnest($1::text[]::integer[], $2::text[]) AS f (version, sha256)
     CROSS JOIN LATERAL (
         SELECT min(a.sha256) AS first, max(a.sha256) AS last
         FROM quart_tenants.applied_migrations AS a
@@ -186,7 +186,7 @@ async def list_edited(connection: Connection, migrations: Sequence[Migration]) -
     """Return the *migrations* that were changed after they ran, by one query for all tenants."""
     rows = await connection.fetch(
         _LIST_EDITED,
-        [migration.version for migration in migrations],
+        [str(migration.version) for migration in migrations],
         [migration.sha256 for migration in migrations],
     )
     names = {migration.version: migration.name for migration in migrations}

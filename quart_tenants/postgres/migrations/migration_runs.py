@@ -22,7 +22,8 @@ LEAVES_PATH = "it changes search_path; use unqualified names only"
 _RECORD = """
 WITH recorded AS (
     INSERT INTO quart_tenants.applied_migrations (schema_name, version, name, sha256)
-    SELECT $1, version, name, sha256 FROM unnest($2::integer[], $3::text[], $4::text[]) AS x (version, name, sha256)
+    SELECT $1, version, name, sha256
+    FROM unnest($2::text[]::integer[], $3::text[], $4::text[]) AS x (version, name, sha256)
 )
 SELECT pg_catalog.current_schemas(false)::text[]
 """
@@ -143,7 +144,7 @@ async def record_migrations(
     schemas: list[str] = await connection.fetchval(
         _RECORD,
         schema,
-        [migration.version for migration in migrations],
+        [str(migration.version) for migration in migrations],
         [migration.name for migration in migrations],
         [migration.sha256 for migration in migrations],
     )

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 _LIST_LIVING = """
 SELECT
-    id, slug, schema_name, display_name, version, suspended, role_name, settings, domains, former_slugs, redirects_until
+    id, slug, schema_name, display_name, version, suspended, role_name, settings, domains, former_slugs,
+    redirects_until::text[] AS redirects_until
 FROM quart_tenants.living_tenants
 """
 # The position of the feed: the transactions that are visible, the start of the server, and the newest row.
@@ -57,7 +58,7 @@ SELECT
     (SELECT migration FROM quart_tenants.oldest_reader) AS oldest_reader,
     changed.tenant_id AS changed_id,
     t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name, t.settings,
-    t.domains, t.former_slugs, t.redirects_until
+    t.domains, t.former_slugs, t.redirects_until::text[] AS redirects_until
 FROM (SELECT) AS once
 LEFT JOIN (
     SELECT revision, tenant_id, changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1
@@ -330,7 +331,7 @@ class Registry:
         for domain in row["domains"]:
             self._by_domain[domain] = tenant.id
         for slug, until in zip(former_slugs, row["redirects_until"], strict=True):
-            self._moved[slug] = tenant.id, until
+            self._moved[slug] = tenant.id, float(until)
 
     def _remove(self, tenant_id: int) -> None:
         tenant = self._by_id.pop(tenant_id, None)

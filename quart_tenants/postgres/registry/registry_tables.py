@@ -12,6 +12,8 @@ from quart_tenants.connection import Connection, Row
 from quart_tenants.errors import DatabaseTimeoutError, RegistryNotReadyError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.blocks.short_waits import ShortWaits, wait_long
+from quart_tenants.postgres.citus.cluster import is_worker
+from quart_tenants.postgres.citus.settings_of_citus import KEEP_LOCAL
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import Migration, list_applied, plan_migrations, read_migrations
@@ -46,7 +48,7 @@ _GET_TENANT = """
 SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
 FROM quart_tenants.living_tenants WHERE slug = $1
 """
-_ADD_CHANGES = "INSERT INTO quart_tenants.changes (tenant_id) SELECT unnest($1::bigint[])"
+_ADD_CHANGES = "INSERT INTO quart_tenants.changes (tenant_id) SELECT unnest($1::text[]::bigint[])"
 
 
 async def init_registry(database: Database) -> int:
@@ -69,6 +71,8 @@ async def init_registry(database: Database) -> int:
     while True:
         async with tries.try_once() as connection:
             await wait_long(connection, _LOCK_REGISTRY_MAKING)
+            await _refuse_worker(connection)
+            await connection.execute(KEEP_LOCAL)
             applied = {}
             if await connection.fetchval(_REGISTRY_EXISTS):
                 applied = await list_applied(connection, REGISTRY_SCHEMA)
@@ -90,18 +94,29 @@ async def check_registry(connection: Connection) -> None:
     """Make sure that the registry exists, that this program is neither too new nor too old for it, and may read it.
 
     Raises:
-        RegistryNotReadyError: One of these is not true. The error says what to run or which right is missing.
+        RegistryNotReadyError: One of these is not true. The error says what to run or which right is missing, or that
+            this is a worker of Citus.
     """
     with unready_explained():
         # Without USAGE on the schema this raises an error.
         exists = await connection.fetchval(_REGISTRY_EXISTS)
     if not exists:
+        await _refuse_worker(connection)
         raise RegistryNotReadyError(_NO_REGISTRY)
     with unready_explained():
         applied = await list_applied(connection, REGISTRY_SCHEMA)
         await _refuse_newer(connection, applied)
     if plan_migrations(_get_registry_migrations(), applied):
         raise RegistryNotReadyError(f"the tenant registry is older than this program: {_RUN_INIT}")
+
+
+async def _refuse_worker(connection: Connection) -> None:
+    """Raise `RegistryNotReadyError` if this is a worker of Citus."""
+    if await is_worker(connection):
+        raise RegistryNotReadyError(
+            "this is a worker of a Citus cluster, and the tenant registry is on its coordinator: "
+            "let TENANTS_DATABASE_URL lead there"
+        )
 
 
 async def _refuse_newer(connection: Connection, applied: Mapping[int, str]) -> None:
@@ -160,7 +175,7 @@ async def get_tenant(database: Database, slug: Slug) -> Tenant:
 
 async def announce_changes(connection: Connection | DriverConnection, *tenant_ids: int) -> None:
     """Tell every worker that this transaction made, changed or dropped these tenants."""
-    await connection.execute(_ADD_CHANGES, tenant_ids)
+    await connection.execute(_ADD_CHANGES, list(map(str, tenant_ids)))
 
 
 def read_tenant(row: Row) -> Tenant:

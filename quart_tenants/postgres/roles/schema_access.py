@@ -80,8 +80,9 @@ async def open_schema_to(
             rows += await connection.fetch(read_statement("grant_schema"), schema.name, owner.name, role.name)
         statements = [row["statement"] for row in rows]
         if new:
-            statements.append(_write_grants_for_empty_schema(schema, owner, role))
-        await connection.execute("; ".join(statements))
+            statements += _list_grants_for_empty_schema(schema, owner, role)
+        for statement in statements:
+            await connection.execute(statement)
     except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedObjectError) as error:
         raise RolesNotReadyError(
             f"schema {schema.name!r} cannot be given a role of its own: {describe_refusal(error)}; this role "
@@ -107,11 +108,13 @@ async def drop_role(connection: Connection, role: RoleName) -> None:
             continue
 
 
-def _write_grants_for_empty_schema(schema: SchemaName, owner: RoleName, role: RoleName) -> str:
+def _list_grants_for_empty_schema(schema: SchemaName, owner: RoleName, role: RoleName) -> tuple[str, ...]:
     # The short form of grant_schema.sql: there is nothing to look for in an empty schema.
     later = f"ALTER DEFAULT PRIVILEGES FOR ROLE {owner.quoted} IN SCHEMA {schema.quoted} GRANT"
     return (
-        f"ALTER SCHEMA {schema.quoted} OWNER TO {owner.quoted}; GRANT USAGE ON SCHEMA {schema.quoted} TO {role.quoted};"
-        f" {later} SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role.quoted};"
-        f" {later} USAGE, SELECT ON SEQUENCES TO {role.quoted}; {later} EXECUTE ON ROUTINES TO {role.quoted}"
+        f"ALTER SCHEMA {schema.quoted} OWNER TO {owner.quoted}",
+        f"GRANT USAGE ON SCHEMA {schema.quoted} TO {role.quoted}",
+        f"{later} SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role.quoted}",
+        f"{later} USAGE, SELECT ON SEQUENCES TO {role.quoted}",
+        f"{later} EXECUTE ON ROUTINES TO {role.quoted}",
     )

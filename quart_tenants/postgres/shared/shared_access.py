@@ -4,6 +4,7 @@ import asyncpg
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import RegistryNotReadyError, RolesNotReadyError
+from quart_tenants.postgres.citus.settings_of_citus import KEEP_LOCAL
 from quart_tenants.postgres.driver.connection_types import DriverConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import SHARED_LEDGER
@@ -65,6 +66,7 @@ async def make_shared_schemas(connection: Connection, *, settings: Settings) -> 
             in another schema than the first one, or in one that is gone.
     """
     names = settings.shared_names
+    await connection.execute(KEEP_LOCAL)
     await _refuse_misnamed(connection, names)
     missing = {row["name"] for row in await connection.fetch(_LIST_MISSING, names)}
     if names[0] in missing and await connection.fetchval(_FIND_LEDGER_SCHEMA, SHARED_LEDGER) is not None:

@@ -241,7 +241,8 @@ async def _drop_batch(tries: ShortWaits, tenant: TrashedTenant, batch: int, *, i
                     await connection.execute(f"LOCK TABLE ONLY {', ONLY '.join(tables)} IN ACCESS EXCLUSIVE MODE")
                 relations = [drop["relation"] for drop in drops]
                 await remove_dependents(connection, tenant.slug, schema, including=including, relations=relations)
-                await connection.execute("; ".join(drop["statement"] for drop in drops))
+                for drop in drops:
+                    await connection.execute(drop["statement"])
                 return False
             # Its functions and types are still there.
             await remove_dependents(connection, tenant.slug, schema, including=including)

@@ -86,6 +86,6 @@ async def test_edited_file_is_found_by_the_ends_of_an_index(database: Database) 
     """While no file was edited, the first and the last digest of each version are all that is read."""
     async with database.connection() as connection:
         edited = _LIST_EDITED.partition(")\nSELECT a.version, array_agg")[0].partition("(")[2]
-        whole = await list_whole_reads(connection, edited, [1], ["x"])
+        whole = await list_whole_reads(connection, edited, ["1"], ["x"])
 
     assert whole == []
