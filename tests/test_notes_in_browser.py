@@ -49,7 +49,7 @@ async def test_customer_signs_up_and_sees_notes_at_once_in_every_window(port: in
         context = await browser.new_context()
         page = await context.new_page()
         await page.goto(f"http://localhost:{port}/")
-        await page.get_by_label("Your company's address:").fill("newco")
+        await page.get_by_label("A short name, which becomes the address:").fill("newco")
         await page.get_by_label("E-mail:").fill("ada@newco.test")
         await page.get_by_label("Password:").fill("a long password")
         await page.get_by_role("button", name="Sign up").click()

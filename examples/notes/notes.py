@@ -8,26 +8,23 @@ import uuid
 from collections.abc import AsyncGenerator
 from pathlib import Path, PurePosixPath
 
-import click
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from quart import (
+    Blueprint,
     Quart,
     Response,
     ResponseReturnValue,
     abort,
-    current_app,
     redirect,
     render_template,
     request,
     send_file,
-    send_from_directory,
     stream_with_context,
     url_for,
     websocket,
 )
-from werkzeug.exceptions import HTTPException
 
 from quart_tenants import (
     Connection,
@@ -58,6 +55,10 @@ MAX_ATTACHMENT_BYTES = 5_000_000
 INVITATION_SECONDS = 7 * 24 * 3600
 HASHER = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
 NOBODYS_HASH = HASHER.hash(uuid.uuid4().hex)
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 
 
 def create_app() -> Quart:
@@ -69,53 +70,30 @@ def create_app() -> Quart:
         TENANTS_SHARED_MIGRATIONS_DIR=HERE / "shared",
         MAX_CONTENT_LENGTH=MAX_ATTACHMENT_BYTES + 10_000,
         OPERATOR_PASSWORD=None,
-        LIVE_CHECK_SECONDS=30,
     )
     app.config.from_prefixed_env()
     app.json = RowJSONProvider(app)
     tenants = QuartTenants(app)
-    app.extensions["notes_tenants"] = tenants
     tenants.sign_in_endpoint = "sign_in"
-    tenants.answer_headers.add(
-        {
-            "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-            "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-        }
-    )
-    app.context_processor(lambda: {"new_form_id": uuid.uuid4})
-    add_public_pages(app, tenants)
-    add_sessions(app, tenants)
+    tenants.answer_http_errors()
+    tenants.answer_headers.add({"Content-Security-Policy": CONTENT_SECURITY_POLICY})
+    # A blueprint's static files are served at every host: at the domain itself and at every tenant's.
+    app.register_blueprint(Blueprint("style", __name__, static_folder="static", static_url_path="/static"))
+    add_sign_up(app, tenants)
+    add_sign_in(app, tenants)
     add_notes(app, tenants)
+    add_attachments(app, tenants)
+    add_export(app, tenants)
+    add_live_pages(app, tenants)
     add_invitations(app, tenants)
+    add_domains(app, tenants)
     add_operators(app, tenants)
-
-    @app.get("/static/<path:filename>", host=tenants.any_host)
-    async def static(filename: str) -> Response:
-        return await send_from_directory(HERE / "static", filename)
-
-    @app.errorhandler(HTTPException)
-    async def show_error(error: HTTPException) -> ResponseReturnValue:
-        if error.code is None or error.code < 400:
-            return Response(status=error.code, headers=dict(error.get_headers()))
-        page = await render_template("tenant_error.html", title=error.name, text=error.description)
-        return page, error.code
-
-    @app.cli.command("digest")
-    def digest_command() -> None:
-        """Print for each tenant how many notes are new today, with a link to them."""
-        written, failed = asyncio.run(write_digests(app, tenants))
-        for line in written:
-            click.echo(line)
-        for line in failed:
-            click.echo(line, err=True)
-        if failed:
-            raise SystemExit(1)
-
+    add_digest(tenants)
     return app
 
 
-def add_public_pages(app: Quart, tenants: QuartTenants) -> None:
-    """Add the pages of the domain itself: the sign-up."""
+def add_sign_up(app: Quart, tenants: QuartTenants) -> None:
+    """Add the page of the domain itself that makes a tenant."""
 
     @app.get("/", host=tenants.apex_host)
     async def home() -> str:
@@ -150,7 +128,7 @@ async def add_user(connection: Connection, email: str, password_hash: str, *, ow
     return added is not None
 
 
-def add_sessions(app: Quart, tenants: QuartTenants) -> None:
+def add_sign_in(app: Quart, tenants: QuartTenants) -> None:
     """Add the pages to sign in and out."""
 
     @app.get("/sign-in", host=tenants.host)
@@ -187,7 +165,8 @@ async def check_password(password_hash: str, password: str) -> bool:
 
 
 def add_notes(app: Quart, tenants: QuartTenants) -> None:
-    """Add the notes of a tenant: pages, JSON, attachments, a table of all, and live updates."""
+    """Add the notes of a tenant: pages for people, and JSON for programs."""
+    app.context_processor(lambda: {"new_form_id": uuid.uuid4})
 
     @app.get("/", host=tenants.host)
     @login_required
@@ -227,65 +206,6 @@ def add_notes(app: Quart, tenants: QuartTenants) -> None:
             abort(404)
         return await render_template("note.html", note=note, files=files)
 
-    @app.post("/notes/<int:number>/attachments", host=tenants.host)
-    @login_required
-    async def attach(number: int) -> ResponseReturnValue:
-        file = (await request.files)["file"]
-        content = file.read(MAX_ATTACHMENT_BYTES + 1)
-        if len(content) > MAX_ATTACHMENT_BYTES:
-            abort(413)
-        async with tenant_connection() as connection:
-            if not await connection.fetchval("SELECT true FROM notes WHERE id = $1", number):
-                abort(404)
-            await connection.execute(
-                "INSERT INTO attachments (note_id, name, content) VALUES ($1, $2, $3)",
-                number,
-                clean_name(file.filename or ""),
-                content,
-            )
-        return redirect(url_for("note_page", number=number), 303)
-
-    @app.get("/attachments/<int:number>", host=tenants.host)
-    @login_required
-    async def download(number: int) -> ResponseReturnValue:
-        async with tenant_connection(read_only=True) as connection:
-            row = await connection.fetchrow("SELECT name, content FROM attachments WHERE id = $1", number)
-        if row is None:
-            abort(404)
-        # Never the type that a visitor has named: a page of HTML would run its scripts here.
-        kind = "application/octet-stream"
-        return await send_file(io.BytesIO(row["content"]), kind, as_attachment=True, attachment_filename=row["name"])
-
-    @app.get("/notes.csv", host=tenants.host)
-    @login_required
-    async def export() -> Response:
-        @stream_with_context
-        async def lines() -> AsyncGenerator[str, None]:
-            yield write_line("id", "written_at", "body")
-            async with tenant_connection(read_only=True) as connection:
-                async for row in connection.cursor("SELECT id, written_at, body FROM notes ORDER BY id"):
-                    yield write_line(row["id"], row["written_at"].isoformat(), row["body"])
-
-        return Response(lines(), mimetype="text/csv", headers={"Content-Disposition": "attachment; filename=notes.csv"})
-
-    @app.websocket("/live", host=tenants.host)
-    @login_required
-    async def live() -> None:
-        async with subscribe("notes") as messages:
-            await websocket.send_json({"live": True})
-            # An ended session ends this, too, after LIVE_CHECK_SECONDS at the latest.
-            while get_session().user is not None:
-                try:
-                    async with asyncio.timeout(current_app.config["LIVE_CHECK_SECONDS"]):
-                        message = await anext(messages)
-                except TimeoutError:
-                    continue
-                except MessagesLostError:
-                    message = {"reload": True}
-                if get_session().user is not None:
-                    await websocket.send_json(message)
-        await websocket.close(1008)
-
 
 async def find_notes(wanted: str) -> list[dict[str, object]]:
     """Return the newest notes in which *wanted* occurs, in any case."""
@@ -320,11 +240,60 @@ async def save_note(body: str, form_id: uuid.UUID) -> None:
             await publish({"added": number}, topic="notes", connection=connection)
 
 
+def add_attachments(app: Quart, tenants: QuartTenants) -> None:
+    """Add the files that belong to a note."""
+
+    @app.post("/notes/<int:number>/attachments", host=tenants.host)
+    @login_required
+    async def attach(number: int) -> ResponseReturnValue:
+        file = (await request.files)["file"]
+        content = file.read(MAX_ATTACHMENT_BYTES + 1)
+        if len(content) > MAX_ATTACHMENT_BYTES:
+            abort(413)
+        async with tenant_connection() as connection:
+            if not await connection.fetchval("SELECT true FROM notes WHERE id = $1", number):
+                abort(404)
+            await connection.execute(
+                "INSERT INTO attachments (note_id, name, content) VALUES ($1, $2, $3)",
+                number,
+                clean_name(file.filename or ""),
+                content,
+            )
+        return redirect(url_for("note_page", number=number), 303)
+
+    @app.get("/attachments/<int:number>", host=tenants.host)
+    @login_required
+    async def download(number: int) -> ResponseReturnValue:
+        async with tenant_connection(read_only=True) as connection:
+            row = await connection.fetchrow("SELECT name, content FROM attachments WHERE id = $1", number)
+        if row is None:
+            abort(404)
+        # Never the type that a visitor has named: a page of HTML would run its scripts here.
+        kind = "application/octet-stream"
+        return await send_file(io.BytesIO(row["content"]), kind, as_attachment=True, attachment_filename=row["name"])
+
+
 def clean_name(name: str) -> str:
     """Return the last part of *name*, without what no file name needs."""
     last = PurePosixPath(name.replace("\\", "/")).name
     cleaned = "".join(letter for letter in last if letter.isprintable()).strip(". ")
     return cleaned[-100:] or "file"
+
+
+def add_export(app: Quart, tenants: QuartTenants) -> None:
+    """Add a table of all notes, for spreadsheets."""
+
+    @app.get("/notes.csv", host=tenants.host)
+    @login_required
+    async def export() -> Response:
+        @stream_with_context
+        async def lines() -> AsyncGenerator[str, None]:
+            yield write_line("id", "written_at", "body")
+            async with tenant_connection(read_only=True) as connection:
+                async for row in connection.cursor("SELECT id, written_at, body FROM notes ORDER BY id"):
+                    yield write_line(row["id"], row["written_at"].isoformat(), row["body"])
+
+        return Response(lines(), mimetype="text/csv", headers={"Content-Disposition": "attachment; filename=notes.csv"})
 
 
 def write_line(*cells: object) -> str:
@@ -336,8 +305,24 @@ def write_line(*cells: object) -> str:
     return line.getvalue()
 
 
+def add_live_pages(app: Quart, tenants: QuartTenants) -> None:
+    """Tell the open pages of a tenant that there is a new note."""
+
+    @app.websocket("/live", host=tenants.host)
+    @login_required
+    async def live() -> None:
+        async with subscribe("notes") as messages:
+            await websocket.send_json({"live": True})
+            while True:
+                try:
+                    message = await anext(messages)
+                except MessagesLostError:
+                    message = {"reload": True}
+                await websocket.send_json(message)
+
+
 def add_invitations(app: Quart, tenants: QuartTenants) -> None:
-    """Add links by which colleagues join a tenant, and the tenant's own domain."""
+    """Add links by which colleagues join a tenant."""
 
     def get_signer() -> URLSafeTimedSerializer:
         # The tenant's number is part of the key, so one tenant's invitation is worth nothing at another.
@@ -371,6 +356,10 @@ def add_invitations(app: Quart, tenants: QuartTenants) -> None:
             if not await add_user(connection, email, password_hash):
                 abort(409, "You have joined already. Sign in.")
         return redirect(url_for("sign_in"), 303)
+
+
+def add_domains(app: Quart, tenants: QuartTenants) -> None:
+    """Let a customer use a domain of their own."""
 
     @app.post("/domains", host=tenants.host)
     @login_required
@@ -421,15 +410,12 @@ async def count_notes(tenant: Tenant) -> int:
         return int(await connection.fetchval("SELECT count(*) FROM notes"))
 
 
-async def write_digests(app: Quart, tenants: QuartTenants) -> tuple[list[str], list[str]]:
-    """Return for each tenant a line with the number of new notes and a link to them, and the failures apart."""
+def add_digest(tenants: QuartTenants) -> None:
+    """Add the command `quart tenants digest`."""
 
-    async def write_digest(tenant: Tenant) -> str:
+    @tenants.each_tenant_command("digest")
+    async def digest(tenant: Tenant) -> str:
+        """Print for each tenant how many notes are new today, with a link to them."""
         async with tenant_connection(read_only=True) as connection:
             new = await connection.fetchval("SELECT count(*) FROM notes WHERE written_at > now() - interval '1 day'")
-        return f"{tenant.slug}: {new} new notes at {tenant_url(tenant, 'list_page')}"
-
-    async with app.app_context(), tenants.running():
-        results = await for_each_tenant(write_digest)
-    written = [result.value for result in results if result.value is not None]
-    return written, [f"{result.tenant.slug}: {result.error}" for result in results if result.error is not None]
+        return f"{new} new at {tenant_url(tenant, 'list_page')}"

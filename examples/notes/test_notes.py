@@ -1,17 +1,28 @@
 """What a customer of the notes sees, and what strangers do not."""
 
 import asyncio
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
-from notes import MAX_ATTACHMENT_BYTES, clean_name, write_digests, write_line
+from click.testing import Result
+from notes import HERE, MAX_ATTACHMENT_BYTES, clean_name, write_line
 from quart import Quart
 from quart.testing.connections import WebsocketDisconnectError
 from quart.typing import TestClientProtocol as StrangersClient
 
 from quart_tenants import QuartTenants, Tenant, end_user_sessions
-from quart_tenants.admin import add_domain, drop_tenant, parse_domain, parse_slug, suspend_tenant
+from quart_tenants.admin import (
+    add_domain,
+    drop_tenant,
+    parse_domain,
+    parse_slug,
+    purge_trash,
+    rename_tenant,
+    suspend_tenant,
+)
 from quart_tenants.testing import TenantClient, hunt_leaks
 from quart_tenants.testing.clients import ClientMaker
 
@@ -105,27 +116,79 @@ async def test_wrong_password_shows_the_form_again(
         assert "or the password is wrong" in await answer.get_data(as_text=True)
 
 
+NOBODY = "Nobody keeps notes at this address."
+
+
+async def read_page(app: Quart, host: str) -> tuple[int, str]:
+    """Return what a browser reads at the sign-in page of *host*."""
+    answer = await app.test_client().get("/sign-in", headers=BROWSER | {"Host": host})
+    return answer.status_code, str(await answer.get_data(as_text=True))
+
+
 @pytest.mark.parametrize(("host", "status"), [("nobody.localhost", 400), ("elsewhere.test", 404), ("192.0.2.1", 404)])
 async def test_host_of_nobody_is_answered_with_a_page(tenants_app: Quart, host: str, status: int) -> None:
-    """A browser at a host that nobody has gets a page of the app's."""
-    answer = await tenants_app.test_client().get("/", headers=BROWSER | {"Host": host})
-
-    assert answer.status_code == status
-    assert "<main>" in await answer.get_data(as_text=True)
+    """A browser at a host that nobody has reads what may be wrong, in the app's own style."""
+    assert (await read_page(tenants_app, host))[0] == status
+    assert NOBODY in (await read_page(tenants_app, host))[1]
+    style = await tenants_app.test_client().get("/static/style.css", headers={"Host": host})
+    assert style.status_code == 200
 
 
 async def test_suspended_and_dropped_tenants_are_answered_with_a_page(
-    tenants: QuartTenants, client_for: ClientMaker, first_tenant: Tenant, second_tenant: Tenant
+    tenants_app: Quart, tenants: QuartTenants, first_tenant: Tenant, second_tenant: Tenant
 ) -> None:
-    """A tenant that is not served looks as one that never was."""
+    """A tenant that is not served looks as one that never was, also when it has left the trash."""
+    assert NOBODY not in (await read_page(tenants_app, "acme.localhost"))[1]
     await suspend_tenant(tenants.database, first_tenant.slug)
     await drop_tenant(tenants.database, second_tenant.slug)
     await tenants.registry.refresh()
 
-    for tenant in (first_tenant, second_tenant):
-        answer = await (await client_for(tenant)).get("/sign-in", headers=BROWSER)
-        assert answer.status_code == 400
-        assert "no tenant answers at" in await answer.get_data(as_text=True)
+    for host in ("acme.localhost", "globex.localhost"):
+        status, page = await read_page(tenants_app, host)
+        assert (status, NOBODY in page) == (400, True)
+
+    await purge_trash(tenants.database, settings=tenants.settings, slugs=[second_tenant.slug])
+    await tenants.registry.refresh()
+    assert NOBODY in (await read_page(tenants_app, "globex.localhost"))[1]
+    # Somebody may still have the old address, so a moment has to pass before it is another customer's.
+    assert "try again shortly" in (await sign_up(tenants_app.test_client(), slug="globex"))[1]
+
+
+async def test_old_address_of_a_customer_leads_to_the_new_one(
+    tenants_app: Quart, tenants: QuartTenants, first_tenant: Tenant
+) -> None:
+    """Links go on working after a change of the name, and nobody else can get the old one."""
+    await rename_tenant(tenants.database, first_tenant.slug, parse_slug("zenith"), settings=tenants.settings)
+    await tenants.registry.refresh()
+
+    answer = await tenants_app.test_client().get("/sign-in", headers=BROWSER | {"Host": "acme.localhost"})
+
+    assert (answer.status_code, answer.headers["Location"]) == (308, "http://zenith.localhost/sign-in")
+    assert "This name is taken." in (await sign_up(tenants_app.test_client(), slug="acme"))[1]
+
+
+async def test_customers_whose_tables_are_behind_are_asked_to_wait(
+    tenants_app_factory: Callable[[], Quart],
+    tenants: QuartTenants,
+    tenants_database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """New code that comes before its migration asks visitors to wait, and serves whoever is migrated."""
+    shutil.copytree(HERE / "migrations", tmp_path / "migrations")
+    (tmp_path / "migrations" / "0003_colour.sql").write_text("ALTER TABLE notes ADD COLUMN colour text")
+    monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", tenants_database_url)
+    monkeypatch.setenv("QUART_TENANTS_MIGRATIONS_DIR", str(tmp_path / "migrations"))
+    new_code = tenants_app_factory()
+    async with new_code.test_app():
+        status, page = await read_page(new_code, "acme.localhost")
+        migrated = await sign_up(new_code.test_client())
+
+        assert status == 503
+        assert "One moment" in page
+        assert "being updated; try again shortly" in page
+        assert migrated[0] == 201
+        assert (await read_page(new_code, "newco.localhost"))[0] == 200
 
 
 async def test_form_that_is_sent_twice_makes_one_note(ada: TenantClient) -> None:
@@ -193,17 +256,32 @@ async def test_page_hears_of_a_new_note(ada: TenantClient) -> None:
         assert await talk.receive_json() == {"added": 1}
 
 
-async def test_page_that_is_left_open_ends_with_its_session(
-    ada: TenantClient, tenants_app: Quart, tenants: QuartTenants, first_tenant: Tenant
+async def end_all_sessions(ada: TenantClient, tenants: QuartTenants) -> None:
+    """Do what a new password does."""
+    await end_user_sessions(tenants.database, ada.tenant, "1")
+
+
+async def sign_out(ada: TenantClient, tenants: QuartTenants) -> None:
+    """Sign out in another window."""
+    await ada.post("/sign-out")
+
+
+async def suspend(ada: TenantClient, tenants: QuartTenants) -> None:
+    """Do what an operator does to a customer who does not pay."""
+    await suspend_tenant(tenants.database, ada.tenant.slug)
+
+
+@pytest.mark.parametrize("end", [end_all_sessions, sign_out, suspend])
+async def test_page_that_is_open_ends_with_its_session(
+    ada: TenantClient, tenants: QuartTenants, end: Callable[[TenantClient, QuartTenants], Awaitable[None]]
 ) -> None:
-    """Where no message comes, the end of the session closes the websocket all the same."""
-    tenants_app.config["LIVE_CHECK_SECONDS"] = 0.01
+    """Whoever may read no more gets no message: the websocket is closed by 1008, which the page understands."""
     async with ada.websocket("/live") as talk:
         assert await talk.receive_json() == {"live": True}
-        await end_user_sessions(tenants.database, first_tenant, "1")
+        await end(ada, tenants)
         await tenants.registry.refresh()
 
-        with pytest.raises(WebsocketDisconnectError):
+        with pytest.raises(WebsocketDisconnectError, match="1008"):
             await talk.receive_json()
 
 
@@ -261,41 +339,40 @@ async def test_plan_limits_the_notes(ada: TenantClient, tenants: QuartTenants) -
     assert await write(ada, "second") == 403
 
 
-async def test_digest_names_each_tenant_with_its_link(
-    tenants_app_factory: Callable[[], Quart], tenants_database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The job runs outside of requests, and its links are whole addresses."""
+@pytest.fixture
+def digest(
+    tenants_app_factory: Callable[[], Quart],
+    tenants: QuartTenants,
+    tenants_database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[], Awaitable[Result]]:
+    """Run the command in a thread, because it has an event loop of its own."""
     monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", tenants_database_url)
     monkeypatch.setenv("QUART_TENANTS_PUBLIC_URL", "https://localhost")
-    app = tenants_app_factory()
+    return lambda: asyncio.to_thread(tenants_app_factory().test_cli_runner().invoke, args=["tenants", "digest"])
 
-    written, failed = await write_digests(app, app.extensions["notes_tenants"])
 
-    assert written == [
-        "acme: 0 new notes at https://acme.localhost/",
-        "globex: 0 new notes at https://globex.localhost/",
-    ]
-    assert failed == []
+async def test_digest_names_each_tenant_with_its_link(digest: Callable[[], Awaitable[Result]]) -> None:
+    """The job runs outside of requests, and its links are whole addresses."""
+    printed = await digest()
+
+    assert (printed.exit_code, printed.stderr) == (0, "")
+    assert printed.stdout == "acme: 0 new at https://acme.localhost/\nglobex: 0 new at https://globex.localhost/\n"
 
 
 async def test_digest_goes_on_behind_a_tenant_that_fails(
-    tenants_app_factory: Callable[[], Quart],
-    tenants: QuartTenants,
-    first_tenant: Tenant,
-    tenants_database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+    digest: Callable[[], Awaitable[Result]], tenants: QuartTenants, first_tenant: Tenant
 ) -> None:
-    """The others get theirs, and the command can say who did not."""
+    """The others get theirs, and the command says who did not."""
     async with tenants.database.tenant_connection(first_tenant) as connection:
         await connection.execute("ALTER TABLE notes RENAME COLUMN written_at TO written")
-    monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", tenants_database_url)
-    monkeypatch.setenv("QUART_TENANTS_PUBLIC_URL", "https://localhost")
-    app = tenants_app_factory()
 
-    written, failed = await write_digests(app, app.extensions["notes_tenants"])
+    printed = await digest()
 
-    assert [line.split(":")[0] for line in written] == ["globex"]
-    assert [line.split(":")[0] for line in failed] == ["acme"]
+    assert printed.exit_code == 1
+    assert printed.stdout == "globex: 0 new at https://globex.localhost/\n"
+    assert "acme: " in printed.stderr
+    assert "1 of 2 tenants failed" in printed.stderr
 
 
 async def test_two_who_accept_one_invitation_at_once_are_one_user(

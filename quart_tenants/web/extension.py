@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from quart import Quart
@@ -28,8 +28,10 @@ from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.ready_making import keep_ready
 from quart_tenants.settings import PREFIX, Settings, read_settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
-from quart_tenants.web.answers.problems import answer_tenant_error, answer_tenant_errors
+from quart_tenants.web.answers.problems import answer_http_errors, answer_tenant_error, answer_tenant_errors
 from quart_tenants.web.answers.row_streams import StreamEnds
+from quart_tenants.web.answers.websocket_closes import WebsocketCloses
+from quart_tenants.web.commands.each_tenant import TenantWork, make_each_tenant_command
 from quart_tenants.web.commands.group import tenant_commands
 from quart_tenants.web.context import current_tenant, find_address
 from quart_tenants.web.environment import read_environment
@@ -62,6 +64,8 @@ from quart_tenants.web.tenant_files import TenantFiles
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
+
+Work = TypeVar("Work", bound=TenantWork)
 
 
 class QuartTenants(TenantState):
@@ -147,7 +151,8 @@ class QuartTenants(TenantState):
         answer_tenant_errors(app)
         app.context_processor(lambda: {"current_tenant": current_tenant})
         # From the inside out. The headers depend on the scheme, which the proxies know, and belong on every answer.
-        guarded = RequestFraming(RequestDeadlines(StreamEnds(app.asgi_app), self.settings.request_timeout))
+        answering = WebsocketCloses(StreamEnds(app.asgi_app))
+        guarded = RequestFraming(RequestDeadlines(answering, self.settings.request_timeout))
         self.answer_headers = SecurityHeaders(guarded, self.settings.hsts_seconds)
         counted: Any = RequestCounts(self.answer_headers, self.measures)
         if self._tracer_provider is not None:
@@ -227,6 +232,54 @@ class QuartTenants(TenantState):
                 yield
             finally:
                 self._database = self._registry = None
+
+    def answer_http_errors(self) -> None:
+        """Let Quart's own errors, such as 404, and those that `abort(403, "why")` raises look like the library's.
+
+        A browser gets `tenant_error.html`, and a program a problem document. Call this once, when the app is made. An
+        error handler of the app's own for one status comes first.
+
+        Raises:
+            RuntimeError: `init_app` was not called.
+        """
+        answer_http_errors(self._get_app())
+
+    def each_tenant_command(self, name: str, *, jobs: int = 4) -> Callable[[Work], Work]:
+        """Add the command `quart tenants <name>`, which calls an async function for each tenant. A decorator.
+
+        The command does what `for_each_tenant` does. It prints what the function returns, a line for each tenant. It
+        prints failures on stderr and then ends with status 1. The docstring of the function is the command's help.
+
+        Args:
+            name: A name that no command of the library has.
+            jobs: How many tenants are worked for at the same time. Each may need a connection of the pool.
+
+        Raises:
+            RuntimeError: `init_app` was not called.
+            ValueError: *name* is the name of a command already.
+
+        Example:
+            ```python
+            @tenants.each_tenant_command("count")
+            async def count_orders(tenant: Tenant) -> str:
+                async with tenant_connection(read_only=True) as connection:
+                    return f"{await connection.fetchval('SELECT count(*) FROM orders')} orders"
+            ```
+        """
+        app = self._get_app()
+        if name in self.commands.commands:
+            raise ValueError(f"there is a command {name!r} already")
+
+        def add(work: Work) -> Work:
+            self.commands.add_command(make_each_tenant_command(name, app, self, work, jobs))
+            return work
+
+        return add
+
+    def _get_app(self) -> Quart:
+        if self._app is None:
+            raise RuntimeError("this object serves no app yet: call init_app(app) first")
+        return self._app
 
     def on_connect(self, set_up: SetUp) -> SetUp:
         """Call *set_up* with each new connection of the pool, before any tenant uses it. A decorator.

@@ -9,9 +9,11 @@ from typing import Any
 from quart import Quart
 
 from quart_tenants.connection import Connection
+from quart_tenants.errors import NotLoggedInError, RegistryStaleError, SessionUncheckedError, UnknownTenantError
 from quart_tenants.postgres.messages.message_hub import Subscription, send_message
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.context import get_current_tenant
+from quart_tenants.web.sessions.tenant_sessions import find_session
 from quart_tenants.web.state import get_state
 
 
@@ -69,6 +71,10 @@ async def subscribe(topic: str = "", *, tenant: Tenant | None = None) -> AsyncIt
     A step of the iteration raises `MessagesLostError` where messages may be missing: the connection broke, or this
     subscriber had not taken the last 1,000. Read again what the page shows, and go on with the iteration.
 
+    Whoever may not read any more is told by a step of the iteration, before the next message and after ten seconds at
+    the latest: it raises `NotLoggedInError` where the session that the view has used is over, and `UnknownTenantError`
+    where the tenant is suspended or gone. Let the error leave the view, and the websocket is closed by the code 1008.
+
     Args:
         topic: A name within the tenant.
         tenant: Default: the current one.
@@ -88,10 +94,24 @@ async def subscribe(topic: str = "", *, tenant: Tenant | None = None) -> AsyncIt
                     await websocket.send_json(message)
         ```
     """
-    hub = get_state().messages
-    tenant_id = (tenant or get_current_tenant()).id
-    subscription = await hub.subscribe(tenant_id, topic)
+    hub, registry = get_state().messages, get_state().registry
+    about = tenant or get_current_tenant()
+    session = find_session()
+    had_user = session is not None and session.loaded and session.user is not None
+
+    def may_read() -> bool:
+        try:
+            if registry.get_present(about).id != about.id:
+                raise UnknownTenantError(about.slug)
+            if session is not None and had_user and session.user is None:
+                raise NotLoggedInError
+        except (RegistryStaleError, SessionUncheckedError):
+            # This worker has had no news for too long. The messages wait until it has some.
+            return False
+        return True
+
+    subscription = await hub.subscribe(about.id, topic, may_read)
     try:
         yield subscription
     finally:
-        hub.unsubscribe(tenant_id, topic, subscription)
+        hub.unsubscribe(about.id, topic, subscription)

@@ -2,25 +2,41 @@
 
 import asyncio
 import functools
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncpg
 import pytest
 from quart import Quart, ResponseReturnValue, websocket
+from quart.testing.connections import WebsocketDisconnectError
 
-from quart_tenants import QuartTenants, Tenant, current_tenant, publish, subscribe, tenant_connection
-from quart_tenants.admin import create_tenants, parse_slug
+from quart_tenants import (
+    PoolExhaustedError,
+    QuartTenants,
+    Tenant,
+    current_tenant,
+    end_session,
+    end_user_sessions,
+    login_required,
+    publish,
+    subscribe,
+    tenant_connection,
+)
+from quart_tenants.admin import create_tenants, drop_tenant, parse_slug, suspend_tenant
 from quart_tenants.errors import (
     DatabaseRefusedError,
     DatabaseUnavailableError,
+    LeakError,
     MessagesLostError,
     MessageTooLongError,
     SettingError,
 )
 from quart_tenants.postgres.messages.message_hub import Subscription
+from quart_tenants.testing import TenantClient
+from quart_tenants.testing.clients import ClientMaker
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
 
@@ -34,10 +50,11 @@ WHERE application_name = 'quart_tenants messages' AND datname = current_database
 
 
 class Worker(NamedTuple):
-    """An app that serves, and its extension."""
+    """An app that serves, its extension, and the codes and reasons by which it has closed websockets."""
 
     app: Quart
     tenants: QuartTenants
+    closes: list[tuple[int, str]]
 
 
 def make_worker(database_url: str, **config: object) -> Worker:
@@ -59,7 +76,35 @@ def make_worker(database_url: str, **config: object) -> Worker:
             async for message in messages:
                 await websocket.send_json(message)
 
-    return Worker(app, tenants)
+    @app.websocket("/mine", host=tenants.host)
+    @login_required
+    async def mine() -> None:
+        await live()
+
+    @app.post("/sign-out", host=tenants.host)
+    async def sign_out() -> ResponseReturnValue:
+        await end_session()
+        return {}
+
+    @app.websocket("/<any(busy, bug, done):how>", host=tenants.host)
+    async def end(how: str) -> None:
+        await websocket.send("ready")
+        if how != "done":
+            raise PoolExhaustedError if how == "busy" else LeakError
+
+    closes: list[tuple[int, str]] = []
+    served = app.asgi_app
+
+    async def note_closes(scope: Any, receive: Any, send: Any) -> None:
+        async def noting(event: Any) -> None:
+            if event["type"] == "websocket.close":
+                closes.append((event["code"], event.get("reason", "")))
+            await send(event)
+
+        await served(scope, receive, noting)
+
+    app.asgi_app = note_closes  # type: ignore[method-assign]
+    return Worker(app, tenants, closes)
 
 
 @pytest.fixture
@@ -288,3 +333,153 @@ async def test_no_message_reaches_another_tenant(workers: tuple[Worker, Worker])
 async def all_told(told: Counter[str], count: int) -> bool:
     """Return whether so many subscribers were told that messages may be missing."""
     return told.total() >= count
+
+
+# Who may read no more
+
+SOONER = "quart_tenants.postgres.messages.message_hub._CHECK_SECONDS"
+Ending = Callable[[Worker, TenantClient], Awaitable[object]]
+
+
+async def end_at_another_place(worker: Worker, ada: TenantClient) -> object:
+    """Sign out in another window, which has the same cookie."""
+    return await ada.post("/sign-out")
+
+
+async def end_all_of_the_user(worker: Worker, ada: TenantClient) -> object:
+    """Do what a new password does."""
+    return await end_user_sessions(worker.tenants.database, ada.tenant, "ada")
+
+
+async def suspend(worker: Worker, ada: TenantClient) -> object:
+    """Suspend the tenant."""
+    return await suspend_tenant(worker.tenants.database, ada.tenant.slug)
+
+
+async def drop(worker: Worker, ada: TenantClient) -> object:
+    """Drop the tenant."""
+    return await drop_tenant(worker.tenants.database, ada.tenant.slug)
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (end_at_another_place, "not_logged_in"),
+        (end_all_of_the_user, "not_logged_in"),
+        (suspend, "unknown_tenant"),
+        (drop, "unknown_tenant"),
+    ],
+)
+async def test_page_that_is_open_is_closed_when_it_may_read_no_more(
+    workers: tuple[Worker, Worker], end: Ending, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any message, the websocket is closed by 1008 and a reason. That of another tenant stays open."""
+    monkeypatch.setattr(SOONER, 0.01)
+    here, _ = workers
+    ada = await ClientMaker(here.app, "localhost")(get(here, "acme"), user="ada")
+    eve = await ClientMaker(here.app, "localhost")(get(here, "globex"), user="ada")
+    async with eve.websocket("/mine") as other, ada.websocket("/mine") as page:
+        assert await page.receive() == await other.receive() == "ready"
+        await end(here, ada)
+        await here.tenants.registry.refresh()
+
+        with pytest.raises(WebsocketDisconnectError) as closed:
+            await page.receive()
+        await eve.post("/say/still")
+
+        assert (closed.value.args[0], here.closes[-1]) == (1008, (1008, reason))
+        assert (await other.receive_json())["text"] == "still"
+
+
+async def test_page_of_an_ended_session_gets_no_message(
+    workers: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session is looked at before each message, and not only from time to time."""
+    monkeypatch.setattr(SOONER, 3600)
+    here, _ = workers
+    ada = await ClientMaker(here.app, "localhost")(get(here, "acme"), user="ada")
+    async with ada.websocket("/mine") as page:
+        assert await page.receive() == "ready"
+        await end_user_sessions(here.tenants.database, ada.tenant, "ada")
+        await here.tenants.registry.refresh()
+        await here.app.test_client().post("/say/secret", headers=HOST)
+
+        with pytest.raises(WebsocketDisconnectError, match="1008"):
+            await page.receive()
+
+
+async def test_page_that_uses_no_session_is_not_closed_with_it(workers: tuple[Worker, Worker]) -> None:
+    """Negative control: a view that asks for no login goes on when the session of the cookie has ended."""
+    here, _ = workers
+    ada = await ClientMaker(here.app, "localhost")(get(here, "acme"), user="ada")
+    async with ada.websocket("/live") as page:
+        assert await page.receive() == "ready"
+        await end_user_sessions(here.tenants.database, ada.tenant, "ada")
+        await here.tenants.registry.refresh()
+        await here.app.test_client().post("/say/public", headers=HOST)
+
+        assert (await page.receive_json())["text"] == "public"
+
+
+async def test_page_that_is_left_open_for_hours_ends_with_the_lifetime_of_its_session(
+    workers: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is used, a websocket does not outlive `TENANTS_SESSION_LIFETIME`."""
+    monkeypatch.setattr(SOONER, 0.01)
+    here, _ = workers
+    ada = await ClientMaker(here.app, "localhost")(get(here, "acme"), user="ada")
+    began_at, lifetime = time.time(), here.tenants.settings.session_lifetime
+    idle = here.tenants.settings.session_idle_lifetime
+    async with ada.websocket("/mine") as page:
+        assert await page.receive() == "ready"
+        # Used again and again before it is idle.
+        for used_at in (*range(0, int(lifetime), int(0.9 * idle)), lifetime - 1):
+            monkeypatch.setattr(
+                "quart_tenants.web.sessions.tenant_sessions.time.time", lambda at=used_at: began_at + at
+            )
+            await here.app.test_client().post("/say/hello", headers=HOST)
+            assert (await page.receive_json())["text"] == "hello"
+        monkeypatch.setattr("quart_tenants.web.sessions.tenant_sessions.time.time", lambda: began_at + lifetime + 60)
+
+        with pytest.raises(WebsocketDisconnectError, match="1008"):
+            await page.receive()
+
+
+async def test_messages_wait_while_the_worker_has_no_news(
+    workers: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may perhaps read no more gets nothing meanwhile, and everything when it is known again."""
+    monkeypatch.setattr(SOONER, 0.01)
+    here, _ = workers
+    ada = await ClientMaker(here.app, "localhost")(get(here, "acme"), user="ada")
+    registry = here.tenants.registry
+    async with ada.websocket("/mine") as page:
+        assert await page.receive() == "ready"
+        client = here.app.test_client()
+        with monkeypatch.context() as outage:
+            outage.setattr(type(registry), "get_age", lambda _: here.tenants.settings.session_ask_after + 1)
+            async with here.app.app_context():
+                await publish({"text": "waits"}, tenant=ada.tenant)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await page.receive()
+
+        await client.post("/say/after", headers=HOST)
+        assert [(await page.receive_json())["text"] for _ in range(2)] == ["waits", "after"]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("/busy", (1013, "pool_exhausted")), ("/bug", (1011, "internal_server_error")), ("/done", (1000, ""))],
+)
+async def test_websocket_that_an_error_ends_is_closed_by_a_code(
+    workers: tuple[Worker, Worker], path: str, expected: tuple[int, str]
+) -> None:
+    """A client can tell what to try again later from what is a bug, and both from a good end."""
+    here, _ = workers
+    async with here.app.test_client().websocket(path, headers=HOST) as page:
+        assert await page.receive() == "ready"
+        with pytest.raises(WebsocketDisconnectError):
+            await page.receive()
+
+    assert here.closes == [expected]

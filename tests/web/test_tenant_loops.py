@@ -1,13 +1,16 @@
 """Jobs over all tenants: each works as its tenant, and no failure stops the others."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+from click.testing import Result
 from quart import Quart, ResponseReturnValue
 from werkzeug.routing import BuildError
 
 from quart_tenants import (
+    PoolExhaustedError,
     QuartTenants,
     Tenant,
     current_tenant,
@@ -163,6 +166,53 @@ async def test_page_of_a_tenant_cannot_loop_over_all(database_url: str) -> None:
 
     assert await apex.get_json() == {"slugs": ALL}
     assert own.status_code == 500
+
+
+# Commands
+
+
+@pytest.fixture
+def looping(database_url: str) -> Callable[..., Result]:
+    """Run a command that greets each tenant, or fails for some of them."""
+    app, tenants = make_app(database_url)
+
+    @tenants.each_tenant_command("greet", jobs=2)
+    async def greet(tenant: Tenant) -> str:
+        """Greet each tenant."""
+        if tenant.slug == os.environ.get("UNKIND_TO"):
+            raise KeyError("name")
+        if tenant.slug == os.environ.get("BUSY"):
+            raise PoolExhaustedError("all are in use")
+        return f"hello from {await say_slug(tenant)}"
+
+    with pytest.raises(ValueError, match="there is a command 'migrate' already"):
+        tenants.each_tenant_command("migrate")
+    return lambda *args, **env: app.test_cli_runner().invoke(args=["tenants", *args], env=env)
+
+
+def test_command_works_for_each_tenant(looping: Callable[..., Result]) -> None:
+    """It prints a line for each, and its help is the function's docstring."""
+    ran = looping("greet")
+
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines() == [f"{slug}: hello from {slug}" for slug in ALL]
+    assert "Greet each tenant." in looping("greet", "--help").stdout
+
+
+def test_command_goes_on_behind_a_tenant_that_fails(
+    looping: Callable[..., Result], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others are worked for, the failures are named on stderr, and the log has the traceback of a bug only."""
+    ran = looping("greet", UNKIND_TO="company1", BUSY="globex")
+
+    assert ran.exit_code == 1
+    assert [line.partition(":")[0] for line in ran.stdout.splitlines()] == ["acme", "company2"]
+    assert ran.stderr.splitlines() == [
+        "company1: 'name'",
+        "globex: all are in use",
+        "Error: 2 of 4 tenants failed",
+    ]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [KeyError]
 
 
 # Addresses

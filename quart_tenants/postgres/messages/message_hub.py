@@ -1,10 +1,12 @@
 """Listen for messages on one connection, and hand each to the subscribers of its tenant."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -31,6 +33,7 @@ _HELLO = "hello "
 _PATIENCE = 5.0  # seconds, until our own message comes back
 _FIRST_PAUSE = 0.1  # seconds between two tries to connect; it doubles each time
 _LONGEST_PAUSE = 5.0
+_CHECK_SECONDS = 5.0  # until it is asked again whether a subscriber that waits may read
 
 
 async def send_message(connection: Connection, channel: str, tenant_id: int, topic: str, message: Any) -> None:
@@ -50,9 +53,14 @@ class Subscription:
     """The messages of one topic of one tenant, in the order in which they were sent. An async iterator.
 
     `MessagesLostError` says that some messages may be missing; the next step of the iteration goes on after them.
+
+    Args:
+        may_read: Returns whether the subscriber may get a message now, and raises an error when it is to get no more.
+            It is asked before each message, and every five seconds while there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_read: Callable[[], bool]) -> None:
+        self._may_read = may_read
         self._messages: deque[Any] = deque()
         self._lost = False
         self._came = asyncio.Event()
@@ -65,10 +73,14 @@ class Subscription:
 
         Raises:
             MessagesLostError: The connection broke, or more messages came than were taken. Some may be missing.
+
+        This also raises what `may_read` raises.
         """
-        while not self._messages and not self._lost:
+        while not self._may_read() or not (self._messages or self._lost):
             self._came.clear()
-            await self._came.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    await self._came.wait()
         if self._lost:
             self._lost = False
             raise MessagesLostError("messages may be missing here: read again what they are about")
@@ -98,8 +110,10 @@ class MessageHub:
         self._listening: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
 
-    async def subscribe(self, tenant_id: int, topic: str) -> Subscription:
+    async def subscribe(self, tenant_id: int, topic: str, may_read: Callable[[], bool]) -> Subscription:
         """Return a new subscription. What is sent from now on reaches it. The first one connects.
+
+        *may_read* is that of `Subscription`.
 
         Raises:
             SettingError: The URL to listen at cannot be understood.
@@ -109,7 +123,7 @@ class MessageHub:
         if self._listening is None or self._listening.done():
             self._ready = asyncio.get_running_loop().create_future()
             self._listening = asyncio.create_task(self._listen(), name="quart_tenants messages")
-        subscription = Subscription()
+        subscription = Subscription(may_read)
         self._subscriptions.setdefault((tenant_id, topic), set()).add(subscription)
         try:
             if self._ready is not None:

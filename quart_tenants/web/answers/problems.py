@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 
 from quart_tenants.errors import TenantError, UnknownHostError
 from quart_tenants.web.answers.error_pages import TEMPLATE, turn_into_page, wants_page
+from quart_tenants.web.answers.websocket_closes import name_close
 from quart_tenants.web.context import describe_request
 from quart_tenants.web.logs.log_fields import find_log_fields
 from quart_tenants.web.routing.host_routing import ForeignHostError
@@ -27,13 +28,18 @@ def answer_tenant_errors(app: Quart) -> None:
     app.register_error_handler(TenantError, answer_tenant_error)
 
 
+def answer_http_errors(app: Quart) -> None:
+    """Let *app* answer Quart's own errors, and those that it raises by `abort`, as it answers a `TenantError`."""
+    app.register_error_handler(HTTPException, _answer_http_exception)
+
+
 def answer_all_errors(app: Quart) -> None:
     """Let *app* answer every error as a problem document, in which no details of a bug are shown.
 
     This is for an app that serves machines. It replaces Quart's debug page, too.
     """
     answer_tenant_errors(app)
-    app.register_error_handler(HTTPException, _answer_http_exception)
+    answer_http_errors(app)
     app.register_error_handler(Exception, _answer_bug)
 
 
@@ -61,7 +67,9 @@ async def answer_tenant_error(error: TenantError, template: str = TEMPLATE, **va
     """Return the answer to *error*, and write down in the log what the visitor is not told.
 
     A browser that asks for a page gets `tenant_error.html` of the app's templates, or a plain page. Everybody else gets
-    a problem document. An error handler of the app's own may call this, and so may a view that has a form.
+    a problem document. An error handler of the app's own may call this, and so may a view that has a form. A websocket
+    that is open is closed: by 1008 if the visitor may not go on, by 1013 if a later try may succeed, by 1011 for a bug.
+    The reason is the error's code.
 
     This raises no error of its own. If the template fails, the log has that error, and the visitor gets the plain page.
 
@@ -82,6 +90,7 @@ async def answer_tenant_error(error: TenantError, template: str = TEMPLATE, **va
         return await _answer_bug(error)
     if error.status > HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("%s: %s: %s", describe_request(), error.code, error)
+    name_close(error.status, error.code)
     problem = make_tenant_problem(error)
     if not wants_page():
         return problem
@@ -92,10 +101,10 @@ async def _answer_http_exception(error: HTTPException) -> Response:
     # Redirects are exceptions, too, and have an answer of their own.
     if error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return Response(status=error.code, headers=Headers(error.get_headers()))
-    # The words of the class, not of this exception, so that each status has one body: nobody can tell a host outside
-    # the domain from an unknown path. The title is not Python's, which renamed 413 in version 3.13.
-    detail = type(error).description or error.name
+    # The app's own words, if it has called abort() with some. The title is not Python's, which renamed 413 in 3.13.
+    detail = error.description or error.name
     code = error.name.lower().replace(" ", "_")
+    name_close(error.code, code)
     problem = make_problem(HTTPStatus(error.code), detail, code, title=error.name)
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
@@ -112,5 +121,6 @@ async def _answer_bug(error: Exception) -> Response:
     request_id = find_log_fields().get("request_id") or uuid.uuid4().hex
     logger.error("request %s failed: %s", request_id, describe_request(), exc_info=error)
     text, code = "Something went wrong on our side; it was written down under this request_id.", "internal_server_error"
+    name_close(HTTPStatus.INTERNAL_SERVER_ERROR, code)
     problem = make_problem(HTTPStatus.INTERNAL_SERVER_ERROR, text, code, request_id=request_id)
     return await turn_into_page(problem, text, code, request_id) if wants_page() else problem

@@ -72,7 +72,7 @@ class Failures:
         self._total = total
         self._failed = 0
 
-    def add(self, slug: Slug, error: TenantError) -> None:
+    def add(self, slug: Slug, error: Exception) -> None:
         """Print a failure on stderr. If there is only one tenant, raise the error."""
         if self._total == 1:
             raise error

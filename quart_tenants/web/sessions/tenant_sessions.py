@@ -13,7 +13,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from quart_tenants.audit import audit
 from quart_tenants.errors import SessionUncheckedError, TenantError, WrongTenantError
 from quart_tenants.postgres.sessions.session_ends import check_username, end_session_in, get_generation, is_ended
-from quart_tenants.web.context import find_tenant_of, see_through
+from quart_tenants.web.context import find_request, find_tenant_of, see_through
 from quart_tenants.web.sessions.secret_keys import explain_missing_key
 from quart_tenants.web.sessions.session_cookies import SessionCookies, SignedSession, issue_session
 from quart_tenants.web.state import TenantState, get_state
@@ -358,8 +358,16 @@ def get_session() -> TenantSession:
     return current
 
 
+def find_session() -> TenantSession | None:
+    """Return the session of the current request or websocket; None if there is no request, or no secret key."""
+    if find_request() is None:
+        return None
+    current = see_through(session)
+    return current if isinstance(current, TenantSession) else None
+
+
 async def ask_about_session() -> None:
     """Ask the database whether the current session was ended, if this worker has had no news for too long."""
-    current = see_through(session)
-    if isinstance(current, TenantSession):
+    current = find_session()
+    if current is not None:
         await current.ask_if_needed()

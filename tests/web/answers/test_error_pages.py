@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from quart import Quart, Response, ResponseReturnValue, render_template_string, stream_with_context
+from quart import Quart, Response, ResponseReturnValue, abort, render_template_string, stream_with_context
 
 from quart_tenants import (
     QuartTenants,
@@ -28,7 +28,7 @@ from quart_tenants.errors import (
     TenantInTrashError,
     UnknownTenantError,
 )
-from quart_tenants.web.answers.problems import answer_all_errors
+from quart_tenants.web.answers.problems import answer_all_errors, answer_http_errors
 from tests.support.databases import REFERENCE_FILES
 
 pytestmark = pytest.mark.slow
@@ -171,6 +171,33 @@ async def test_form_shows_itself_again(app: Quart, templates: Path) -> None:
     assert (await show(NoTenantError("a bug"), BROWSER))[2].startswith(
         "500 Internal Server Error: Something went wrong"
     )
+
+
+async def test_quarts_own_errors_look_like_ours(app: Quart, templates: Path) -> None:
+    """With `answer_http_errors` a browser reads the words of `abort` in the app's template, and a program in JSON."""
+    (templates / "tenant_error.html").write_text(PAGE)
+
+    @app.get("/full", host=QuartTenants.host)
+    async def full() -> ResponseReturnValue:
+        abort(403, "Your plan is full.")
+
+    before = await app.test_client().get("/full", headers={"Host": "acme.localhost"})
+    assert before.mimetype == "text/html"
+    answer_http_errors(app)
+
+    assert await get(app, "/full") == (403, "text/html", "403 Forbidden: Your plan is full. at Acme")
+    assert (await get(app, "/nothing"))[0] == 404
+    document = await app.test_client().get("/full", headers={"Host": "acme.localhost"})
+    assert (document.status_code, document.mimetype) == (403, "application/problem+json")
+    assert (await document.get_json())["detail"] == "Your plan is full."
+
+
+def test_object_without_an_app_says_what_to_call_first() -> None:
+    """What changes the app needs one."""
+    with pytest.raises(RuntimeError, match=r"call init_app\(app\) first"):
+        QuartTenants().answer_http_errors()
+    with pytest.raises(RuntimeError, match=r"call init_app\(app\) first"):
+        QuartTenants().each_tenant_command("digest")
 
 
 async def test_foreign_host_has_a_page_of_its_own(app: Quart, templates: Path) -> None:
