@@ -43,13 +43,14 @@ def demo_command(application: str | None, port: int, data_dir: Path | None, fres
     config = read_config(None)
     # The port may be taken, so it comes before everything that is started.
     (address,) = open_addresses(config, port)
-    listener = open_metrics_port(read_settings(read_environment()))
+    settings = read_settings(read_environment())
+    configure_logging(settings)
+    listener = open_metrics_port(settings)
     if application is None:
         server = asyncio.run(prepare_demo(data_dir, fresh=fresh))
     else:
         server = asyncio.run(prepare_app(data_dir, application, fresh=fresh))
     try:
-        configure_logging(read_settings(read_environment()))
         # There is no supervisor: whatever ends this process ends all.
         metrics = None if listener is None else MetricsPort(listener, FigureBoard(1))
         worker = Worker(application or create_app, config, metrics=metrics)

@@ -4,6 +4,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -134,16 +135,16 @@ class PasswordHasher:
                 self._refused += 1
                 raise HashQueueFullError(f"{self._pending} passwords are being checked or wait for it")
             self._pending += 1
-        future = self._executor.submit(self._measure, function, *args, **kwargs)
+        future = self._executor.submit(self._measure, functools.partial(function, *args, **kwargs))
         # The count goes down when the thread is done, not when the caller ends: a thread that has begun cannot be
         # cancelled.
         future.add_done_callback(self._leave)
         return await asyncio.wrap_future(future)
 
-    def _measure(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _measure(self, function: Callable[[], T]) -> T:
         began_at = monotonic()
         try:
-            return function(*args, **kwargs)
+            return function()
         finally:
             with self._lock:
                 self._ended += 1

@@ -92,6 +92,8 @@ class Worker:
                 "is in the app's own configuration, which is read too late to open a port for all workers: "
                 "put it into the environment as QUART_TENANTS_METRICS_BIND",
             )
+        # load_app has looked whether there is a state.
+        cast("TenantState", find_state(app)).has_metrics_port = self.metrics is not None
         if check:
             check_app(app, settings)
         if not self.plain:
@@ -165,7 +167,6 @@ async def _serve_connections(
         serve_scrape = functools.partial(serve_connection, served=ASGIWrapper(MetricsApp(metrics.board)))
         scraping = await asyncio.start_server(serve_scrape, sock=metrics.listener.dup())
         number = 0 if link is None else link.number
-        # load_app has looked whether there is a state.
         get_stats = cast("TenantState", find_state(app)).get_stats
         telling = loop.create_task(leave_figures(metrics.board, number, get_stats), name="quart_tenants figures")
     _spare_garbage_collector()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib
 import importlib.util
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -64,6 +65,8 @@ from quart_tenants.web.tenant_files import TenantFiles
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
+
+_log = logging.getLogger(__name__)
 
 Work = TypeVar("Work", bound=TenantWork)
 
@@ -178,6 +181,11 @@ class QuartTenants(TenantState):
             refuse_foreign_sessions(app)
             await refuse_foreign_tokens(app, self.settings.domain)
             self._default_hosts.tell_unreachable()
+            if self.settings.metrics_bind is not None and not self.has_metrics_port:
+                _log.warning(
+                    "TENANTS_METRICS_BIND is ignored: only `quart-tenants serve` answers there; "
+                    "on this server give `get_stats()` to Prometheus yourself, as docs/measures.md says"
+                )
             if uses_sessions(app):
                 check_secret_key(app)
             await resources.enter_async_context(self.running())

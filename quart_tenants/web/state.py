@@ -27,6 +27,7 @@ class TenantState(LifecycleHooks):
     Attributes:
         settings: The checked settings.
         measures: What this worker counts.
+        has_metrics_port: Whether the server answers Prometheus, as `serve` does where `TENANTS_METRICS_BIND` is set.
         login_gates: Limits how many login attempts for one account run at a time. Exists while the app is serving.
         messages: Hands messages to the subscribers in this worker. Exists while the app is serving.
         sign_in_endpoint: Where `login_required` sends a browser whose visitor is not logged in; None for nowhere.
@@ -40,6 +41,7 @@ class TenantState(LifecycleHooks):
     def __init__(self) -> None:
         super().__init__()
         self.measures = Measures()
+        self.has_metrics_port = False
         self.sign_in_endpoint: str | None = None
         # The values from which the settings were made.
         self._read_values: dict[str, object] = {}

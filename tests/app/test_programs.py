@@ -23,6 +23,7 @@ from tests.support.processes import (
     PROGRAM,
     SECRET_KEY,
     Server,
+    find_metrics_port,
     make_environment,
     run_program,
     run_server,
@@ -61,9 +62,11 @@ def assert_one_line_error(done: "subprocess.CompletedProcess[str]", *words: str)
 
 
 @contextmanager
-def run_demo(folder: Path, *options: str, log: Path) -> Iterator[Server]:
+def run_demo(folder: Path, *options: str, log: Path, **environment: str) -> Iterator[Server]:
     """Run `quart-tenants demo` on any free port."""
-    with run_program("demo", "--port", "0", "--data-dir", folder, *options, log=log) as process:
+    with run_program(
+        "demo", "--port", "0", "--data-dir", folder, *options, log=log, cwd=None, **environment
+    ) as process:
         line = wait_for_line(process, "  http://company1.localhost:", log)
         port = int(line.split()[0].rpartition(":")[2])
         wait_for_answer(port)
@@ -100,6 +103,15 @@ async def test_demo_serves_two_companies_and_leaves_nothing_behind(tmp_path: Pat
             kept = await client.get("/data", headers={"Cookie": f"session={cookie}"})
 
     assert kept.json() == {"data": [{"id": 1, "description": "company 2 data"}]}
+
+
+async def test_demo_answers_prometheus(tmp_path: Path) -> None:
+    """Where `TENANTS_METRICS_BIND` is set, the demo says in its log where its figures are, and they are there."""
+    with run_demo(tmp_path / "data", log=tmp_path / "log", QUART_TENANTS_METRICS_BIND="0") as server:
+        answer = await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{find_metrics_port(server)}/metrics")
+
+    assert "quart_tenants_worker_up" in answer.text
+    assert "is ignored" not in server.log.read_text()
 
 
 async def fetch_hash(folder: Path) -> str:

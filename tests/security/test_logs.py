@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import httpx
 import pytest
 import uvloop
 from quart import Quart
@@ -26,7 +27,7 @@ from quart_tenants.web.logs.log_fields import LogFields, add_log_fields
 from quart_tenants.web.logs.log_format import LogHandler
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
-from tests.support.processes import PROGRAM, Server, make_environment, run_server, run_warm
+from tests.support.processes import PROGRAM, Server, find_metrics_port, make_environment, run_server, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +112,10 @@ async def role_that_goes(server_url: str) -> AsyncIterator[None]:
 
 @pytest.mark.usefixtures("role_that_goes")
 async def test_no_secret_is_written(database_url: str, server_url: str, tmp_path: Path) -> None:
-    """Through logins, bugs, a lost database and commands no secret is written; lines tell their request and tenant."""
+    """Through logins, bugs, a lost database and commands no secret is written; lines tell their request and tenant.
+
+    Nor is one in the lines about slow blocks, in the figures that `get_stats()` gives Prometheus, or in a span.
+    """
     admin = await asyncpg.connect(database_url)
     await admin.execute(PLANT)
     url = add_login(database_url)
@@ -124,9 +128,17 @@ async def test_no_secret_is_written(database_url: str, server_url: str, tmp_path
     ]
     assert [command.returncode for command in commands] == [0, 1, 0, 0], commands
     cookies = []
+    spans = tmp_path / "spans"
+    config = tmp_path / "hypercorn.toml"
+    config.write_text('bind = "127.0.0.1:0"\nworkers = 0\nworker_class = "uvloop"\n')
+    options = ("--config", str(config), "--app", "tests.security.traced_app:create_app()")
     with run_server(
         url,
         tmp_path,
+        *options,
+        SPANS_FILE=str(spans),
+        QUART_TENANTS_METRICS_BIND="0",
+        QUART_TENANTS_SLOW_BLOCK="0.001",
         QUART_TENANTS_LOG_FORMAT="json",
         QUART_TENANTS_LOG_LEVEL="debug",
         QUART_SECRET_KEY=SECRETS["the secret key"],
@@ -155,10 +167,12 @@ async def test_no_secret_is_written(database_url: str, server_url: str, tmp_path
             assert (await client.get("/data?token=planted-query-token")).status_code == 503
             assert (await client.get("/readyz")).status_code == 503
         await admin.close()
+        figures = await wait_for_figures(server)
         lines = read_lines(await wait_for_log(server, "registry"))
     await let_in(server_url, database_url)
 
     written = server.log.read_text() + server.log.with_name("log.out").read_text()
+    written += figures + spans.read_text()
     written += "".join(command.stdout + command.stderr for command in commands)
     assert find_secrets(written, **{f"cookie {number}": cookie for number, cookie in enumerate(cookies)}) == []
     read_lines(server.log.read_text())
@@ -170,12 +184,25 @@ async def test_no_secret_is_written(database_url: str, server_url: str, tmp_path
             assert re.fullmatch("[0-9a-f]{32}", line["request_id"]), line
             assert line["tenant"] in ("company1", "company2"), line
     events = [line["event"] for line in lines]
-    assert {"login_succeeded", "login_failed"} <= set(events)
+    assert {"login_succeeded", "login_failed", "slow_block"} <= set(events)
+    for name in ("block", "POST /login", "GET /data", "UPDATE"):
+        assert f'"name": "{name}"' in spans.read_text()
     # The errors are there, with what helps to find them.
     traces = [line["exception"] for line in lines if "exception" in line]
     assert any('invalid input syntax for type integer: "…"' in trace for trace in traces)
     assert any("the disk is on fire" in trace and "data.py" in trace for trace in traces)
     assert any("could not be upgraded" in event and "app_user" in event for event in events)
+
+
+async def wait_for_figures(server: Server) -> str:
+    """Return what Prometheus gets, as soon as both tenants are named."""
+    async with httpx.AsyncClient() as client:
+
+        async def find() -> str | None:
+            text = (await client.get(f"http://127.0.0.1:{find_metrics_port(server)}/metrics")).text
+            return text if 'tenant="company1"' in text and 'tenant="company2"' in text else None
+
+        return await wait_until(find)
 
 
 async def lose_database(admin: "asyncpg.Connection[Any]", server_url: str, database_url: str) -> None:

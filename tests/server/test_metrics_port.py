@@ -15,6 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from quart_tenants.app import create_app
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
@@ -22,7 +23,15 @@ from quart_tenants.tenant import parse_slug
 from tests.security.test_logs import SECRETS, find_secrets
 from tests.server.test_supervision import find_workers
 from tests.support.patience import wait_until
-from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server, run_warm
+from tests.support.processes import (
+    PROGRAM,
+    SECRET_KEY,
+    Server,
+    find_metrics_port,
+    make_environment,
+    run_server,
+    run_warm,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -42,13 +51,6 @@ UPDATE quart_tenants.applied_migrations SET schema_name = 'elsewhere' WHERE sche
 """
 QUIET = tuple(f"quiet{number}" for number in range(16))
 SLOW, FLOODING, ATTACKED, BEHIND = "company1", "company2", "globex", "acme"
-
-
-def find_metrics_port(server: Server) -> int:
-    """Return the port that the log names."""
-    match = re.search(r"metrics at http://127\.0\.0\.1:(\d+)/metrics", server.log.read_text())
-    assert match is not None
-    return int(match[1])
 
 
 def write_config(folder: Path, workers: int) -> Path:
@@ -203,6 +205,7 @@ async def test_what_goes_wrong_is_told(database_url: str, settings: Settings, tm
     # By the log.
     slow_lines = [line for line in log.splitlines() if "slow_block" in line]
     assert any(SLOW in line for line in slow_lines)
+    assert "TENANTS_METRICS_BIND is ignored" not in log
     assert find_secrets(told.stdout + told.stderr + log) == []
 
 
@@ -249,6 +252,19 @@ async def test_no_secret_is_in_a_metric(database_url: str, tmp_path: Path) -> No
     assert "slow_block" in log
     assert "planted-query-token" not in text, "the name of no tenant is a label"
     assert find_secrets(text + log, cookie=cookie, row=row) == []
+
+
+async def test_other_server_says_that_it_opens_no_port(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """On a server that is not ours the setting does nothing, and one line of the log says so; unset, none does."""
+    config = {"TENANTS_DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY}
+    for bind in (None, "9464"):
+        app = create_app({**config, "TENANTS_METRICS_BIND": bind})
+        async with app.test_app():
+            pass
+
+    told = [record.getMessage() for record in caplog.records if "TENANTS_METRICS_BIND" in record.getMessage()]
+    assert len(told) == 1
+    assert "get_stats()" in told[0]
 
 
 def test_taken_port_is_named(database_url: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -59,6 +60,13 @@ class Server:
             answer = await client.post("/login", data={"uname": f"user_{number}", "passwd": "foo"})
             answer.raise_for_status()
             yield client
+
+
+def find_metrics_port(server: Server) -> int:
+    """Return the port that the log names."""
+    match = re.search(r"metrics at http://127\.0\.0\.1:(\d+)/metrics", server.log.read_text())
+    assert match is not None
+    return int(match[1])
 
 
 def make_environment(**settings: str) -> dict[str, str]:
