@@ -7,13 +7,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from notes import HERE, MAX_ATTACHMENT_BYTES, clean_name, write_line
+from notes import HERE, MAX_ATTACHMENT_BYTES, clean_name, write_digest, write_line
 from quart import Quart
 from quart.testing.connections import WebsocketDisconnectError
 from quart.typing import TestClientProtocol as StrangersClient
 
-from quart_tenants import QuartTenants, Tenant, end_user_sessions
+from quart_tenants import QuartTenants, Tenant, end_user_sessions, for_each_tenant
 from quart_tenants.admin import (
     add_domain,
     drop_tenant,
@@ -38,17 +37,12 @@ async def sign_up(client: TenantClient | StrangersClient, **changes: str) -> tup
     return answer.status_code, str(await answer.get_data(as_text=True))
 
 
-async def add_member(tenants: QuartTenants, tenant: Tenant) -> str:
-    """Add a user to *tenant*, and return the name for sessions."""
-    async with tenants.database.tenant_connection(tenant) as connection:
-        number = await connection.fetchval(ADD_USER)
-    return str(number)
-
-
 @pytest.fixture
 async def ada(client_for: ClientMaker, tenants: QuartTenants, first_tenant: Tenant) -> TenantClient:
     """Somebody who is signed in at the first tenant."""
-    return await client_for(first_tenant, user=await add_member(tenants, first_tenant))
+    async with tenants.database.tenant_connection(first_tenant) as connection:
+        number = await connection.fetchval(ADD_USER)
+    return await client_for(first_tenant, user=str(number))
 
 
 async def write(client: TenantClient | StrangersClient, body: str, form_id: str = "") -> int:
@@ -340,39 +334,23 @@ async def test_plan_limits_the_notes(ada: TenantClient, tenants: QuartTenants) -
 
 
 @pytest.fixture
-def digest(
-    tenants_app_factory: Callable[[], Quart],
-    tenants: QuartTenants,
-    tenants_database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[[], Awaitable[Result]]:
-    """Run the command in a thread, because it has an event loop of its own."""
-    monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", tenants_database_url)
+def public_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of the domain itself, for links that are made outside of requests."""
     monkeypatch.setenv("QUART_TENANTS_PUBLIC_URL", "https://localhost")
-    return lambda: asyncio.to_thread(tenants_app_factory().test_cli_runner().invoke, args=["tenants", "digest"])
 
 
-async def test_digest_names_each_tenant_with_its_link(digest: Callable[[], Awaitable[Result]]) -> None:
-    """The job runs outside of requests, and its links are whole addresses."""
-    printed = await digest()
-
-    assert (printed.exit_code, printed.stderr) == (0, "")
-    assert printed.stdout == "acme: 0 new at https://acme.localhost/\nglobex: 0 new at https://globex.localhost/\n"
-
-
-async def test_digest_goes_on_behind_a_tenant_that_fails(
-    digest: Callable[[], Awaitable[Result]], tenants: QuartTenants, first_tenant: Tenant
+async def test_digest_names_each_tenant_with_its_link(
+    public_url: None, tenants_app: Quart, tenants: QuartTenants
 ) -> None:
-    """The others get theirs, and the command says who did not."""
-    async with tenants.database.tenant_connection(first_tenant) as connection:
-        await connection.execute("ALTER TABLE notes RENAME COLUMN written_at TO written")
+    """The job runs outside of requests, and its links are whole addresses."""
+    async with tenants_app.app_context():
+        results = await for_each_tenant(write_digest)
 
-    printed = await digest()
-
-    assert printed.exit_code == 1
-    assert printed.stdout == "globex: 0 new at https://globex.localhost/\n"
-    assert "acme: " in printed.stderr
-    assert "1 of 2 tenants failed" in printed.stderr
+    assert [result.value for result in results] == [
+        "0 new at https://acme.localhost/",
+        "0 new at https://globex.localhost/",
+    ]
+    assert "digest" in tenants.commands.commands
 
 
 async def test_two_who_accept_one_invitation_at_once_are_one_user(
