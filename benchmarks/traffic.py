@@ -1,7 +1,7 @@
 """Watch the memory of workers in an hour of traffic of 10,000 tenants: `python -m benchmarks.traffic`.
 
-Exits 1 if it grows, or if an answer was wrong. Each tenant is a real one, with a schema. Tenants are drawn by Zipf's law,
-as in `benchmarks.requests`.
+Exits 1 if it grows, or if an answer was wrong. Each tenant is a real one, with a schema. Tenants are drawn by Zipf's
+law, as in `benchmarks.requests`.
 """
 
 import argparse

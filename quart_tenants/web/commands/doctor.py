@@ -13,6 +13,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.run_metrics import leaves_metrics, note_failures
 from quart_tenants.web.commands.running import with_database
+from quart_tenants.web.commands.worker_figures import check_workers
 
 
 @click.command("doctor")
@@ -29,10 +30,16 @@ async def doctor_command(database: Database, settings: Settings, as_json: bool) 
     that could not be done.
     """
     findings: list[Finding] = []
-    async for finding in examine(database, settings=settings):
+
+    def note(finding: Finding) -> None:
         findings.append(finding)
         if not as_json:
             print_finding(finding)
+
+    async for finding in examine(database, settings=settings):
+        note(finding)
+    for finding in await check_workers(settings):
+        note(finding)
     if as_json:
         click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2))
     else:

@@ -17,6 +17,7 @@ from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import count_tenants, with_database
 from quart_tenants.web.commands.tables import print_rows
+from quart_tenants.web.commands.worker_figures import check_workers
 
 _MOST_LISTED = 20
 
@@ -34,7 +35,7 @@ async def status_command(database: Database, settings: Settings, as_json: bool, 
     except with --json.
     """
     status = await get_fleet_status(database, settings=settings, drift=False)
-    tasks = await find_tasks(database, status, settings=settings)
+    tasks = await find_tasks(database, status, settings=settings) + await check_workers(settings)
     try:
         if not no_drift:
             with Progress("comparing tables", status.tenants) as progress:
