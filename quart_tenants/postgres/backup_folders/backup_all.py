@@ -21,8 +21,8 @@ from quart_tenants.postgres.backup_folders.folder_manifest import MANIFEST, Mani
 from quart_tenants.postgres.backup_folders.old_backups import delete_old_backups
 from quart_tenants.postgres.backup_folders.stored_backups import StoredBackup, describe_backup, name_backup
 from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.migrated_shapes import Shapes
 from quart_tenants.postgres.backups.pipes import Pipe
-from quart_tenants.postgres.backups.rows_only import Shapes
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.registry.registry_tables import check_registry

@@ -21,10 +21,11 @@ from quart_tenants.postgres.backups.client_programs import (
     start_program,
 )
 from quart_tenants.postgres.backups.manifests import AppliedMigration, Backup, FormerSlug, OwnDomain, Piped
+from quart_tenants.postgres.backups.migrated_shapes import Shapes
 from quart_tenants.postgres.backups.pipes import Measure, Pipe, write_through
 from quart_tenants.postgres.backups.pouring import Dump
 from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Restoration
-from quart_tenants.postgres.backups.rows_only import Shapes, plan_rows_only
+from quart_tenants.postgres.backups.rows_only import plan_rows_only
 from quart_tenants.postgres.backups.verifying import take_picture, verify_backup
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry

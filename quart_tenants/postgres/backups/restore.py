@@ -22,10 +22,10 @@ from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, WAIT_FOR_E
 from quart_tenants.postgres.backups.backup_files import get_reader_version, open_backup
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.backups.manifests import Backup
+from quart_tenants.postgres.backups.migrated_shapes import list_statements
 from quart_tenants.postgres.backups.pipes import Pipe, open_dump
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
 from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Replaced, Restoration
-from quart_tenants.postgres.backups.rows_only import list_statements
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import Migration, describe_newest, get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from quart_tenants.connection import Connection
 from quart_tenants.errors import ClientProgramError
 from quart_tenants.postgres.backups.client_programs import ClientPrograms, describe_failure, start_program
+from quart_tenants.postgres.backups.migrated_shapes import LIST_RELATIONS
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
 from quart_tenants.postgres.backups.restore_scripts import (
     SAME_TEXTS,
@@ -15,7 +16,7 @@ from quart_tenants.postgres.backups.restore_scripts import (
     quote_literal,
     write_difference,
 )
-from quart_tenants.postgres.backups.rows_only import LIST_RELATIONS, begin_reading
+from quart_tenants.postgres.backups.rows_only import begin_reading
 from quart_tenants.postgres.blocks.database import enter_schema
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName

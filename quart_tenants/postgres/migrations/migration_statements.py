@@ -44,6 +44,7 @@ class Statement:
 
     Attributes:
         sql: The text as written.
+        kind: What the parser calls it, such as `create_stmt`.
         line: The line of its text on which it begins, from 1.
         needs_no_transaction: Whether PostgreSQL refuses it in a transaction.
         may_defer: Whether a constraint may wait for its check after it.
@@ -51,6 +52,7 @@ class Statement:
     """
 
     sql: str
+    kind: str
     line: int
     needs_no_transaction: bool
     may_defer: bool
@@ -175,7 +177,12 @@ def parse_script(name: str, text: str, *, may_create_extensions: bool = False) -
         sets_all_constraints |= kind == "constraints_set_stmt" and not raw.stmt.constraints_set_stmt.constraints
         statements.append(
             Statement(
-                sql, _count_line(encoded, start), outside, kind not in _WITHOUT_ROWS, _list_settled_tables(raw.stmt)
+                sql,
+                kind,
+                _count_line(encoded, start),
+                outside,
+                kind not in _WITHOUT_ROWS,
+                _list_settled_tables(raw.stmt),
             )
         )
     if not statements:

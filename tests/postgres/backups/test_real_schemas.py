@@ -16,8 +16,8 @@ import pytest
 from quart_tenants.errors import BackupFileError
 from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
+from quart_tenants.postgres.backups.migrated_shapes import is_same_later
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
-from quart_tenants.postgres.backups.rows_only import is_same_later
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import Migration
 from quart_tenants.postgres.registry.registry_tables import get_tenant
