@@ -536,8 +536,8 @@ class TooManyLoginsError(TenantError):
     status = 429
     _message_is_for_visitors = True
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"too many logins have failed; the next one may come in {retry_after} s")
+    def __init__(self, retry_after: int, what: str = "logins have failed") -> None:
+        super().__init__(f"too many {what}; the next one may come in {retry_after} s")
         # Seconds.
         self.retry_after = retry_after
 

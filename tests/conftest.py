@@ -18,7 +18,6 @@ from quart_tenants.testing.databases import (
     name_database,
     new_database,
     new_database_between_loops,
-    serve_postgres,
 )
 from tests.support.databases import REFERENCE_FILES, fill_template
 from tests.support.roles import dropping_roles, set_up_roles
@@ -95,10 +94,9 @@ def _no_other_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture(scope="session")
-def server_url() -> Iterator[str]:
-    """The server's URL, with a database to connect to for making others."""
-    with serve_postgres() as url:
-        yield url
+def server_url(tenants_server_url: str) -> str:
+    """The server's URL, with a database to connect to for making others. The test kit has the same server."""
+    return tenants_server_url
 
 
 @pytest.fixture(scope="session")

@@ -137,6 +137,8 @@ def test_doctests_of_a_module_with_current_tenant_run(folder: Path) -> None:
 def test_quart_finds_the_factory_of_a_module_with_current_tenant(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`quart --app notes …` finds `create_app` although the module imports `current_tenant`."""
     monkeypatch.syspath_prepend(folder)
+    # The example has a module of this name, and its tests may be in this run.
+    monkeypatch.delitem(sys.modules, "notes", raising=False)
     module = __import__("notes")
     try:
         assert find_best_app(module).name == "notes"

@@ -10,7 +10,7 @@ from quart_tenants.app.credentials import get_hasher
 from quart_tenants.app.forms import check_new_password, read_fields, show_again
 from quart_tenants.app.users import add_user
 from quart_tenants.connection import Connection
-from quart_tenants.errors import TenantError
+from quart_tenants.errors import TenantError, TooManyLoginsError
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.context import find_address
 from quart_tenants.web.extension import QuartTenants
@@ -58,6 +58,9 @@ def add_sign_up(app: Quart, tenants: QuartTenants) -> None:
             wrong = _WRONG
             tenant = await _make_tenant(tenants, slug, fields)
         except TenantError as error:
+            if isinstance(error, TooManyLoginsError):
+                # Sign-ups are counted as logins are, but nobody has tried to log in here.
+                error = TooManyLoginsError(error.retry_after, "sign-ups came from your address")
             sent = {"name": fields["name"], "slug": slug, "uname": fields["uname"]}
             return await show_again(_TEMPLATE, error, wrong, domain=tenants.settings.domain, sent=sent)
         # There is no redirect to the tenant: the policy `form-action 'self'` keeps a form at its own host.

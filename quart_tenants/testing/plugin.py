@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -67,21 +67,18 @@ def tenants_server_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def tenants_database_stocks(tenants_server_url: str) -> "Iterator[dict[Callable[[], Quart], DatabaseStock]]":
+    """The copies that there are so far, by the function that makes the app: a run of pytest may test several apps."""
+    with ExitStack() as stack:
+        yield _Stocks(tenants_server_url, stack)
+
+
+@pytest.fixture
 def tenants_database_stock(
-    tenants_server_url: str, tenants_app_factory: "Callable[[], Quart]"
-) -> Iterator[DatabaseStock]:
+    tenants_database_stocks: "dict[Callable[[], Quart], DatabaseStock]", tenants_app_factory: "Callable[[], Quart]"
+) -> DatabaseStock:
     """Copies of a database in which the app's migrations have run, with two tenants."""
-    with new_database_between_loops(tenants_server_url) as url:
-        # Only for this: other tests of the session have nothing to do with the template.
-        with _pointing_at(url):
-            prefix = asyncio.run(_fill(url, _get_extension(tenants_app_factory()).settings))
-        template = url.partition("?")[0].rpartition("/")[2]
-        try:
-            with DatabaseStock(tenants_server_url, template) as stock:
-                yield stock
-        finally:
-            if prefix is not None:
-                asyncio.run(drop_with_roles(tenants_server_url, template, [prefix]))
+    return tenants_database_stocks[tenants_app_factory]
 
 
 @_async_fixture
@@ -134,6 +131,33 @@ def new_tenant(tenants: QuartTenants) -> NewTenant:
 def client_for(tenants_app: "Quart", tenants: QuartTenants) -> ClientMaker:
     """Make a test client at a tenant's address: await a call of this, with the tenant and perhaps a user."""
     return ClientMaker(tenants_app, tenants.settings.domain)
+
+
+class _Stocks(dict["Callable[[], Quart]", DatabaseStock]):
+    """The stocks of databases. That of an app is made when it is asked for, and closed with *stack*."""
+
+    def __init__(self, server_url: str, stack: ExitStack) -> None:
+        self._server_url = server_url
+        self._stack = stack
+
+    def __missing__(self, factory: "Callable[[], Quart]") -> DatabaseStock:
+        self[factory] = stock = self._stack.enter_context(_make_stock(self._server_url, factory))
+        return stock
+
+
+@contextmanager
+def _make_stock(server_url: str, factory: "Callable[[], Quart]") -> Iterator[DatabaseStock]:
+    with new_database_between_loops(server_url) as url:
+        # Only for this: other tests of the session have nothing to do with the template.
+        with _pointing_at(url):
+            prefix = asyncio.run(_fill(url, _get_extension(factory()).settings))
+        template = url.partition("?")[0].rpartition("/")[2]
+        try:
+            with DatabaseStock(server_url, template) as stock:
+                yield stock
+        finally:
+            if prefix is not None:
+                asyncio.run(drop_with_roles(server_url, template, [prefix]))
 
 
 @contextmanager

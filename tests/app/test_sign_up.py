@@ -242,6 +242,7 @@ async def test_only_the_count_keeps_an_address_from_making_many_tenants(
         first = [(await sign_up(visitor, slug=slug)).status_code for slug in ("acme", "site")]
         await execute(database_url, "UPDATE quart_tenants.failed_logins SET wait_until = now() + interval '1 minute'")
         later = await sign_up(visitor, slug="later")
+        program = await visitor.client.post("/sign-up", headers={"Host": "localhost"}, json=FORM | {"slug": "later"})
         burst = await make_many(visitor)
         elsewhere = await visitor.client.post(
             "/sign-up",
@@ -260,3 +261,6 @@ async def test_only_the_count_keeps_an_address_from_making_many_tenants(
     if counted:
         assert later.status_code == HTTPStatus.TOO_MANY_REQUESTS
         assert f"Please wait {later.headers['Retry-After']} seconds" in await read(later)
+        document = await program.get_json()
+        assert (document["status"], document["code"]) == (429, "too_many_logins")
+        assert document["detail"].startswith("too many sign-ups came from your address; the next one may come in ")

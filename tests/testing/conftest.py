@@ -9,12 +9,6 @@ from quart_tenants.app import create_app
 
 
 @pytest.fixture(scope="session")
-def tenants_server_url(server_url: str) -> str:
-    """Use the server of all tests."""
-    return server_url
-
-
-@pytest.fixture(scope="session")
 def tenants_app_factory() -> Callable[[], Quart]:
     """Test the reference app."""
     return create_app

@@ -326,6 +326,43 @@ def test_project_of_its_own_needs_one_fixture(tmp_path: Path, server_url: str) -
     assert "3 passed" in ran, ran
 
 
+TWO_PROJECTS = """
+[pytest]
+asyncio_mode = auto
+asyncio_default_fixture_loop_scope = function
+addopts = --import-mode=importlib
+pythonpath = project_x project_y
+"""
+TESTS_OF_TABLES = """
+async def test_database_has_the_tables_of_its_app(tenants, first_tenant):
+    async with tenants.database.tenant_connection(first_tenant) as connection:
+        tables = await connection.fetch("SELECT DISTINCT tablename FROM pg_tables WHERE tablename IN ('x', 'y')")
+    assert [row["tablename"] for row in tables] == ["{name}"]
+"""
+
+
+def test_projects_in_one_run_have_databases_of_their_own(tmp_path: Path, server_url: str) -> None:
+    """A run over two apps fills a database for each, with its own migrations, whichever comes first."""
+    for name in ("x", "y"):
+        folder = tmp_path / f"project_{name}"
+        (folder / "migrations").mkdir(parents=True)
+        (folder / "migrations" / "0001_table.sql").write_text(f"CREATE TABLE {name} (id bigint PRIMARY KEY)")
+        for file, text in {
+            f"app_{name}.py": NOTES,
+            "conftest.py": CONFTEST.replace("notes", f"app_{name}"),
+            f"test_one_{name}.py": TESTS_OF_TABLES.format(name=name),
+            f"test_other_{name}.py": TESTS_OF_TABLES.format(name=name),
+        }.items():
+            (folder / file).write_text(text)
+    (tmp_path / "pytest.ini").write_text(TWO_PROJECTS)
+
+    ran = run_pytest(
+        tmp_path, server_url, *(f"project_{name}/test_{which}_{name}.py" for which in ("one", "other") for name in "xy")
+    )
+
+    assert "4 passed" in ran, ran
+
+
 def test_project_without_the_fixture_is_told(tmp_path: Path, server_url: str) -> None:
     """The error names what to define, and where."""
     (tmp_path / "test_notes.py").write_text("def test_it(tenants_app_factory):\n    pass\n")
@@ -335,10 +372,10 @@ def test_project_without_the_fixture_is_told(tmp_path: Path, server_url: str) ->
     assert "tenants_app_factory is not defined: add a fixture of that name to conftest.py" in ran
 
 
-def run_pytest(folder: Path, server_url: str) -> str:
-    """Return what pytest prints in *folder*."""
+def run_pytest(folder: Path, server_url: str, *files: str) -> str:
+    """Return what pytest prints in *folder*, for all of its tests or those in *files*."""
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files],
         cwd=folder,
         env=make_environment(TEST_DATABASE_URL=server_url),
         capture_output=True,
