@@ -26,6 +26,8 @@ _SESSION_LOCKS = frozenset(
 )
 _BEGINNINGS = (messages.TRANS_STMT_BEGIN, messages.TRANS_STMT_START)
 _ENDS = (messages.TRANS_STMT_COMMIT, messages.TRANS_STMT_ROLLBACK)
+# From here on Citus sends each SET LOCAL on, with the whole text of its message.
+_PASS_ON = "SET LOCAL citus.propagate_set_commands"
 # asyncpg's look-up of types that it does not know by itself. On Citus it takes half a minute.
 _LOOK_UP = "typeinfo_tree"
 _AROUND_LOOK_UP = "set_config('jit'"
@@ -38,7 +40,7 @@ def find_breaches(connections: Iterable[Recorded]) -> list[str]:
 
 def _look_through(connection: Recorded) -> Iterator[str]:
     own_session = _has_session_of_its_own(connection)
-    in_transaction = False
+    in_transaction = passes_on = False
     asked = ""
     for text in connection.parsed:
         if _LOOK_UP in text:
@@ -48,7 +50,9 @@ def _look_through(connection: Recorded) -> Iterator[str]:
     for text in connection.texts:
         statements = _parse(text)
         kinds = [statement.WhichOneof("node") for statement in statements]
-        if len(kinds) > 1 and not _TOGETHER.issuperset(kinds):
+        passes_on = (in_transaction and passes_on) or _PASS_ON in text
+        sets = any(each.variable_set_stmt.is_local for each in statements)
+        if len(kinds) > 1 and ((passes_on and sets) or not _TOGETHER.issuperset(kinds)):
             yield f"several statements in one message: {_shorten(text)}"
         for kind, statement in zip(kinds, statements, strict=True):
             node = getattr(statement, kind)

@@ -12,6 +12,7 @@ from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, get_shape
 from quart_tenants.postgres.backups.stand_ins import make_stand_ins
 from quart_tenants.postgres.blocks.database import enter_schema
 from quart_tenants.postgres.blocks.short_waits import WAIT_SHORTLY
+from quart_tenants.postgres.citus.settings_of_citus import KEEP_LOCAL
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
 from quart_tenants.settings import Settings
 from quart_tenants.sql_parser import messages, parse_sql, walk
@@ -116,6 +117,8 @@ async def find_shape(
     try:
         async with connection.transaction():
             await connection.execute(WAIT_SHORTLY)
+            # On Citus too, for a restore compares its tables while they are in a plain schema.
+            await connection.execute(KEEP_LOCAL)
             await connection.execute(f"CREATE SCHEMA {scratch.quoted}")
             trial = await make_stand_ins(connection, stand_ins, statements, settings.shared_schemas)
             await enter_schema(connection, scratch, settings=settings)

@@ -17,6 +17,7 @@ from quart_tenants.postgres.doctor.catalogue_checks import (
     judge,
     list_problem,
 )
+from quart_tenants.postgres.doctor.cluster_checks import check_cluster
 from quart_tenants.postgres.doctor.fleet_tasks import check_fleet
 from quart_tenants.postgres.doctor.probe_tenants import alternate, attack, find_session_leaks, make_probes
 from quart_tenants.postgres.driver.refusals import describe_refusal
@@ -84,6 +85,9 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
         yield finding
     for finding in await _examine_fleet(database, settings):
         yield finding
+    async with database.connection() as connection:
+        for finding in await check_cluster(connection, settings=settings):
+            yield finding
     async with database.connection() as connection:
         paths = [row["setting"] for row in await connection.fetch(_LIST_PATH_SETTINGS)]
         ways = []

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from quart_tenants.errors import MigrationFileError, TenantInTrashError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.citus.cluster import has_citus
 from quart_tenants.postgres.migrations.migration_files import (
     Migration,
     describe_newest,
@@ -49,6 +50,7 @@ class FleetPlan:
         behind: The tenants to migrate, in this order.
         canaries: How many of them are migrated first. If one fails, no other tenant is migrated.
         up_to_date: How many tenants are at the target already.
+        on_citus: Whether the tenants lie on the nodes of a Citus cluster.
 
     Example:
         ```python
@@ -61,6 +63,7 @@ class FleetPlan:
     behind: tuple[Tenant, ...]
     canaries: int
     up_to_date: int
+    on_citus: bool = False
 
     @property
     def target_version(self) -> int:
@@ -126,10 +129,11 @@ async def plan_fleet(
             ) from error
         rows = await connection.fetch(_LIST_BEHIND, len(migrations), named)
         count = await connection.fetchval(_COUNT_TENANTS, named)
+        on_citus = await has_citus(connection)
     behind = [read_tenant(row) for row in rows]
     if isinstance(canary, str):
         behind.sort(key=lambda tenant: tenant.slug != canary)
         canaries = sum(tenant.slug == canary for tenant in behind)
     else:
         canaries = min(canary, len(behind))
-    return FleetPlan(migrations, tuple(behind), canaries, count - len(behind))
+    return FleetPlan(migrations, tuple(behind), canaries, count - len(behind), on_citus)

@@ -217,6 +217,7 @@ class _Run:
                     self._report.plan.migrations,
                     settings=self._settings,
                     last_together=self._last_together,
+                    on_citus=self._report.plan.on_citus,
                 )
         except TenantError as error:
             if may_succeed_later(error) and attempt < self._settings.migration_attempts:

@@ -25,7 +25,7 @@ from quart_tenants.postgres.migrations.migration_runs import (
     record_migrations,
     run_scripts,
 )
-from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits
+from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits, list_limits_of_workers
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
@@ -79,6 +79,7 @@ async def migrate_tenant(
     *,
     settings: Settings,
     last_together: dict[int, int] | None = None,
+    on_citus: bool = False,
     after: AfterStatement | None = None,
 ) -> Reached:
     """Run the missing ones of *migrations* in the tenant's schema, and return its new version.
@@ -100,6 +101,7 @@ async def migrate_tenant(
         settings: They say how long a migration may take.
         last_together: Which versions go together in one transaction, the last one by the first one. This function adds
             what it finds out, so that it does not try in vain for the next tenant.
+        on_citus: Whether the limits must reach the nodes of a Citus cluster, too.
         after: Called after each statement.
 
     Raises:
@@ -119,7 +121,7 @@ async def migrate_tenant(
             together = together[: last_together[version + 1] - version]
         try:
             if together:
-                await _run_together(database, tenant, together, settings, after)
+                await _run_together(database, tenant, together, settings, after, on_citus)
             else:
                 await _run_alone(database, tenant, missing[0], settings, after)
         except _StandsElsewhereError:
@@ -142,6 +144,7 @@ async def _run_together(
     migrations: Sequence[Migration],
     settings: Settings,
     after: AfterStatement | None = None,
+    on_citus: bool = False,
 ) -> None:
     """Run files in one transaction with the rows that record them."""
     rows = ", ".join(f"({migration.version:d}, '{migration.name}', '{migration.sha256}')" for migration in migrations)
@@ -162,6 +165,9 @@ async def _run_together(
             if block.status != f"INSERT 0 {len(migrations)}":
                 await _check_usable(connection, tenant)
                 raise TenantBusyError(tenant.slug)
+            if on_citus:
+                for statement in list_limits_of_workers(settings):
+                    await connection.execute(statement)
             told = find_reported_path(connection)
             async with as_owner(connection, wanted=settings.role_per_tenant):
                 await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds, after=after)

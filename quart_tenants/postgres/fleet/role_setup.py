@@ -9,6 +9,7 @@ import asyncpg
 from quart_tenants.connection import Connection
 from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, TenantError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.citus.cluster import has_citus
 from quart_tenants.postgres.driver.refusals import describe_refusal, translate_refusals
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_until_commit, tries_on
@@ -59,6 +60,20 @@ class TenantWithoutRole:
     slug: Slug
     schema: SchemaName
     open: bool
+
+
+async def refuse_roles_on_citus(database: Database) -> None:
+    """Make sure that tenants can have roles of their own in this database.
+
+    Raises:
+        RolesNotReadyError: It is a cluster of Citus.
+    """
+    async with database.connection() as connection:
+        if await has_citus(connection):
+            raise RolesNotReadyError(
+                "tenants cannot have roles of their own on Citus, whose workers let nobody in as such a role: "
+                "switch TENANTS_ROLE_PER_TENANT off"
+            )
 
 
 async def make_owner(database: Database) -> tuple[RoleName, list[TenantWithoutRole]]:

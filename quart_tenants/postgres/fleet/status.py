@@ -1,11 +1,13 @@
 """Report the state of all tenants: versions, failures and edited files, each by one query, and drift."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from quart_tenants.connection import Connection
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.citus.cluster import has_citus, list_nodes, list_places
 from quart_tenants.postgres.fleet.drift import Drift, Majority, find_drift
 from quart_tenants.postgres.migrations.migration_files import (
     SHARED_LEDGER,
@@ -19,7 +21,7 @@ from quart_tenants.postgres.registry.registry_tables import check_registry, list
 from quart_tenants.postgres.shared.shared_names import SharedName, list_shared_names
 from quart_tenants.postgres.tenants.ready_tenants import count_ready
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import Slug
+from quart_tenants.tenant import Slug, Tenant
 
 # All answers must be about the same moment, although tenants are made and migrated meanwhile.
 _READ_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
@@ -92,6 +94,7 @@ class FleetStatus:
         edited: Files that were changed after they had run.
         shared_version: The version of the tables that all tenants share; 0 for none.
         shared_names: Names that are in a tenant's schema and in a shared one.
+        nodes: On which node of a Citus cluster each tenant lies, by slug. Plain schemas are left out.
         majorities: What the tenants at each version were compared with; None if they were not compared.
         drift: Tenants whose tables differ from those of the majority; None if they were not compared.
 
@@ -115,6 +118,7 @@ class FleetStatus:
     edited: tuple[EditedFile, ...]
     shared_version: int
     shared_names: tuple[SharedName, ...]
+    nodes: dict[Slug, str]
     majorities: tuple[Majority, ...] | None
     drift: tuple[Drift, ...] | None
 
@@ -155,6 +159,7 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
         edited = await list_edited(connection, migrations)
         shared = await list_applied(connection, SHARED_LEDGER)
         common = await list_shared_names(connection, settings=settings)
+        nodes = await _find_nodes(connection, tenants)
     files = {migration.version: migration.name for migration in migrations}
     counts = Counter(tenant.version for tenant in tenants)
     status = FleetStatus(
@@ -177,10 +182,21 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
         edited=edited,
         shared_version=max(shared, default=0),
         shared_names=tuple(common),
+        nodes=nodes,
         majorities=None,
         drift=None,
     )
     return await add_drift(database, status, settings=settings) if drift else status
+
+
+async def _find_nodes(connection: Connection, tenants: Iterable[Tenant]) -> dict[Slug, str]:
+    if not await has_citus(connection):
+        return {}
+    names = {node.number: node.name for node in await list_nodes(connection)}
+    places = await list_places(connection)
+    return {
+        tenant.slug: names[places[tenant.schema.name]] for tenant in tenants if places.get(tenant.schema.name) in names
+    }
 
 
 async def add_drift(

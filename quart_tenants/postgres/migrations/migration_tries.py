@@ -23,12 +23,14 @@ _LONGEST_PAUSE = 30.0
 # Times are in milliseconds. The last setting lets the server notice that a command was killed: without it the server
 # looks at its client only between statements. A server on Windows cannot do that.
 _LIMITS = """
-{first}{set} lock_timeout TO {lock:d}; {set} statement_timeout TO {statement:d};
-SELECT pg_catalog.set_config(
-    'client_connection_check_interval',
-    CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1000' END,
-    {local}
-)
+SELECT
+    pg_catalog.set_config('lock_timeout', '{lock:d}', {local}),
+    pg_catalog.set_config('statement_timeout', '{statement:d}', {local}),
+    pg_catalog.set_config(
+        'client_connection_check_interval',
+        CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1000' END,
+        {local}
+    )
 """
 _PASSING_ERRORS = (
     asyncpg.LockNotAvailableError,
@@ -46,7 +48,7 @@ _REFUSED_LOGINS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.Inval
 
 
 def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> str:
-    """Return the statements that limit in seconds how long others wait for locks, and how long they take.
+    """Return the statement that limits in seconds how long statements wait for locks, and how long they take.
 
     Args:
         settings: They say how long a statement may take.
@@ -54,11 +56,21 @@ def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> st
         local: Whether the limits end with the transaction.
     """
     return _LIMITS.format(
-        first=f"{LIMIT_ALL_NODES}; " if local else "",
-        set="SET LOCAL" if local else "SET",
         lock=round(lock_timeout * 1000),
         statement=round(settings.migration_statement_timeout * 1000),
         local=str(local).lower(),
+    )
+
+
+def list_limits_of_workers(settings: Settings) -> tuple[str, ...]:
+    """Return the statements that let the limits of a tenant's migration hold on all nodes of a Citus cluster.
+
+    Each needs a message of its own, because Citus sends the text of the whole message to the workers.
+    """
+    return (
+        LIMIT_ALL_NODES,
+        f"SET LOCAL lock_timeout TO {round(settings.migration_lock_timeout * 1000)}",
+        f"SET LOCAL statement_timeout TO {round(settings.migration_statement_timeout * 1000)}",
     )
 
 

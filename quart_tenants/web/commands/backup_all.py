@@ -15,7 +15,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.run_metrics import note_failures
-from quart_tenants.web.commands.running import count_tenants, with_database
+from quart_tenants.web.commands.running import count_tenants, tell_about_nodes, with_database
 
 _ENOUGH = 100  # tenants, for a rate
 
@@ -34,6 +34,7 @@ async def back_up_all(
 ) -> None:
     """Back up all tenants into *folder*, and end with status 1 if one has no new file."""
     progress: Progress | None = None
+    await tell_about_nodes(database)
     with contextlib.ExitStack() as stack:
 
         def begin(total: int) -> None:

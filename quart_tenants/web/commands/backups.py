@@ -16,7 +16,7 @@ from quart_tenants.tenant import Slug, parse_slug
 from quart_tenants.web.commands.backup_all import back_up_all
 from quart_tenants.web.commands.backup_list import list_backups
 from quart_tenants.web.commands.run_metrics import leaves_metrics
-from quart_tenants.web.commands.running import name_program, tell_hooks, tell_if_behind, with_database
+from quart_tenants.web.commands.running import name_program, tell_about_nodes, tell_hooks, tell_if_behind, with_database
 from quart_tenants.web.commands.trash import INCLUDING_DEPENDENTS, ask_for_name
 
 _SAMPLE = 10  # tenants
@@ -99,6 +99,7 @@ async def back_up_one(
 ) -> None:
     """Back up one tenant."""
     show_beginning(f"backing up {slug}")
+    await tell_about_nodes(database)
     backup = await backup_tenant(
         database, parse_slug(slug), file, settings=settings, force=force, pipe=pipe, verify=verify
     )

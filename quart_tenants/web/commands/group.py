@@ -7,8 +7,9 @@ from quart_tenants.web.commands.create_many import create_many_command
 from quart_tenants.web.commands.doctor import doctor_command
 from quart_tenants.web.commands.domains import domain_commands
 from quart_tenants.web.commands.lifecycle import rename_command, resume_command, settings_command, suspend_command
-from quart_tenants.web.commands.lint import lint_command
+from quart_tenants.web.commands.lint import check_portable_command, lint_command
 from quart_tenants.web.commands.migrate import migrate_command
+from quart_tenants.web.commands.nodes import move_command, nodes_command
 from quart_tenants.web.commands.provisioning import (
     adopt_command,
     create_command,
@@ -38,6 +39,7 @@ def tenant_commands(name: str = "tenants") -> click.Group:
         doctor_command,
         migrate_command,
         lint_command,
+        check_portable_command,
         suspend_command,
         resume_command,
         rename_command,
@@ -48,6 +50,8 @@ def tenant_commands(name: str = "tenants") -> click.Group:
         domain_commands,
         backup_command,
         restore_command,
+        nodes_command,
+        move_command,
         serve_command,
     ):
         group.add_command(command)

@@ -9,7 +9,13 @@ from quart_tenants.errors import InvalidSlugError, TenantError, TenantExistsErro
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.backups.restore import copy_tenant
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.fleet.role_setup import TenantWithoutRole, give_roles, make_owner, revoke_public_rights
+from quart_tenants.postgres.fleet.role_setup import (
+    TenantWithoutRole,
+    give_roles,
+    make_owner,
+    refuse_roles_on_citus,
+    revoke_public_rights,
+)
 from quart_tenants.postgres.registry.registry_tables import get_tenant, init_registry, list_tenants
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
@@ -41,6 +47,8 @@ async def init_command(database: Database, settings: Settings) -> None:
     superuser may run are printed on stdout for psql, one each line, and everything else on stderr. Running it
     again does no harm, and continues after an interruption.
     """
+    if settings.role_per_tenant:
+        await refuse_roles_on_citus(database)
     count = await init_registry(database)
     told = f"registry ready ({count} migration{'s' * (count != 1)} applied)" if count else "registry is up to date"
     # With roles, stdout has only statements.

@@ -15,6 +15,7 @@ from quart.cli import ScriptInfo
 
 from quart_tenants.errors import DatabaseUnavailableError, HookFailedError, SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.citus.cluster import has_citus
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
 from quart_tenants.postgres.tenants.ready_making import ReadyReport
@@ -135,6 +136,17 @@ def tell_shared(ran: Collection[Migration], settings: Settings) -> None:
     if ran:
         names = ", ".join(migration.name for migration in ran)
         click.echo(f"shared schema {settings.shared_schemas[0]}: ran {names}", err=True)
+
+
+async def tell_about_nodes(database: Database) -> None:
+    """Say on stderr that a backup shows no single moment, where the tenants lie on several machines."""
+    async with database.connection() as connection:
+        if await has_citus(connection):
+            click.echo(
+                "this is Citus, whose workers do not take part in the snapshot of a backup: what is written while it "
+                "runs may be in it for one table and not for another",
+                err=True,
+            )
 
 
 def describe_ready(report: ReadyReport) -> str:

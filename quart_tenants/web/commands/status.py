@@ -1,6 +1,7 @@
 """The command that reports the state of all tenants."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
@@ -78,6 +79,8 @@ def _print_report(status: FleetStatus) -> None:
         len({one.schema for one in status.shared_names}),
         [f"{one.kind} {one.schema}.{one.name}, also in {one.shared_schema}" for one in status.shared_names],
     )
+    for node, count in sorted(Counter(status.nodes.values()).items()):
+        click.echo(f"on {node}: {count_tenants(count)}")
     for edited in status.edited:
         _print_list(f"{edited.file} was changed after it ran for", len(edited.slugs), edited.slugs)
 

@@ -57,6 +57,7 @@ async def test_fleet_at_rest_has_nothing_to_report(database: Database, settings:
         edited=(),
         shared_version=0,
         shared_names=(),
+        nodes={},
         majorities=(Majority(1, ACME, count=4, compared=4, tied=False),),
         drift=(),
     )
@@ -101,6 +102,7 @@ async def test_everything_is_reported_at_once(database: Database, settings_with_
         edited=(),
         shared_version=0,
         shared_names=(),
+        nodes={},
         majorities=(
             Majority(1, ACME, count=2, compared=2, tied=False),
             Majority(2, GLOBEX, count=1, compared=2, tied=True),

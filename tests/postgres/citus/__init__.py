@@ -1,0 +1,1 @@
+"""What is otherwise on Citus, tried on a PostgreSQL that only looks like it."""
