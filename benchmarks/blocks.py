@@ -3,6 +3,9 @@
 Both lend a connection that sees one tenant's schema, run one query and take the connection back clean. asyncpg's own:
 acquire, `set_config('search_path', …)`, fetch, and the pool's reset. Counted is the CPU of this process and of the
 backends; rounds of both take turns, in the same process, and each row must be its tenant's.
+
+With `--pooled` both go through a PgBouncer of eight connections, which must be installed, and asyncpg's own way is the
+one that is right there: a transaction with SET LOCAL.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -26,10 +30,11 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import read_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
+from tests.support.pgbouncer import SWALLOWS_PATH, empty_default_path, run_pgbouncer
 
 _QUERY = "SELECT id, description FROM company_data WHERE id > $1 ORDER BY id LIMIT $2"
 _LIST_LIVING = """
-SELECT id, slug, schema_name, display_name, version, suspended, role_name
+SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
 FROM quart_tenants.living_tenants ORDER BY slug
 """
 CASES = ((1, 0.5), (200, 0.85), (1000, 0.85))
@@ -97,16 +102,22 @@ async def main(given: argparse.Namespace) -> int:
     print("| tenants in turn | ours µs | here + backend | asyncpg's own µs | here + backend | ratio | target |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     met = True
-    async with running_server() as server:
+    async with running_server() as server, AsyncExitStack() as stack:
         await make_tenants(server, max(tenants for tenants, _ in CASES), 1)
         all_tenants = [read_tenant(row) for row in await server.fetch(OURS, _LIST_LIVING)]
         random.Random(1).shuffle(all_tenants)  # noqa: S311
         url = server.url(OURS)
+        if given.pooled:
+            await empty_default_path(url)
+            bouncer = run_pgbouncer(url, default_pool_size="8", **SWALLOWS_PATH)
+            url = (await stack.enter_async_context(bouncer)).url(url)
         for count, target in CASES:
             # New ones for each case, so that none knows the tenants of another.
             async with (
                 await Database.open(Settings(database_url=url)) as database,
-                asyncpg.create_pool(url, min_size=1, max_size=Settings().pool_max_size) as pool,
+                asyncpg.create_pool(
+                    url, min_size=1, max_size=Settings().pool_max_size, statement_cache_size=0 if given.pooled else 100
+                ) as pool,
             ):
 
                 async def read_ours(tenant: Tenant, database: Database = database) -> Sequence[Row]:
@@ -118,7 +129,13 @@ async def main(given: argparse.Namespace) -> int:
                         await connection.execute("SELECT set_config('search_path', $1, false)", tenant.schema.quoted)
                         return await connection.fetch(_QUERY, 0, 1000)
 
-                ours, drivers = await measure(server, read_ours, read_drivers, all_tenants[:count], given)
+                async def read_pooled(tenant: Tenant, pool: "asyncpg.Pool[asyncpg.Record]" = pool) -> Sequence[Row]:
+                    async with pool.acquire() as connection, connection.transaction():
+                        await connection.execute(f"SET LOCAL search_path TO {tenant.schema.quoted}")
+                        return await connection.fetch(_QUERY, 0, 1000)
+
+                other = read_pooled if given.pooled else read_drivers
+                ours, drivers = await measure(server, read_ours, other, all_tenants[:count], given)
             ratio = statistics.median(own / other for own, other in zip(ours.sums, drivers.sums, strict=True))
             met = met and ratio <= target
             cells = [str(count)]
@@ -132,6 +149,7 @@ async def main(given: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pooled", action="store_true", help="through PgBouncer in transaction mode")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=10_000, help="in each round")
     parser.add_argument("--tasks", type=int, default=8, help="blocks at a time")

@@ -20,6 +20,7 @@ from quart_tenants.testing.databases import (
     new_database_between_loops,
 )
 from tests.support.databases import REFERENCE_FILES, fill_template
+from tests.support.pgbouncer import PROGRAM, SWALLOWS_PATH, PgBouncer, empty_default_path, run_pgbouncer
 from tests.support.roles import dropping_roles, set_up_roles
 
 # No test fails for being slow: the machines are shared. "--hypothesis-profile thorough" tries five times as much.
@@ -34,9 +35,14 @@ OLD_VERSION = "9.0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option by which the suite runs with an asyncpg whose inside is another."""
+    """Add the options by which the suite runs with an asyncpg whose inside is another, and behind PgBouncer."""
     parser.addoption(
         "--plain-driver", action="store_true", help="run as with an asyncpg whose inside is unknown: plain connections"
+    )
+    parser.addoption(
+        "--pgbouncer",
+        action="store_true",
+        help="let the tests' databases be reached through a PgBouncer with two connections",
     )
 
 
@@ -51,6 +57,13 @@ def fast_driver_only(plain_driver: bool) -> None:
     """Skip a test about what only fast connections do."""
     if plain_driver:
         pytest.skip("only fast connections do this")
+
+
+@pytest.fixture
+def alone_only(fast_driver_only: None, pooler: PgBouncer | None) -> None:
+    """Skip a test about what only a fast connection does that has its server process to itself."""
+    if pooler is not None:
+        pytest.skip("behind a pooler no connection does this")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -100,6 +113,22 @@ def server_url(tenants_server_url: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def pooler(request: pytest.FixtureRequest, server_url: str) -> Iterator[PgBouncer | None]:
+    """A PgBouncer before the server, where the option says so."""
+    if not request.config.getoption("--pgbouncer"):
+        yield None
+        return
+    if PROGRAM is None:
+        pytest.skip("PgBouncer is not installed: it is Debian's package pgbouncer")
+    with asyncio.Runner() as runner:
+        running = run_pgbouncer(server_url, **SWALLOWS_PATH)
+        try:
+            yield runner.run(running.__aenter__())
+        finally:
+            runner.run(running.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
 def template(server_url: str) -> Iterator[str]:
     """The name of a database with a registry and four tenants."""
     with new_database_between_loops(server_url) as url:
@@ -122,11 +151,20 @@ def stock(server_url: str, template: str) -> Iterator[DatabaseStock]:
 
 
 @pytest.fixture
-async def database_url(server_url: str, stock: DatabaseStock) -> AsyncIterator[str]:
-    """The URL of a database of the test's own: tenants acme, globex, company1 and company2."""
+async def direct_url(server_url: str, stock: DatabaseStock) -> AsyncIterator[str]:
+    """The URL of a database of the test's own, at the server itself: tenants acme, globex, company1 and company2."""
     name = await stock.take()
     yield name_database(server_url, name)
     stock.drop(name)
+
+
+@pytest.fixture
+async def database_url(direct_url: str, pooler: PgBouncer | None) -> str:
+    """The URL of the database of `direct_url` by which the app reaches it."""
+    if pooler is None:
+        return direct_url
+    await empty_default_path(direct_url)
+    return pooler.url(direct_url)
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ async def test_block_after_a_failed_one_is_clean(
         assert await look(one_connection_database.tenant_connection, heir) == {}
 
 
-@pytest.mark.usefixtures("fast_driver_only")
+@pytest.mark.usefixtures("alone_only")
 @pytest.mark.parametrize("act", ["setting in a SELECT", "advisory lock"])
 async def test_same_look_finds_what_counts_as_a_read(
     one_connection_database: Database,
@@ -426,7 +426,9 @@ async def test_name_prepared_unseen_is_forgotten_where_nobody_may_look(
                 f"GRANT ALL ON ALL SEQUENCES IN SCHEMA acme, globex TO {name};"
                 "REVOKE EXECUTE ON FUNCTION pg_prepared_statement() FROM PUBLIC"
             )
-        url = urlsplit(settings.required_database_url)._replace(netloc=login.netloc).geturl()
+        reached = urlsplit(settings.required_database_url)
+        user, _, server = login.netloc.rpartition("@")
+        url = reached._replace(netloc=f"{user}@{reached.netloc.rpartition('@')[2] or server}").geturl()
         async with await Database.open(replace(settings, database_url=url), max_size=1, timings=WARM) as own:
             for tenant in (acme, globex):
                 for _ in range(2):

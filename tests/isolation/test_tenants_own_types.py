@@ -120,7 +120,7 @@ async def test_each_tenant_gets_the_rows_of_its_own_types(
     assert await fuzz(one_connection_database, database, tenants, column) == []
 
 
-@pytest.mark.usefixtures("fast_driver_only")
+@pytest.mark.usefixtures("alone_only")
 @pytest.mark.parametrize("column", [name for name in COLUMNS if name != "text"])
 async def test_shared_statements_fail_in_the_same_fuzz(
     settings: Settings,

@@ -254,8 +254,8 @@ class Block:
         # After a restart of the server every pooled connection is dead, and nothing was done on any
         # of them yet: it is safe to go on to the next, until one is fresh.
         attempts = self._pool.max_size + 1
-        # A fast connection asks by itself whether it is dead. A plain one is replaced early, once.
-        quick = not self._first and not self._pooled.driver.is_fast
+        # Without a pooler a fast connection asks by itself whether it is dead. Any other is replaced early, once.
+        quick = not self._first and not self._pooled.driver.is_alone
         while True:
             attempts -= 1
             driver = self._pooled.driver

@@ -34,8 +34,10 @@ from quart_tenants.postgres.pool.connection_pool import ConnectionPool
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant
 
-# Of every connection. Outside a block it sees no tables.
-_DEFAULTS = {"search_path": "", "application_name": "quart_tenants"}
+# Of every connection. Outside a block it sees no tables: "" is the name of no schema. Of nothing at all, a pooler
+# that passes the path on would make a statement that ends after the =. The encoding is written as the server does it,
+# because the driver writes it in another way, and an old PgBouncer would set it before each transaction.
+_DEFAULTS = {"search_path": '""', "application_name": "quart_tenants", "client_encoding": "UTF8"}
 # After so many the pool replaces a connection. Four migrate a tenant, a dozen make one.
 _QUERIES = 50_000
 _QUERIES_FOR_MANY_TENANTS = 4_000

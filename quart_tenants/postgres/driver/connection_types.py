@@ -21,12 +21,27 @@ DRIVER_ERRORS = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, a
 # What the driver meets where it looks for a certificate: no file, no folder, or no home.
 _NO_FILE_ERRORS = (FileNotFoundError, NotADirectoryError, asyncpg.ClientConfigurationError)
 
+# What PgBouncer says, and what is to be done.
+_POOLERS_WORDS = {
+    "unsupported startup parameter: search_path": (
+        "set ignore_startup_parameters = search_path in PgBouncer, and ALTER ROLE … SET search_path = '' in PostgreSQL"
+    ),
+    "not allowed in statement pooling mode": "a block is a transaction: set pool_mode = transaction in PgBouncer",
+}
+
 _DRIVERS = ("asyncpg.", __name__.rpartition(".")[0] + ".")
 
 
 def describe(error: BaseException) -> str:
-    """Return what a driver's error says, or its type where it says nothing."""
-    return str(error) or type(error).__name__
+    """Return what a driver's error says, and what to do where a pooler says it; or its type where it says nothing."""
+    remedy = find_poolers_remedy(error)
+    return f"{error}: {remedy}" if remedy else str(error) or type(error).__name__
+
+
+def find_poolers_remedy(error: BaseException) -> str:
+    """Return what is to be set in the pooler so that it does not say *error* again, or nothing."""
+    said = str(error)
+    return next((remedy for words, remedy in _POOLERS_WORDS.items() if words in said), "")
 
 
 def is_drivers(error: BaseException) -> bool:
@@ -54,5 +69,7 @@ def explain_no_connection(error: Exception, setting: str, purpose: str) -> Tenan
     if isinstance(error, ValueError) and not isinstance(error, OSError):
         # Without asyncpg's words: they repeat a part of the URL, which holds a password.
         return SettingError(setting, "cannot be understood; check its port and its options")
+    if find_poolers_remedy(error):
+        return DatabaseUnavailableError(f"{purpose}: {describe(error)}")
     files = ", with the files that it names" if isinstance(error, FileNotFoundError) else ""
     return DatabaseUnavailableError(f"{purpose}: {describe(error)}; is it running, and is {setting} right{files}?")

@@ -33,15 +33,17 @@ class NotingConnection(_AsyncpgConnection):
 
     Attributes:
         altered: Whether a block has set what stays in the client, where no reset reaches it.
+        is_alone: Whether it is known that no pooler lends the server process to others, too.
         proxy: The handle by which asyncpg's pool knows this connection.
         record: What the present block does is noted here; of what comes between two blocks, nobody reads the notes.
     """
 
-    __slots__ = ("_json_is_text", "_timings", "_versions", "altered", "proxy", "record")
+    __slots__ = ("_json_is_text", "_timings", "_versions", "altered", "is_alone", "proxy", "record")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.altered = False
+        self.is_alone = False
         self._json_is_text = False
         self.proxy: Any = None
         self.record = BlockRecord(Measures(), None)

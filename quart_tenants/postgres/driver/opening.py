@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from quart_tenants.postgres.driver.connection_types import DriverConnection, describe
+from quart_tenants.postgres.driver.connection_types import DriverConnection, describe, find_poolers_remedy
 from quart_tenants.postgres.driver.fast import driver_check
 from quart_tenants.postgres.driver.fast.fast_connection import AskWhetherAlive, FastConnection
 from quart_tenants.postgres.driver.fast.packets import PacketLoop
@@ -106,7 +106,8 @@ class Opener:
             return await self._open_fast_once(*args, **options)
         except Exception as error:
             # Once it was tried out, this is the network's or the server's doing. So is what no asyncpg could change.
-            if self._tried or (isinstance(error, _NOT_ASYNCPGS) and not isinstance(error, TimeoutError)):
+            no_asyncpgs = isinstance(error, _NOT_ASYNCPGS) and not isinstance(error, TimeoutError)
+            if self._tried or no_asyncpgs or find_poolers_remedy(error):
                 raise
         try:
             return await self._open_fast_once(*args, **options)
@@ -124,8 +125,7 @@ class Opener:
         connection: FastConnection = await asyncpg.connect(*args, **{**options, **own})
         try:
             async with asyncio.timeout(self._seconds):
-                if not await connection.is_direct(opened_at):
-                    # A pooler stands in between.
+                if not await connection.may_work(opened_at):
                     connection.terminate()
                     self._plain = True
                     return None

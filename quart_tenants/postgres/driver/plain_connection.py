@@ -1,7 +1,7 @@
 """A connection that uses nothing of asyncpg's but what its documentation promises.
 
-It serves behind poolers, and wherever asyncpg is another one than the fast connection knows. A block costs four
-messages here, where a fast connection needs one for a block that only reads.
+It serves wherever asyncpg is another one than the fast connection knows. A block costs four messages here, where a fast
+connection needs one for a block that only reads.
 """
 
 from time import monotonic

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import Coroutine
 from typing import Any, cast
 
@@ -267,7 +268,9 @@ class ConnectionPool:
         # asyncpg's pool may have had it before.
         self.measures.connections_opened += driver.proxy is None
         driver.proxy = proxy
-        return PooledConnection(driver, slot, epoch, min(_WEIGH_EVERY, self._max_tenants + 1))
+        # Behind a pooler the server process that is weighed would be anybody's.
+        weigh_at = min(_WEIGH_EVERY, self._max_tenants + 1) if driver.is_alone else sys.maxsize
+        return PooledConnection(driver, slot, epoch, weigh_at)
 
     def _open_later(self, slot: int, reason: str) -> None:
         """Open no connection for a moment, neither in *slot* nor in others: the server has no place for it."""
@@ -331,7 +334,8 @@ class ConnectionPool:
                     await asyncio.sleep(self._patience)
                     raise
                 try:
-                    works = await probe.fetchval(_WORKS, silent.get_server_pid())
+                    # Behind a pooler nobody knows which server process works for it.
+                    works = not silent.is_alone or await probe.fetchval(_WORKS, silent.get_server_pid())
                     answers = True
                     if not works:
                         # Its answer may be on the way. Whoever waits for it ends this task when it is there.

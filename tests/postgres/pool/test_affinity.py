@@ -1,24 +1,16 @@
-"""Which connection a tenant gets, when it is looked after, and what happens where a pooler stands in between."""
+"""Which connection a tenant gets, and when it is looked after."""
 
 import asyncio
 import contextlib
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-import asyncpg
 import pytest
 
-from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, TenantError, UnknownTenantError
+from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.opening import BlockConnection, Opener
@@ -27,7 +19,6 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant, parse_slug
 from tests.support.patience import DEADLINE
-from tests.support.pooler import naive_pooler
 from tests.support.timings import WARM
 
 pytestmark = pytest.mark.slow
@@ -35,7 +26,6 @@ pytestmark = pytest.mark.slow
 BACKEND = "SELECT pg_backend_pid()"
 READ = "SELECT description FROM company_data"
 ADD = "INSERT INTO company_data (description) VALUES ($1)"
-_PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 @pytest.fixture
@@ -267,153 +257,6 @@ async def test_tidying_and_blocks_share_connections(settings: Settings, acme: Te
             return seen
 
         assert [*await asyncio.gather(use(acme), use(globex), use(acme))] == [{"acme"}, {"globex"}, {"acme"}]
-
-
-# Behind a pooler.
-
-
-async def use_all_ways(database: Database, tenant: Tenant) -> list[str]:
-    """Read and write in one block after the other; return the rows that were seen."""
-    seen = []
-    for _ in range(4):
-        async with database.tenant_connection(tenant) as connection:
-            seen += [row["description"] for row in await connection.fetch(READ)]
-        async with database.tenant_connection(tenant) as connection:
-            await connection.execute(ADD, tenant.slug)
-            seen += [row["description"] for row in await connection.fetch(f"{READ} WHERE id > $1", 0)]
-    return seen
-
-
-async def use_together(url: str, settings: Settings, *tenants: Tenant) -> tuple[list[str], bool]:
-    """Return whether each of *tenants* saw its own rows only, through two pools at *url*, and if one was direct."""
-    # On a busy machine the pooler's one turn is waited for.
-    patient = replace(settings, database_url=url, connect_timeout=60)
-    async with AsyncExitStack() as stack:
-        pools = [
-            await stack.enter_async_context(await Database.open(patient, max_size=2, timings=WARM)) for _ in range(2)
-        ]
-        jobs = [(tenant, database) for tenant in tenants for database in pools]
-        outcomes = await asyncio.gather(*(use_all_ways(database, tenant) for tenant, database in jobs))
-        strange = [
-            f"{tenant.slug} saw {row}"
-            for (tenant, _), rows in zip(jobs, outcomes, strict=True)
-            for row in rows
-            if row != tenant.slug
-        ]
-        direct = False
-        for database in pools:
-            async with database.tenant_connection(tenants[0]) as connection:
-                direct = direct or connection._con.is_fast  # type: ignore[attr-defined]
-                await connection.fetch(READ)
-        return strange, direct
-
-
-async def test_behind_a_pooler_nothing_goes_ahead_and_nothing_is_kept(
-    settings: Settings, acme: Tenant, globex: Tenant
-) -> None:
-    """A pooler is found out when the connection is opened; rows are right."""
-    async with naive_pooler(settings.required_database_url) as url:
-        strange, direct = await use_together(url, settings, acme, globex)
-
-    assert strange == []
-    assert not direct
-
-
-@pytest.mark.usefixtures("fast_driver_only")
-async def test_straight_to_the_server_connections_are_direct(settings: Settings, acme: Tenant, globex: Tenant) -> None:
-    """Negative control: without a pooler the same look says direct."""
-    strange, direct = await use_together(settings.required_database_url, settings, acme, globex)
-
-    assert strange == []
-    assert direct
-
-
-async def test_pooler_that_was_not_found_out_shows_no_foreign_row(
-    settings: Settings, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Should a pooler pass for the server: blocks may be slow, or fail, but nobody reads another tenant's rows."""
-    seen: dict[str, set[str]] = {"acme": set(), "globex": set()}
-
-    async def is_direct(connection: FastConnection, opened_at: float) -> bool:
-        return True
-
-    async def use(database: Database, tenant: Tenant) -> None:
-        for _ in range(6):
-            with contextlib.suppress(TenantError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                async with database.tenant_connection(tenant) as connection:
-                    seen[tenant.slug] |= {row["description"] for row in await connection.fetch(READ)}
-
-    impatient = replace(settings, command_timeout=1, acquire_timeout=2)
-    async with await Database.open(settings, max_size=1, timings=WARM) as straight:
-        for tenant in (acme, globex):
-            async with straight.tenant_connection(tenant) as connection:
-                await connection.execute(ADD, tenant.slug)
-    monkeypatch.setattr(FastConnection, "is_direct", is_direct)
-    async with naive_pooler(settings.required_database_url) as url, AsyncExitStack() as stack:
-        pools = [
-            await stack.enter_async_context(
-                await Database.open(replace(impatient, database_url=url), max_size=1, timings=WARM)
-            )
-            for _ in range(2)
-        ]
-        await asyncio.gather(*(use(database, tenant) for database in pools for tenant in (acme, globex)))
-
-    assert seen["acme"] <= {"acme"}
-    assert seen["globex"] <= {"globex"}
-
-
-@asynccontextmanager
-async def pgbouncer(url: str) -> AsyncIterator[str]:
-    """Run PgBouncer in transaction mode in front of *url*, with one server connection."""
-    parts = urlsplit(url)
-    query = parse_qs(parts.query)
-    host = query.get("host", [parts.hostname or "127.0.0.1"])[0]
-    port = query.get("port", [str(parts.port or 5432)])[0]
-    name, user = parts.path.removeprefix("/"), parts.username or "postgres"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        own_port = free.getsockname()[1]
-    # Not pytest's own folder, which is closed to everybody else: started by root, it runs as nobody.
-    with tempfile.TemporaryDirectory(prefix="quart-tenants-tests-") as folder:
-        Path(folder).chmod(0o755)
-        file = Path(folder) / "pgbouncer.ini"
-        file.write_text(
-            f"[databases]\n{name} = host={host} port={port} dbname={name} user={user}\n"
-            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {own_port}\nunix_socket_dir =\nauth_type = any\n"
-            "pool_mode = transaction\ndefault_pool_size = 1\nignore_startup_parameters = search_path\n"
-        )
-        root = os.geteuid() == 0
-        process = subprocess.Popen(
-            [str(_PGBOUNCER), "-q", str(file)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            user="nobody" if root else None,
-        )
-        own_url = f"postgresql://{user}@127.0.0.1:{own_port}/{name}?sslmode=disable"
-        try:
-
-            async def answers() -> bool:
-                with contextlib.suppress(OSError, asyncpg.PostgresError):
-                    connection = await asyncpg.connect(own_url, statement_cache_size=0)
-                    await connection.close()
-                    return True
-                return False
-
-            await wait_until(answers)
-            yield own_url
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-@pytest.mark.skipif(_PGBOUNCER is None, reason="PgBouncer is not installed")
-async def test_pgbouncer_is_found_out(settings: Settings, acme: Tenant, globex: Tenant) -> None:
-    """PgBouncer in transaction mode makes up the number of the server process; rows are right behind it."""
-    async with pgbouncer(settings.required_database_url) as url:
-        strange, direct = await use_together(url, settings, acme, globex)
-
-    assert strange == []
-    assert not direct
 
 
 # Roles that go ahead of a first statement.

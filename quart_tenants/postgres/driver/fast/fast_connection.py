@@ -1,5 +1,8 @@
 """A connection that sends a plain read together with its BEGIN and COMMIT, and keeps prepared statements.
 
+Behind a pooler it is not alone on a server process, which may be another one in each transaction. There the reset goes
+with each read, too, and the read's statement is prepared in the same message.
+
 This is the one class that uses and overrides names of asyncpg's which begin with an underscore. `driver_check` tries
 out whether asyncpg still has them. Where it has not, `PlainConnection` serves.
 """
@@ -26,8 +29,18 @@ from quart_tenants.postgres.driver.block_statements import (
 )
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.postgres.driver.fast.block_states import BlockState, BlockStateMachine
+from quart_tenants.postgres.driver.fast.described_statements import (
+    DescribedStatement,
+    DescribedStatements,
+    DescriptionListener,
+)
 from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
-from quart_tenants.postgres.driver.fast.messages import write_closes, write_preparation, write_statements
+from quart_tenants.postgres.driver.fast.messages import (
+    write_closes,
+    write_description,
+    write_preparation,
+    write_statements,
+)
 from quart_tenants.postgres.driver.fast.packets import PacketTransport, find_packet_transport
 from quart_tenants.postgres.driver.fast.silence import SilenceWatch
 from quart_tenants.postgres.driver.fast.statement_cache import FoundTypes, StatementCache
@@ -40,14 +53,15 @@ _IDLE, _PLANNED, _READING, _INTERRUPTED, _BEGINNING, _OPEN, _ENDING = BlockState
 _READS, _ROWS, _ANYTHING = Effect
 
 _COMMIT_MESSAGE = write_statements(COMMIT)
+_COMMIT_AND_RESET_MESSAGE = write_statements(COMMIT, *RESET, FORGET_STATEMENTS, prepared=False)
 
-# No row unless this is the server's one client, with no pooler in between. A pooler makes up the number of a server
-# process, or lends one that is older than our connection.
+# A pooler makes up the number of a server process, or lends one that is older than our connection.
 _GET_SERVER_PROCESS = """
-SELECT pid AS number, EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::float8 AS age
+SELECT
+    pid AS number, EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::float8 AS age,
+    pg_catalog.current_setting('default_transaction_isolation') = 'read committed' AS commits_are_seen,
+    pg_catalog.has_function_privilege('pg_catalog.pg_prepared_statement()', 'EXECUTE') AS statements_are_seen
 FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()
-    AND pg_catalog.current_setting('default_transaction_isolation') = 'read committed'
-    AND pg_catalog.has_function_privilege('pg_catalog.pg_prepared_statement()', 'EXECUTE')
 """
 _GET_MEMORY = """
 SELECT pg_catalog.sum(total_bytes)::float8 / 1048576 FROM pg_catalog.pg_backend_memory_contexts
@@ -67,6 +81,7 @@ _OUTDATED_ERRORS = (
     asyncpg.OutdatedSchemaCacheError,
 )
 _CUT_OFF_ERRORS = (TimeoutError, asyncio.CancelledError, *_OUTDATED_ERRORS)
+_SERVERS_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # A kept statement may raise these where a column has another type now, and a new statement would not.
 _MISFIT_ERRORS = (asyncpg.DataError, asyncpg.SyntaxOrAccessError)
 
@@ -115,8 +130,10 @@ class FastConnection(NotingConnection):
         "_begin_within",
         "_beginning",
         "_cache",
+        "_described",
         "_effect",
         "_effects",
+        "_listener",
         "_names",
         "_outermost",
         "_own_path",
@@ -152,6 +169,9 @@ class FastConnection(NotingConnection):
         self._own_path: str | None = getattr(self._protocol.get_settings(), "search_path", None)
         self._effects = StatementEffects()
         self._cache = StatementCache(0, FoundTypes(0))
+        # Behind a pooler, in place of the cache.
+        self._described = DescribedStatements(0)
+        self._listener: DescriptionListener | None = None
         # Names of statements that the server is to forget at the block's end.
         self._names: list[str] = []
         # The tenant whose blocks have only read since the last reset; None after a reset.
@@ -173,11 +193,11 @@ class FastConnection(NotingConnection):
         """Whether blocks that only read were here since the last reset."""
         return self._unreset is not None
 
-    async def is_direct(self, opened_at: float) -> bool:
-        """Return whether nothing stands between us and the server, and the server lets us work as this class does.
+    async def may_work(self, opened_at: float) -> bool:
+        """Find out whether a pooler stands between; return whether the server lets us work as this class does.
 
         It does not where transactions are to see one state of the tables, for statements that only read have a
-        transaction each; nor where the login may not see its own prepared statements.
+        transaction each; nor, without a pooler, where the login may not see its own prepared statements.
 
         Args:
             opened_at: When it began to be opened, by the monotonic clock.
@@ -189,11 +209,10 @@ class FastConnection(NotingConnection):
             server = await self.fetchrow(_GET_SERVER_PROCESS)
         finally:
             await self._run("ROLLBACK", None)
-        return (
-            server is not None
-            and server["number"] == self.get_server_pid()
-            and server["age"] <= monotonic() - opened_at
-        )
+        if server is None or not server["commits_are_seen"]:
+            return False
+        self.is_alone = server["number"] == self.get_server_pid() and server["age"] <= monotonic() - opened_at
+        return not self.is_alone or server["statements_are_seen"]
 
     def set_up(
         self,
@@ -208,15 +227,21 @@ class FastConnection(NotingConnection):
         Args:
             timings: How long to wait for what.
             effects: Shared by all connections of a pool.
-            cache_size: Prepared statements to keep at most, besides `REPEATED`.
+            cache_size: Prepared statements to keep at most, besides `REPEATED`; behind a pooler, what is known of them.
             found_types: Shared by all connections of a pool, too.
             ask_whether_alive: Called when the server has said nothing for long.
         """
         self._timings = timings
         self._effects = effects
-        self._cache = StatementCache(cache_size, found_types)
         self._watch = SilenceWatch(self._loop, timings.silence, functools.partial(ask_whether_alive, self))
-        self._transport.write(write_preparation())
+        if self.is_alone:
+            self._cache = StatementCache(cache_size, found_types)
+            self._transport.write(write_preparation())
+            return
+        self._described = DescribedStatements(cache_size)
+        self._listener = DescriptionListener(self._protocol, self._transport)
+        # Server processes may begin with different paths, such as after an ALTER ROLE.
+        self._own_path = None
 
     async def find_memory(self) -> float | None:
         """Return how many megabytes the server process has, or None where the login may not ask. Between two blocks.
@@ -306,10 +331,12 @@ class FastConnection(NotingConnection):
         self._state.move(_ENDING)
         self._top_xact = None
         statements = (*(CHECKED_COMMIT if commit else (ROLLBACK,)), *RESET)
-        looks = self._effect is _ANYTHING
+        looks = self._effect is _ANYTHING and self.is_alone
         if not self.is_closed():
             self._send(write_closes(self._take_names()))
-        if looks:
+        if not self.is_alone:
+            statements += (FORGET_STATEMENTS,)
+        elif looks:
             statements += (_FIND_STRANGE_STATEMENTS.format(expected=len(REPEATED) + len(self._cache)),)
         began_at = monotonic()
         try:
@@ -377,7 +404,12 @@ class FastConnection(NotingConnection):
         self._cache.turn_to(beginning.tenant)
 
     def _list_first_statements(self) -> tuple[str, ...]:
-        """Return what begins the block: also a reset, if another tenant was here and its blocks only read."""
+        """Return what begins the block: also a reset, if another tenant was here and its blocks only read.
+
+        Behind a pooler it is always reset: others may have been on the server process.
+        """
+        if not self.is_alone:
+            return RESET_AHEAD + self._beginning.statements
         if self._unreset is None or self._unreset == self._beginning.tenant.tenant:
             return self._beginning.statements
         return RESET_AHEAD + self._beginning.statements
@@ -530,8 +562,13 @@ class FastConnection(NotingConnection):
         packets = self._packets
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
-        statement = shared = None
-        if self._may_use_kept(call):
+        statement = shared = described = None
+        tenant = self._beginning.tenant
+        if self._listener is not None:
+            self._listener.listen()
+            if self._may_use_kept(call) and (described := self._described.find(tenant, call.query)) is not None:
+                statement = described.statement
+        elif self._may_use_kept(call):
             statement = self._cache.find(call.query, call.args)
             # A codec that was set in this block is not in the statements of others.
             if statement is None and not again and not self.altered:
@@ -539,7 +576,8 @@ class FastConnection(NotingConnection):
         closing = self._take_names()
         before = self._state.current
         undo = (ROLLBACK,) if before is _INTERRUPTED else ()
-        packets.put_ahead(write_closes(closing) + write_statements(*undo, *self._list_first_statements()))
+        first = write_statements(*undo, *self._list_first_statements(), prepared=self.is_alone)
+        packets.put_ahead(write_closes(closing) + first + (write_description(call.query) if described else b""))
         self._state.move(_READING)
         self._watch.start()
         began_at = monotonic()
@@ -551,7 +589,7 @@ class FastConnection(NotingConnection):
                     ignore_custom_codec=call.ignore_custom_codec,
                     record_class=call.record_class,
                 )
-            packets.put_before_sync(_COMMIT_MESSAGE)
+            packets.put_before_sync(_COMMIT_MESSAGE if self.is_alone else _COMMIT_AND_RESET_MESSAGE)
             rows = await self._protocol.bind_execute(
                 statement, call.args, "", call.limit, call.return_status, call.timeout
             )
@@ -562,6 +600,11 @@ class FastConnection(NotingConnection):
             if unsent:
                 self._names += closing
             is_unfit = isinstance(error, _OUTDATED_ERRORS)
+            if described is not None:
+                self._described.forget(tenant, call.query)
+                # What the driver makes of other types than it expects may be an error of any kind.
+                heard = self._listener.heard if self._listener is not None else b""
+                is_unfit |= isinstance(error, _SERVERS_ERRORS) and heard not in (b"", described.description)
             if shared is not None and isinstance(error, asyncpg.PostgresError):
                 # A statement of the tenant's own might not have failed. It would have been cancelled all the same.
                 is_unfit = not isinstance(error, asyncpg.QueryCanceledError)
@@ -582,9 +625,18 @@ class FastConnection(NotingConnection):
         self.record.note(call.query, began_at, len(rows))
         if self._protocol.is_in_transaction():
             raise asyncpg.InternalClientError("COMMIT was not sent with the statement")
-        self._check_path()
-        self._unreset = self._beginning.tenant.tenant
         self._state.move(_PLANNED)
+        if self.is_alone:
+            self._check_path()
+            self._unreset = tenant.tenant
+        elif self._listener is not None:
+            heard = self._listener.heard
+            if described is not None and heard != described.description:
+                # By the old description the rows may be wrong.
+                self._described.forget(tenant, call.query)
+                raise _UnfitStatementError
+            if described is None and heard and self._may_use_kept(call):
+                self._described.keep(tenant, call.query, DescribedStatement(statement, heard))
         return rows
 
     def _check_path(self) -> None:
@@ -659,6 +711,7 @@ class FastConnection(NotingConnection):
     def _drop_local_statement_cache(self) -> None:
         super()._drop_local_statement_cache()  # type: ignore[misc]
         self._cache.forget_tenant()
+        self._described.forget_all()
 
     def _drop_global_statement_cache(self) -> None:
         # Other connections find out for themselves, and nothing is wrong with the statements of other tenants.
@@ -698,6 +751,10 @@ class FastConnection(NotingConnection):
     def _cancel_current_command(self, sent: "asyncio.Future[None]", cancelled: "asyncio.Future[None]") -> None:
         """Cancel the statement, and close the connection if that takes long: asyncpg has more patience."""
         self._loop.call_later(self._timings.cancel, self._give_up_unless, cancelled)
+        if not self.is_alone:
+            # PgBouncer knows whom a request is meant for. Until 1.24 many of them may make it end.
+            super()._cancel_current_command(sent, cancelled)  # type: ignore[misc]
+            return
         self._cancellations.add(self._loop.create_task(self._cancel_until_heard(sent, cancelled)))
 
     async def _cancel_until_heard(self, sent: "asyncio.Future[None]", cancelled: "asyncio.Future[None]") -> None:

@@ -18,6 +18,8 @@ _NO_PARAMETERS = b"\0\0"
 _NO_ARGUMENTS = b"\0\0" + _NO_PARAMETERS + b"\0\0"
 # The unnamed portal, all rows.
 _EXECUTE = b"E" + _LENGTH.pack(9) + b"\0\0\0\0\0"
+# The unnamed statement.
+_DESCRIBE = b"D" + _LENGTH.pack(6) + b"S\0"
 
 
 # All connections use the same names for the same statements.
@@ -33,12 +35,21 @@ def write_preparation() -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def write_statements(*statements: str) -> bytes:
-    """Return the messages that run *statements* one after the other, where `REPEATED` is prepared.
+def write_statements(*statements: str, prepared: bool = True) -> bytes:
+    """Return the messages that run *statements* one after the other. They have no parameters, and return no rows.
 
-    They have no parameters, and return no rows.
+    Args:
+        statements: SQL.
+        prepared: Whether `REPEATED` is prepared on the server process.
     """
-    return b"".join(_write_statement(statement) for statement in statements)
+    return b"".join(
+        _write_statement(statement, _NAMES.get(statement, b"") if prepared else b"") for statement in statements
+    )
+
+
+def write_description(query: str) -> bytes:
+    """Return the messages that prepare *query* without a name, and make the server describe it."""
+    return _write_parse(b"", query) + _DESCRIBE
 
 
 def write_closes(names: Sequence[str]) -> bytes:
@@ -46,8 +57,7 @@ def write_closes(names: Sequence[str]) -> bytes:
     return b"".join(_write_message(b"C", b"S" + name.encode() + b"\0") for name in names)
 
 
-def _write_statement(statement: str) -> bytes:
-    name = _NAMES.get(statement, b"")
+def _write_statement(statement: str, name: bytes) -> bytes:
     parse = b"" if name else _write_parse(name, statement)
     # The unnamed portal.
     return parse + _write_message(b"B", b"\0" + name + b"\0" + _NO_ARGUMENTS) + _EXECUTE
