@@ -362,6 +362,20 @@ class TenantBusyError(TenantError):
         self.in_the_way = in_the_way
 
 
+class ConsoleBusyError(TenantError):
+    """Enough is being done already; try again shortly."""
+
+    code = "console_busy"
+    status = 409
+
+    def __init__(self, commands: list[str]) -> None:
+        super().__init__(
+            f"{len(commands)} commands of this console are running ({'; '.join(commands)}), and more at a time would "
+            "be too many; try again when one of them has ended"
+        )
+        self.commands = tuple(commands)
+
+
 class SchemaExistsError(TenantError):
     """This name is taken."""
 

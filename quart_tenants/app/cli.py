@@ -10,6 +10,7 @@ import click
 from quart_tenants.app import create_app
 from quart_tenants.app.demo import COMPANIES, get_default_data_dir, prepare_app, prepare_demo
 from quart_tenants.app.user_commands import user_commands
+from quart_tenants.console.own_program import console_command
 from quart_tenants.server.addresses import open_addresses
 from quart_tenants.server.figure_board import FigureBoard
 from quart_tenants.server.metrics_port import MetricsPort, open_metrics_port
@@ -110,5 +111,5 @@ main.help = (
 )
 main.context_settings.update(max_content_width=80, obj=Program(_serve))
 click.version_option(version("quart-tenants"), prog_name="quart-tenants")(main)
-for _command in (user_commands(), demo_command):
+for _command in (user_commands(), demo_command, console_command):
     main.add_command(_command)

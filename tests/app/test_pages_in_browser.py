@@ -5,15 +5,14 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
-from playwright.async_api import Browser, Page
+from playwright.async_api import Page
 
 from quart_tenants.testing.databases import new_database_between_loops
-from tests.support.browsers import needs_chromium, run_chromium
+from tests.support.browsers import FITS, NARROW, WIDE, WINDOWS, find_barriers, needs_chromium, open_page, run_chromium
 from tests.support.processes import Server, run_server
 
 pytestmark = [pytest.mark.slow, needs_chromium]
@@ -23,13 +22,9 @@ PICTURES = ROOT / "docs" / "pages"
 MOST_BYTES = 80_000
 """Of a picture."""
 
-WIDE, NARROW = 1280, 390
-# Pixels of a window, with the colours that its user likes.
-WINDOWS: list[tuple[int, Literal["light", "dark"]]] = [(WIDE, "light"), (NARROW, "dark")]
 PICTURED = ("sign-up", "sign-in", "data", "unknown-host")
 # Which elements of the page the keyboard reaches, one after the other.
 FOCUSED = "() => { const it = document.activeElement; return it.name || it.textContent.trim() }"
-FITS = "() => document.documentElement.scrollWidth <= innerWidth"
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +35,6 @@ def server(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
         run_server(url, tmp_path_factory.mktemp("server"), QUART_TENANTS_SIGN_UP="true") as server,
     ):
         yield server
-
-
-@asynccontextmanager
-async def open_page(
-    browser: Browser, width: int, colours: Literal["light", "dark"] = "light", *, scripts: bool = True
-) -> AsyncIterator[Page]:
-    """Open a window of *width* pixels with no history. Whatever the policy stops in it is an error."""
-    context = await browser.new_context(
-        viewport={"width": width, "height": 600}, color_scheme=colours, java_script_enabled=scripts
-    )
-    page = await context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    yield page
-    await context.close()
-    # Chromium writes a line for each answer from 400 on as well.
-    assert [text for text in complaints if "Failed to load resource" not in text] == []
 
 
 async def fill(page: Page, button: str, **fields: str) -> int:
@@ -150,13 +128,6 @@ async def show_every_page(page: Page, server: Server) -> AsyncIterator[str]:
     yield "change-password"
 
 
-async def find_barriers(page: Page) -> list[str]:
-    """Return what axe-core finds on the page by the rules that it has on by default."""
-    axe: Any = pytest.importorskip("axe_playwright_python.async_playwright", reason="needs axe-playwright-python")
-    found = await axe.Axe().run(page)
-    return [f"{one['id']}: {node['html']}" for one in found.response["violations"] for node in one["nodes"]]
-
-
 @pytest.mark.parametrize(("width", "colours"), WINDOWS)
 async def test_no_page_has_a_barrier(
     server: Server, tmp_path: Path, width: int, colours: Literal["light", "dark"]
@@ -244,7 +215,8 @@ async def test_keyboard_goes_through_the_page_in_its_order(server: Server) -> No
 
 def test_pictures_of_the_manual_are_small() -> None:
     """Each picture that a page of docs/ or the README shows is there, and small enough for a repository."""
-    text = (ROOT / "docs" / "reference-app.md").read_text() + (ROOT / "README.md").read_text()
+    pages = ("docs/reference-app.md", "docs/console.md", "README.md")
+    text = "".join((ROOT / page).read_text() for page in pages)
     pictures = sorted(PICTURES.glob("*.png"))
 
     assert pictures

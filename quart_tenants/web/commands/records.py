@@ -77,7 +77,7 @@ def _record(context: click.Context, outcome: str, find_settings: Callable[[], Se
             "command_ended",
             command=context.command_path,
             arguments=_describe_arguments(context),
-            os_user=_find_user(),
+            os_user=find_os_user(),
             sudo_user=os.environ.get("SUDO_USER"),
             database_role=_find_role(settings),
             outcome=outcome,
@@ -131,7 +131,8 @@ def _describe_arguments(context: click.Context) -> str:
     return " ".join(told)
 
 
-def _find_user() -> str:
+def find_os_user() -> str:
+    """Return the name of the user who runs this program, or the number of one without a name."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
