@@ -187,6 +187,7 @@ async def backup_tenant(
                 )
                 with open_backup(writer.path) as (_, opened):
                     await verify_backup(
+                        database,
                         connection,
                         restoration,
                         Dump(opened, programs),

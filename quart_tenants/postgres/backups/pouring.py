@@ -39,6 +39,8 @@ from quart_tenants.postgres.backups.restore_scripts import (
     write_setting,
 )
 from quart_tenants.postgres.backups.rows_only import write_head
+from quart_tenants.postgres.blocks.blockers import watch_program
+from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.resources import read_statement
 
 _ASK_FOR_LIFE = "SELECT"
@@ -72,6 +74,7 @@ class Dump:
 
 
 async def run_restoration(
+    database: Database,
     connection: Connection,
     restoration: Restoration,
     dump: Dump,
@@ -88,6 +91,7 @@ async def run_restoration(
     after all rows, and materialized views are filled in an order that works.
 
     Args:
+        database: For a look at who is in the way of psql.
         connection: It holds the locks until psql has committed.
         restoration: What to run before, between and after the parts of the dump.
         dump: The dump.
@@ -100,9 +104,17 @@ async def run_restoration(
     Raises what `restore_tenant` raises.
     """
     pouring = _Pouring(restoration, dump, environment, source, server_version)
-    async with start_program(
-        dump.programs.run_sql(), environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-    ) as psql:
+    # Nobody else restores this tenant.
+    application = f"{environment['PGAPPNAME']} {restoration.tenant.id}"
+    async with (
+        watch_program(database, application) as watch,
+        start_program(
+            dump.programs.run_sql(),
+            {**environment, "PGAPPNAME": application},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        ) as psql,
+    ):
         listening = await pouring.pour_all(psql)
         if listening:
             # This fails if the connection is lost, and with it our locks.
@@ -110,7 +122,7 @@ async def run_restoration(
             listening = await psql.write((restoration.after if instead is None else instead).encode())
         status, words = await psql.wait()
     if status != 0 or not listening:
-        raise _explain(restoration, source, status, words)
+        raise _explain(restoration, source, status, words, watch.seen)
     if on_notice is not None:
         for notice in _list_notices(words):
             on_notice(notice)
@@ -230,7 +242,7 @@ def _list_notices(words: str) -> list[str]:
     return [message for _, sqlstate, message in _TOLD.findall(words) if sqlstate == BROKEN_BY_OLD_ROWS]
 
 
-def _explain(restoration: Restoration, source: str, status: int, words: str) -> TenantError:
+def _explain(restoration: Restoration, source: str, status: int, words: str, in_the_way: str) -> TenantError:
     tenant = restoration.tenant
     failed = f"{source} was not restored as tenant {tenant.slug!r}"
     for _, sqlstate, message in _TOLD.findall(words):
@@ -262,7 +274,9 @@ def _explain(restoration: Restoration, source: str, status: int, words: str) -> 
             # Another program, which is no restore, made a schema of that name meanwhile.
             return TenantBusyError(tenant.slug)
         if sqlstate == _LOCK_NOT_AVAILABLE:
-            return TenantBusyError(tenant.slug, "a table that depends on it, or that it refers to, is in use")
+            return TenantBusyError(
+                tenant.slug, in_the_way or "a table that depends on it, or that it refers to, is in use"
+            )
         return DatabaseRefusedError(f"{failed}: {message}")
     if status == _CONNECTION_LOST:
         return DatabaseUnavailableError(f"{failed}: {describe_failure('psql', words)}")

@@ -227,6 +227,7 @@ async def _restore_file(
             dump = Dump(opened, programs)
             # psql uses another connection. This one holds the locks until psql has committed.
             await run_restoration(
+                database,
                 connection,
                 restoration,
                 dump,

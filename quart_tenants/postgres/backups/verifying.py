@@ -17,7 +17,7 @@ from quart_tenants.postgres.backups.restore_scripts import (
     write_difference,
 )
 from quart_tenants.postgres.backups.rows_only import begin_reading
-from quart_tenants.postgres.blocks.database import enter_schema
+from quart_tenants.postgres.blocks.database import Database, enter_schema
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName
 
@@ -83,6 +83,7 @@ async def take_picture(
 
 
 async def verify_backup(
+    database: Database,
     connection: Connection,
     restoration: Restoration,
     dump: Dump,
@@ -98,6 +99,7 @@ async def verify_backup(
     they refer to for as long as PostgreSQL checks them, against writers.
 
     Args:
+        database: For a look at who is in the way.
         connection: Inside the block that holds the tenant's lock.
         restoration: Into the very schema that was backed up.
         dump: The content of the backup.
@@ -110,6 +112,7 @@ async def verify_backup(
         BackupFileError: What came back is not what was backed up.
     """
     await run_restoration(
+        database,
         connection,
         restoration,
         dump,

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from quart_tenants.connection import Connection
@@ -26,6 +26,7 @@ SELECT
         ELSE pg_catalog.format('something (%s) is in use', w.locktype)
     END AS what,
     a.usename::text AS role,
+    a.application_name AS application,
     a.state,
     extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start)::float8 AS seconds,
     a.query
@@ -38,8 +39,15 @@ WHERE w.pid = $1 AND NOT w.granted
 ORDER BY a.xact_start NULLS LAST, blocking.pid
 """
 _GET_PID = "SELECT pg_catalog.pg_backend_pid()"
+_FIND_PROGRAM = """
+SELECT pid FROM pg_catalog.pg_stat_activity
+WHERE application_name = $1 AND datname = pg_catalog.current_database() AND state <> 'idle'
+"""
 _LOOK_EVERY = 0.02  # seconds; each look stops the server's lock manager for a moment
+_LOOK_AT_PROGRAM_EVERY = 0.1  # seconds; a program waits longer, and may run for hours
 _LONGEST_QUERY = 80  # characters
+
+_FindPid = Callable[[DriverConnection], Awaitable[int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ class Blocker:
         pid: The process of the session in the server; 0 for a prepared transaction.
         what: What is waited for, such as `table common.plans is in use`.
         role: The role of the session; None if the session is gone or there is none.
+        application: What the program of the session calls itself; None if this role may not see that.
         state: What it does, such as `idle in transaction`; None if this role may not see that.
         seconds: For how long its transaction is open; None if this role may not see that.
         query: Its last statement as the server shows it, which may hold values.
@@ -58,6 +67,7 @@ class Blocker:
     pid: int
     what: str
     role: str | None
+    application: str | None
     state: str | None
     seconds: float | None
     query: str | None
@@ -68,6 +78,8 @@ class Blocker:
         told = f"{self.what} by pid {self.pid}"
         if self.role is not None:
             told += f" of role {self.role}"
+        if self.application:
+            told += f" in {self.application}"
         if self.seconds is None or self.state is None:
             return told
         return f"{told} for {self.seconds:.1f} s ({self.state}: {_shorten(self.query or '')})"
@@ -106,8 +118,35 @@ async def watch_waits(database: Database, connection: Connection | DriverConnect
     An error cannot say that: when it arrives, the wait is over. If the database gives no further connection, `seen`
     says so, and the block goes on. The connection is closed with the block, also after a cancellation.
     """
+    pid: int = await connection.fetchval(_GET_PID)
+
+    async def get_pid(_: DriverConnection) -> int:
+        return pid
+
+    async with _watch(database, get_pid, _LOOK_EVERY) as watch:
+        yield watch
+
+
+@contextlib.asynccontextmanager
+async def watch_program(database: Database, application: str) -> AsyncIterator[Watch]:
+    """Do what `watch_waits` does for the session of another program.
+
+    Args:
+        database: The database that both are connected to.
+        application: What that program, and no other one, calls itself.
+    """
+
+    async def find_pid(onlooker: DriverConnection) -> int | None:
+        pid: int | None = await onlooker.fetchval(_FIND_PROGRAM, application)
+        return pid
+
+    async with _watch(database, find_pid, _LOOK_AT_PROGRAM_EVERY) as watch:
+        yield watch
+
+
+@contextlib.asynccontextmanager
+async def _watch(database: Database, find_pid: _FindPid, every: float) -> AsyncIterator[Watch]:
     watch, ended = Watch(), asyncio.Event()
-    pid = await connection.fetchval(_GET_PID)
     async with contextlib.AsyncExitStack() as stack:
         looking = None
         try:
@@ -116,7 +155,7 @@ async def watch_waits(database: Database, connection: Connection | DriverConnect
         except DatabaseUnavailableError as error:
             watch.seen = f"whoever is in the way cannot be seen: {error}"
         else:
-            looking = asyncio.create_task(_look(onlooker, pid, watch, ended))
+            looking = asyncio.create_task(_look(onlooker, find_pid, watch, ended, every))
         try:
             yield watch
         finally:
@@ -125,14 +164,17 @@ async def watch_waits(database: Database, connection: Connection | DriverConnect
                 await looking
 
 
-async def _look(onlooker: DriverConnection, pid: int, watch: Watch, ended: asyncio.Event) -> None:
+async def _look(
+    onlooker: DriverConnection, find_pid: _FindPid, watch: Watch, ended: asyncio.Event, every: float
+) -> None:
     try:
         while not ended.is_set():
-            blockers = await find_blockers(onlooker, pid)
+            pid = await find_pid(onlooker)
+            blockers = [] if pid is None else await find_blockers(onlooker, pid)
             if blockers:
                 watch.seen = describe_blockers(blockers)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _LOOK_EVERY)
+                await asyncio.wait_for(ended.wait(), every)
     except DRIVER_ERRORS as error:
         watch.seen = watch.seen or f"whoever is in the way cannot be seen: {describe(error)}"
 

@@ -1,12 +1,14 @@
 """What all tenants share: they read it, join it and refer to it, and cannot write it where each has a role."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from quart_tenants.errors import MigrationFileError, SettingError
+from quart_tenants.errors import MigrationFileError, SettingError, TenantBusyError, UnknownTenantError
+from quart_tenants.postgres.backups import restore_scripts
 from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.block import list_path
@@ -231,3 +233,34 @@ async def test_restore_waits_for_no_reader_of_a_shared_table(app: App, tmp_path:
                 )
     finally:
         await reader.close()
+
+
+async def test_restore_says_who_writes_a_shared_table(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that gives up names who is in its way: process, role, program, age and statement without values."""
+    monkeypatch.setattr(restore_scripts, "_BEGIN", restore_scripts._BEGIN.replace("5s", "1s"))
+    file = tmp_path / "acme.tar"
+    await backup_tenant(app.database, ACME, file, settings=app.settings)
+    writer = await asyncpg.connect(app.superuser_url, server_settings={"application_name": "the importer"})
+    try:
+        async with writer.transaction():
+            await writer.execute("INSERT INTO common.plans VALUES (9, 'a secret')")
+
+            with pytest.raises(TenantBusyError) as refusal:
+                await restore_tenant(app.database, file, COPY, settings=app.settings)
+    finally:
+        await writer.close()
+
+    told = refusal.value.in_the_way
+    assert told.startswith(f"table common.plans is in use by pid {writer.get_server_pid()} of role ")
+    # What another role does is shown to a superuser only.
+    if "idle in transaction" in told:
+        assert re.search(
+            r" in the importer for \d+\.\d s \(idle in transaction: INSERT INTO common\.plans VALUES", told
+        )
+    else:
+        assert app.settings.required_database_url != app.superuser_url
+    assert "secret" not in told
+    with pytest.raises(UnknownTenantError):
+        await app.get(COPY)
