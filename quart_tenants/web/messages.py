@@ -8,6 +8,7 @@ from typing import Any
 
 from quart import Quart
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.errors import NotLoggedInError, RegistryStaleError, SessionUncheckedError, UnknownTenantError
 from quart_tenants.postgres.messages.message_hub import Subscription, send_message
@@ -28,6 +29,7 @@ def name_channel(app: Quart) -> str:
     return f"quart_tenants_{digest.hexdigest()[:32]}"
 
 
+@check_arguments
 async def publish(
     message: Any, *, topic: str = "", tenant: Tenant | None = None, connection: Connection | None = None
 ) -> None:
@@ -64,6 +66,7 @@ async def publish(
         await send_message(own, state.messages.channel, tenant_id, topic, message)
 
 
+@check_arguments
 @asynccontextmanager
 async def subscribe(topic: str = "", *, tenant: Tenant | None = None) -> AsyncIterator[Subscription]:
     """Get what is published to *topic* at one tenant, from the moment on at which the block begins.

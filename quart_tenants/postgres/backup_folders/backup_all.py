@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.errors import (
     BackupFileError,
     DatabaseUnavailableError,
@@ -87,6 +88,7 @@ class BackupReport:
     seconds: float = 0.0
 
 
+@check_arguments
 async def backup_all_tenants(
     database: Database,
     folder: Path,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.errors import BackupFileError, ClientProgramError, DatabaseRefusedError, DatabaseUnavailableError
 from quart_tenants.postgres.backups.backup_files import open_backup, refuse_existing, write_backup
@@ -69,6 +70,7 @@ WHERE t.id = $1
 """
 
 
+@check_arguments
 async def backup_tenant(
     database: Database,
     slug: Slug,

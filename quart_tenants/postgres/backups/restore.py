@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace as replace_fields
 from pathlib import Path
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     BackupFileError,
@@ -47,6 +48,7 @@ _TRY_LOCK_SCHEMA = (
 _FIND_SLUG = "SELECT slug FROM quart_tenants.living_tenants WHERE schema_name = $1"
 
 
+@check_arguments
 async def restore_tenant(
     database: Database,
     file: Path,
@@ -121,6 +123,7 @@ async def restore_tenant(
     return restored.tenant
 
 
+@check_arguments
 async def copy_tenant(
     database: Database,
     template: Slug,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.domain import Domain, parse_domain
 from quart_tenants.errors import DomainTakenError, InvalidDomainError, TenantError
@@ -51,6 +52,7 @@ class RestoredNames:
     refused: dict[str, TenantError] = field(default_factory=dict)
 
 
+@check_arguments
 async def restore_names(database: Database, backup: Backup, tenant: Tenant, *, settings: Settings) -> RestoredNames:
     """Give *tenant*, which was restored as a new one, the domains and former slugs of *backup*, in one transaction.
 

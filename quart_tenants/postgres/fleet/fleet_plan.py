@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.errors import MigrationFileError, TenantInTrashError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.citus.cluster import has_citus
@@ -76,6 +77,7 @@ class FleetPlan:
         return describe_newest(self.migrations)
 
 
+@check_arguments
 async def plan_fleet(
     database: Database,
     *,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.errors import (
     DatabaseUnavailableError,
     MigrationFailedError,
@@ -83,6 +84,7 @@ class FleetReport:
     seconds: float = 0.0
 
 
+@check_arguments
 async def migrate_fleet(
     database: Database,
     plan: FleetPlan,

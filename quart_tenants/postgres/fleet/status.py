@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.citus.cluster import has_citus, list_nodes, list_places
@@ -123,6 +124,7 @@ class FleetStatus:
     drift: tuple[Drift, ...] | None
 
 
+@check_arguments
 async def get_fleet_status(database: Database, *, settings: Settings, drift: bool = True) -> FleetStatus:
     """Return the state of all tenants. This changes nothing.
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import asyncpg
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection, Row
 from quart_tenants.errors import DatabaseTimeoutError, RegistryNotReadyError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
@@ -51,6 +52,7 @@ FROM quart_tenants.living_tenants WHERE slug = $1
 _ADD_CHANGES = "INSERT INTO quart_tenants.changes (tenant_id) SELECT unnest($1::text[]::bigint[])"
 
 
+@check_arguments
 async def init_registry(database: Database) -> int:
     """Create or update the registry's tables; return how many migrations ran. Doing it again does no harm.
 
@@ -135,6 +137,7 @@ def refuse_old_program(oldest_reader: int) -> None:
         )
 
 
+@check_arguments
 async def list_tenants(database: Database) -> list[Tenant]:
     """Read all tenants from the database, without those in the trash, in order of slug.
 
@@ -152,6 +155,7 @@ async def list_tenants(database: Database) -> list[Tenant]:
         return [read_tenant(row) for row in await connection.fetch(_LIST_TENANTS)]
 
 
+@check_arguments
 async def get_tenant(database: Database, slug: Slug) -> Tenant:
     """Read the tenant at *slug* from the database. This is for commands; a worker asks its `Registry`.
 

@@ -4,6 +4,7 @@ import random
 import time
 from typing import NamedTuple
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.audit import audit
 from quart_tenants.connection import Connection, Row
 from quart_tenants.postgres.blocks.database import Database
@@ -147,6 +148,7 @@ async def end_session_in(connection: Connection, session: IssuedSession, seconds
     await _prune_now_and_then(connection)
 
 
+@check_arguments
 async def end_user_sessions(database: Database, tenant: Tenant, username: str) -> int:
     """End all sessions of a user, on every worker within two seconds: "log out everywhere".
 

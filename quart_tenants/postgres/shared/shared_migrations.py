@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import asyncpg
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, TenantError
 from quart_tenants.postgres.blocks.blockers import Watch, watch_waits
@@ -55,6 +56,7 @@ async def plan_shared(database: Database, *, settings: Settings) -> tuple[Migrat
         return plan_migrations(migrations, await list_applied(connection, SHARED_LEDGER))
 
 
+@check_arguments
 async def migrate_shared(database: Database, *, settings: Settings) -> tuple[Migration, ...]:
     """Make the shared schemas, run the missing migrations there, and let the tenants' roles read. Return what ran.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection, Row
 from quart_tenants.dns_lookup import find_text_records
 from quart_tenants.domain import Domain, is_below
@@ -89,6 +90,7 @@ class CustomDomain:
         return f"{_RECORD_VALUE}={self.token}"
 
 
+@check_arguments
 async def add_domain(
     database: Database, slug: Slug, domain: Domain, *, settings: Settings, trusted: bool = False
 ) -> CustomDomain:
@@ -146,6 +148,7 @@ async def add_domain(
             return await _verify(connection, tenant, claim, settings)
 
 
+@check_arguments
 async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain]:
     """Stop serving a domain, delete all claims to it, and return them.
 
@@ -178,6 +181,7 @@ async def remove_domain(database: Database, domain: Domain) -> list[CustomDomain
     return [_read(row) for row in rows]
 
 
+@check_arguments
 async def list_domains(database: Database, slug: Slug | None = None) -> list[CustomDomain]:
     """Return the domains of one tenant or of all tenants in order of domain, also those of tenants in the trash.
 

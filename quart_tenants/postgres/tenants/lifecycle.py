@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.errors import InvalidSettingsError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
@@ -37,6 +38,7 @@ ON CONFLICT (slug) DO UPDATE SET tenant_id = excluded.tenant_id, redirect_until 
 """
 
 
+@check_arguments
 async def suspend_tenant(database: Database, slug: Slug) -> Tenant:
     """Stop serving a tenant and keep its data. Every worker obeys within two seconds.
 
@@ -57,6 +59,7 @@ async def suspend_tenant(database: Database, slug: Slug) -> Tenant:
     return await _change(database, slug, _SUSPEND)
 
 
+@check_arguments
 async def resume_tenant(database: Database, slug: Slug) -> Tenant:
     """Serve a suspended tenant again, within two seconds.
 
@@ -75,6 +78,7 @@ async def resume_tenant(database: Database, slug: Slug) -> Tenant:
     return await _change(database, slug, _RESUME)
 
 
+@check_arguments
 async def change_tenant_settings(database: Database, slug: Slug, changes: Mapping[str, Any]) -> Tenant:
     """Change what the app remembers about a tenant, and return the tenant. Every worker knows it within two seconds.
 
@@ -118,6 +122,7 @@ async def change_tenant_settings(database: Database, slug: Slug, changes: Mappin
             return await get_living_tenant(connection, tenant.id, slug)
 
 
+@check_arguments
 async def rename_tenant(
     database: Database, slug: Slug, new_slug: Slug, *, settings: Settings, redirect_days: float | None = None
 ) -> Tenant:

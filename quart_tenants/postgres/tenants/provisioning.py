@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import asyncpg
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.errors import MigrationFailedError, TenantExistsError, UnknownSchemaError
 from quart_tenants.long_lists import name_some
@@ -36,6 +37,7 @@ SELECT pg_catalog.has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespac
 """
 
 
+@check_arguments
 async def create_tenant(
     database: Database,
     slug: Slug,
@@ -102,6 +104,7 @@ async def create_tenant(
     return await _create(database, new, settings, alone=True)
 
 
+@check_arguments
 async def create_tenants(
     database: Database,
     names: Mapping[Slug, str],
@@ -159,6 +162,7 @@ async def create_tenants(
     return len(rows)
 
 
+@check_arguments
 async def adopt_schemas(
     database: Database, schemas: Mapping[Slug, SchemaName], *, settings: Settings, version: int
 ) -> list[Tenant]:

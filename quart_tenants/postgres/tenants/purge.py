@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import asyncpg
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.errors import DatabaseFullError, DatabaseUnavailableError, TenantError, TenantNotInTrashError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.blocks.short_waits import ShortWaits
@@ -85,6 +86,7 @@ async def find_purgeable(
     return [tenant for tenant in trash if tenant.half_purged or tenant.dropped_at <= border]
 
 
+@check_arguments
 async def purge_trash(
     database: Database,
     *,

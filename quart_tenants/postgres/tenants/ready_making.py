@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import asyncpg
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     DatabaseTimeoutError,
@@ -86,6 +87,7 @@ class ReadyReport:
     ready: int = 0
 
 
+@check_arguments
 async def prepare_tenants(database: Database, *, settings: Settings, wait: bool = True) -> ReadyReport:
     """Make ready tenants until there are as many as `TENANTS_READY_TENANTS` says, and throw away what does not fit.
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from quart_tenants.argument_checks import check_arguments
 from quart_tenants.errors import TenantNotInTrashError, UnknownSchemaError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
@@ -66,6 +67,7 @@ class TrashedTenant:
     half_purged: bool
 
 
+@check_arguments
 async def drop_tenant(database: Database, slug: Slug, *, including_dependents: bool = False) -> Tenant:
     """Put a tenant into the trash and return it as it was. `undrop_tenant` brings it back.
 
@@ -109,6 +111,7 @@ async def drop_tenant(database: Database, slug: Slug, *, including_dependents: b
             return tenant
 
 
+@check_arguments
 async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -> Tenant:
     """Bring a tenant back from the trash as it was, with its sessions and domains.
 
@@ -159,6 +162,7 @@ async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -
             return await get_living_tenant(connection, tenant_id, slug)
 
 
+@check_arguments
 async def list_trash(database: Database) -> list[TrashedTenant]:
     """Return the tenants in the trash, the oldest drop first.
 
