@@ -53,20 +53,20 @@ async def check_cluster(connection: Connection, *, settings: Settings) -> list[F
             sharding,
             "the schemas of new tenants are distributed",
             f"{_IN_DATABASE} citus.enable_schema_based_sharding TO on",
-            State.WARNING,
+            State.TO_DO,
         ),
         judge(
             "Citus: catalogue",
             hidden,
             "drivers read the catalogue at full speed",
             f"{_IN_DATABASE} citus.override_table_visibility TO off",
-            State.WARNING,
+            State.TO_DO,
         ),
         judge(
             "Citus: tenants",
             list_problem("these have plain schemas on the coordinator", plain),
             "the schemas of all tenants are distributed",
             "SELECT citus_schema_distribute('…') for each, while nobody uses it",
-            State.WARNING,
+            State.TO_DO,
         ),
     ]

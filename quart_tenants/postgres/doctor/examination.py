@@ -86,13 +86,13 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     for finding in await _examine_fleet(database, settings):
         yield finding
     async with database.connection() as connection:
-        for finding in await check_cluster(connection, settings=settings):
-            yield finding
-    async with database.connection() as connection:
+        of_cluster = await check_cluster(connection, settings=settings)
         paths = [row["setting"] for row in await connection.fetch(_LIST_PATH_SETTINGS)]
         ways = []
         if settings.role_per_tenant:
             ways = [row["way"] for row in await connection.fetch(_LIST_WAYS_OUT, settings.shared_names)]
+    for finding in of_cluster:
+        yield finding
     if paths:
         seen = list_problem("a connection that does not ask for a path gets one", paths)
         remedy = "ALTER ROLE or ALTER DATABASE … SET search_path = ''"

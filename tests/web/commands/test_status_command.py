@@ -117,6 +117,7 @@ def test_status_as_json_is_one_document(run: Run, database_url: str) -> None:
         "edited": [],
         "shared_version": 0,
         "shared_names": [],
+        "nodes": {},
         "majorities": [{"version": 1, "slug": "acme", "count": 3, "compared": 4, "tied": False}],
         "drift": [{"slug": "globex", "version": 1, "differences": ["extra column app_user.nickname (text)"]}],
     }
