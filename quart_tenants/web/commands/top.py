@@ -4,14 +4,12 @@ import asyncio
 import json
 import sys
 import time
-import urllib.request
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import click
 
-from quart_tenants.errors import SettingError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.activity import TenantActivity, list_activity
 from quart_tenants.setting_checks import check_bind
@@ -19,8 +17,8 @@ from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import with_database
 from quart_tenants.web.commands.tables import print_rows
+from quart_tenants.web.commands.workers import ask_workers
 
-_ANSWERS_WITHIN = 5.0  # seconds
 _LONGEST_STATEMENT = 60  # characters
 _OF_WORKERS = "quart_tenants_worker_up"
 # The counters of tenants that are shown as rates.
@@ -113,30 +111,13 @@ def _find_address(at: str | None, settings: Settings) -> str | None:
 
 
 async def _look(address: str | None) -> _Look:
-    samples = {} if address is None else await asyncio.to_thread(_ask, address)
-    return _Look(time.monotonic(), samples)
-
-
-def _ask(address: str) -> _Samples:
-    try:
-        from prometheus_client.parser import text_string_to_metric_families
-    except ModuleNotFoundError as error:
-        raise SettingError("top", "needs the extra: pip install 'quart-tenants[metrics]'") from error
-    try:
-        # The scheme is ours, and no proxy of the environment is asked.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://{address}/metrics", timeout=_ANSWERS_WITHIN) as answer:
-            text = answer.read().decode()
-    except OSError as error:
-        raise SettingError(
-            "TENANTS_METRICS_BIND", f"is {address}, where no worker answers ({error}): is `serve` running with it?"
-        ) from error
-    return {
-        (sample.name, sample.labels["worker"], sample.labels.get("tenant", "")): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name.startswith(("quart_tenants_tenant_", "quart_tenants_worker_")) and "worker" in sample.labels
+    told = [] if address is None else await asyncio.to_thread(ask_workers, address)
+    samples = {
+        (name, labels["worker"], labels.get("tenant", "")): value
+        for name, labels, value in told
+        if name.startswith(("quart_tenants_tenant_", "quart_tenants_worker_")) and "worker" in labels
     }
+    return _Look(time.monotonic(), samples)
 
 
 def _list_workers(look: _Look) -> list[dict[str, Any]]:
