@@ -7,6 +7,7 @@ from quart import Blueprint, Response, g, send_from_directory
 
 from quart_tenants.console.action_pages import add_action_pages
 from quart_tenants.console.console import Console
+from quart_tenants.console.load_page import add_load_page
 from quart_tenants.console.pages import add_pages
 from quart_tenants.console.run_pages import add_run_pages
 from quart_tenants.console.showing import HEADERS, show_error
@@ -22,6 +23,7 @@ def build_blueprint(console: Console, *, name: str, host: str | None, url_prefix
     blueprint = Blueprint(name, __name__, url_prefix=url_prefix, template_folder="templates")
     blueprint.after_request(add_headers)
     add_pages(blueprint, console, host)
+    add_load_page(blueprint, console, host)
     add_action_pages(blueprint, console, host)
     if console.runs is not None:
         add_run_pages(blueprint, console, console.runs, host)

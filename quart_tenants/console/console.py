@@ -11,6 +11,7 @@ from quart_tenants.audit import audit
 from quart_tenants.console.comparison import Comparisons
 from quart_tenants.console.fleet_watch import FleetWatch
 from quart_tenants.console.runs import Runs
+from quart_tenants.console.samples import Samples, TakeSample
 from quart_tenants.errors import InvalidRequestError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
@@ -34,6 +35,7 @@ class Console:
         has_users: Whether that program has the commands `user …`.
         runs: Commands that this console has started; None where it starts none.
         comparisons: What the last comparison of all tables has found.
+        samples: How busy the workers were lately.
         fleet: What needs doing.
         run_hooks: Calls the hooks of the app.
     """
@@ -45,6 +47,7 @@ class Console:
         program: Sequence[str],
         get_key: Callable[[], str | bytes],
         run_hooks: RunHooks,
+        take_sample: TakeSample,
         has_users: bool = False,
         runs: Runs | None = None,
     ) -> None:
@@ -54,6 +57,7 @@ class Console:
         self.runs = runs
         self.fleet = FleetWatch(lambda: self.database, settings)
         self.run_hooks = run_hooks
+        self.samples = Samples(take_sample)
         self.comparisons = Comparisons(runs)
         self._get_key = get_key
         self._stack = AsyncExitStack()
@@ -76,7 +80,11 @@ class Console:
         opened = await Database.open(self.settings, max_size=_CONNECTIONS, for_many_tenants=True)
         self._database = await self._stack.enter_async_context(opened)
         self._stack.push_async_callback(self.fleet.close)
+        self.samples.open()
+        self._stack.push_async_callback(self.samples.close)
         if self.runs is not None:
+            # An operator will look soon. The workers of an app have other work when they start.
+            self.fleet.begin()
             self._stack.push_async_callback(self.runs.close)
 
     async def close(self) -> None:

@@ -52,11 +52,15 @@ class FleetWatch:
         self._news: FleetNews | None = None
         self._task: asyncio.Task[None] | None = None
 
-    async def get_news(self, patience: float = 0.1) -> FleetNews | None:
-        """Return what was seen last, at most *patience* seconds from now; None if nothing was seen by then."""
+    def begin(self) -> None:
+        """Look, unless that was done lately or is under way."""
         if self._task is None and (self._news is None or time.monotonic() - self._news.at > _VALID_FOR):
             self._task = asyncio.create_task(self._look(), name="quart_tenants console")
-        if self._task is not None:
+
+    async def get_news(self, patience: float = 0.1) -> FleetNews | None:
+        """Return what was seen last, or else what is seen within *patience* seconds; None for nothing yet."""
+        self.begin()
+        if self._news is None and self._task is not None:
             await asyncio.wait([self._task], timeout=patience)
         return self._news
 

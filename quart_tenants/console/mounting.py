@@ -9,6 +9,7 @@ from werkzeug.exceptions import NotFound
 
 from quart_tenants.console.blueprint import build_blueprint
 from quart_tenants.console.console import Console
+from quart_tenants.console.samples import Sample, sample_stats
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.routing.host_routing import APEX_HOST
 from quart_tenants.web.sessions.secret_keys import check_secret_key
@@ -48,8 +49,16 @@ def make_blueprint(
         app.register_blueprint(make_blueprint(tenants, is_operator=find_operator))
         ```
     """
+
+    async def take_sample() -> Sample:
+        return sample_stats(tenants.get_stats())
+
     console = Console(
-        tenants.settings, program=shlex.split(program), get_key=_get_secret_key, run_hooks=tenants.run_hooks
+        tenants.settings,
+        program=shlex.split(program),
+        get_key=_get_secret_key,
+        run_hooks=tenants.run_hooks,
+        take_sample=take_sample,
     )
     blueprint = build_blueprint(console, name=name, host=APEX_HOST, url_prefix=url_prefix)
     blueprint.before_app_serving(console.open)

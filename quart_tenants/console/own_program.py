@@ -14,6 +14,8 @@ from quart_tenants.console.blueprint import add_headers, build_blueprint
 from quart_tenants.console.console import Console
 from quart_tenants.console.door import Door
 from quart_tenants.console.runs import Run, Runs
+from quart_tenants.console.samples import Sample, sample_metrics
+from quart_tenants.errors import SettingError
 from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.server.addresses import open_addresses
 from quart_tenants.server.applications import load_app
@@ -21,6 +23,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing, find_os_user
 from quart_tenants.web.commands.running import find_settings
 from quart_tenants.web.commands.serve import PORT
+from quart_tenants.web.commands.worker_figures import ask_workers
 from quart_tenants.web.lifecycle_hooks import TenantEvent
 from quart_tenants.web.logs.log_setup import SERVER_LOGGER, configure_logging
 from quart_tenants.web.state import find_state
@@ -71,6 +74,11 @@ def make_console(settings: Settings, app: Quart | None, name: str | None) -> Con
         if settings.audit:
             audit("console_run_ended", command=run.command, operator=run.operator, status=run.status)
 
+    async def take_sample() -> Sample:
+        if settings.metrics_bind is None:
+            raise SettingError("TENANTS_METRICS_BIND", "is not set; set it for `serve` and for the console")
+        return sample_metrics(await ask_workers(settings.metrics_bind))
+
     key = secrets.token_bytes(32)
     program = ["quart-tenants"] if name is None else ["quart", "--app", name, "tenants"]
     module = ["-m", "quart_tenants"] if name is None else ["-m", *program]
@@ -79,6 +87,7 @@ def make_console(settings: Settings, app: Quart | None, name: str | None) -> Con
         program=program,
         get_key=lambda: key,
         run_hooks=run_hooks,
+        take_sample=take_sample,
         has_users=name is None,
         runs=Runs(module, write_down_end),
     )

@@ -96,6 +96,7 @@ async def show_every_page(page: Page, program: Program) -> AsyncIterator[str]:
         ("console-rename-wrong", "tenants/acme/rename?new=-&next=yes"),
         ("console-drop", "tenants/acme/drop?next=yes"),
         ("console-unknown", "tenants/nobody"),
+        ("console-load", "load"),
         ("console-runs", "runs"),
     ):
         await page.goto(root + path)

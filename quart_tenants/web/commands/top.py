@@ -17,7 +17,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import with_database
 from quart_tenants.web.commands.tables import print_rows
-from quart_tenants.web.commands.worker_figures import Samples, ask_workers, list_workers
+from quart_tenants.web.commands.worker_figures import Samples, ask_workers, list_workers, sort_by_tenant
 
 _LONGEST_STATEMENT = 60  # characters
 _STARTS = "quart_tenants_worker_starts_total"
@@ -108,7 +108,7 @@ def _find_address(at: str | None, settings: Settings) -> str | None:
 
 
 async def _look(address: str | None) -> _Look:
-    samples = {} if address is None else await ask_workers(address)
+    samples = {} if address is None else sort_by_tenant(await ask_workers(address))
     return _Look(time.monotonic(), samples)
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import urllib.request
+from http.client import HTTPException
+from typing import NamedTuple
 
 from quart_tenants.errors import SettingError
 from quart_tenants.long_lists import name_some
@@ -16,13 +18,30 @@ Samples = dict[tuple[str, str, str], float]
 """By name, worker and tenant."""
 
 
-async def ask_workers(address: str) -> Samples:
+class Told(NamedTuple):
+    """One number that the workers tell, with the labels that say of what."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+async def ask_workers(address: str) -> list[Told]:
     """Return what the workers tell at *address*.
 
     Raises:
         SettingError: Nobody answers there, or the extra `metrics` is not installed.
     """
     return await asyncio.to_thread(_ask, address)
+
+
+def sort_by_tenant(told: list[Told]) -> Samples:
+    """Return the numbers that have no other labels than the worker and the tenant."""
+    return {
+        (each.name, each.labels["worker"], each.labels.get("tenant", "")): each.value
+        for each in told
+        if "worker" in each.labels and each.labels.keys() <= {"worker", "tenant"}
+    }
 
 
 def list_workers(samples: Samples) -> dict[str, bool]:
@@ -35,7 +54,7 @@ async def check_workers(settings: Settings) -> list[Finding]:
     if settings.metrics_bind is None:
         return []
     try:
-        samples = await ask_workers(settings.metrics_bind)
+        samples = sort_by_tenant(await ask_workers(settings.metrics_bind))
     except SettingError as error:
         return [Finding("workers", State.TO_DO, str(error), "start serve, or unset TENANTS_METRICS_BIND here")]
     findings = []
@@ -54,7 +73,7 @@ async def check_workers(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _ask(address: str) -> Samples:
+def _ask(address: str) -> list[Told]:
     try:
         from prometheus_client.parser import text_string_to_metric_families
     except ModuleNotFoundError as error:
@@ -63,14 +82,9 @@ def _ask(address: str) -> Samples:
         # The scheme is ours, and no proxy of the environment is asked.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://{address}/metrics", timeout=_ANSWERS_WITHIN) as answer:
-            text = answer.read().decode()
-    except OSError as error:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+    except (OSError, HTTPException, ValueError) as error:
         raise SettingError(
             "TENANTS_METRICS_BIND", f"is {address}, where no worker answers ({error}): is `serve` running with it?"
         ) from error
-    return {
-        (sample.name, sample.labels["worker"], sample.labels.get("tenant", "")): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if "worker" in sample.labels
-    }
+    return [Told(sample.name, dict(sample.labels), sample.value) for family in families for sample in family.samples]
