@@ -23,7 +23,7 @@ from quart_tenants.postgres.blocks.short_waits import ShortWaits, wait_long
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations, refuse_edited
 from quart_tenants.postgres.migrations.migration_runs import apply_migrations
-from quart_tenants.postgres.migrations.transactions import take_together
+from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.shared.shared_names import refuse_shared_names
@@ -119,10 +119,7 @@ async def prepare_tenants(database: Database, *, settings: Settings, wait: bool 
     # In a thread: the parser is loaded, and a worker serves meanwhile.
     together = await asyncio.to_thread(take_together, migrations, new_tables=True)
     if settings.ready_tenants and len(together) < len(migrations):
-        raise MigrationFileError(
-            f"{migrations[len(together)].name}: no tenant can be made in advance, because in a new one this file "
-            "cannot run in the transaction of the files before it; set TENANTS_READY_TENANTS to 0"
-        )
+        raise _explain_steps(migrations[len(together)])
     report = ReadyReport()
     while await _do_next(database, migrations, settings, report, wait=wait):
         pass
@@ -216,12 +213,25 @@ async def _make(
         await connection.execute(f"ALTER SCHEMA {making.quoted} OWNER TO {owner.quoted}")
     await enter_schema(connection, making, settings=settings)
     path = list_tenant_path(making, settings)
-    await apply_migrations(connection, making.name, migrations, path=path, owner=owner is not None)
+    try:
+        await apply_migrations(connection, making.name, migrations, path=path, owner=owner is not None)
+    except MigrationFailedError as error:
+        if first := count_committed_first(error, migrations):
+            raise _explain_steps(migrations[first]) from error
+        raise
     await connection.execute("SET LOCAL search_path TO ''")
     await refuse_shared_names(connection, making, settings=settings)
     ready = name_ready(number)
     await move_schema(connection, making, ready)
     await _refuse_name_in_texts(connection, ready, making, migrations)
+
+
+def _explain_steps(migration: Migration) -> MigrationFileError:
+    return MigrationFileError(
+        f"{migration.name}: no tenant can be made in advance, because in a new one this file cannot run in the "
+        "transaction of the files before it; set TENANTS_READY_TENANTS to 0, or, if it uses an enum value that an "
+        "earlier file adds to a type of the tenant's own, take PostgreSQL 17 or newer"
+    )
 
 
 async def _refuse_name_in_texts(

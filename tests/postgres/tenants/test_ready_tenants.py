@@ -298,6 +298,25 @@ async def test_files_for_several_transactions_are_refused(database: Database, se
 
 
 @pytest.mark.parametrize("settings", ["one role"], indirect=True)
+async def test_value_that_must_be_committed_first_is_refused_with_a_remedy(
+    database: Database, settings: Settings, folder: Path
+) -> None:
+    """Where PostgreSQL lets nobody use a new enum value before the commit, the error names the file and what to do."""
+    async with database.connection() as connection:
+        # The type is older than the transaction, so that every version of PostgreSQL needs a commit here.
+        await connection.execute("CREATE TYPE public.mood AS ENUM ('sad')")
+    (folder / "0002_glad.sql").write_text("ALTER TYPE public.mood ADD VALUE IF NOT EXISTS 'glad'")
+    (folder / "0003_use.sql").write_text("CREATE TABLE moods (mood public.mood DEFAULT 'glad')")
+
+    with pytest.raises(MigrationFileError, match=r"0003_use\.sql: .*TENANTS_READY_TENANTS to 0.* PostgreSQL 17"):
+        await prepare_tenants(database, settings=settings)
+
+    assert await list_ready(database) == []
+    # Without one in advance, as many transactions are used as it needs.
+    assert (await create_tenant(database, Slug("newco"), "Newco", settings=settings)).version == 3
+
+
+@pytest.mark.parametrize("settings", ["one role"], indirect=True)
 async def test_shared_tables_that_changed_are_noticed(database: Database, settings: Settings, tmp_path: Path) -> None:
     """After a shared file none is taken; a name that somebody shares by hand is refused when one is taken."""
     (files := tmp_path / "shared").mkdir()
