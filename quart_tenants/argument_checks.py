@@ -65,7 +65,7 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is Slug:
         return isinstance(value, str) and _SLUG.fullmatch(value) is not None
     if hint is Domain:
-        return find_host_name(value) == value is not None
+        return isinstance(value, str) and find_host_name(value) == value
     kind = get_origin(hint)
     if kind in (Union, UnionType):
         return any(_fits(each, value) for each in get_args(hint))
