@@ -65,7 +65,7 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is Slug:
         return isinstance(value, str) and _SLUG.fullmatch(value) is not None
     if hint is Domain:
-        return value is not None and bool(find_host_name(value) == value)
+        return isinstance(value, str) and find_host_name(value) == value
     kind = get_origin(hint)
     if kind in (Union, UnionType):
         return any(_fits(each, value) for each in get_args(hint))
