@@ -34,7 +34,6 @@ SELECT
     coalesce(pg_catalog.sum(source_shard_size), 0)::bigint AS total
 FROM pg_catalog.get_rebalance_progress() WHERE targetname = $1 AND targetport = $2
 """
-_LONGEST_MOVE = 7 * 86400.0  # seconds
 _LOOK_EVERY = 1.0  # seconds
 
 
@@ -99,26 +98,26 @@ async def move_tenant(
         RegistryNotReadyError: There is no registry yet, or this is a worker.
     """
     tenant = await get_tenant(database, slug)
-    # The lock lies in a transaction of its own: a move is none that could be rolled back.
-    async with database.plain_session() as guard, guard.transaction(), database.plain_session() as mover:
+    # The lock lies in a transaction of its own, because the move is a statement outside of any.
+    async with database.plain_session() as guard, guard.transaction():
         async with database.connection() as connection:
             node = await _find_target(connection, node_name)
             await lock_until_commit(guard, tenant.id, slug)
             tenant = await get_living_tenant(connection, tenant.id, slug)
             if await _check_movable(connection, tenant) == node.number:
                 return tenant, False
-        await mover.execute(_NOTICE_OUR_END)
-        schema = tenant.schema.quoted
-        moving = asyncio.create_task(mover.execute(_MOVE, schema, node.host, node.port, timeout=_LONGEST_MOVE))
-        try:
-            while not (await asyncio.wait([moving], timeout=look_every))[0]:
-                async with database.connection() as connection:
-                    seen = await connection.fetchrow(_GET_PROGRESS, node.host, node.port)
-                if seen is not None:
-                    on_progress(seen["done"], seen["total"])
-        finally:
-            moving.cancel()
-        await moving
+        async with database.session(tenant.schema) as mover:
+            await mover.execute(_NOTICE_OUR_END)
+            moving = asyncio.create_task(mover.execute(_MOVE, tenant.schema.quoted, node.host, node.port))
+            try:
+                while not (await asyncio.wait([moving], timeout=look_every))[0]:
+                    async with database.connection() as connection:
+                        seen = await connection.fetchrow(_GET_PROGRESS, node.host, node.port)
+                    if seen is not None:
+                        on_progress(seen["done"], seen["total"])
+            finally:
+                moving.cancel()
+            await moving
     return tenant, True
 
 

@@ -159,6 +159,18 @@ async def test_error_of_the_server_is_an_answer(settings: Settings, acme: Tenant
         assert database.show_pool().stuck_tenants == 0
 
 
+@pytest.mark.parametrize("method", ["fetch", "execute"])
+async def test_request_that_took_too_long_counts(settings: Settings, acme: Tenant, method: str) -> None:
+    """A block that is cancelled while its statement has run for long is as one that timed out."""
+    own = replace(make_settings(settings, stuck_after=1), command_timeout=60.0)
+    async with await Database.open(own, timings=Timings(fuse=0.1)) as database:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5), database.tenant_connection(acme) as connection:
+                await getattr(connection, method)("SELECT pg_catalog.pg_sleep(60)")
+
+        assert database.show_pool().stuck_tenants == 1
+
+
 async def test_stuck_tenants_have_few_blocks_and_nobody_waits() -> None:
     """All stuck tenants together have so many blocks, those that waited are refused, and no place is lost."""
     shares = Shares(2, 5, apart=1, stuck_after=2)

@@ -16,8 +16,9 @@ from quart_tenants.tenant import parse_slug
 from tests.support.databases import execute
 from tests.support.fake_citus import become_worker, pretend_citus
 from tests.support.message_recorder import record_messages
+from tests.support.patience import wait_in_thread_until
 from tests.support.portable_messages import find_breaches
-from tests.support.processes import PROGRAM, make_environment, run_warm
+from tests.support.processes import PROGRAM, make_environment, run_warm, run_warm_program
 
 pytestmark = pytest.mark.slow
 
@@ -258,15 +259,26 @@ async def test_two_moves_of_one_tenant_exclude_each_other(
                 await move_tenant(mover, ACME, "b.example:5432")
 
 
-async def test_interrupted_move_stops_and_can_run_again(citus_url: str, settings: Settings, database: Database) -> None:
+SLEEP = (
+    "SET allow_system_table_mods TO on",
+    "ALTER FUNCTION pg_catalog.citus_schema_move(regnamespace, text, integer) RENAME TO really_move",
+    "CREATE FUNCTION pg_catalog.citus_schema_move(regnamespace, text, integer) RETURNS void LANGUAGE sql AS "
+    "$$ SELECT pg_catalog.pg_sleep(600) $$",
+)
+WAKE = (
+    "SET allow_system_table_mods TO on",
+    "DROP FUNCTION pg_catalog.citus_schema_move(regnamespace, text, integer)",
+    "ALTER FUNCTION pg_catalog.really_move(regnamespace, text, integer) RENAME TO citus_schema_move",
+)
+COUNT_MOVES = """
+SELECT count(*) FROM pg_catalog.pg_stat_activity
+WHERE state = 'active' AND query LIKE 'SELECT pg_catalog.citus_schema_move%' AND datname = current_database()
+"""
+
+
+async def test_interrupted_move_stops_and_can_run_again(citus_url: str, settings: Settings) -> None:
     """A cancellation ends the server's work too, frees the tenant, and tells the progress until then."""
-    await execute(
-        citus_url,
-        "SET allow_system_table_mods TO on",
-        "ALTER FUNCTION pg_catalog.citus_schema_move(regnamespace, text, integer) RENAME TO really_move",
-        "CREATE FUNCTION pg_catalog.citus_schema_move(regnamespace, text, integer) RETURNS void LANGUAGE sql AS "
-        "$$ SELECT pg_catalog.pg_sleep(600) $$",
-    )
+    await execute(citus_url, *SLEEP)
     seen: list[tuple[int, int]] = []
     begun = asyncio.Event()
 
@@ -280,22 +292,27 @@ async def test_interrupted_move_stops_and_can_run_again(citus_url: str, settings
         moving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await moving
-        await execute(
-            citus_url,
-            "SET allow_system_table_mods TO on",
-            "DROP FUNCTION pg_catalog.citus_schema_move(regnamespace, text, integer)",
-            "ALTER FUNCTION pg_catalog.really_move(regnamespace, text, integer) RENAME TO citus_schema_move",
-        )
-        left = await ask(
-            citus_url,
-            "SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid() "
-            "AND datname = current_database()",
-        )
+        left = await ask(citus_url, COUNT_MOVES)
+        await execute(citus_url, *WAKE)
         _, moved = await move_tenant(mover, ACME, "b.example:5432")
 
     assert seen[0] == (50, 100)
     assert left == 0
     assert moved
+
+
+def test_killed_move_stops_and_can_run_again(citus_url: str, tmp_path: Path) -> None:
+    """The server notices that the command was killed, and the next one moves the tenant."""
+    asyncio.run(execute(citus_url, *SLEEP))
+    with run_warm_program(
+        "move", "acme", "b.example:5432", log=tmp_path / "log", QUART_TENANTS_DATABASE_URL=citus_url
+    ) as process:
+        wait_in_thread_until(lambda: asyncio.run(ask(citus_url, COUNT_MOVES)) == 1)
+        process.kill()
+        wait_in_thread_until(lambda: asyncio.run(ask(citus_url, COUNT_MOVES)) == 0)
+    asyncio.run(execute(citus_url, *WAKE))
+
+    assert run(citus_url, "move acme b.example:5432")[1].startswith("moved acme")
 
 
 def test_plain_postgresql_has_no_nodes(database_url: str) -> None:
