@@ -54,7 +54,8 @@ class Settings:
         None,
         check_url,
         "URL",
-        "The same database without a pooler between. `subscribe()` listens there, because a pooler forgets LISTEN.",
+        "The same database without a pooler between, for what needs a session of its own: `subscribe()`, backups, "
+        "restores, rehearsals, and migrations outside a transaction.",
     )
     domain: str = _setting(
         "localhost", check_domain, "domain", "Tenants answer at `<tenant>.<domain>`, on any port and in any case."
@@ -243,7 +244,8 @@ class Settings:
         1000,
         between(0, 10000, int),
         "statements",
-        "Prepared statements kept by each connection, each for one tenant. Behind a pooler none are kept.",
+        "Prepared statements kept by each connection, each for one tenant. Behind a pooler none are kept, "
+        "and each connection remembers the types of as many.",
     )
     driver_mode: str = _setting(
         "auto",

@@ -232,7 +232,7 @@ async def test_first_subscriber_is_told_that_nobody_can_listen(database_url: str
     worker = make_worker(database_url, TENANTS_DIRECT_DATABASE_URL="postgresql://nobody:x@127.0.0.1:1/x")
     async with worker.app.test_app(), worker.app.app_context():
         for _ in range(2):
-            with pytest.raises(DatabaseUnavailableError, match="cannot connect to listen"):
+            with pytest.raises(DatabaseUnavailableError, match="cannot connect to the database for messages"):
                 async with subscribe(tenant=get(worker, "acme")):
                     pass
 

@@ -121,6 +121,8 @@ async def backup_tenant(
             str(file), "cannot be verified while it is piped: what undoes the program is not known here"
         )
     refuse_existing(file, force=force)
+    # Before there is a transaction: a pooler may have one connection.
+    environment = build_environment(await database.get_own_url("a backup"), os.environ)
     async with database.connection() as connection:
         await check_registry(connection)
         await connection.execute(WAIT_FOR_EVER)
@@ -142,7 +144,6 @@ async def backup_tenant(
             server_version=version,
             shapes=Shapes() if shapes is None else shapes,
         )
-        environment = build_environment(settings.required_database_url, os.environ)
         picture = None
         if verify:
             picture = await take_picture(

@@ -188,6 +188,8 @@ async def _restore_file(
         # In a thread, because reading the file to its end takes time.
         backup, stored = await asyncio.to_thread(stack.enter_context, open_backup(file))
         opened = await stack.enter_async_context(open_dump(source, backup, stored, pipe))
+        # Before there is a transaction: a pooler may have one connection.
+        environment = build_environment(await database.get_own_url("a restore"), os.environ)
         async with database.connection() as connection:
             await check_registry(connection)
             await connection.execute(WAIT_FOR_EVER)
@@ -234,7 +236,7 @@ async def _restore_file(
                 connection,
                 restoration,
                 dump,
-                build_environment(settings.required_database_url, os.environ),
+                environment,
                 source=source,
                 server_version=server_version,
                 on_notice=on_notice,

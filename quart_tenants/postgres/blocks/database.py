@@ -19,6 +19,7 @@ from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError,
 from quart_tenants.measures.counts import Measures
 from quart_tenants.measures.stats import PoolStats
 from quart_tenants.postgres.blocks.block import Block, list_path
+from quart_tenants.postgres.blocks.own_sessions import find_own_url, open_own_session
 from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, EVERYBODY, Beginning, TenantKey
 from quart_tenants.postgres.driver.connection_types import (
@@ -34,10 +35,13 @@ from quart_tenants.postgres.pool.connection_pool import ConnectionPool
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant
 
-# Of every connection. Outside a block it sees no tables: "" is the name of no schema. Of nothing at all, a pooler
-# that passes the path on would make a statement that ends after the =. The encoding is written as the server does it,
-# because the driver writes it in another way, and an old PgBouncer would set it before each transaction.
-_DEFAULTS = {"search_path": '""', "application_name": "quart_tenants", "client_encoding": "UTF8"}
+DEFAULTS = {"search_path": '""', "application_name": "quart_tenants", "client_encoding": "UTF8"}
+"""Of every connection. Outside a block it sees no tables: "" is the name of no schema.
+
+Of nothing at all, a pooler that passes the path on would make a statement that ends after the =. The encoding is
+written as the server does it, because the driver writes it in another way, and an old PgBouncer would set it before
+each transaction.
+"""
 # After so many the pool replaces a connection. Four migrate a tenant, a dozen make one.
 _QUERIES = 50_000
 _QUERIES_FOR_MANY_TENANTS = 4_000
@@ -59,6 +63,8 @@ class Database:
         self._pool = pool
         self._settings = settings
         self._shares = shares
+        # Once it was tried.
+        self._own_url: str | None = None
 
     @classmethod
     async def open(
@@ -101,7 +107,7 @@ class Database:
                 min_size=settings.pool_min_size if max_size is None else 0,
                 max_size=size,
                 max_queries=_QUERIES_FOR_MANY_TENANTS if for_many_tenants else _QUERIES,
-                defaults=_DEFAULTS,
+                defaults=DEFAULTS,
                 timings=timings or Timings(),
                 measures=measures or Measures(),
                 set_up=set_up,
@@ -232,7 +238,7 @@ class Database:
                 timeout=self._settings.connect_timeout,
                 command_timeout=self._settings.command_timeout,
                 statement_cache_size=0,
-                server_settings=_DEFAULTS,
+                server_settings=DEFAULTS,
             )
         except DRIVER_ERRORS as error:
             raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
@@ -242,32 +248,39 @@ class Database:
             with contextlib.suppress(*DRIVER_ERRORS):
                 await connection.close(timeout=self._settings.connect_timeout)
 
+    async def get_own_url(self, purpose: str) -> str:
+        """Return the URL by which a program, such as pg_dump, has a server process to itself in this database.
+
+        Args:
+            purpose: Why that is needed, such as `pg_dump`.
+
+        Raises the errors of `session`.
+        """
+        if self._own_url is None:
+            connection = await open_own_session(self._settings, DEFAULTS, purpose)
+            connection.terminate()
+            self._own_url, _ = find_own_url(self._settings)
+        return self._own_url
+
     @contextlib.asynccontextmanager
     async def session(self, *schemas: SchemaName) -> AsyncIterator[DriverConnection]:
         """Lend a connection of its own that sees *schemas* and the shared ones outside any transaction, and close it.
 
-        For what PostgreSQL refuses in a transaction. The path is part of how the connection is opened:
-        behind a pooler that shares connections there is none, and this fails rather than leave one behind.
+        For what PostgreSQL refuses in a transaction. No pooler may stand between, which would lend to others what is
+        set here, and the locks of the session.
 
         Raises:
+            SettingError: `TENANTS_DIRECT_DATABASE_URL` leads elsewhere.
             DatabaseUnavailableError: The database cannot be reached.
-            DatabaseRefusedError: The path is not what was asked for.
+            DatabaseRefusedError: A pooler stands between, or the path is not what was asked for.
         """
         path = (*schemas, *self._settings.shared_schemas)
-        try:
-            connection = await asyncpg.connect(
-                self._settings.required_database_url,
-                timeout=self._settings.connect_timeout,
-                statement_cache_size=0,
-                server_settings=_DEFAULTS | {"search_path": _write_path(path)},
-            )
-        except DRIVER_ERRORS as error:
-            raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
+        defaults = DEFAULTS | {"search_path": _write_path(path)}
+        connection = await open_own_session(self._settings, defaults, "what runs outside a transaction")
         try:
             if await list_path(connection) != [schema.name for schema in path]:
                 raise DatabaseRefusedError(
-                    f"a connection for schema {path[0].name!r} sees something else: a schema is missing, or "
-                    "a pooler stands between; run this on a direct connection to PostgreSQL"
+                    f"a connection for schema {path[0].name!r} sees something else: a schema is missing"
                 )
             yield connection
         finally:

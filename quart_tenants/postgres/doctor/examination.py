@@ -20,6 +20,7 @@ from quart_tenants.postgres.doctor.catalogue_checks import (
 from quart_tenants.postgres.doctor.cluster_checks import check_cluster
 from quart_tenants.postgres.doctor.fleet_tasks import check_fleet
 from quart_tenants.postgres.doctor.probe_tenants import alternate, attack, find_session_leaks, make_probes
+from quart_tenants.postgres.doctor.session_checks import find_own_session, find_pooler
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.fleet.status import get_fleet_status
 from quart_tenants.postgres.registry.registry_tables import unready_explained
@@ -100,6 +101,7 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     if ways:
         remedy = "drop what you do not need, or REVOKE it from PUBLIC"
         yield Finding("ways out", State.WARNING, list_problem("these run with other rights", ways), remedy)
+    yield await find_own_session(settings)
     no_roles = any(finding.check == TENANTS_ROLES and finding.state is State.LEAK for finding in findings)
     for finding in await _probe(database, settings, no_roles=no_roles):
         yield finding
@@ -133,6 +135,7 @@ async def _probe(database: Database, settings: Settings, *, no_roles: bool) -> l
                     "do not serve through this URL; say so to the authors of quart-tenants and of the pooler",
                 )
             )
+            findings.append(await find_pooler(database, shared=bool(ours & theirs)))
             if settings.role_per_tenant:
                 findings.append(
                     judge(

@@ -7,9 +7,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-
-import asyncpg
+from typing import TYPE_CHECKING, Any
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import (
@@ -19,8 +17,13 @@ from quart_tenants.errors import (
     MessageTooLongError,
     TenantError,
 )
-from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe, explain_no_connection
+from quart_tenants.postgres.blocks.database import DEFAULTS
+from quart_tenants.postgres.blocks.own_sessions import open_own_session
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe
 from quart_tenants.settings import Settings
+
+if TYPE_CHECKING:
+    import asyncpg
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +119,9 @@ class MessageHub:
         *may_read* is that of `Subscription`.
 
         Raises:
-            SettingError: The URL to listen at cannot be understood.
+            SettingError: The URL to listen at cannot be understood, or leads elsewhere.
             DatabaseUnavailableError: The database cannot be reached.
-            DatabaseRefusedError: What is sent does not come back: a pooler stands between.
+            DatabaseRefusedError: A pooler stands between, or what is sent does not come back.
         """
         if self._listening is None or self._listening.done():
             self._ready = asyncio.get_running_loop().create_future()
@@ -187,19 +190,9 @@ class MessageHub:
             else:
                 self._hand_over(str(payload))
 
-        direct_url = self._settings.direct_database_url
-        setting = "TENANTS_DATABASE_URL" if direct_url is None else "TENANTS_DIRECT_DATABASE_URL"
-        try:
-            connection = await asyncpg.connect(
-                direct_url or self._settings.required_database_url,
-                timeout=self._settings.connect_timeout,
-                command_timeout=self._settings.command_timeout,
-                server_settings={"application_name": "quart_tenants messages", "search_path": ""},
-            )
-        except (ValueError, *DRIVER_ERRORS) as error:
-            raise explain_no_connection(
-                error, setting, "cannot connect to listen for messages in the database"
-            ) from error
+        settings = self._settings
+        defaults = DEFAULTS | {"application_name": "quart_tenants messages"}
+        connection = await open_own_session(settings, defaults, "messages", settings.command_timeout)
         try:
             connection.add_termination_listener(lambda _: closed.set())
             await connection.add_listener(self.channel, hear)

@@ -41,6 +41,7 @@ async def scratch_database(database: Database, *, settings: Settings) -> AsyncIt
     Raises:
         DatabaseRefusedError: This role may not create databases.
     """
+    own_url = await database.get_own_url("a rehearsal")
     name = f"{_PREFIX}{int(time.time())}_{secrets.token_hex(4)}"
     async with database.plain_session() as connection:
         await _drop_forgotten(connection)
@@ -53,8 +54,8 @@ async def scratch_database(database: Database, *, settings: Settings) -> AsyncIt
                 "ALTER ROLE … CREATEDB, or name another role in TENANTS_DATABASE_URL for this command"
             ) from error
         try:
-            own = replace(settings, database_url=_name_database(settings.required_database_url, name))
-            own = replace(own, role_per_tenant=False)
+            own = replace(settings, database_url=_name_database(own_url, name))
+            own = replace(own, direct_database_url=None, role_per_tenant=False)
             async with await Database.open(own, max_size=2) as scratch:
                 await init_registry(scratch)
                 await migrate_shared(scratch, settings=own)

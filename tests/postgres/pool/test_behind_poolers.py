@@ -228,7 +228,7 @@ async def test_encoding_as_the_driver_writes_it_is_set_before_each_read(
     settings: Settings, acme: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: asyncpg's own client_encoding has quotes, which PgBouncer finds to be different each time."""
-    monkeypatch.delitem(database_module._DEFAULTS, "client_encoding")
+    monkeypatch.delitem(database_module.DEFAULTS, "client_encoding")
 
     to_pgbouncer, to_us = await count_messages(settings, acme)
 

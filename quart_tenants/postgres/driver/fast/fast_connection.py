@@ -46,6 +46,7 @@ from quart_tenants.postgres.driver.fast.silence import SilenceWatch
 from quart_tenants.postgres.driver.fast.statement_cache import FoundTypes, StatementCache
 from quart_tenants.postgres.driver.fast.statement_effects import Effect, StatementEffects
 from quart_tenants.postgres.driver.noting_connection import NotingConnection, make_name
+from quart_tenants.postgres.driver.server_process import GET_SERVER_PROCESS, has_to_itself
 from quart_tenants.postgres.driver.timings import Timings
 
 # A look-up in an enum takes six times as long as a name of the module.
@@ -55,14 +56,6 @@ _READS, _ROWS, _ANYTHING = Effect
 _COMMIT_MESSAGE = write_statements(COMMIT)
 _COMMIT_AND_RESET_MESSAGE = write_statements(COMMIT, *RESET, FORGET_STATEMENTS, prepared=False)
 
-# A pooler makes up the number of a server process, or lends one that is older than our connection.
-_GET_SERVER_PROCESS = """
-SELECT
-    pid AS number, EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::float8 AS age,
-    pg_catalog.current_setting('default_transaction_isolation') = 'read committed' AS commits_are_seen,
-    pg_catalog.has_function_privilege('pg_catalog.pg_prepared_statement()', 'EXECUTE') AS statements_are_seen
-FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()
-"""
 _GET_MEMORY = """
 SELECT pg_catalog.sum(total_bytes)::float8 / 1048576 FROM pg_catalog.pg_backend_memory_contexts
 """
@@ -206,12 +199,12 @@ class FastConnection(NotingConnection):
             return False
         await self._run("BEGIN", None)
         try:
-            server = await self.fetchrow(_GET_SERVER_PROCESS)
+            server = await self.fetchrow(GET_SERVER_PROCESS)
         finally:
             await self._run("ROLLBACK", None)
         if server is None or not server["commits_are_seen"]:
             return False
-        self.is_alone = server["number"] == self.get_server_pid() and server["age"] <= monotonic() - opened_at
+        self.is_alone = has_to_itself(self, server, opened_at)
         return not self.is_alone or server["statements_are_seen"]
 
     def set_up(
