@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _CONTEXT_HEADERS = (b"traceparent", b"tracestate")
 # A visitor may send any word as the method, and the names of spans are to be few.
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"})
+_OTHER = "_OTHER"
 _FIRST_FAILURE = 500
 # Characters. Of a longer statement, which is one with many values, only the first word is told.
 _LONGEST_STATEMENT = 10_000
@@ -67,9 +68,8 @@ class Spans:
             scheme: Such as `https`.
             parent: Whose child the span is. None: that of the span which is current now, if there is one.
         """
-        known = method if method in _METHODS else "_OTHER"
-        span = self.begin(known if known in _METHODS else "HTTP", SpanKind.SERVER, parent)
-        return RequestSpan(self, span, known, scheme)
+        known = method if method in _METHODS else _OTHER
+        return RequestSpan(self, self.begin(_name_request(known), SpanKind.SERVER, parent), known, scheme)
 
     def begin_block(self, tenant: Tenant | None) -> "BlockSpan | None":
         """Begin the span of a block, as a child of the current one. None means that it is not recorded."""
@@ -145,7 +145,7 @@ class RequestSpan:
             attributes["http.response.status_code"] = status
         if route is not None:
             attributes["http.route"] = route
-            self._span.update_name(f"{self._method} {route}")
+            self._span.update_name(f"{_name_request(self._method)} {route}")
         failure = None if error is None else type(error).__qualname__
         self._spans.end(self._span, attributes, str(status) if status >= _FIRST_FAILURE else failure)
 
@@ -196,6 +196,10 @@ class BlockSpan:
         if connection >= _WORTH_TELLING:
             attributes["quart_tenants.connection_seconds"] = connection
         self._spans.end(self._span, attributes, None if error is None else type(error).__qualname__)
+
+
+def _name_request(method: str) -> str:
+    return "HTTP" if method == _OTHER else method
 
 
 def _describe_statement(statement: str) -> tuple[str, str]:
