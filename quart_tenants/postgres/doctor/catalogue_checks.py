@@ -138,7 +138,9 @@ async def find_leaks(database: Database, *, settings: Settings) -> list[Finding]
         RegistryNotReadyError: There is no registry yet, or this role may not read it.
         DatabaseUnavailableError: The database cannot be reached.
     """
-    async with database.plain_session() as connection:
+    async with database.plain_session() as connection, connection.transaction():
+        # A pooler may set it for each client. Then only a reset shows what the server has.
+        await connection.execute("RESET search_path")
         path = await connection.fetchval(_GET_DEFAULT_PATH)
     # A role that may read one table of the registry may lack the right to another.
     with unready_explained():

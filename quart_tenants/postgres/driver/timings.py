@@ -15,6 +15,8 @@ class Timings:
         tidy_every: How often the pool looks after idle connections. One that was idle for so long is reset.
         give_up_after: A connection that was idle for so long goes back to asyncpg's pool, which may close it.
         fuse: A block of a tenant whose last blocks timed out may take so long.
+        away: While nobody answers where the database was, connections are asked for again for so long. From then on a
+            block fails at once, until somebody answers.
         full: A server that had no place for another connection is asked for one again after so long.
     """
 
@@ -25,4 +27,5 @@ class Timings:
     tidy_every: float = 1.0
     give_up_after: float = 300.0
     fuse: float = 2.0
+    away: float = 2.0
     full: float = 1.0

@@ -11,7 +11,7 @@ import asyncpg
 
 from quart_tenants.errors import DatabaseUnavailableError, PoolExhaustedError
 from quart_tenants.measures.counts import Measures
-from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, describe, find_poolers_remedy
 from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.opening import BlockConnection, Opener, SetUp
 from quart_tenants.postgres.driver.timings import Timings
@@ -23,6 +23,9 @@ _logger = logging.getLogger(__name__)
 
 # Tenants. After so many new ones a connection is weighed.
 _WEIGH_EVERY = 100
+_PAUSE = 0.05  # seconds between two tries to connect
+# Nobody answers, or somebody who is not ready.
+_AWAY_ERRORS = (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError)
 # Whether the server works for the backend of that number. The probe asks this after a long silence.
 _WORKS = "SELECT count(*) > 0 FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND state <> 'idle'"
 
@@ -35,6 +38,7 @@ class ConnectionPool:
     """
 
     __slots__ = (
+        "_away_since",
         "_closing",
         "_epoch",
         "_full",
@@ -80,6 +84,8 @@ class ConnectionPool:
         """
         self.measures = measures
         self._epoch = 0
+        # Since when nobody has answered, by the event loop's clock; None while somebody does.
+        self._away_since: float | None = None
         # What the server said when it had no place for another connection, until it is asked for one again.
         self._full = ""
         self._slots: Slots[PooledConnection] = Slots(max_size)
@@ -252,8 +258,7 @@ class ConnectionPool:
         """Return a new connection, or None where the server has no place for it, and there are others to wait for."""
         epoch = self._epoch
         try:
-            seconds = deadline - self.clock()
-            proxy = await self._pool.acquire(timeout=max(seconds, 0.001))
+            proxy = await self._connect(deadline)
         except BaseException as error:
             if isinstance(error, asyncpg.TooManyConnectionsError) and self._pool.get_size():
                 self._open_later(slot, describe(error))
@@ -271,6 +276,25 @@ class ConnectionPool:
         # Behind a pooler the server process that is weighed would be anybody's.
         weigh_at = min(_WEIGH_EVERY, self._max_tenants + 1) if driver.is_alone else sys.maxsize
         return PooledConnection(driver, slot, epoch, weigh_at)
+
+    async def _connect(self, deadline: float) -> Any:
+        """Return what asyncpg's pool lends. In a restart of the server, or of a pooler, wait a moment for its end."""
+        while True:
+            try:
+                proxy = await self._pool.acquire(timeout=max(deadline - self.clock(), 0.001))
+            except _AWAY_ERRORS as error:
+                now = self.clock()
+                if self._away_since is None:
+                    self._away_since = now
+                next_try = now + _PAUSE
+                is_over = next_try > min(self._away_since + self.timings.away, deadline)
+                # Whoever does not answer in time is an OSError, too.
+                if is_over or isinstance(error, TimeoutError) or find_poolers_remedy(error):
+                    raise
+            else:
+                self._away_since = None
+                return proxy
+            await asyncio.sleep(_PAUSE)
 
     def _open_later(self, slot: int, reason: str) -> None:
         """Open no connection for a moment, neither in *slot* nor in others: the server has no place for it."""

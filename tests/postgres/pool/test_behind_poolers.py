@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -10,15 +11,17 @@ from typing import Any
 import asyncpg
 import pytest
 
-from quart_tenants.errors import DatabaseUnavailableError, TenantError
+from quart_tenants.errors import DatabaseUnavailableError, LeakError, TenantError
 from quart_tenants.postgres.blocks import database as database_module
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
 from quart_tenants.postgres.driver.fast import fast_connection
 from quart_tenants.postgres.driver.fast.described_statements import DescriptionListener
 from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.fast.messages import write_statements
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
+from tests.support.patience import DEADLINE
 from tests.support.pgbouncer import SWALLOWS_PATH, can_track, empty_default_path, needs_pgbouncer, run_pgbouncer
 from tests.support.pooler import naive_pooler
 from tests.support.tcp_proxy import TcpProxy
@@ -260,6 +263,16 @@ async def test_pgbouncer_that_cannot_serve_is_told_what_to_set(
     assert "is it running" not in str(caught.value)
 
 
+async def drop_connections(url: str) -> None:
+    """End PgBouncer's connections to the server, which have the old default path."""
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    await connection.close()
+
+
 @needs_pgbouncer
 async def test_session_mode_serves(settings: Settings, acme: Tenant, globex: Tenant) -> None:
     """Where PgBouncer gives each client a server process, blocks work as in transaction mode."""
@@ -273,15 +286,18 @@ async def test_session_mode_serves(settings: Settings, acme: Tenant, globex: Ten
 
 @pytest.mark.skipif(not can_track(), reason="needs PgBouncer 1.20 or newer, for track_extra_parameters")
 async def test_pgbouncer_that_tracks_the_path_serves(settings: Settings, acme: Tenant, globex: Tenant) -> None:
-    """PgBouncer makes a statement of the empty path, and a server that tells its path needs no ALTER ROLE."""
+    """PgBouncer makes a statement of the empty path. A reset brings the server's own back, which must be empty, too."""
     url = settings.required_database_url
     async with run_pgbouncer(url, track_extra_parameters="search_path") as bouncer:
         strange, _ = await use_together(bouncer.url(url), settings, acme, globex)
-        async with open_patient(settings, bouncer.url(url)) as database, database.plain_session() as session:
-            path = await session.fetchval("SELECT current_schemas(false)")
+        async with open_patient(settings, bouncer.url(url)) as database:
+            with pytest.raises(LeakError, match="default path"):
+                await refuse_leaks(database, settings=settings)
+            await empty_default_path(url)
+            await drop_connections(url)
+            await refuse_leaks(database, settings=settings)
 
     assert strange == []
-    assert path == []
 
 
 # What is remembered may be outdated.
@@ -418,3 +434,64 @@ async def test_read_without_its_reset_is_seen_by_other_clients(
     monkeypatch.setattr(fast_connection, "_COMMIT_AND_RESET_MESSAGE", write_statements("COMMIT", prepared=False))
 
     assert await find_left(settings, acme) == ("mine", 1, 1)
+
+
+# A pooler that is restarted.
+
+
+async def read_through_restarts(settings: Settings, *tenants: Tenant, away: float) -> tuple[Counter[str], int]:
+    """Read all the time while PgBouncer is killed and started three times; return the errors, and how many reads."""
+    url = settings.required_database_url
+    await empty_default_path(url)
+    errors: Counter[str] = Counter()
+    reads = 0
+    over = asyncio.Event()
+
+    async def read_on(database: Database, tenant: Tenant) -> None:
+        nonlocal reads
+        while not over.is_set():
+            try:
+                rows, _ = await read(database, tenant)
+            except TenantError as error:
+                errors[error.code] += 1
+                await asyncio.sleep(0.01)
+            else:
+                reads += 1
+                if rows != [tenant.slug]:
+                    errors[f"{tenant.slug} read {rows}"] += 1
+
+    async with run_pgbouncer(url, **SWALLOWS_PATH) as bouncer:
+        own = replace(settings, database_url=bouncer.url(url), connect_timeout=60, acquire_timeout=60, pool_max_size=4)
+        timings = replace(WARM, away=away)
+        async with await Database.open(own, timings=timings) as database, asyncio.TaskGroup() as tasks:
+            await add(database, *tenants)
+            for tenant in tenants * 4:
+                tasks.create_task(read_on(database, tenant))
+            for _ in range(3):
+                before = reads
+                async with asyncio.timeout(DEADLINE):
+                    while reads < before + 50:
+                        await asyncio.sleep(0.01)
+                bouncer.kill()
+                await bouncer.start()
+            over.set()
+    return errors, reads
+
+
+@needs_pgbouncer
+async def test_reads_wait_for_a_pooler_that_is_restarted(settings: Settings, acme: Tenant, globex: Tenant) -> None:
+    """No read fails: what was under way is read again, and what comes meanwhile waits until somebody answers."""
+    errors, reads = await read_through_restarts(settings, acme, globex, away=60)
+
+    assert errors == Counter()
+    assert reads >= 150
+
+
+@needs_pgbouncer
+async def test_reads_that_do_not_wait_fail_in_the_same_restarts(
+    settings: Settings, acme: Tenant, globex: Tenant
+) -> None:
+    """Negative control: where a refused connection is an error at once, reads fail."""
+    errors, _ = await read_through_restarts(settings, acme, globex, away=0)
+
+    assert errors["database_unavailable"] > 0
