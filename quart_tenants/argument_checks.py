@@ -77,7 +77,8 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float)
     # What is no class, such as Any and a function, is not looked at, nor is what only has to have some methods.
-    return not isinstance(hint, type) or getattr(hint, "_is_protocol", False) or isinstance(value, hint)
+    # Python 3.11 and newer take Any for a class.
+    return hint is Any or not isinstance(hint, type) or getattr(hint, "_is_protocol", False) or isinstance(value, hint)
 
 
 def _describe(hint: Any) -> str:
