@@ -126,7 +126,7 @@ class Block:
             else:
                 await self._begin(deadline)
         except BaseException as error:
-            late = await self._end_fuse(error)
+            late = None if self._fuse is None else await self._end_fuse(self._fuse, error)
             self._leave(late or error)
             if late is not None:
                 raise late from error
@@ -144,7 +144,7 @@ class Block:
         try:
             if isinstance(lent, LentConnection):
                 lent.take_back()
-            late = await self._end_fuse(exc)
+            late = None if self._fuse is None else await self._end_fuse(self._fuse, exc)
             if self._lost:
                 # An error has said so, which the handler may have caught.
                 if exc is None:
@@ -162,11 +162,8 @@ class Block:
             raise
         self._leave(exc)
 
-    async def _end_fuse(self, error: BaseException | None) -> DatabaseTimeoutError | None:
-        """Return what to raise in place of *error* if this block of a stuck tenant was ended early."""
-        fuse, self._fuse = self._fuse, None
-        if fuse is None:
-            return None
+    async def _end_fuse(self, fuse: asyncio.Timeout, error: BaseException | None) -> DatabaseTimeoutError | None:
+        """Return what to raise in place of *error* if *fuse* has ended this block of a stuck tenant early."""
         try:
             await fuse.__aexit__(None if error is None else type(error), error, None)
         except TimeoutError:
