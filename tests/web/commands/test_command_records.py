@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 QUART = PROGRAM.with_name("quart")
-# What reads only, or goes on for as long as it serves and has a log of its own.
-UNRECORDED = {"lint", "list", "status", "top", "domain list", "doctor", "user list", "serve", "demo"}
+READING = {"lint", "check-portable", "list", "status", "nodes", "top", "domain list", "doctor", "user list"}
+# These go on for as long as they serve, and have lines of their own for what is done by them.
+SERVING = {"serve", "demo", "console"}
+UNRECORDED = READING | SERVING
 
 
 def run(
