@@ -1,14 +1,20 @@
 """What tests of backups share: a schema with everything in it, and ways to look at a database."""
 
+import asyncio
+import os
+import re
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 
+from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.registry.registry_tables import list_tenants
+from quart_tenants.postgres.registry.registry_tables import get_tenant, list_tenants
 from quart_tenants.postgres.tenants.trash import list_trash
+from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 from tests.support.patience import wait_until
 
@@ -81,6 +87,11 @@ FIND_WAITING = """
 SELECT l.pid FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database
 WHERE NOT l.granted AND d.datname = current_database()
 """
+LIST_RELATIONS = """
+SELECT array_agg(c.oid::regclass::text ORDER BY c.relname) FROM pg_class AS c
+WHERE c.relnamespace = current_schema()::regnamespace
+    AND (c.relkind IN ('r', 'p') OR c.relkind = 'm' AND c.relispopulated)
+"""
 LIST_SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_%' ORDER BY nspname"
 
 
@@ -125,3 +136,28 @@ async def wait_for_waiting(connection: "asyncpg.Connection[asyncpg.Record]") -> 
         return number
 
     return await wait_until(find)
+
+
+async def run_program(
+    settings: Settings, name: str, *options: str, stdin: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one of PostgreSQL's programs on the database of *settings*."""
+    programs = await find_client_programs(18)
+    command = [str(programs.folder / name), *options]
+    environment = build_environment(settings.required_database_url, os.environ)
+    return await asyncio.to_thread(subprocess.run, command, env=environment, input=stdin, capture_output=True)
+
+
+async def photograph(database: Database, settings: Settings, slug: Slug) -> tuple[str, list[tuple[str, Any]]]:
+    """Return a tenant's schema as pg_dump writes it, with its name as @, and what the tenant reads in each relation."""
+    tenant = await get_tenant(database, slug)
+    async with database.tenant_connection(tenant) as connection:
+        rows = [
+            (relation, await connection.fetchval(f"SELECT array_agg((r.*)::text) FROM {relation} AS r"))
+            for relation in await connection.fetchval(LIST_RELATIONS)
+        ]
+    dumped = await run_program(
+        settings, "pg_dump", f"--schema={tenant.schema.quoted}", "--restrict-key=x", "--no-owner"
+    )
+    assert dumped.returncode == 0, dumped.stderr
+    return re.sub(rf"\b{tenant.schema.name}\b", "@", dumped.stdout.decode()), rows

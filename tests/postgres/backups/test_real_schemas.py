@@ -1,31 +1,24 @@
 """What people really have in their schemas is backed up, restored beside and in place, and copied."""
 
-import asyncio
-import os
-import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
 
 from quart_tenants.errors import BackupFileError
 from quart_tenants.postgres.backups.backup import backup_tenant
-from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.backups.migrated_shapes import is_same_later
 from quart_tenants.postgres.backups.restore import copy_tenant, restore_tenant
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import Migration
-from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 from tests.postgres.backups.corpus import GROUPS, get_file, get_schema, list_groups
-from tests.postgres.backups.parts import ACME, fetch, fill
+from tests.postgres.backups.parts import ACME, fetch, fill, photograph, run_program
 from tests.support.databases import REFERENCE_FILES
 
 pytestmark = pytest.mark.slow
@@ -43,36 +36,6 @@ LEFT_TO_PG_DUMP = frozenset(
     }
 )
 GET_VERSION = "SELECT current_setting('server_version_num')::integer"
-LIST_RELATIONS = """
-SELECT array_agg(c.oid::regclass::text ORDER BY c.relname) FROM pg_class AS c
-WHERE c.relnamespace = current_schema()::regnamespace
-    AND (c.relkind IN ('r', 'p') OR c.relkind = 'm' AND c.relispopulated)
-"""
-
-
-async def run_program(
-    settings: Settings, name: str, *options: str, stdin: bytes = b""
-) -> subprocess.CompletedProcess[bytes]:
-    """Run one of PostgreSQL's programs on the database of *settings*."""
-    programs = await find_client_programs(18)
-    command: list[str | Path] = [programs.folder / name, *options]
-    environment = build_environment(settings.required_database_url, os.environ)
-    return await asyncio.to_thread(subprocess.run, command, env=environment, input=stdin, capture_output=True)
-
-
-async def photograph(database: Database, settings: Settings, slug: Slug) -> tuple[str, list[tuple[str, Any]]]:
-    """Return a tenant's schema as pg_dump writes it, with its name as @, and what the tenant reads in each relation."""
-    tenant = await get_tenant(database, slug)
-    async with database.tenant_connection(tenant) as connection:
-        rows = [
-            (relation, await connection.fetchval(f"SELECT array_agg((r.*)::text) FROM {relation} AS r"))
-            for relation in await connection.fetchval(LIST_RELATIONS)
-        ]
-    dumped = await run_program(
-        settings, "pg_dump", f"--schema={tenant.schema.quoted}", "--restrict-key=x", "--no-owner"
-    )
-    assert dumped.returncode == 0, dumped.stderr
-    return re.sub(rf"\b{tenant.schema.name}\b", "@", dumped.stdout.decode()), rows
 
 
 async def ask_version(database: Database) -> int:
