@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import socket
 import sys
 
 import click
@@ -17,7 +18,7 @@ from quart_tenants.console.runs import Run, Runs
 from quart_tenants.console.samples import Sample, sample_metrics
 from quart_tenants.errors import SettingError
 from quart_tenants.postgres.registry.registry_tables import list_tenants
-from quart_tenants.server.addresses import open_addresses
+from quart_tenants.server.addresses import list_descriptors, open_addresses
 from quart_tenants.server.applications import load_app
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.records import changes_nothing, find_os_user
@@ -51,6 +52,7 @@ def console_command(application: str | None, port: int) -> None:
     config = Config()
     config.bind = ["127.0.0.1:0"]
     (address,) = open_addresses(config, port)
+    _listen(config)
     config.errorlog = SERVER_LOGGER
     # A browser that watches a run would hold up the end.
     config.graceful_timeout = 1
@@ -112,6 +114,14 @@ async def _serve(console: Console, door: Door, config: Config) -> None:
         await serve(make_console_app(console, door), config)
     finally:
         await console.close()
+
+
+def _listen(config: Config) -> None:
+    """Let the system keep whoever opens the address sooner than Hypercorn serves it."""
+    for descriptor in list_descriptors(config):
+        listener = socket.socket(fileno=descriptor)
+        listener.listen()
+        listener.detach()
 
 
 def _tell(line: str) -> None:

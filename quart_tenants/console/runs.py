@@ -32,17 +32,19 @@ class Run:
         command: As an operator types it.
         operator: Who has started it.
         lines: What it says, its last lines.
-        output: All that it has written on stdout, if that was asked for.
+        keeps_output: Whether its stdout is a document, and not lines for people.
+        output: That document.
         done: How many tenants are done, as it says.
         total: How many there are; 0 if it does not say.
         status: The exit status; None while it runs.
     """
 
-    def __init__(self, number: int, command: str, operator: str) -> None:
+    def __init__(self, number: int, command: str, operator: str, *, keeps_output: bool) -> None:
         self.number = number
         self.command = command
         self.operator = operator
         self.lines: deque[str] = deque(maxlen=_MOST_LINES)
+        self.keeps_output = keeps_output
         self.output = b""
         self.done = 0
         self.total = 0
@@ -132,11 +134,11 @@ class Runs:
         if len(running) >= _MOST_AT_ONCE:
             raise ConsoleBusyError([run.command for run in running])
         self._last += 1
-        run = self._runs[self._last] = Run(self._last, command, operator)
+        run = self._runs[self._last] = Run(self._last, command, operator, keeps_output=keep_output)
         ended = [old.number for old in self._runs.values() if old.status is not None]
         for number in ended[: max(len(self._runs) - _MOST_KEPT, 0)]:
             del self._runs[number]
-        task = asyncio.create_task(self._run(run, arguments, keep_output=keep_output), name=f"console: {command}")
+        task = asyncio.create_task(self._run(run, arguments), name=f"console: {command}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return run
@@ -156,7 +158,7 @@ class Runs:
             for task in late:
                 task.cancel()
 
-    async def _run(self, run: Run, arguments: Sequence[str], *, keep_output: bool) -> None:
+    async def _run(self, run: Run, arguments: Sequence[str]) -> None:
         status = 1
         try:
             # A group of its own: Ctrl-C in the terminal reaches the console alone, which hands it on once.
@@ -171,7 +173,9 @@ class Runs:
             )
             async with asyncio.TaskGroup() as group:
                 group.create_task(_read_lines(process.stderr, run))
-                group.create_task(_read_all(process.stdout, run) if keep_output else _read_lines(process.stdout, run))
+                group.create_task(
+                    _read_all(process.stdout, run) if run.keeps_output else _read_lines(process.stdout, run)
+                )
             status = await process.wait()
         except OSError as error:
             run.say(f"the command cannot be started: {error.strerror}")

@@ -143,6 +143,22 @@ async def test_progress_comes_live(own: OwnConsole, client: Browser) -> None:
     assert last["state"] == f"ended with status {-signal.SIGINT}"
 
 
+async def test_no_page_has_the_password_of_the_database(
+    own: OwnConsole, client: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a command says of a database that it cannot reach, and every other page, is without its password."""
+    secret = "planted-database-password"
+    monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", f"postgresql://postgres:{secret}@127.0.0.1:1/nowhere")
+    await confirm(client, "/fleet/migrate")
+    runs = own.console.runs
+    assert runs is not None
+    await wait_for_end(runs.list()[0])
+
+    assert runs.list()[0].status == 1
+    for path in ("/", "/runs", "/runs/1", "/load", "/fleet/migrate"):
+        assert secret not in await read(await client.get(path))
+
+
 async def test_few_commands_run_at_a_time_and_end_with_the_console() -> None:
     """A fourth command is refused by an error that names the three; the end of the console ends them as Ctrl-C does."""
     runs = Runs(["-c"])
