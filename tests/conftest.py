@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 
 import hypothesis
@@ -73,6 +74,14 @@ def _strange_asyncpg(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.config.getoption("--plain-driver"):
             patch.setitem(driver_check._CONNECTION_METHODS, "_renamed_by_another_version", ())
         yield
+
+
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Let programs hear Ctrl-C also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

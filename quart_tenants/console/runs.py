@@ -20,8 +20,6 @@ _MOST_BYTES = 32 * 2**20
 _LONGEST_LINE = 2**20
 # As `Progress` of the commands says it.
 _PROGRESS = re.compile(r"[a-z ]+: (\d+) of (\d+), ")
-_PATIENCE = 10.0
-"""Seconds for a command to end by itself when the console ends."""
 
 
 class Run:
@@ -102,9 +100,18 @@ class Runs:
     lines. As processes of their own they take no time of this one's, and end as after Ctrl-C when the console ends.
     """
 
-    def __init__(self, program: Sequence[str], on_end: Callable[[Run], object] = lambda run: None) -> None:
-        """Let *program* be how Python starts the commands, such as `-m quart_tenants`; call *on_end* after each."""
+    def __init__(
+        self, program: Sequence[str], on_end: Callable[[Run], object] = lambda run: None, *, patience: float = 10.0
+    ) -> None:
+        """Prepare to run commands.
+
+        Args:
+            program: How Python starts them, such as `-m quart_tenants`.
+            on_end: Called after each.
+            patience: Seconds that they have to end by themselves when the console ends.
+        """
         self._program = (sys.executable, *program)
+        self._patience = patience
         self._on_end = on_end
         self._runs: dict[int, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,13 +157,14 @@ class Runs:
                 run.process.send_signal(signal.SIGINT)
 
     async def close(self) -> None:
-        """End all commands as Ctrl-C does, and wait for them."""
+        """End all commands as Ctrl-C does, wait for them, and kill those that go on."""
         for run in self._runs.values():
             self.interrupt(run)
         if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=_PATIENCE)
+            _, late = await asyncio.wait(self._tasks, timeout=self._patience)
             for task in late:
                 task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _run(self, run: Run, arguments: Sequence[str]) -> None:
         status = 1

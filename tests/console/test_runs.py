@@ -20,7 +20,7 @@ from tests.console.conftest import OwnConsole
 from tests.console.pages import confirm, find_command, find_token, read
 from tests.support.databases import execute
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("foreground")]
 
 WAITS = "import signal, sys\nprint('migrating: 3 of 9, 1 a second', file=sys.stderr, flush=True)\nsignal.pause()"
 
@@ -176,6 +176,19 @@ async def test_few_commands_run_at_a_time_and_end_with_the_console() -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+async def test_command_that_does_not_hear_ctrl_c_ends_with_the_console() -> None:
+    """It is killed when the console has waited for it, and its end is noted."""
+    runs = Runs(["-c"], patience=0.1)
+    run = runs.start([f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{WAITS}"], "deaf", "ann")
+    await wait_for_line(run, "migrating")
+    assert run.process is not None
+
+    await runs.close()
+
+    assert run.status == 1
+    assert await run.process.wait() == -signal.SIGKILL
 
 
 async def test_output_of_any_size_is_read() -> None:

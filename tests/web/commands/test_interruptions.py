@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -12,7 +11,7 @@ from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
 from tests.support.processes import PROGRAM, make_environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("foreground")]
 
 STATE = """
 SELECT
@@ -22,14 +21,6 @@ SELECT
     )::text,
     (SELECT array_agg(nspname ORDER BY nspname) FROM pg_namespace WHERE nspname !~ '^pg_')::text
 """
-
-
-@pytest.fixture(autouse=True)
-def _foreground() -> Iterator[None]:
-    """Let the programs hear Ctrl-C also where the tests run in the background of a shell, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
