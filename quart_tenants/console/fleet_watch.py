@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from quart_tenants.errors import TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import Finding
-from quart_tenants.postgres.doctor.fleet_tasks import describe_tasks, find_tasks
+from quart_tenants.postgres.doctor.fleet_tasks import describe_tasks
 from quart_tenants.postgres.driver.refusals import translate_refusals
 from quart_tenants.postgres.fleet.status import FleetStatus, get_fleet_status
 from quart_tenants.settings import Settings
+from quart_tenants.web.commands.worker_figures import find_all_tasks
 
 _VALID_FOR = 10.0
 """Seconds, until a page lets it be looked at anew."""
@@ -80,7 +81,7 @@ class FleetWatch:
         try:
             with translate_refusals():
                 status = await get_fleet_status(self._get_database(), settings=self._settings, drift=False)
-                tasks = await find_tasks(self._get_database(), status, settings=self._settings)
+                tasks = await find_all_tasks(self._get_database(), status, settings=self._settings)
             self._news = FleetNews(began, describe_tasks(tasks), tasks, status)
         except TenantError as error:
             self._news = FleetNews(began, f"what needs doing cannot be told: {error}", (), None)

@@ -12,7 +12,17 @@ import pytest
 from playwright.async_api import Page
 
 from quart_tenants.testing.databases import new_database_between_loops
-from tests.support.browsers import FITS, NARROW, WIDE, WINDOWS, find_barriers, needs_chromium, open_page, run_chromium
+from tests.support.browsers import (
+    FITS,
+    NARROW,
+    WIDE,
+    WINDOWS,
+    assert_no_barrier,
+    find_barriers,
+    needs_chromium,
+    open_page,
+    run_chromium,
+)
 from tests.support.processes import Server, run_server
 
 pytestmark = [pytest.mark.slow, needs_chromium]
@@ -137,10 +147,7 @@ async def test_no_page_has_a_barrier(
     titles = []
     async with run_chromium() as browser, open_page(browser, width, colours) as page:
         async for name in show_every_page(page, server):
-            assert await find_barriers(page) == [], name
-            assert await page.evaluate(FITS), name
-            assert await page.evaluate("document.documentElement.lang") == "en", name
-            assert await page.locator("h1").count() == 1, name
+            await assert_no_barrier(page, name)
             titles.append(await page.title())
             if name in PICTURED:
                 await page.screenshot(path=folder / f"{name}-{width}.png")

@@ -2,18 +2,22 @@
 
 import html
 import re
+from dataclasses import replace
 
 import pytest
 from quart.typing import TestClientProtocol as Browser
 
+from quart_tenants.console.fleet_watch import FleetWatch
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.tenant_search import TenantFilter, find_tenants
 from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
+from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.console.conftest import OwnConsole
 from tests.console.pages import read
 from tests.support.databases import execute
 from tests.support.patience import wait_until
+from tests.web.commands.test_worker_figures import telling
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +121,17 @@ async def test_headline_is_that_of_status(own: OwnConsole, client: Browser, data
         return page if "needs doing: tenants behind" in page else None
 
     assert "run quart-tenants migrate" in await wait_until(find_news)
+
+
+async def test_headline_tells_of_workers_in_trouble(database: Database, settings: Settings) -> None:
+    """So does `status`: a worker that hangs needs doing in the console, too."""
+    async with telling([("0", 3, None)]) as told:
+        watch = FleetWatch(lambda: database, replace(settings, metrics_bind=told.metrics_bind))
+        news = await watch.get_news(patience=60)
+        await watch.close()
+
+    assert news is not None
+    assert news.headline == "1 thing needs doing: workers"
 
 
 async def test_failed_logins_are_counted_without_names(client: Browser, database_url: str) -> None:

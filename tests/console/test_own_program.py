@@ -14,7 +14,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from quart_tenants.testing.databases import new_database_between_loops
-from tests.support.browsers import FITS, WIDE, WINDOWS, find_barriers, needs_chromium, open_page, run_chromium
+from tests.support.browsers import WIDE, WINDOWS, assert_no_barrier, needs_chromium, open_page, run_chromium
 from tests.support.patience import DEADLINE
 from tests.support.processes import PROGRAM, make_environment, run_warm, run_warm_program, wait_for_line
 from tests.web.commands.runs import execute
@@ -117,10 +117,7 @@ async def test_no_page_has_a_barrier(
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
     async with run_chromium() as browser, open_page(browser, width, colours) as page:
         async for name in show_every_page(page, program):
-            assert await find_barriers(page) == [], name
-            assert await page.evaluate(FITS), name
-            assert await page.evaluate("document.documentElement.lang") == "en", name
-            assert await page.locator("h1").count() == 1, name
+            await assert_no_barrier(page, name)
             if name in PICTURED:
                 await page.screenshot(path=folder / f"{name}-{width}.png")
 

@@ -1,9 +1,6 @@
 """How busy the workers were: from one worker's figures, or from the port of all of them."""
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -19,6 +16,7 @@ from quart_tenants.web.commands.worker_figures import ask_workers
 from quart_tenants.web.state import find_state
 from tests.console.conftest import OwnConsole
 from tests.console.pages import read
+from tests.support.fixed_answers import answering
 
 NOTHING = Sample(0, (0.0,) * (len(BOUNDS) + 1), 0, 0, 0)
 
@@ -76,21 +74,6 @@ def test_plot_goes_from_zero_to_the_largest_value() -> None:
     assert draw(Course("t", "ms", (0.0, 2.0, 1.0))).points == "0.0,60.0 150.0,0.0 300.0,30.0"
     assert draw(Course("t", "", (0.0,))).points == "0.0,60.0 300.0,60.0"
     assert (draw(Course("t", "ms", (1.5, 0.5))).now, draw(Course("t", "ms", (1.5, 0.5))).most) == ("0.5 ms", "1.5 ms")
-
-
-@asynccontextmanager
-async def answering(body: bytes) -> AsyncIterator[str]:
-    """Yield an address at which everybody gets *body*."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(body)
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 @pytest.mark.slow

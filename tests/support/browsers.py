@@ -48,6 +48,14 @@ async def open_page(
     assert [text for text in complaints if "Failed to load resource" not in text] == []
 
 
+async def assert_no_barrier(page: Page, name: str) -> None:
+    """Assert that nothing keeps people from using the page *name*, and that it fits into its window."""
+    assert await find_barriers(page) == [], name
+    assert await page.evaluate(FITS), name
+    assert await page.evaluate("document.documentElement.lang") == "en", name
+    assert await page.locator("h1").count() == 1, name
+
+
 async def find_barriers(page: Page) -> list[str]:
     """Return what axe-core finds on the page by the rules that it has on by default."""
     axe: Any = pytest.importorskip("axe_playwright_python.async_playwright", reason="needs axe-playwright-python")

@@ -5,7 +5,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -391,17 +391,24 @@ async def test_page_that_is_open_is_closed_when_it_may_read_no_more(
         assert (await other.receive_json())["text"] == "still"
 
 
+@asynccontextmanager
+async def open_ended_page(worker: Worker, path: str) -> AsyncIterator[Any]:
+    """Open a websocket as a user whose sessions are ended then."""
+    ada = await ClientMaker(worker.app, "localhost")(get(worker, "acme"), user="ada")
+    async with ada.websocket(path) as page:
+        assert await page.receive() == "ready"
+        await end_all_of_the_user(worker, ada)
+        await worker.tenants.registry.refresh()
+        yield page
+
+
 async def test_page_of_an_ended_session_gets_no_message(
     workers: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The session is looked at before each message, and not only from time to time."""
     monkeypatch.setattr(SOONER, 3600)
     here, _ = workers
-    ada = await ClientMaker(here.app, "localhost")(get(here, "acme"), user="ada")
-    async with ada.websocket("/mine") as page:
-        assert await page.receive() == "ready"
-        await end_user_sessions(here.tenants.database, ada.tenant, "ada")
-        await here.tenants.registry.refresh()
+    async with open_ended_page(here, "/mine") as page:
         await here.app.test_client().post("/say/secret", headers=HOST)
 
         with pytest.raises(WebsocketDisconnectError, match="1008"):
@@ -411,11 +418,7 @@ async def test_page_of_an_ended_session_gets_no_message(
 async def test_page_that_uses_no_session_is_not_closed_with_it(workers: tuple[Worker, Worker]) -> None:
     """Negative control: a view that asks for no login goes on when the session of the cookie has ended."""
     here, _ = workers
-    ada = await ClientMaker(here.app, "localhost")(get(here, "acme"), user="ada")
-    async with ada.websocket("/live") as page:
-        assert await page.receive() == "ready"
-        await end_user_sessions(here.tenants.database, ada.tenant, "ada")
-        await here.tenants.registry.refresh()
+    async with open_ended_page(here, "/live") as page:
         await here.app.test_client().post("/say/public", headers=HOST)
 
         assert (await page.receive_json())["text"] == "public"

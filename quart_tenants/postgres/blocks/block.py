@@ -50,7 +50,6 @@ class Block:
     """One transaction on one connection. Made by `Database`, entered once by `async with`."""
 
     __slots__ = (
-        "_apart",
         "_beginning",
         "_entered",
         "_first",
@@ -87,8 +86,7 @@ class Block:
         # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
         self.status = ""
         self._entered = False
-        # Whether the tenant's last blocks timed out, and what ends this one early then.
-        self._apart = False
+        # What ends this block early, because the tenant's last blocks timed out; None in any other block.
         self._fuse: asyncio.Timeout | None = None
         self._lent: LentConnection | Connection | None = None
         # Whether there is no connection any more, and nothing to end.
@@ -102,15 +100,15 @@ class Block:
         now = self._pool.clock()
         deadline = now + self._timeout
         try:
-            if self._shares is not None and self._tenant is not None:
-                self._apart = await self._shares.take(self._tenant, deadline)
+            shares, tenant = self._shares, self._tenant
+            if shares is not None and tenant is not None and await shares.take(tenant, deadline):
+                self._fuse = asyncio.timeout(self._pool.timings.fuse)
         except BaseException as error:
             record.end(error)
             raise
         record.has_share()
         try:
-            if self._apart:
-                self._fuse = asyncio.timeout(self._pool.timings.fuse)
+            if self._fuse is not None:
                 await self._fuse.__aenter__()
             pooled = await self._pool.acquire(self._beginning.tenant.tenant, deadline)
             self._take(pooled)
@@ -212,7 +210,8 @@ class Block:
             record.round_trips += self._pooled.driver.count_queries() - self._queries
         record.end(error)
         if self._shares is not None and self._tenant is not None:
-            self._shares.give_back(self._tenant, timed_out=self._has_timed_out(error), apart=self._apart)
+            apart = self._fuse is not None
+            self._shares.give_back(self._tenant, timed_out=self._has_timed_out(error), apart=apart)
 
     def _has_timed_out(self, error: BaseException | None) -> bool | None:
         """Return whether the server gave no answer in time, or None if nobody knows."""

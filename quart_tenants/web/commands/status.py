@@ -10,7 +10,7 @@ from itertools import islice
 import click
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.doctor.fleet_tasks import check_drift, describe_tasks, find_tasks, list_tasks
+from quart_tenants.postgres.doctor.fleet_tasks import check_drift, describe_tasks, list_tasks
 from quart_tenants.postgres.fleet.status import FleetStatus, VersionCount, add_drift, get_fleet_status
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.doctor import print_finding
@@ -18,7 +18,7 @@ from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import count_tenants, with_database
 from quart_tenants.web.commands.tables import print_rows
-from quart_tenants.web.commands.worker_figures import check_workers
+from quart_tenants.web.commands.worker_figures import find_all_tasks
 
 _MOST_LISTED = 20
 
@@ -36,7 +36,7 @@ async def status_command(database: Database, settings: Settings, as_json: bool, 
     except with --json.
     """
     status = await get_fleet_status(database, settings=settings, drift=False)
-    tasks = await find_tasks(database, status, settings=settings) + await check_workers(settings)
+    tasks = await find_all_tasks(database, status, settings=settings)
     try:
         if not no_drift:
             with Progress("comparing tables", status.tenants) as progress:

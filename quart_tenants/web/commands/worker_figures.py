@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 from quart_tenants.errors import SettingError
 from quart_tenants.long_lists import name_some
+from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import Finding, State
+from quart_tenants.postgres.doctor.fleet_tasks import find_tasks
+from quart_tenants.postgres.fleet.status import FleetStatus
 from quart_tenants.settings import Settings
 
 _ANSWERS_WITHIN = 5.0  # seconds
@@ -42,6 +45,11 @@ def sort_by_tenant(told: list[Told]) -> Samples:
         for each in told
         if "worker" in each.labels and each.labels.keys() <= {"worker", "tenant"}
     }
+
+
+async def find_all_tasks(database: Database, status: FleetStatus, *, settings: Settings) -> list[Finding]:
+    """Return what somebody has to do: what `find_tasks` finds, which also says what is raised, and at the workers."""
+    return [*await find_tasks(database, status, settings=settings), *await check_workers(settings)]
 
 
 def list_workers(samples: Samples) -> dict[str, bool]:

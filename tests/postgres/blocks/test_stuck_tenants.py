@@ -73,25 +73,26 @@ async def find_rates(settings: Settings, *, stuck_after: int) -> tuple[float, in
     own = make_settings(settings, stuck_after=stuck_after)
     async with await Database.open(own, timings=timings, measures=measures) as database:
         acme, company1, globex = [await get_tenant(database, parse_slug(s)) for s in ("acme", "company1", "globex")]
-        alone, _ = await count_answers(database, [], globex, 1.5)
         # The time-outs by which it becomes known that they are stuck.
         await count_answers(database, [acme, company1], globex, 2.0)
-        beside, errors = await count_answers(database, [acme, company1], globex, 1.5)
+        alone = beside = errors = 0
+        # In turns, because the machine may be busier at one moment than at another.
+        for _ in range(4):
+            alone += (await count_answers(database, [], globex, 0.75))[0]
+            answers, failed = await count_answers(database, [acme, company1], globex, 0.75)
+            beside, errors = beside + answers, errors + failed
     return beside / alone, errors, measures.refused_as_stuck
 
 
 async def test_others_keep_their_rate_beside_stuck_tenants(
     settings: Settings, locked: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    """Beside two tenants whose table is locked, another one keeps most of its rate and sees no error.
-
-    The promise is 80 %, which `benchmarks.scale` measures: on a machine that others use, a test sees less.
-    """
+    """Beside two tenants whose table is locked, another one keeps 80 % of its rate and sees no error."""
     assert not locked.is_closed()
     rate, errors, refused = await find_rates(settings, stuck_after=3)
 
     assert errors == 0
-    assert rate >= 0.5
+    assert rate >= 0.8
     assert refused > 0
 
 

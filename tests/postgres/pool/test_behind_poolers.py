@@ -305,14 +305,25 @@ async def test_pgbouncer_that_tracks_the_path_serves(settings: Settings, acme: T
 
 async def change_by_hand(database: Database, tenant: Tenant) -> None:
     """Let a number have another type in as many bytes."""
+    await change(database, tenant, "DROP TABLE measured; CREATE TABLE measured AS SELECT 1.5::float8 AS value")
+
+
+async def change(database: Database, tenant: Tenant, statement: str) -> None:
+    """Execute *statement* in a block of its own."""
     async with database.tenant_connection(tenant) as connection:
-        await connection.execute("DROP TABLE measured; CREATE TABLE measured AS SELECT 1.5::float8 AS value")
+        await connection.execute(statement)
+
+
+async def remember(database: Database, tenant: Tenant, query: str) -> None:
+    """Make the table, and read it until the read is remembered."""
+    await make_measured(database, tenant)
+    for _ in range(2):
+        await read(database, tenant, query)
 
 
 async def make_measured(database: Database, tenant: Tenant) -> None:
     """Make a table with a number."""
-    async with database.tenant_connection(tenant) as connection:
-        await connection.execute("CREATE TABLE measured AS SELECT 15::int8 AS value")
+    await change(database, tenant, "CREATE TABLE measured AS SELECT 15::int8 AS value")
 
 
 @needs_pgbouncer
@@ -350,8 +361,7 @@ async def test_parameter_that_has_another_type_now_is_encoded_anew(pooled: Datab
     await make_measured(pooled, acme)
     assert await read(pooled, acme, query, 15) == ([15], 2)
     assert await read(pooled, acme, query, 15) == ([15], 1)
-    async with pooled.tenant_connection(acme) as connection:
-        await connection.execute("ALTER TABLE measured ALTER COLUMN value TYPE numeric")
+    await change(pooled, acme, "ALTER TABLE measured ALTER COLUMN value TYPE numeric")
 
     assert (await read(pooled, acme, query, 15))[0] == [15]
 
@@ -359,11 +369,8 @@ async def test_parameter_that_has_another_type_now_is_encoded_anew(pooled: Datab
 @needs_pgbouncer
 async def test_column_that_was_renamed_by_hand_has_its_new_name(pooled: Database, acme: Tenant) -> None:
     """The names of the columns are a part of the description."""
-    await make_measured(pooled, acme)
-    for _ in range(2):
-        await read(pooled, acme, "SELECT * FROM measured")
-    async with pooled.tenant_connection(acme) as connection:
-        await connection.execute("ALTER TABLE measured RENAME COLUMN value TO amount")
+    await remember(pooled, acme, "SELECT * FROM measured")
+    await change(pooled, acme, "ALTER TABLE measured RENAME COLUMN value TO amount")
 
     async with pooled.tenant_connection(acme) as connection:
         rows = await connection.fetch("SELECT * FROM measured")
@@ -374,11 +381,8 @@ async def test_column_that_was_renamed_by_hand_has_its_new_name(pooled: Database
 @needs_pgbouncer
 async def test_table_that_is_gone_is_the_servers_own_error(pooled: Database, acme: Tenant) -> None:
     """A remembered statement fails as a new one does, and the connection goes on."""
-    await make_measured(pooled, acme)
-    for _ in range(2):
-        await read(pooled, acme, "SELECT value FROM measured")
-    async with pooled.tenant_connection(acme) as connection:
-        await connection.execute("DROP TABLE measured")
+    await remember(pooled, acme, "SELECT value FROM measured")
+    await change(pooled, acme, "DROP TABLE measured")
 
     for _ in range(2):
         with pytest.raises(asyncpg.UndefinedTableError):

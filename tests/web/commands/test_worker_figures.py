@@ -1,6 +1,5 @@
 """What `status` and `doctor` learn from the workers: who hangs, who has no news, and that nobody answers."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from quart_tenants.postgres.doctor.catalogue_checks import State
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.worker_figures import check_workers
 from tests.measures.test_metric_families import make_stats
+from tests.support.fixed_answers import answering
 from tests.web.commands.runs import Run
 
 WELL = make_stats(Measures())
@@ -24,15 +24,8 @@ LATE = replace(WELL, registry=replace(WELL.registry, age=34.0))
 async def telling(workers: Sequence[Worker]) -> AsyncIterator[Settings]:
     """Answer as *workers* would, and yield the settings that lead there."""
     body, _ = write_metrics(workers, "")
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.0 200 OK\r\n\r\n" + body)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        yield Settings(metrics_bind=f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with answering(b"HTTP/1.0 200 OK\r\n\r\n" + body) as address:
+        yield Settings(metrics_bind=address)
 
 
 @pytest.mark.parametrize(
