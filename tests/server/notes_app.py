@@ -78,8 +78,12 @@ async def write_notes_app(folder: Path, database_url: str) -> None:
 
 
 def change_version(folder: Path, version: int) -> None:
-    """Deploy another version of the app."""
-    (folder / "notes.py").write_text(NOTES.replace("VERSION = 1", f"VERSION = {version}"))
+    """Deploy another version of the app.
+
+    Each version has a size of its own. Python takes a compiled module for current if the source has the same size and
+    was written in the same second, and a fast machine deploys twice in one second.
+    """
+    (folder / "notes.py").write_text(NOTES.replace("VERSION = 1", f"VERSION = {version}  #{'.' * version}"))
 
 
 async def list_notes(database_url: str, slug: str) -> list[str]:
