@@ -443,9 +443,10 @@ if __name__ == "__main__":
     parser.add_argument("--tenants", type=int, help="how many  [default: 10,000, or 500 with --schema erp]")
     parser.add_argument("--schema", choices=["small", "erp"], default="small", help="two tables for each, or 43")
     parser.add_argument("--purge", type=int, default=2_000, help="how many are dropped and purged in the end")
+    parser.add_argument("--no-fsync", action="store_true", help="with --schema erp: do not wait for the disk")
     arguments = parser.parse_args()
     if arguments.schema == "erp":
-        sys.exit(asyncio.run(measure_erps(arguments.tenants or 500)))
+        sys.exit(asyncio.run(measure_erps(arguments.tenants or 500, durable=not arguments.no_fsync)))
     arguments.tenants = arguments.tenants or 10_000
     if arguments.tenants < ASKED_TENANTS + arguments.purge:
         parser.error(f"--tenants: at least {ASKED_TENANTS} more than --purge, for those are asked all the time")

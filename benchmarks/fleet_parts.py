@@ -44,12 +44,12 @@ class Finished:
 class Cluster:
     """A private PostgreSQL with one database for our program and one for psql, and a folder of migrations."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool) -> None:
         self.folder = folder
         self.migrations = folder / "migrations"
         self.migrations.mkdir()
-        # Durable, with the server's defaults: no setting is changed.
-        self.server = EmbeddedPostgres(folder / "postgres")
+        # If it is to be durable, it has the server's defaults: no setting is changed.
+        self.server = EmbeddedPostgres(folder / "postgres", options={} if durable else {"fsync": "off"})
 
     def url(self, database: str) -> str:
         """Return the address of *database*."""
@@ -129,10 +129,10 @@ class Cluster:
 
 
 @asynccontextmanager
-async def running_cluster() -> AsyncIterator[Cluster]:
+async def running_cluster(*, durable: bool = True) -> AsyncIterator[Cluster]:
     """Start a cluster in a folder of its own, and remove it afterwards."""
     with temporary_folder() as folder:
-        cluster = Cluster(folder)
+        cluster = Cluster(folder, durable=durable)
         await cluster.server.start()
         try:
             yield cluster
