@@ -21,7 +21,7 @@ _READERS = {(1, 14): 12, (1, 15): 16, (1, 16): 17}
 _NEWEST_READER = 18
 _CHUNK = 1 << 20  # bytes
 _MAX_MANIFEST_BYTES = 1 << 24
-# The manifest is written before the sizes of the dump are known. A size has at most 19 digits.
+# The manifest gets its room before the sizes of the dump are known. A size has at most 19 digits.
 _ROOM_FOR_SIZES = 48
 
 
@@ -39,7 +39,8 @@ class BackupWriter:
         self._digest = hashlib.sha256()
         self._size = 0
         self._manifest_size = len(serialize(backup)) + _ROOM_FOR_SIZES
-        self._write_start()
+        # Two headers and the manifest come before the dump.
+        file.seek(2 * tarfile.BLOCKSIZE + self._manifest_size + -self._manifest_size % tarfile.BLOCKSIZE)
 
     def write(self, chunk: bytes) -> None:
         """Append to the dump."""
@@ -54,25 +55,22 @@ class BackupWriter:
             piped: What the dump was before it was piped through a program.
         """
         self._file.write(b"\0" * (-self._size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
-        self._backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest(), piped=piped)
+        backup = replace(self._backup, size=self._size, sha256=self._digest.hexdigest(), piped=piped)
+        # JSON ignores blanks at the end, so the dump begins where it was written.
+        manifest = serialize(backup).ljust(self._manifest_size)
         try:
-            parse_manifest(serialize(self._backup))
+            parse_manifest(manifest)
         except ManifestError as error:
             # Better no file than one that no restore would take.
             raise BackupFileError(str(self.path), f"would not be readable: it {error}") from error
+        made_at = backup.made_at.timestamp()
         self._file.seek(0)
-        self._write_start()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._backup
-
-    def _write_start(self) -> None:
-        # JSON ignores blanks at the end, so the dump begins at the same position both times.
-        manifest = serialize(self._backup).ljust(self._manifest_size)
-        made_at = self._backup.made_at.timestamp()
         self._file.write(_make_header(_MANIFEST, len(manifest), made_at))
         self._file.write(manifest + b"\0" * (-len(manifest) % tarfile.BLOCKSIZE))
-        self._file.write(_make_header(self._backup.content, self._size, made_at))
+        self._file.write(_make_header(backup.content, self._size, made_at))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return backup
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import functools
+import os
 import re
 import shutil
 import subprocess
@@ -92,6 +92,9 @@ class ClientPrograms:
         return [self.folder / "psql", "--no-psqlrc", "--quiet", "--no-password", *variables]
 
 
+_FOUND: dict[tuple[int, str], ClientPrograms] = {}
+
+
 async def find_client_programs(server_version: int) -> ClientPrograms:
     """Return programs that are not older than a server of major version *server_version*.
 
@@ -100,7 +103,11 @@ async def find_client_programs(server_version: int) -> ClientPrograms:
     Raises:
         ClientProgramError: There are no such programs.
     """
-    return await asyncio.to_thread(_find_client_programs, server_version)
+    # A backup of all tenants asks thousands of times, and each answer in a thread waits for its turn.
+    asked = server_version, os.environ.get("PATH", "")
+    if asked not in _FOUND:
+        _FOUND[asked] = await asyncio.to_thread(_find_client_programs, server_version)
+    return _FOUND[asked]
 
 
 def build_environment(url: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -271,15 +278,6 @@ def _list_folders() -> list[Path]:
 
 def _read_version(program: Path) -> int:
     """Return the major version of *program*; 0 when it is missing or does not run."""
-    try:
-        return _ask_version(program, program.stat().st_mtime_ns)
-    except OSError:
-        return 0
-
-
-# A backup of all tenants would ask thousands of times, which takes as long as the backups of small tenants.
-@functools.lru_cache(maxsize=16)
-def _ask_version(program: Path, _changed_at: int) -> int:
     try:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -90,10 +90,9 @@ async def test_tenant_that_fails_does_not_hold_up_the_others(
     assert not [path for path in folder.iterdir() if "acme" in path.name]
 
 
-async def test_run_that_was_cancelled_is_taken_up(
-    database: Database, settings: Settings, database_url: str, folder: Path
-) -> None:
-    """After a Ctrl-C the next run does only the tenants that have no file yet, and the one after that all of them."""
+@pytest.fixture
+async def interrupted_folder(database: Database, settings: Settings, database_url: str, folder: Path) -> Path:
+    """The folder of a run that was cancelled at the last tenant, as by Ctrl-C."""
     async with outside(database_url) as connection, connection.transaction():
         await connection.execute("LOCK TABLE company2.app_user IN ACCESS EXCLUSIVE MODE")
         running = asyncio.create_task(backup_all_tenants(database, folder, settings=settings, jobs=1))
@@ -101,10 +100,17 @@ async def test_run_that_was_cancelled_is_taken_up(
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-    finished = list_slugs(folder)
+    return folder
 
-    second = await backup_all_tenants(database, folder, settings=settings)
-    third = await backup_all_tenants(database, folder, settings=settings)
+
+async def test_run_that_was_cancelled_is_taken_up(
+    database: Database, settings: Settings, interrupted_folder: Path
+) -> None:
+    """After a Ctrl-C the next run does only the tenants that have no file yet, and the one after that all of them."""
+    finished = list_slugs(interrupted_folder)
+
+    second = await backup_all_tenants(database, interrupted_folder, settings=settings)
+    third = await backup_all_tenants(database, interrupted_folder, settings=settings)
 
     assert 0 < len(finished) < len(EVERYBODY)
     assert (second.resumed, sorted(backup.slug for backup in second.made)) == (
@@ -116,19 +122,12 @@ async def test_run_that_was_cancelled_is_taken_up(
 
 
 async def test_old_interruption_is_not_taken_up(
-    database: Database, settings: Settings, database_url: str, folder: Path
+    database: Database, settings: Settings, interrupted_folder: Path
 ) -> None:
     """What was interrupted the night before does not count as done tonight."""
-    async with outside(database_url) as connection, connection.transaction():
-        await connection.execute("LOCK TABLE company2.app_user IN ACCESS EXCLUSIVE MODE")
-        running = asyncio.create_task(backup_all_tenants(database, folder, settings=settings, jobs=1))
-        await wait_for_waiting(connection)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-    age(folder, 0.6)
+    age(interrupted_folder, 0.6)
 
-    report = await backup_all_tenants(database, folder, settings=settings)
+    report = await backup_all_tenants(database, interrupted_folder, settings=settings)
 
     assert (report.resumed, len(report.made)) == (0, 4)
 
