@@ -30,11 +30,9 @@ class RowsOnly:
 
     Attributes:
         shape: The digest of what the schema was made of.
-        views: The materialized views that had rows, quoted and with their schema.
     """
 
     shape: str
-    views: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +166,7 @@ def _parse(told: Mapping[str, Any]) -> Backup:
         made_at=datetime.fromisoformat(told["made_at"]),
         server_version=told["server_version"],
         migrations=tuple(AppliedMigration(**migration) for migration in told["migrations"]),
-        rows=None if told["format"] == 1 else RowsOnly(told["rows"]["shape"], tuple(told["rows"]["views"])),
+        rows=None if told["format"] == 1 else RowsOnly(told["rows"]["shape"]),
         # A file of an older program does not say.
         shadows=bool(told.get("shadows")),
         size=told["dump"]["size"],
@@ -184,10 +182,7 @@ def _parse(told: Mapping[str, Any]) -> Backup:
     )
     texts: list[Any] = [backup.slug, backup.schema.name, backup.name, backup.sha256]
     if backup.rows is not None:
-        # The names of views may have any sign. They are given to PostgreSQL only.
         texts.append(backup.rows.shape)
-        if not all(isinstance(view, str) for view in backup.rows.views):
-            raise TypeError("a name is none")
     numbers: list[Any] = [backup.id, backup.server_version, backup.size]
     for own in backup.domains:
         texts += [own.domain, own.token]

@@ -22,7 +22,7 @@ from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName
 _GET_DIGEST = get_shape("$1::boolean", "pg_catalog.replace(part, $2, '')")
 LIST_RELATIONS = """
 SELECT format('%I.%I', n.nspname, c.relname) AS name, c.relname, c.relkind::text AS kind,
-    c.relforcerowsecurity AS hides_rows, c.relispopulated AS filled, c.relispartition AS is_partition
+    c.relforcerowsecurity AS hides_rows, c.relispartition AS is_partition
 FROM pg_catalog.pg_namespace AS n
 JOIN pg_catalog.pg_depend AS d ON d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = n.oid
     AND d.classid = 'pg_catalog.pg_class'::regclass

@@ -142,14 +142,12 @@ class _Pouring:
 
     async def pour_all(self, psql: Program) -> bool:
         """Pass on all but the end of the script, and return whether psql read all of it."""
-        rows = self._restoration.rows
-        if rows is not None:
+        if self._restoration.rows is not None:
             return (
                 await psql.write(f"{self._restoration.before}{self._restoration.make_tables}".encode())
                 and await self._pour_rows(psql)
                 and await psql.write(f"SET CONSTRAINTS ALL IMMEDIATE;\n{self._enter}".encode())
                 and await psql.write(read_statement("add_again").encode())
-                and await psql.write(self._fill(rows.views))
             )
         entries = (await self._read_all("--list")).splitlines(keepends=True)
         # Functions that PostgreSQL calls while it restores may call others by a name without a schema. So they run with

@@ -226,9 +226,9 @@ class Restoration:
         return (
             f"CREATE SCHEMA {self.dumped.quoted};\n{self.enter}"
             f"{_RUN_LISTED.format(listed=listed)}"
-            # A file may have set something. A trigger may let nobody empty its table, so triggers go first.
+            # A file may have set something.
             f"{_GO_ON}{self._check_shape}{self.enter}"
-            f"{read_statement('set_aside')}{read_statement('empty_tables')}"
+            f"{read_statement('set_aside')}"
         )
 
     @property

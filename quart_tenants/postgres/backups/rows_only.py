@@ -170,7 +170,7 @@ async def plan_rows_only(
         return None
     return ReadingPlan(
         schema,
-        RowsOnly(digest, tuple(row["name"] for row in relations if row["kind"] == "m" and row["filled"])),
+        RowsOnly(digest),
         [(row["name"], row["columns"]) for row in await connection.fetch(_LIST_TABLES, schema.name)],
         [row["name"] for row in relations if row["kind"] == "S"],
         shape.statements,
