@@ -26,6 +26,13 @@ class TenantError(Exception):
     # Whether the message is written for the visitor: it names nothing that the visitor did not name.
     _message_is_for_visitors = False
 
+    def __init_subclass__(cls, *, code: str = "", status: int = 0, for_visitors: bool | None = None) -> None:
+        """Note what the first line of the class says; what it leaves out is as in the class above."""
+        cls.code = code or cls.code
+        cls.status = status or cls.status
+        if for_visitors is not None:
+            cls._message_is_for_visitors = for_visitors
+
     @property
     def visitor_text(self) -> str:
         """A sentence that a visitor may read. It names no command, no schema and no other tenant."""
@@ -38,29 +45,20 @@ class TenantError(Exception):
 # Setting up
 
 
-class SettingError(TenantError):
+class SettingError(TenantError, code="invalid_setting"):
     """A setting is missing or wrong."""
-
-    code = "invalid_setting"
-    status = 500
 
     def __init__(self, setting: str, problem: str) -> None:
         super().__init__(f"{setting} {problem}")
         self.setting = setting
 
 
-class MigrationFileError(TenantError):
+class MigrationFileError(TenantError, code="invalid_migration_file"):
     """A migration file is misnamed, missing or was changed."""
 
-    code = "invalid_migration_file"
-    status = 500
 
-
-class MigrationFailedError(TenantError):
+class MigrationFailedError(TenantError, code="migration_failed"):
     """A migration failed."""
-
-    code = "migration_failed"
-    status = 500
 
     def __init__(self, schema: str, migration: str, reason: str, *, kept: str | None = None) -> None:
         outcome = "was rolled back" if kept is None else kept
@@ -70,18 +68,12 @@ class MigrationFailedError(TenantError):
         self.reason = reason
 
 
-class EmbeddedPostgresError(TenantError):
+class EmbeddedPostgresError(TenantError, code="embedded_postgres"):
     """The embedded PostgreSQL cannot run here."""
 
-    code = "embedded_postgres"
-    status = 500
 
-
-class AddressInUseError(TenantError):
+class AddressInUseError(TenantError, code="address_in_use"):
     """The address to serve on is taken."""
-
-    code = "address_in_use"
-    status = 500
 
     def __init__(self, address: str, reason: str) -> None:
         super().__init__(f"cannot serve on {address}: {reason}; choose another with --port, or end what uses it")
@@ -91,11 +83,8 @@ class AddressInUseError(TenantError):
 # Names and addresses
 
 
-class InvalidSlugError(TenantError):
+class InvalidSlugError(TenantError, code="invalid_slug", status=400):
     """The name cannot be a tenant's subdomain."""
-
-    code = "invalid_slug"
-    status = 400
 
     def __init__(self, text: str, reason: str, *, for_operators: str = "") -> None:
         self._for_everybody = f"{text!r} cannot be a tenant: {reason}"
@@ -108,11 +97,8 @@ class InvalidSlugError(TenantError):
         return self._for_everybody
 
 
-class InvalidSchemaNameError(TenantError):
+class InvalidSchemaNameError(TenantError, code="invalid_schema_name", status=400):
     """The name cannot be a tenant's schema."""
-
-    code = "invalid_schema_name"
-    status = 400
 
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(f"{text!r} cannot be a tenant's schema: {reason}")
@@ -120,49 +106,32 @@ class InvalidSchemaNameError(TenantError):
         self.reason = reason
 
 
-class InvalidNameError(TenantError):
+class InvalidNameError(TenantError, code="invalid_name", status=400, for_visitors=True):
     """The name cannot be a tenant's display name."""
 
-    code = "invalid_name"
-    status = 400
-    _message_is_for_visitors = True
 
-
-class InvalidSettingsError(TenantError):
+class InvalidSettingsError(TenantError, code="invalid_settings", status=400):
     """These cannot be a tenant's settings."""
 
-    code = "invalid_settings"
-    status = 400
 
-
-class InvalidDomainError(TenantError):
+class InvalidDomainError(TenantError, code="invalid_domain", status=400, for_visitors=True):
     """The name cannot be a tenant's domain."""
-
-    code = "invalid_domain"
-    status = 400
-    _message_is_for_visitors = True
 
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(f"{text!r} cannot be a tenant's domain: {reason}")
         self.text = text
 
 
-class InvalidPathError(TenantError):
+class InvalidPathError(TenantError, code="invalid_path", status=400):
     """This cannot be the name of a file."""
-
-    code = "invalid_path"
-    status = 400
 
     def __init__(self, name: str) -> None:
         super().__init__(f"{name!r} cannot be the name of a tenant's file: use a relative path without ..")
         self.name = name
 
 
-class HookFailedError(TenantError):
+class HookFailedError(TenantError, code="hook_failed"):
     """Something that follows a change of a tenant has failed."""
-
-    code = "hook_failed"
-    status = 500
 
     def __init__(self, slug: str, kind: str, hooks: list[str]) -> None:
         super().__init__(
@@ -173,34 +142,24 @@ class HookFailedError(TenantError):
         self.hooks = hooks
 
 
-class UnknownDomainError(TenantError):
+class UnknownDomainError(TenantError, code="unknown_domain", status=404, for_visitors=True):
     """No tenant has this domain."""
-
-    code = "unknown_domain"
-    status = 404
-    _message_is_for_visitors = True
 
     def __init__(self, domain: str) -> None:
         super().__init__(f"no tenant has the domain {domain!r}, or claims it")
         self.domain = domain
 
 
-class DomainTakenError(TenantError):
+class DomainTakenError(TenantError, code="domain_taken", status=409):
     """This domain is taken."""
-
-    code = "domain_taken"
-    status = 409
 
     def __init__(self, domain: str) -> None:
         super().__init__(f"the domain {domain!r} is another tenant's; the command `domain remove {domain}` frees it")
         self.domain = domain
 
 
-class DomainNotVerifiedError(TenantError):
+class DomainNotVerifiedError(TenantError, code="domain_not_verified", status=409):
     """DNS does not say yet that this domain is the tenant's."""
-
-    code = "domain_not_verified"
-    status = 409
 
     def __init__(self, domain: str, record_name: str, record_value: str) -> None:
         super().__init__(
@@ -220,30 +179,23 @@ class DomainNotVerifiedError(TenantError):
         )
 
 
-class DnsUnavailableError(TenantError):
+class DnsUnavailableError(TenantError, code="dns_unavailable", status=503):
     """DNS cannot be asked; try again shortly."""
-
-    code = "dns_unavailable"
-    status = 503
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"DNS cannot be asked for {name}: {reason}; TENANTS_DNS_SERVERS names the servers to ask")
         self.name = name
 
 
-class UnknownHostError(TenantError):
+class UnknownHostError(TenantError, code="unknown_host", status=404, for_visitors=True):
     """Nothing is served at this host."""
-
-    code = "unknown_host"
-    status = 404
-    _message_is_for_visitors = True
 
     def __init__(self, host: str) -> None:
         super().__init__(f"nothing is served at {host!r}")
         self.host = host
 
 
-class UnknownTenantError(TenantError):
+class UnknownTenantError(TenantError, code="unknown_tenant", status=400, for_visitors=True):
     """No tenant answers at this address.
 
     Example:
@@ -256,20 +208,13 @@ class UnknownTenantError(TenantError):
         ```
     """
 
-    code = "unknown_tenant"
-    status = 400
-    _message_is_for_visitors = True
-
     def __init__(self, address: str) -> None:
         super().__init__(f"no tenant answers at {address!r}")
         self.address = address
 
 
-class TenantExistsError(TenantError):
+class TenantExistsError(TenantError, code="tenant_exists", status=409):
     """This name is taken."""
-
-    code = "tenant_exists"
-    status = 409
 
     def __init__(self, slug: str, schema: str) -> None:
         super().__init__(f"tenant {slug!r} exists already (schema {schema})")
@@ -277,11 +222,8 @@ class TenantExistsError(TenantError):
         self.schema = schema
 
 
-class RecentlyDroppedError(TenantError):
+class RecentlyDroppedError(TenantError, code="recently_dropped", status=409):
     """This name was in use until a moment ago; try again shortly."""
-
-    code = "recently_dropped"
-    status = 409
 
     def __init__(self, name: str, wait: float) -> None:
         remedy = (
@@ -294,11 +236,8 @@ class RecentlyDroppedError(TenantError):
         self.wait = wait
 
 
-class TenantInTrashError(TenantError):
+class TenantInTrashError(TenantError, code="tenant_in_trash", status=409):
     """This name is taken."""
-
-    code = "tenant_in_trash"
-    status = 409
 
     def __init__(self, slug: str) -> None:
         super().__init__(
@@ -308,22 +247,16 @@ class TenantInTrashError(TenantError):
         self.slug = slug
 
 
-class TenantNotInTrashError(TenantError):
+class TenantNotInTrashError(TenantError, code="tenant_not_in_trash", status=404):
     """No tenant of this name is in the trash."""
-
-    code = "tenant_not_in_trash"
-    status = 404
 
     def __init__(self, slug: str) -> None:
         super().__init__(f"no tenant {slug!r} is in the trash; the command `list --trash` shows what does")
         self.slug = slug
 
 
-class DependentsError(TenantError):
+class DependentsError(TenantError, code="dependents", status=409):
     """Something outside this tenant depends on it."""
-
-    code = "dependents"
-    status = 409
 
     def __init__(self, slug: str, dependents: str, *, removable: bool) -> None:
         if removable:
@@ -334,11 +267,8 @@ class DependentsError(TenantError):
         self.slug = slug
 
 
-class FormerSlugError(TenantError):
+class FormerSlugError(TenantError, code="former_slug", status=409):
     """This name is taken."""
-
-    code = "former_slug"
-    status = 409
 
     def __init__(self, slug: str, now: str, until: str) -> None:
         super().__init__(f"{slug!r} leads to tenant {now!r}, which had this name, until {until}")
@@ -346,11 +276,8 @@ class FormerSlugError(TenantError):
         self.now = now
 
 
-class TenantBusyError(TenantError):
+class TenantBusyError(TenantError, code="tenant_busy", status=409):
     """Something else is being done to this tenant; try again shortly."""
-
-    code = "tenant_busy"
-    status = 409
 
     def __init__(self, slug: str, in_the_way: str = "") -> None:
         why = (
@@ -362,11 +289,8 @@ class TenantBusyError(TenantError):
         self.in_the_way = in_the_way
 
 
-class ConsoleBusyError(TenantError):
+class ConsoleBusyError(TenantError, code="console_busy", status=409):
     """Enough is being done already; try again shortly."""
-
-    code = "console_busy"
-    status = 409
 
     def __init__(self, commands: list[str]) -> None:
         super().__init__(
@@ -376,50 +300,38 @@ class ConsoleBusyError(TenantError):
         self.commands = tuple(commands)
 
 
-class SchemaExistsError(TenantError):
+class SchemaExistsError(TenantError, code="schema_exists", status=409):
     """This name is taken."""
-
-    code = "schema_exists"
-    status = 409
 
     def __init__(self, schema: str) -> None:
         super().__init__(f"schema {schema!r} exists already; the command `adopt {schema}` makes it a tenant as it is")
         self.schema = schema
 
 
-class UnknownSchemaError(TenantError):
+class UnknownSchemaError(TenantError, code="unknown_schema", status=404):
     """The schema does not exist, or may not be used."""
-
-    code = "unknown_schema"
-    status = 404
 
     def __init__(self, schema: str, reason: str) -> None:
         super().__init__(f"schema {schema!r} cannot be used: {reason}")
         self.schema = schema
 
 
-class BackupFileError(TenantError):
+class BackupFileError(TenantError, code="invalid_backup"):
     """The file cannot be used as a tenant's backup."""
-
-    code = "invalid_backup"
-    status = 500
 
     def __init__(self, file: str, problem: str) -> None:
         super().__init__(f"{file} {problem}")
         self.file = file
 
 
-class ClientProgramError(TenantError):
+class ClientProgramError(TenantError, code="client_program"):
     """A program of PostgreSQL that makes or reads backups is missing or failed."""
-
-    code = "client_program"
-    status = 500
 
 
 # Requests
 
 
-class NoTenantError(TenantError, RuntimeError):
+class NoTenantError(TenantError, RuntimeError, code="no_tenant"):
     """No tenant was named where one is needed.
 
     Example:
@@ -434,29 +346,18 @@ class NoTenantError(TenantError, RuntimeError):
     # Also a RuntimeError, which is the only error that Werkzeug's proxies pass over when they are merely looked at:
     # by help(), isinstance(), mock.patch(), doctest, and Quart's search for an app factory.
 
-    code = "no_tenant"
-    status = 500
 
-
-class WrongTenantError(TenantError):
+class WrongTenantError(TenantError, code="wrong_tenant", status=400, for_visitors=True):
     """This belongs to another tenant."""
 
-    code = "wrong_tenant"
-    status = 400
-    _message_is_for_visitors = True
 
-
-class OtherTenantError(WrongTenantError):
+class OtherTenantError(WrongTenantError, code="other_tenant", status=500, for_visitors=False):
     """Something went wrong on our side."""
 
     # The app asked for another tenant than the one that it works for, which is a bug of the app.
 
-    code = "other_tenant"
-    status = 500
-    _message_is_for_visitors = False
 
-
-class NotLoggedInError(TenantError):
+class NotLoggedInError(TenantError, code="not_logged_in", status=401, for_visitors=True):
     """Log in first.
 
     Example:
@@ -467,15 +368,11 @@ class NotLoggedInError(TenantError):
         ```
     """
 
-    code = "not_logged_in"
-    status = 401
-    _message_is_for_visitors = True
-
     def __init__(self) -> None:
         super().__init__("log in first")
 
 
-class InvalidCredentialsError(TenantError):
+class InvalidCredentialsError(TenantError, code="invalid_credentials", status=401, for_visitors=True):
     """The user name or the password is wrong.
 
     Example:
@@ -487,35 +384,20 @@ class InvalidCredentialsError(TenantError):
         ```
     """
 
-    code = "invalid_credentials"
-    status = 401
-    _message_is_for_visitors = True
-
     def __init__(self) -> None:
         super().__init__("the user name or the password is wrong")
 
 
-class InvalidRequestError(TenantError):
+class InvalidRequestError(TenantError, code="invalid_request", status=400, for_visitors=True):
     """The request does not have the expected form."""
 
-    code = "invalid_request"
-    status = 400
-    _message_is_for_visitors = True
 
-
-class InvalidUserError(TenantError):
+class InvalidUserError(TenantError, code="invalid_user", status=400, for_visitors=True):
     """The user name or the password cannot be stored."""
 
-    code = "invalid_user"
-    status = 400
-    _message_is_for_visitors = True
 
-
-class UserExistsError(TenantError):
+class UserExistsError(TenantError, code="user_exists", status=409):
     """A user of this name exists."""
-
-    code = "user_exists"
-    status = 409
 
     def __init__(self, tenant: str, username: str) -> None:
         super().__init__(f"tenant {tenant!r} has a user {username!r} already")
@@ -523,11 +405,8 @@ class UserExistsError(TenantError):
         self.username = username
 
 
-class UnknownUserError(TenantError):
+class UnknownUserError(TenantError, code="unknown_user", status=404):
     """This tenant has no user of that name."""
-
-    code = "unknown_user"
-    status = 404
 
     def __init__(self, tenant: str, username: str) -> None:
         super().__init__(f"tenant {tenant!r} has no user {username!r}")
@@ -535,20 +414,12 @@ class UnknownUserError(TenantError):
         self.username = username
 
 
-class RequestFromElsewhereError(TenantError):
+class RequestFromElsewhereError(TenantError, code="request_from_elsewhere", status=403, for_visitors=True):
     """A page of another site cannot do this here."""
 
-    code = "request_from_elsewhere"
-    status = 403
-    _message_is_for_visitors = True
 
-
-class TooManyLoginsError(TenantError):
+class TooManyLoginsError(TenantError, code="too_many_logins", status=429, for_visitors=True):
     """Too many logins have failed; wait a moment."""
-
-    code = "too_many_logins"
-    status = 429
-    _message_is_for_visitors = True
 
     def __init__(self, retry_after: int, what: str = "logins have failed") -> None:
         super().__init__(f"too many {what}; the next one may come in {retry_after} s")
@@ -556,77 +427,49 @@ class TooManyLoginsError(TenantError):
         self.retry_after = retry_after
 
 
-class SessionUncheckedError(TenantError):
+class SessionUncheckedError(TenantError, code="session_unchecked", status=503):
     """Whether this session was ended cannot be known at the moment; try again shortly."""
 
-    code = "session_unchecked"
-    status = 503
 
-
-class PasswordTooLongError(TenantError):
+class PasswordTooLongError(TenantError, code="password_too_long", status=400, for_visitors=True):
     """The password is too long."""
-
-    code = "password_too_long"
-    status = 400
-    _message_is_for_visitors = True
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"a password has at most {limit} characters")
         self.limit = limit
 
 
-class HashQueueFullError(TenantError):
+class HashQueueFullError(TenantError, code="hash_queue_full", status=503):
     """Too many logins are being checked; try again shortly."""
 
-    code = "hash_queue_full"
-    status = 503
 
-
-class SchemaBehindError(TenantError):
+class SchemaBehindError(TenantError, code="schema_behind", status=503):
     """This site is being updated; try again shortly."""
 
-    code = "schema_behind"
-    status = 503
+    _which = "the tables of tenant {slug!r}"
 
     def __init__(self, slug: str, version: int, minimum: int) -> None:
+        which = self._which.format(slug=slug)
         super().__init__(
-            f"the tables of tenant {slug!r} are at version {version:04}, and this app needs {minimum:04}: "
-            "run the command `migrate`"
+            f"{which} are at version {version:04}, and this app needs {minimum:04}: run the command `migrate`"
         )
         self.slug = slug
         self.version = version
         self.minimum = minimum
 
 
-class SharedSchemaBehindError(SchemaBehindError):
+class SharedSchemaBehindError(SchemaBehindError, code="shared_schema_behind"):
     """This site is being updated; try again shortly."""
 
-    code = "shared_schema_behind"
-    status = 503
-
-    def __init__(self, slug: str, version: int, minimum: int) -> None:
-        TenantError.__init__(
-            self,
-            f"the shared tables are at version {version:04}, and this app needs {minimum:04}: "
-            "run the command `migrate`",
-        )
-        self.slug = slug
-        self.version = version
-        self.minimum = minimum
+    _which = "the shared tables"
 
 
-class SharedNameError(TenantError):
+class SharedNameError(TenantError, code="shared_name"):
     """A name is in a tenant's schema and in a shared one."""
 
-    code = "shared_name"
-    status = 500
 
-
-class MessageTooLongError(TenantError):
+class MessageTooLongError(TenantError, code="message_too_long"):
     """The message is too long."""
-
-    code = "message_too_long"
-    status = 500
 
     def __init__(self, limit: int) -> None:
         super().__init__(
@@ -635,17 +478,14 @@ class MessageTooLongError(TenantError):
         self.limit = limit
 
 
-class MessagesLostError(TenantError):
+class MessagesLostError(TenantError, code="messages_lost", status=503):
     """Messages may be missing; load the page again."""
-
-    code = "messages_lost"
-    status = 503
 
 
 # The database
 
 
-class DatabaseUnavailableError(TenantError):
+class DatabaseUnavailableError(TenantError, code="database_unavailable", status=503):
     """The database cannot be reached; try again shortly.
 
     Example:
@@ -658,32 +498,23 @@ class DatabaseUnavailableError(TenantError):
         ```
     """
 
-    code = "database_unavailable"
-    status = 503
-
     def __init__(self, message: str, *, lost: bool = False) -> None:
         super().__init__(message)
         # Whether an open connection broke. Then the next connection may work.
         self.lost = lost
 
 
-class DatabaseFullError(TenantError):
+class DatabaseFullError(TenantError, code="database_full", status=503):
     """The database has no room for this; try again shortly."""
 
     # Its disk is full, or its memory, or a table of its own such as that of locks.
 
-    code = "database_full"
-    status = 503
 
-
-class DatabaseTimeoutError(TenantError, TimeoutError):
+class DatabaseTimeoutError(TenantError, TimeoutError, code="database_timeout", status=503):
     """The database took too long; try again shortly."""
 
-    code = "database_timeout"
-    status = 503
 
-
-class PoolExhaustedError(TenantError):
+class PoolExhaustedError(TenantError, code="pool_exhausted", status=503):
     """All database connections are in use; try again shortly.
 
     Example:
@@ -694,61 +525,34 @@ class PoolExhaustedError(TenantError):
         ```
     """
 
-    code = "pool_exhausted"
-    status = 503
 
-
-class TenantOverShareError(TenantError):
+class TenantOverShareError(TenantError, code="tenant_over_share", status=429):
     """Too many requests for this tenant wait for the database; try again shortly."""
 
-    code = "tenant_over_share"
-    status = 429
 
-
-class RequestTimeoutError(TenantError, TimeoutError):
+class RequestTimeoutError(TenantError, TimeoutError, code="request_timeout", status=503):
     """The request took too long and was cancelled; try again shortly."""
 
-    code = "request_timeout"
-    status = 503
 
-
-class RolesNotReadyError(TenantError):
+class RolesNotReadyError(TenantError, code="roles_not_ready", status=503):
     """The roles of the tenants are not set up."""
 
-    code = "roles_not_ready"
-    status = 503
 
-
-class LeakError(TenantError):
+class LeakError(TenantError, code="leak"):
     """The database would let one tenant see another one's rows."""
 
-    code = "leak"
-    status = 500
 
-
-class DatabaseRefusedError(TenantError):
+class DatabaseRefusedError(TenantError, code="database_refused"):
     """The database refused a statement."""
 
-    code = "database_refused"
-    status = 500
 
-
-class TransactionLostError(TenantError):
+class TransactionLostError(TenantError, code="transaction_lost"):
     """The transaction was not saved."""
 
-    code = "transaction_lost"
-    status = 500
 
-
-class RegistryNotReadyError(TenantError):
+class RegistryNotReadyError(TenantError, code="registry_not_ready", status=503):
     """The tenant registry is not ready."""
 
-    code = "registry_not_ready"
-    status = 503
 
-
-class RegistryStaleError(TenantError):
+class RegistryStaleError(TenantError, code="registry_stale", status=503):
     """The tenant registry cannot be read; try again shortly."""
-
-    code = "registry_stale"
-    status = 503
