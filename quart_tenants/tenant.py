@@ -63,10 +63,6 @@ NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 """The settings of most tenants."""
 
 
-def _get_no_settings() -> Mapping[str, Any]:
-    return NO_SETTINGS
-
-
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """One customer: one subdomain, one schema.
@@ -98,7 +94,7 @@ class Tenant:
     version: int = 0
     suspended: bool = False
     role: RoleName | None = None
-    settings: Mapping[str, Any] = field(default_factory=_get_no_settings)
+    settings: Mapping[str, Any] = field(default_factory=lambda: NO_SETTINGS)
 
     def __hash__(self) -> int:
         # Every request needs it. The number is enough: tenants with the same number are compared in full.

@@ -1,9 +1,8 @@
 """Find the tenant of the current request, and lend a connection to its tables."""
 
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -289,7 +288,7 @@ def tenant_connection(
     try:
         known = _get_known(given, current, state)
     except (UnknownTenantError, SchemaBehindError):
-        return _LaterBlock(given, current, state, read_only=only_reads)
+        return _lend_later(given, current, state, read_only=only_reads)
     return _lend(known, state, read_only=only_reads)
 
 
@@ -320,25 +319,14 @@ def _lend(tenant: Tenant, state: TenantState, *, read_only: bool) -> AbstractAsy
     return state.database.tenant_connection(tenant, read_only=read_only, shared_version=version)
 
 
-class _LaterBlock(AbstractAsyncContextManager[Connection]):
-    """A block of a tenant that may have been created, or migrated, a moment ago. Entering it looks again."""
-
-    def __init__(self, given: Tenant | str, current: Tenant | None, state: TenantState, *, read_only: bool) -> None:
-        self._given = given
-        self._current = current
-        self._state = state
-        self._read_only = read_only
-
-    async def __aenter__(self) -> Connection:
-        await self._state.catch_up()
-        known = _get_known(self._given, self._current, self._state)
-        self._block = _lend(known, self._state, read_only=self._read_only)
-        return await self._block.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._block.__aexit__(kind, error, traceback)
+@asynccontextmanager
+async def _lend_later(
+    given: Tenant | str, current: Tenant | None, state: TenantState, *, read_only: bool
+) -> AsyncIterator[Connection]:
+    """Lend a connection for a tenant that may have been created, or migrated, a moment ago: look again first."""
+    await state.catch_up()
+    async with _lend(_get_known(given, current, state), state, read_only=read_only) as connection:
+        yield connection
 
 
 def _get_known(given: Tenant | str, current: Tenant | None, state: TenantState) -> Tenant:

@@ -27,9 +27,9 @@ from quart_tenants.postgres.shared.shared_access import check_shared_schemas
 from quart_tenants.postgres.tenants.new_tenant import Fill
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.ready_making import keep_ready
-from quart_tenants.settings import PREFIX, Settings, read_settings
+from quart_tenants.settings import PREFIX, read_settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
-from quart_tenants.web.answers.problems import answer_http_errors, answer_tenant_error, answer_tenant_errors
+from quart_tenants.web.answers.problems import answer_http_errors, answer_tenant_error
 from quart_tenants.web.answers.row_streams import StreamEnds
 from quart_tenants.web.answers.websocket_closes import WebsocketCloses
 from quart_tenants.web.commands.each_tenant import TenantWork, make_each_tenant_command
@@ -151,7 +151,7 @@ class QuartTenants(TenantState):
         self._default_hosts = DefaultHosts(app)
         add_probes(app, self)
         add_ask_route(app)
-        answer_tenant_errors(app)
+        app.register_error_handler(TenantError, answer_tenant_error)
         app.context_processor(lambda: {"current_tenant": current_tenant})
         # From the inside out. The headers depend on the scheme, which the proxies know, and belong on every answer.
         answering = WebsocketCloses(StreamEnds(app.asgi_app))
@@ -220,10 +220,11 @@ class QuartTenants(TenantState):
             patience = min(self.settings.command_timeout, self.settings.registry_max_age / 2)
             feed_settings = replace(self.settings, command_timeout=patience, acquire_timeout=patience)
             feed = await stack.enter_async_context(await Database.open(feed_settings, max_size=1))
+            minimum = self.settings.minimum_version
             registry = Registry(
                 feed,
                 self.settings,
-                minimum_version=_get_minimum_version(self.settings),
+                minimum_version=len(get_tenant_migrations(self.settings)) if minimum is None else minimum,
                 minimum_shared_version=len(get_shared_migrations(self.settings)),
                 measures=self.measures,
             )
@@ -378,13 +379,6 @@ def _check_quart_settings(app: Quart) -> None:
         )
     if app.config["SESSION_COOKIE_DOMAIN"]:
         raise SettingError("SESSION_COOKIE_DOMAIN", "must stay unset: a session belongs to one tenant's host")
-
-
-def _get_minimum_version(settings: Settings) -> int:
-    """Return the version that the tables of a tenant must have at least. Default: that of the newest file."""
-    if settings.minimum_version is not None:
-        return settings.minimum_version
-    return len(get_tenant_migrations(settings))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

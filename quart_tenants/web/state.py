@@ -1,5 +1,6 @@
 """Hold what the extension keeps for one app: settings always, database and registry while the app is serving."""
 
+import os
 from contextlib import AbstractAsyncContextManager
 
 from quart import Quart, current_app, has_app_context
@@ -11,7 +12,6 @@ from quart_tenants.measures.stats import Stats
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.postgres.registry.registry import Registry
-from quart_tenants.postgres.registry.worker_stats import show_stats
 from quart_tenants.settings import PREFIX, Settings
 from quart_tenants.tenant import Slug
 from quart_tenants.web.lifecycle_hooks import LifecycleHooks
@@ -19,6 +19,9 @@ from quart_tenants.web.login_gates import LoginGates
 
 _EXTENSION_NAME = "quart_tenants"
 """The key in `app.extensions`."""
+
+# The figures of a worker have an end, whatever happens.
+_LISTED_BLOCKS = 50
 
 
 class TenantState(LifecycleHooks):
@@ -76,7 +79,22 @@ class TenantState(LifecycleHooks):
         Raises:
             RuntimeError: The app is not serving.
         """
-        return show_stats(self.measures, self.database, self.registry)
+        measures = self.measures
+        tenants, others = measures.tenants.show()
+        return Stats(
+            pid=os.getpid(),
+            uptime=measures.get_uptime(),
+            requests=measures.show_requests(),
+            pool=self.database.show_pool(),
+            blocks=measures.show_blocks(),
+            registry=self.registry.show(),
+            sessions=measures.show_sessions(),
+            logins=measures.show_logins(),
+            tenants=tenants,
+            other_tenants=others,
+            open_blocks=tuple(measures.list_open_blocks()[:_LISTED_BLOCKS]),
+            figures=measures.collect_figures(),
+        )
 
     def refuse_late_settings(self, app: Quart) -> None:
         """Make sure that no `TENANTS_*` key of *app* was changed after it was read: nobody would obey it.

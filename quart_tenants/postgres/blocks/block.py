@@ -49,22 +49,6 @@ _SERVER_GONE_ERRORS = (
 class Block:
     """One transaction on one connection. Made by `Database`, entered once by `async with`."""
 
-    __slots__ = (
-        "_beginning",
-        "_entered",
-        "_first",
-        "_fuse",
-        "_lent",
-        "_lost",
-        "_pool",
-        "_pooled",
-        "_queries",
-        "_record",
-        "_shares",
-        "_tenant",
-        "_timeout",
-        "status",
-    )
     _pooled: PooledConnection
     _record: BlockRecord
 

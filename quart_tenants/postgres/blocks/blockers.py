@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from quart_tenants.connection import Connection
@@ -46,8 +47,6 @@ WHERE application_name = $1 AND datname = pg_catalog.current_database() AND stat
 _LOOK_EVERY = 0.02  # seconds; each look stops the server's lock manager for a moment
 _LOOK_AT_PROGRAM_EVERY = 0.1  # seconds; a program waits longer, and may run for hours
 _LONGEST_QUERY = 80  # characters
-
-_FindPid = Callable[[DriverConnection], Awaitable[int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +100,9 @@ async def find_blockers(connection: Connection | DriverConnection, pid: int) -> 
 
 
 class Watch:
-    """What `watch_waits` has seen.
+    """What an onlooker has seen: `seen` is a sentence about who was last in the way; empty if nobody was."""
 
-    Attributes:
-        seen: A sentence about who was last in the way; empty if nobody was.
-    """
-
-    def __init__(self) -> None:
-        self.seen = ""
+    seen = ""
 
 
 @contextlib.asynccontextmanager
@@ -119,33 +113,23 @@ async def watch_waits(database: Database, connection: Connection | DriverConnect
     says so, and the block goes on. The connection is closed with the block, also after a cancellation.
     """
     pid: int = await connection.fetchval(_GET_PID)
-
-    async def get_pid(_: DriverConnection) -> int:
-        return pid
-
-    async with _watch(database, get_pid, _LOOK_EVERY) as watch:
+    async with _watch(database, _LOOK_EVERY, pid) as watch:
         yield watch
 
 
-@contextlib.asynccontextmanager
-async def watch_program(database: Database, application: str) -> AsyncIterator[Watch]:
+def watch_program(database: Database, application: str) -> AbstractAsyncContextManager[Watch]:
     """Do what `watch_waits` does for the session of another program.
 
     Args:
         database: The database that both are connected to.
         application: What that program, and no other one, calls itself.
     """
-
-    async def find_pid(onlooker: DriverConnection) -> int | None:
-        pid: int | None = await onlooker.fetchval(_FIND_PROGRAM, application)
-        return pid
-
-    async with _watch(database, find_pid, _LOOK_AT_PROGRAM_EVERY) as watch:
-        yield watch
+    return _watch(database, _LOOK_AT_PROGRAM_EVERY, application)
 
 
 @contextlib.asynccontextmanager
-async def _watch(database: Database, find_pid: _FindPid, every: float) -> AsyncIterator[Watch]:
+async def _watch(database: Database, every: float, whom: int | str) -> AsyncIterator[Watch]:
+    """Look again after *every* seconds for whom the session *whom* waits, by its number or by its program's name."""
     watch, ended = Watch(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
         looking = None
@@ -155,7 +139,7 @@ async def _watch(database: Database, find_pid: _FindPid, every: float) -> AsyncI
         except DatabaseUnavailableError as error:
             watch.seen = f"whoever is in the way cannot be seen: {error}"
         else:
-            looking = asyncio.create_task(_look(onlooker, find_pid, watch, ended, every))
+            looking = asyncio.create_task(_look(onlooker, whom, watch, ended, every))
         try:
             yield watch
         finally:
@@ -164,12 +148,10 @@ async def _watch(database: Database, find_pid: _FindPid, every: float) -> AsyncI
                 await looking
 
 
-async def _look(
-    onlooker: DriverConnection, find_pid: _FindPid, watch: Watch, ended: asyncio.Event, every: float
-) -> None:
+async def _look(onlooker: DriverConnection, whom: int | str, watch: Watch, ended: asyncio.Event, every: float) -> None:
     try:
         while not ended.is_set():
-            pid = await find_pid(onlooker)
+            pid = whom if isinstance(whom, int) else await onlooker.fetchval(_FIND_PROGRAM, whom)
             blockers = [] if pid is None else await find_blockers(onlooker, pid)
             if blockers:
                 watch.seen = describe_blockers(blockers)

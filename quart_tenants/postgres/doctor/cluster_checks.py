@@ -26,9 +26,7 @@ async def check_cluster(connection: Connection, *, settings: Settings) -> list[F
     """Return what is found; nothing on plain PostgreSQL."""
     if not await has_citus(connection):
         return []
-    look = await connection.fetchrow(_LOOK)
-    if look is None:
-        raise LookupError("a query without FROM has one row")
+    (look,) = await connection.fetch(_LOOK)
     plain = [row["slug"] for row in await connection.fetch(_LIST_PLAIN)]
     sharding = "" if look["distributes"] else "the schemas of new tenants stay on the coordinator"
     hidden = "each look at the catalogue by a driver takes seconds with many tenants" if look["hides"] else ""

@@ -200,7 +200,5 @@ async def _be_cancelled(database: Database, probe: Probe) -> Row:
 
 
 async def _read(connection: Connection) -> Row:
-    row = await connection.fetchrow(_READ)
-    if row is None:
-        raise LookupError("an aggregate has one row")
+    (row,) = await connection.fetch(_READ)
     return row

@@ -16,10 +16,11 @@ from quart_tenants.errors import (
     TenantError,
     UnknownTenantError,
 )
+from quart_tenants.postgres.blocks.blockers import Watch
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.fleet_plan import FleetPlan
 from quart_tenants.postgres.fleet.migrate_tenant import migrate_tenant
-from quart_tenants.postgres.fleet.waiting import Wait, watching_wait
+from quart_tenants.postgres.fleet.waiting import watching_wait
 from quart_tenants.postgres.migrations.migration_tries import choose_pause, may_succeed_later
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
@@ -132,25 +133,17 @@ async def migrate_fleet(
     return report
 
 
+@dataclass
 class _Run:
     """Jobs that share a queue of tenants. A tenant that must be tried again goes back into the queue."""
 
-    def __init__(
-        self,
-        database: Database,
-        settings: Settings,
-        report: FleetReport,
-        max_failures: int | None,
-        on_outcome: Callable[[Outcome], object] | None,
-        on_blocked: Callable[[Tenant, str], object] | None,
-    ) -> None:
-        self._database = database
-        self._settings = settings
-        self._report = report
-        self._max_failures = max_failures
-        self._on_outcome = on_outcome
-        self._on_blocked = on_blocked
-        self._last_together: dict[int, int] = {}
+    database: Database
+    settings: Settings
+    report: FleetReport
+    max_failures: int | None
+    on_outcome: Callable[[Outcome], object] | None
+    on_blocked: Callable[[Tenant, str], object] | None
+    last_together: dict[int, int] = field(default_factory=dict)
 
     async def take(self, tenants: Sequence[Tenant], jobs: int) -> None:
         """Return when each of *tenants* is finished."""
@@ -175,8 +168,8 @@ class _Run:
                     continue
                 del unfinished[tenant.id]
                 self._count(outcome)
-                if self._on_outcome is not None:
-                    self._on_outcome(outcome)
+                if self.on_outcome is not None:
+                    self.on_outcome(outcome)
             # Wake the jobs that wait for a tenant, because none will come.
             for _ in range(jobs):
                 queue.put_nowait(None)
@@ -188,41 +181,41 @@ class _Run:
         except BaseExceptionGroup as failures:
             # The error comes from the caller's on_outcome. The group has cancelled the other jobs.
             raise failures.exceptions[0] from None
-        self._report.left += unfinished.values()
+        self.report.left += unfinished.values()
 
     def _count(self, outcome: Outcome) -> None:
         if outcome.error is None:
-            (self._report.by_others if outcome.by_others else self._report.migrated).append(outcome)
+            (self.report.by_others if outcome.by_others else self.report.migrated).append(outcome)
         elif outcome.gone:
-            self._report.gone.append(outcome.tenant)
+            self.report.gone.append(outcome.tenant)
         else:
-            self._report.failed.append(outcome)
+            self.report.failed.append(outcome)
 
     def _must_stop(self) -> bool:
-        too_many = self._max_failures is not None and len(self._report.failed) >= self._max_failures
-        return too_many or self._report.lost_database
+        too_many = self.max_failures is not None and len(self.report.failed) >= self.max_failures
+        return too_many or self.report.lost_database
 
     async def _try(self, tenant: Tenant, attempt: int) -> Outcome | None:
         """Migrate *tenant*; return None if it must be tried again."""
-        wait = Wait()
+        wait = Watch()
         try:
             async with watching_wait(
-                self._database,
+                self.database,
                 tenant.id,
                 # Before a lock time-out ends the wait.
-                first_look=min(1.0, self._settings.migration_lock_timeout / 2),
-                on_blocked=None if self._on_blocked is None else functools.partial(self._on_blocked, tenant),
+                first_look=min(1.0, self.settings.migration_lock_timeout / 2),
+                on_blocked=None if self.on_blocked is None else functools.partial(self.on_blocked, tenant),
             ) as wait:
                 reached = await migrate_tenant(
-                    self._database,
+                    self.database,
                     tenant,
-                    self._report.plan.migrations,
-                    settings=self._settings,
-                    last_together=self._last_together,
-                    on_citus=self._report.plan.on_citus,
+                    self.report.plan.migrations,
+                    settings=self.settings,
+                    last_together=self.last_together,
+                    on_citus=self.report.plan.on_citus,
                 )
         except TenantError as error:
-            if may_succeed_later(error) and attempt < self._settings.migration_attempts:
+            if may_succeed_later(error) and attempt < self.settings.migration_attempts:
                 if isinstance(error, DatabaseUnavailableError):
                     # Other tenants would fail, too. If this job did not wait, a restart of the server would use up
                     # the tries of all tenants.
@@ -230,7 +223,7 @@ class _Run:
                     return await self._try(tenant, attempt + 1)
                 return None
             # The next tenant would wait as long, without success.
-            self._report.lost_database |= isinstance(error, DatabaseUnavailableError)
+            self.report.lost_database |= isinstance(error, DatabaseUnavailableError)
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
             waited = f"; in the way: {wait.seen}" if wait.seen and _has_waited(error) else ""
             outcome = Outcome(
@@ -248,7 +241,7 @@ class _Run:
     async def _find_version(self, tenant: Tenant) -> int:
         # Earlier files outside a transaction may have succeeded.
         with suppress(TenantError, asyncpg.PostgresError):
-            async with self._database.connection() as connection:
+            async with self.database.connection() as connection:
                 version = await connection.fetchval(
                     "SELECT version FROM quart_tenants.living_tenants WHERE id = $1", tenant.id
                 )
@@ -258,7 +251,7 @@ class _Run:
     async def _write_failure(self, outcome: Outcome) -> None:
         # If the database is lost, or this role may not write there, only the report has the failure.
         with suppress(TenantError, asyncpg.PostgresError):
-            async with self._database.connection() as connection:
+            async with self.database.connection() as connection:
                 await connection.execute(
                     _WRITE_FAILURE, outcome.tenant.id, outcome.version, outcome.migration, outcome.error
                 )

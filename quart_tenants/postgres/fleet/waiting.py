@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from quart_tenants.errors import TenantError
-from quart_tenants.postgres.blocks.blockers import describe_blockers, find_blockers
+from quart_tenants.postgres.blocks.blockers import Watch, describe_blockers, find_blockers
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY
@@ -21,16 +21,10 @@ JOIN pg_catalog.pg_locks AS l ON l.locktype = 'advisory' AND l.granted AND l.obj
 _PAUSE = 1.0  # seconds
 
 
-class Wait:
-    """For whom the migration waited when somebody last looked; empty if for nobody."""
-
-    seen = ""
-
-
 @contextlib.asynccontextmanager
 async def watching_wait(
     database: Database, tenant_id: int, *, first_look: float, on_blocked: Callable[[str], object] | None = None
-) -> AsyncIterator[Wait]:
+) -> AsyncIterator[Watch]:
     """Look now and then, while the block runs, for whom the migration of a tenant waits.
 
     It opens a connection of its own, if the block lasts until the first look: nearly all migrations are done by then.
@@ -42,7 +36,7 @@ async def watching_wait(
         first_look: Seconds from the beginning.
         on_blocked: Told in a sentence when the migration begins to wait, or waits for somebody else.
     """
-    wait = Wait()
+    wait = Watch()
     watch = asyncio.create_task(_watch(database, tenant_id, wait, first_look, on_blocked))
     try:
         yield wait
@@ -56,7 +50,7 @@ async def watching_wait(
 
 
 async def _watch(
-    database: Database, tenant_id: int, wait: Wait, first_look: float, on_blocked: Callable[[str], object] | None
+    database: Database, tenant_id: int, wait: Watch, first_look: float, on_blocked: Callable[[str], object] | None
 ) -> None:
     await asyncio.sleep(first_look)
     told: set[int] = set()

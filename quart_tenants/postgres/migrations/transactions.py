@@ -22,7 +22,8 @@ def take_together(migrations: Sequence[Migration], *, new_tables: bool = False) 
             break
         together.append(migration)
         # SET CONSTRAINTS ALL also holds for constraints that a later file makes, until the transaction ends.
-        if migration.script.sets_all_constraints and later is not None and _may_defer_more(migrations, later):
+        behind = [] if later is None else migrations[migrations.index(later) :]
+        if migration.script.sets_all_constraints and any("deferrable" in each.sql.lower() for each in behind):
             break
     return together
 
@@ -40,7 +41,3 @@ def count_committed_first(error: BaseException, migrations: Sequence[Migration])
     name = error.migration if isinstance(error, MigrationFailedError) else None
     # What is no file runs after all of them: a new tenant's first rows.
     return names.index(name) if name in names else len(names)
-
-
-def _may_defer_more(migrations: Sequence[Migration], later: Migration) -> bool:
-    return any("deferrable" in migration.sql.lower() for migration in migrations if migration.version >= later.version)

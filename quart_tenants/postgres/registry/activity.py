@@ -52,9 +52,4 @@ async def list_activity(database: Database) -> list[TenantActivity]:
     """Return what the server does for which tenants now. Raises the errors of `Database.connection`."""
     async with database.connection() as connection:
         rows = await connection.fetch(_LIST_ACTIVITY)
-    return [
-        TenantActivity(
-            row["slug"], row["connections"], row["waiting"], row["seconds"] or 0.0, hide_literals(row["statement"])
-        )
-        for row in rows
-    ]
+    return [TenantActivity(**dict(row) | {"statement": hide_literals(row["statement"])}) for row in rows]

@@ -9,7 +9,7 @@ from quart_tenants.tenant import Slug
 # $1 how many. Number 0 is the apex; the rows of a tenant that is deleted have none any more.
 _LIST = """
 SELECT
-    f.tenant_id, t.slug,
+    t.slug,
     count(*) AS counted,
     count(*) FILTER (WHERE f.wait_until > now()) AS held_up,
     max(f.failures) AS most,
@@ -45,13 +45,4 @@ async def list_failed_logins(database: Database, *, limit: int = 100) -> list[Fa
     """Return the *limit* tenants at which most logins are held up now, or failed lately."""
     async with database.connection() as connection:
         rows = await connection.fetch(_LIST, limit)
-    return [
-        FailedLogins(
-            None if row["slug"] is None else Slug(row["slug"]),
-            row["counted"],
-            row["held_up"],
-            row["most"],
-            row["last_at"],
-        )
-        for row in rows
-    ]
+    return [FailedLogins(**dict(row)) for row in rows]

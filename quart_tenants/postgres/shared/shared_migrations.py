@@ -87,11 +87,16 @@ async def migrate_shared(database: Database, *, settings: Settings) -> tuple[Mig
     ran: list[Migration] = []
     for attempt in itertools.count(1):
         try:
-            await _prepare(database, settings)
+            async with _locked(database, database.connection(), settings) as connection:
+                await check_registry(connection)
+                await make_shared_schemas(connection, settings=settings)
             # Asked again each time: another command may run them, too.
             while missing := await plan_shared(database, settings=settings):
                 ran += await _run_next(database, missing, settings)
-            await _finish(database, settings)
+            async with _locked(database, database.connection(), settings) as connection:
+                await refuse_shared_names(connection, settings=settings)
+                if settings.role_per_tenant:
+                    await grant_shared(connection, await get_owner(connection), settings=settings)
         except TenantError as error:
             if not may_succeed_later(error) or attempt >= settings.migration_attempts:
                 raise
@@ -99,19 +104,6 @@ async def migrate_shared(database: Database, *, settings: Settings) -> tuple[Mig
         else:
             break
     return tuple(ran)
-
-
-async def _prepare(database: Database, settings: Settings) -> None:
-    async with _locked(database, database.connection(), settings) as connection:
-        await check_registry(connection)
-        await make_shared_schemas(connection, settings=settings)
-
-
-async def _finish(database: Database, settings: Settings) -> None:
-    async with _locked(database, database.connection(), settings) as connection:
-        await refuse_shared_names(connection, settings=settings)
-        if settings.role_per_tenant:
-            await grant_shared(connection, await get_owner(connection), settings=settings)
 
 
 @asynccontextmanager

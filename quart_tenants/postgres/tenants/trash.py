@@ -30,8 +30,9 @@ WHERE id = $1
 """
 _SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
 _LIST_TRASH = """
-SELECT id, slug, schema_name, display_name, dropped_at, purge_began_at FROM quart_tenants.tenants
-WHERE dropped_at IS NOT NULL ORDER BY dropped_at, slug
+SELECT
+    id, slug, schema_name AS schema, display_name AS name, dropped_at, purge_began_at IS NOT NULL AS half_purged
+FROM quart_tenants.tenants WHERE dropped_at IS NOT NULL ORDER BY dropped_at, slug
 """
 _GET_TRASHED = """
 SELECT schema_name, schema_before_drop, purge_began_at FROM quart_tenants.tenants
@@ -178,17 +179,7 @@ async def list_trash(database: Database) -> list[TrashedTenant]:
     async with database.connection() as connection:
         await check_registry(connection)
         rows = await connection.fetch(_LIST_TRASH)
-    return [
-        TrashedTenant(
-            row["id"],
-            Slug(row["slug"]),
-            SchemaName(row["schema_name"]),
-            row["display_name"],
-            row["dropped_at"],
-            row["purge_began_at"] is not None,
-        )
-        for row in rows
-    ]
+    return [TrashedTenant(**dict(row) | {"schema": SchemaName(row["schema"])}) for row in rows]
 
 
 def name_in_trash(tenant_id: int) -> SchemaName:

@@ -117,7 +117,7 @@ class LimitedConnection(TCPServer):
     def _watch(self) -> None:
         """Set, keep or take away the moment by which the next request must be here."""
         protocol: Any = self.protocol.protocol
-        if not _is_idle(protocol):
+        if not (protocol.idle if isinstance(protocol, H2Protocol) else protocol.stream is None):
             self._stop_watch()
         elif self._deadline is None:
             if protocol.keep_alive_requests == 0:
@@ -207,10 +207,6 @@ def _close_idle_at_the_end(context: "WorkerContext") -> None:
                 connection.idle_task.begin()
 
     _ends[context] = asyncio.get_running_loop().create_task(close_idle())
-
-
-def _is_idle(protocol: Http1Protocol | H2Protocol) -> bool:
-    return protocol.idle if isinstance(protocol, H2Protocol) else protocol.stream is None
 
 
 def _has_begun(protocol: Http1Protocol | H2Protocol) -> bool:

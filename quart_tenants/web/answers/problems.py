@@ -23,11 +23,6 @@ RETRY_AFTER = 2
 """Seconds. A pool, a queue or a restarting database has usually recovered by then."""
 
 
-def answer_tenant_errors(app: Quart) -> None:
-    """Let *app* answer every `TenantError` as a problem document."""
-    app.register_error_handler(TenantError, answer_tenant_error)
-
-
 def answer_http_errors(app: Quart) -> None:
     """Let *app* answer Quart's own errors, and those that it raises by `abort`, as it answers a `TenantError`."""
     app.register_error_handler(HTTPException, _answer_http_exception)
@@ -38,7 +33,7 @@ def answer_all_errors(app: Quart) -> None:
 
     This is for an app that serves machines. It replaces Quart's debug page, too.
     """
-    answer_tenant_errors(app)
+    app.register_error_handler(TenantError, answer_tenant_error)
     answer_http_errors(app)
     app.register_error_handler(Exception, _answer_bug)
 

@@ -84,7 +84,11 @@ async def embed_json(connection: "DriverConnection") -> None:
     """
     for name in _JSON_TYPES:
         await connection.set_type_codec(
-            name, schema="pg_catalog", encoder=_write_parameter, decoder=_read_column, format="text"
+            name,
+            schema="pg_catalog",
+            encoder=lambda value: value if isinstance(value, str) else bytes(value).decode(),
+            decoder=lambda text: msgspec.Raw(text.encode()),
+            format="text",
         )
 
 
@@ -99,14 +103,6 @@ def _find_row_class(columns: tuple[str, ...]) -> type[msgspec.Struct] | None:
     except ValueError:
         # Two columns have the same name, or a name contains a quotation mark.
         return None
-
-
-def _read_column(text: str) -> msgspec.Raw:
-    return msgspec.Raw(text.encode())
-
-
-def _write_parameter(value: str | msgspec.Raw) -> str:
-    return value if isinstance(value, str) else bytes(value).decode()
 
 
 def _describe(value: Any) -> object:

@@ -2,10 +2,12 @@
 
 import sys
 import time
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import click
+
+if TYPE_CHECKING:
+    import rich.progress
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -22,16 +24,15 @@ class Progress:
         self._done = 0
         self._failed = 0
         self._began = self._told = time.monotonic()
-        self._bar = _Bar(doing, total) if sys.stderr.isatty() else None
+        self._bar = _make_bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         if self._bar is not None:
+            self._bar.add_task(self._doing, total=self._total, rate="", failures="")
             self._bar.start()
         return self
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -39,46 +40,30 @@ class Progress:
         """Count *number* more tenants."""
         self._done += number
         self._failed += failed
+        now = time.monotonic()
+        rate = self._done / max(now - self._began, 0.001)
+        failures = f"{self._failed} failed"
         if self._bar is not None:
-            self._bar.update(self._done, self._failed)
-        elif time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            click.echo(self._describe(), err=True)
-
-    def _describe(self) -> str:
-        rate = self._done / (time.monotonic() - self._began)
-        left = (self._total - self._done) / rate
-        return (
-            f"{self._doing}: {self._done} of {self._total}, {rate:.0f} a second, "
-            f"{left:.0f} s left, {self._failed} failed"
-        )
+            shown = failures if self._failed else ""
+            self._bar.update(self._bar.task_ids[0], completed=self._done, rate=f"{rate:.0f}/s", failures=shown)
+        elif now - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = now
+            left = (self._total - self._done) / rate
+            told = f"{self._done} of {self._total}, {rate:.0f} a second, {left:.0f} s left, {failures}"
+            click.echo(f"{self._doing}: {told}", err=True)
 
 
-class _Bar:
-    def __init__(self, doing: str, total: int) -> None:
-        # Imported here, because loading it takes long and most commands do not need it.
-        from rich import progress
-        from rich.console import Console
+def _make_bar() -> "rich.progress.Progress":
+    # Imported here, because loading it takes long and most commands do not need it.
+    from rich import progress
+    from rich.console import Console
 
-        self._progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[rate]}"),
-            progress.TimeRemainingColumn(compact=True),
-            progress.TextColumn("{task.fields[failures]}", style="red"),
-            console=Console(stderr=True),
-        )
-        self._began = time.monotonic()
-        self._task = self._progress.add_task(doing, total=total, rate="", failures="")
-
-    def start(self) -> None:
-        self._progress.start()
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-    def update(self, done: int, failed: int) -> None:
-        rate = done / max(time.monotonic() - self._began, 0.001)
-        failures = f"{failed} failed" if failed else ""
-        self._progress.update(self._task, completed=done, rate=f"{rate:.0f}/s", failures=failures)
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(compact=True),
+        progress.TextColumn("{task.fields[failures]}", style="red"),
+        console=Console(stderr=True),
+    )

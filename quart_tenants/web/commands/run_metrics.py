@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,8 +80,7 @@ def _check(file: Path) -> None:
 
 
 def _write(file: Path, command: str, seconds: float, failures: int) -> None:
-    from prometheus_client import CollectorRegistry, write_to_textfile
-    from prometheus_client.core import GaugeMetricFamily, Metric
+    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
     now = time.time()
     told = {_ENDED_AT: now, _DURATION: seconds, _FAILED: failures}
@@ -89,15 +88,9 @@ def _write(file: Path, command: str, seconds: float, failures: int) -> None:
     if succeeded_at is not None:
         told[_SUCCEEDED_AT] = succeeded_at
 
-    class Collector:
-        def collect(self) -> Iterator[Metric]:
-            for name, value in told.items():
-                family = GaugeMetricFamily(name, COMMAND_METRICS[name], labels=("command",))
-                family.add_metric((command,), value)
-                yield family
-
     registry = CollectorRegistry()
-    registry.register(Collector())
+    for name, value in told.items():
+        Gauge(name, COMMAND_METRICS[name], ("command",), registry=registry).labels(command).set(value)
     try:
         # A new file, which is then renamed: node_exporter never reads half of one.
         write_to_textfile(str(file), registry)

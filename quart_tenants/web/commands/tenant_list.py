@@ -39,33 +39,23 @@ def parse_tenant_list(content: bytes) -> TenantList:
         tenants.mistakes.append((line, "it is not UTF-8; save the file in that encoding"))
         return tenants
     columns: list[str] | None = None
-    try:
-        for line, record in _read_records(text):
-            if columns is None:
-                columns = record
-                problem = _find_problem(columns)
-                if problem is not None:
-                    tenants.mistakes.append((line, problem))
-                    return tenants
-            else:
-                _add(tenants, line, columns, record)
-    except _NoCsvError as error:
-        tenants.mistakes.append((error.line, str(error)))
+    for line, record in _read_records(text):
+        if isinstance(record, str):
+            tenants.mistakes.append((line, record))
+        elif columns is None:
+            columns = record
+            if (problem := _find_problem(columns)) is not None:
+                tenants.mistakes.append((line, problem))
+                return tenants
+        else:
+            _add(tenants, line, columns, record)
     if columns is None:
         tenants.mistakes.append((1, "the file is empty; it begins with the line slug,name"))
     return tenants
 
 
-class _NoCsvError(Exception):
-    """The rest of the file cannot be read."""
-
-    def __init__(self, line: int, reason: str) -> None:
-        super().__init__(reason)
-        self.line = line
-
-
-def _read_records(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record with the line on which it begins."""
+def _read_records(text: str) -> Iterator[tuple[int, list[str] | str]]:
+    """Yield each record with the line on which it begins; at the end why the rest cannot be read, if so."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         line = reader.line_num + 1
@@ -74,7 +64,8 @@ def _read_records(text: str) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise _NoCsvError(line, f"it is no CSV ({error}); a quote inside quotes is written twice") from error
+            yield line, f"it is no CSV ({error}); a quote inside quotes is written twice"
+            return
         if record:
             yield line, record
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
 
@@ -14,9 +13,10 @@ from quart_tenants.web.context import likes_html
 from quart_tenants.web.guards.direct_answers import send_answer
 from quart_tenants.web.logs.log_fields import get_request_id
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class RequestDeadlines:
@@ -73,9 +73,11 @@ class _LimitedRequest:
         self._receive = receive
         self._send = send
         self.disconnect: Callable[[], None] | None = getattr(receive, "disconnect", None)
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
-        # The task to be cancelled when the time is over.
-        self._waiting: asyncio.Task[Any] | None = None
+        loop = asyncio.get_running_loop()
+        self._ends_at = loop.time() + seconds
+        self._timer = loop.call_at(self._ends_at, self._end)
+        # Those in which the app waits for an event.
+        self._limits: set[asyncio.Timeout] = set()
         self.has_begun = False
         self.is_late = False
 
@@ -83,12 +85,17 @@ class _LimitedRequest:
         """Return the next event. When the time is over the app is told that the client has gone away."""
         if self.has_begun:
             return await self._receive()
+        limit = asyncio.timeout_at(self._ends_at)
+        self._limits.add(limit)
         try:
-            if not self.is_late:
-                return await self._limit(self._receive())
-        except _LateError:
-            pass
-        return {"type": "http.disconnect"}
+            async with limit:
+                return await self._receive()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return {"type": "http.disconnect"}
+        finally:
+            self._limits.discard(limit)
 
     async def send(self, event: ASGISendEvent) -> None:
         """Pass *event* on. The time limit ends with the beginning of the answer."""
@@ -100,30 +107,10 @@ class _LimitedRequest:
     def end_limit(self) -> None:
         """Let the request take as long as it likes from now on."""
         self._timer.cancel()
-
-    async def _limit(self, work: Awaitable[T]) -> T:
-        """Return what *work* returns. This is `asyncio.timeout`, which took a twentieth of a small request."""
-        task = self._waiting = cast("asyncio.Task[Any]", asyncio.current_task())
-        cancelled_before = task.cancelling()
-        try:
-            return await work
-        except asyncio.CancelledError as error:
-            # Whoever else cancelled this task goes first.
-            if self.is_late and task.cancelling() <= cancelled_before + 1:
-                raise _LateError from error
-            raise
-        finally:
-            self._waiting = None
-            if self.is_late:
-                task.uncancel()
+        for limit in self._limits:
+            limit.reschedule(None)
 
     def _end(self) -> None:
         self.is_late = True
-        if self._waiting is not None:
-            self._waiting.cancel()
-        elif self.disconnect is not None:
+        if self.disconnect is not None:
             self.disconnect()
-
-
-class _LateError(Exception):
-    """The time is over."""

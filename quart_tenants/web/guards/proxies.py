@@ -45,7 +45,9 @@ class TrustedProxies:
         """Pass the request on, with the forwarded values if its peer is one of our proxies."""
         if scope["type"] == "http" or scope["type"] == "websocket":
             headers = scope["headers"]
-            peer = _get_peer(scope)
+            client = scope.get("client")
+            # A unix socket has no peer address.
+            peer = _find_peer(client[0]) if client else None
             if self._trusts_sockets if _is_socket(scope) else self._is_ours(peer):
                 scope = self._follow(scope, headers, peer)
             elif not self._warned and any(name == b"x-forwarded-for" for name, _ in headers):
@@ -101,16 +103,10 @@ def _is_socket(scope: Any) -> bool:
     return client is None or not client[0] or client[0].startswith("unix:")
 
 
-def _get_peer(scope: Any) -> _Address | None:
-    # A unix socket has no peer address.
-    client = scope.get("client")
-    return _find_peer_address(client[0]) if client else None
-
-
 # The cache serves the same few proxies, and visitors whose connections stay open. The server makes the text, so it is
 # always short.
 @functools.lru_cache(maxsize=1024)
-def _find_peer_address(text: str) -> _Address | None:
+def _find_peer(text: str) -> _Address | None:
     return _find_address(text)
 
 

@@ -263,28 +263,19 @@ def _make_host_default(app: Quart, domain: str) -> Callable[[str, dict[str, Any]
             )
         here = asked.host.lower()
         if app.url_map.is_endpoint_expecting(endpoint, _TENANT_ARGUMENT):
-            values[_TENANT_ARGUMENT] = _get_tenant_host(here, domain, values.get(_TENANT_ARGUMENT))
+            tenant = values.get(_TENANT_ARGUMENT)
+            slug = tenant.slug if isinstance(tenant, Tenant) else tenant
+            values[_TENANT_ARGUMENT] = here if slug is None else f"{slug}.{_get_apex(here, domain)}"
         if app.url_map.is_endpoint_expecting(endpoint, _APEX_ARGUMENT):
             values[_APEX_ARGUMENT] = _get_apex(here, domain)
         if app.url_map.is_endpoint_expecting(endpoint, _ANY_ARGUMENT):
             values[_ANY_ARGUMENT] = here
         if app.url_map.is_endpoint_expecting(endpoint, _RESERVED_ARGUMENT):
-            label = _read_label(next(app.url_map.iter_rules(endpoint)).host or "")
+            # As `name_reserved_host` has written it.
+            label = str(next(app.url_map.iter_rules(endpoint)).host).split('"')[1]
             values[_RESERVED_ARGUMENT] = f"{label}.{_get_apex(here, domain)}"
 
     return add_host
-
-
-def _read_label(host: str) -> str:
-    """Return the label in what `name_reserved_host` has made."""
-    return host.split('"')[1]
-
-
-def _get_tenant_host(here: str, domain: str, tenant: Tenant | str | None) -> str:
-    """Return the host of *tenant* as a visitor of the host *here* reaches it; None stands for *here* itself."""
-    if tenant is None:
-        return here
-    return f"{tenant.slug if isinstance(tenant, Tenant) else tenant}.{_get_apex(here, domain)}"
 
 
 def _get_apex(here: str, domain: str) -> str:
