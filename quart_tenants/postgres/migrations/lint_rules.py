@@ -99,20 +99,17 @@ class FileLint:
             yield "enum-value", ", ".join(sorted(self._new_values))
         look = getattr(self, f"_look_at_{kind}", None)
         if look is not None:
-            yield from look(node)
+            yield from look(node) or ()
 
-    def _look_at_create_stmt(self, node: Any) -> Iterator[tuple[str, str]]:
+    def _look_at_create_stmt(self, node: Any) -> None:
         self._new.add(node.relation.relname)
-        yield from ()
 
-    def _look_at_create_table_as_stmt(self, node: Any) -> Iterator[tuple[str, str]]:
+    def _look_at_create_table_as_stmt(self, node: Any) -> None:
         self._new.add(node.into.rel.relname)
-        yield from ()
 
-    def _look_at_alter_enum_stmt(self, node: Any) -> Iterator[tuple[str, str]]:
+    def _look_at_alter_enum_stmt(self, node: Any) -> None:
         if node.new_val and not node.old_val and self._in_transaction:
             self._new_values.add(node.new_val)
-        yield from ()
 
     def _look_at_index_stmt(self, node: Any) -> Iterator[tuple[str, str]]:
         self._new_indexes.add(node.idxname)

@@ -1,7 +1,7 @@
 """What fails on Citus, or is silently wrong there, and the statements in which `check-portable` sees it. Pure."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from quart_tenants.postgres.migrations.lint_rules import Danger
@@ -32,6 +32,16 @@ _ALONE = (
     messages.AT_AttachPartition,
     messages.AT_DetachPartition,
 )
+# Statements that Citus does not take, by the parser's names, each with the name of what it makes.
+_REFUSED: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "create_trig_stmt": ("trigger", lambda node: f"{node.trigname} on {node.relation.relname}"),
+    "rule_stmt": ("rule", lambda node: f"{node.rulename} on {node.relation.relname}"),
+    "do_stmt": ("do-block", lambda node: "DO"),
+    "create_enum_stmt": ("own-type", lambda node: node.type_name[-1].string.sval),
+    "create_range_stmt": ("own-type", lambda node: node.type_name[-1].string.sval),
+    "create_domain_stmt": ("own-type", lambda node: node.domainname[-1].string.sval),
+    "composite_type_stmt": ("own-type", lambda node: node.typevar.relname),
+}
 _SESSION_FUNCTIONS = frozenset({"current_schema", "current_schemas", "current_setting"})
 # In a language that this parser does not read.
 _TOUCHES_TABLES = re.compile(r"\b(from|into|update|execute)\b", re.IGNORECASE)
@@ -55,7 +65,11 @@ class PortabilityCheck:
             kind = raw.stmt.WhichOneof("node")
             look = getattr(self, f"_look_at_{kind}", None)
             node = getattr(raw.stmt, kind)
-            dangers = [*([] if look is None else look(node, line)), *_look_for_session_values(raw.stmt)]
+            dangers = [] if look is None else list(look(node, line) or ())
+            if kind in _REFUSED:
+                rule, name = _REFUSED[kind]
+                dangers.append((rule, name(node)))
+            dangers += _look_for_session_values(raw.stmt)
             found += [Danger(line, rule, what) for rule, what in dict.fromkeys(dangers)]
         return found
 
@@ -82,25 +96,22 @@ class PortabilityCheck:
         if not has_key and not node.HasField("partbound"):
             self._without_key[table] = self._file, Danger(line, "no-primary-key", table)
 
-    def _look_at_create_table_as_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
+    def _look_at_create_table_as_stmt(self, node: Any, line: int) -> None:
         if node.objtype == messages.OBJECT_TABLE:
             table = node.into.rel.relname
             self._tables.add(table)
             self._without_key[table] = self._file, Danger(line, "no-primary-key", table)
-        yield from ()
 
-    def _look_at_drop_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
+    def _look_at_drop_stmt(self, node: Any, line: int) -> None:
         for one in node.objects:
             if node.remove_type == messages.OBJECT_TABLE:
                 self._without_key.pop(one.list.items[-1].string.sval, None)
-        yield from ()
 
-    def _look_at_rename_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
+    def _look_at_rename_stmt(self, node: Any, line: int) -> None:
         if node.rename_type == messages.OBJECT_TABLE:
             self._tables.add(node.newname)
             if node.relation.relname in self._without_key:
                 self._without_key[node.newname] = self._without_key.pop(node.relation.relname)
-        yield from ()
 
     def _look_at_alter_table_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
         table = node.relation.relname
@@ -135,33 +146,12 @@ class PortabilityCheck:
         if other.schemaname or other.relname not in self._tables:
             yield "foreign-key-out", f"{table} refers to {'.'.join(filter(None, (other.schemaname, other.relname)))}"
 
-    def _look_at_create_trig_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
-        yield "trigger", f"{node.trigname} on {node.relation.relname}"
-
-    def _look_at_rule_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
-        yield "rule", f"{node.rulename} on {node.relation.relname}"
-
-    def _look_at_do_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
-        yield "do-block", "DO"
-
     def _look_at_create_function_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
         if _reads_tables(node):
             yield "function-reads", node.funcname[-1].string.sval
 
-    def _look_at_create_enum_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
-        yield "own-type", node.type_name[-1].string.sval
-
-    _look_at_create_range_stmt = _look_at_create_enum_stmt
-
-    def _look_at_create_domain_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
-        yield "own-type", node.domainname[-1].string.sval
-
-    def _look_at_composite_type_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
-        yield "own-type", node.typevar.relname
-
-    def _look_at_view_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
+    def _look_at_view_stmt(self, node: Any, line: int) -> None:
         self._views.add(node.view.relname)
-        yield from ()
 
     def _look_at_insert_stmt(self, node: Any, line: int) -> Iterator[tuple[str, str]]:
         if node.relation.relname in self._views:

@@ -1,7 +1,6 @@
 """Back up all tenants, and say what became of each."""
 
 import asyncio
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -33,18 +32,8 @@ async def back_up_all(
     as_json: bool,
 ) -> None:
     """Back up all tenants into *folder*, and end with status 1 if one has no new file."""
-    progress: Progress | None = None
     await tell_about_nodes(database)
-    with contextlib.ExitStack() as stack:
-
-        def begin(total: int) -> None:
-            nonlocal progress
-            progress = stack.enter_context(Progress("backing up", total))
-
-        def show(failed: bool) -> None:
-            if progress is not None:
-                progress.advance(failed=failed)
-
+    with Progress("backing up") as progress:
         try:
             report = await backup_all_tenants(
                 database,
@@ -54,8 +43,8 @@ async def back_up_all(
                 keep_days=days,
                 pipe=pipe,
                 verify=verify,
-                on_begin=begin,
-                on_done=show,
+                on_begin=progress.expect,
+                on_done=lambda failed: progress.advance(failed=failed),
             )
         except asyncio.CancelledError:
             click.echo("interrupted: what is finished stays; run it again to go on", err=True)

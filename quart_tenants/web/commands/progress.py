@@ -18,7 +18,7 @@ class Progress:
     `with Progress("migrating", total) as progress: … progress.advance()`
     """
 
-    def __init__(self, doing: str, total: int) -> None:
+    def __init__(self, doing: str, total: int = 0) -> None:
         self._doing = doing
         self._total = total
         self._done = 0
@@ -35,6 +35,12 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def expect(self, total: int) -> None:
+        """Say how many tenants there are, if that was not known before."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=total)
 
     def advance(self, number: int = 1, *, failed: bool = False) -> None:
         """Count *number* more tenants."""
