@@ -56,7 +56,7 @@ def demo_command(application: str | None, port: int, data_dir: Path | None, fres
         metrics = None if listener is None else MetricsPort(listener, FigureBoard(1))
         worker = Worker(application or create_app, config, metrics=metrics)
         number = address.rpartition(":")[2]
-        status = worker.serve_here(lambda: _print_welcome(number, data_dir, server.url if application else None))
+        status = worker.serve(announce=lambda: _print_welcome(number, data_dir, server.url if application else None))
     finally:
         asyncio.run(server.stop())
     sys.exit(status)

@@ -53,7 +53,7 @@ def password_command(slug: str, username: str, password_stdin: bool) -> None:
     A suspended user may log in again with the new password.
     """
     # Whatever can fail comes before the question for a password.
-    tenant = _find_tenant_of(parse_slug(slug), username)
+    tenant = _find_tenant(parse_slug(slug), username)
     was_suspended = _replace_password(tenant, username, _read_password(from_stdin=password_stdin))
     more = ", who was suspended and may log in again" if was_suspended else ""
     click.echo(f"changed the password of {username} at {tenant.slug}{more}")
@@ -90,14 +90,10 @@ async def resume_command(database: Database, settings: Settings, slug: str, user
 
 
 @with_database
-async def _find_tenant(database: Database, settings: Settings, slug: Slug) -> Tenant:
-    return await get_tenant(database, slug)
-
-
-@with_database
-async def _find_tenant_of(database: Database, settings: Settings, slug: Slug, username: str) -> Tenant:
+async def _find_tenant(database: Database, settings: Settings, slug: Slug, username: str | None = None) -> Tenant:
     tenant = await get_tenant(database, slug)
-    await check_user(database, tenant, username)
+    if username is not None:
+        await check_user(database, tenant, username)
     return tenant
 
 

@@ -12,7 +12,6 @@ from quart.cli import NoAppException, ScriptInfo
 from quart_tenants.errors import SettingError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
-from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.settings import Settings
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.state import find_state
@@ -60,8 +59,6 @@ def check_app(app: Quart, settings: Settings) -> None:
 
 
 async def _check_database(settings: Settings) -> None:
-    async with await Database.open(settings, max_size=1) as database, database.connection() as connection:
-        await check_registry(connection)
     async with await Database.open(settings, max_size=1) as database:
         await refuse_leaks(database, settings=settings)
 

@@ -55,7 +55,7 @@ def serve(order: Order, default: Application, announce: Announce) -> int:
         return Worker(application, config, order.plain, metrics)
 
     if config.workers == 0:
-        return make_worker(config).serve_here(lambda: announce(addresses))
+        return make_worker(config).serve(announce=lambda: announce(addresses))
 
     def make_plan() -> Plan:
         again = read_config(order.config)

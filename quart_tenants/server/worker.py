@@ -67,23 +67,16 @@ class Worker:
     plain: bool = False
     metrics: MetricsPort | None = None
 
-    def serve(self, link: "Link") -> int:
-        """Serve as a worker of a supervisor until SIGTERM; return the exit status.
+    def serve(self, link: "Link | None" = None, announce: Callable[[], None] = lambda: None) -> int:
+        """Serve until SIGTERM, or without a supervisor until SIGINT or SIGTERM; return the exit status.
+
+        Args:
+            link: To the supervisor; None if there is none.
+            announce: Called when ready, if there is no supervisor.
 
         Raises:
             TenantError: The app cannot be served.
         """
-        return self._serve(link.say_ready, link, check=link.is_first)
-
-    def serve_here(self, announce: Callable[[], None]) -> int:
-        """Serve without a supervisor until SIGINT or SIGTERM, and call *announce* when ready; return the exit status.
-
-        Raises:
-            TenantError: The app cannot be served.
-        """
-        return self._serve(lambda _: announce(), None, check=True)
-
-    def _serve(self, announce: Callable[[float], None], link: "Link | None", *, check: bool) -> int:
         app, settings = load_app(self.application)
         follow_app_settings(settings)
         if settings.metrics_bind is not None and self.metrics is None:
@@ -94,7 +87,7 @@ class Worker:
             )
         # load_app has looked whether there is a state.
         cast("TenantState", find_state(app)).has_metrics_port = self.metrics is not None
-        if check:
+        if link is None or link.is_first:
             check_app(app, settings)
         if not self.plain:
             serve_requests(app)
@@ -106,7 +99,8 @@ class Worker:
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(debug=self.config.debug, loop_factory=loop_factory) as runner:
             try:
-                runner.run(_serve_connections(app, self.config, announce, link, settings.worker_timeout, self.metrics))
+                say_ready = (lambda _: announce()) if link is None else link.say_ready
+                runner.run(_serve_connections(app, self.config, say_ready, link, settings.worker_timeout, self.metrics))
             except (LifespanFailureError, LifespanTimeoutError) as error:
                 # The traceback is Hypercorn's and says nothing more.
                 log.error("the app did not stop properly: %s", error)

@@ -1,6 +1,5 @@
 """Write answers of HTTP/1, and refuse what a client would read otherwise than the app meant it."""
 
-import enum
 import functools
 import re
 from collections.abc import Sequence
@@ -17,23 +16,10 @@ class AnswerError(Exception):
     """An app has sent what cannot be an answer, or not at this moment."""
 
 
-class _State(enum.Enum):
-    """What an answer needs next.
-
-    HEAD becomes one of the three in the middle by `begin`, and each of these becomes DONE by `end`. Whatever is refused
-    after the head makes FAILED, because the client waits for bytes that do not come.
-    """
-
-    HEAD = enum.auto()
-    COUNTED = enum.auto()
-    CHUNKED = enum.auto()
-    UNTIL_CLOSE = enum.auto()
-    DONE = enum.auto()
-    FAILED = enum.auto()
-
-
-# A look-up in an enum takes six times as long as a name of the module.
-_HEAD, _COUNTED, _CHUNKED, _UNTIL_CLOSE, _DONE, _FAILED = _State
+# What an answer needs next. HEAD becomes one of the three in the middle by `begin`, and each of these becomes DONE by
+# `end`. Whatever is refused after the head makes FAILED, because the client waits for bytes that do not come. These are
+# no enum, of which a look-up takes six times as long.
+_HEAD, _COUNTED, _CHUNKED, _UNTIL_CLOSE, _DONE, _FAILED = range(6)
 
 
 class Answer:
@@ -53,12 +39,12 @@ class Answer:
     @property
     def has_begun(self) -> bool:
         """Whether its head was written."""
-        return self._state is not _HEAD
+        return self._state != _HEAD
 
     @property
     def is_done(self) -> bool:
         """Whether it is complete."""
-        return self._state is _DONE
+        return self._state == _DONE
 
     def hint(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """Return an answer before the answer, such as 100 or 103.
@@ -131,11 +117,11 @@ class Answer:
         Raises:
             AnswerError: The head says that the body is shorter, or there is no head yet.
         """
-        if self._state is _CHUNKED:
+        if self._state == _CHUNKED:
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-        if self._state is _UNTIL_CLOSE:
+        if self._state == _UNTIL_CLOSE:
             return data
-        if self._state is not _COUNTED or len(data) > self._left:
+        if self._state != _COUNTED or len(data) > self._left:
             self._fail("the body is longer than the head of its answer says")
         self._left -= len(data)
         return data
@@ -150,7 +136,7 @@ class Answer:
         if was in (_HEAD, _DONE, _FAILED) or is_short:
             self._fail("the body is shorter than the head of its answer says")
         self._state = _DONE
-        return b"0\r\n\r\n" if was is _CHUNKED else b""
+        return b"0\r\n\r\n" if was == _CHUNKED else b""
 
     def _fail(self, reason: str) -> None:
         self._state = _FAILED

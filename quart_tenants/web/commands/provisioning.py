@@ -20,9 +20,9 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant, init_reg
 from quart_tenants.postgres.shared.shared_migrations import migrate_shared
 from quart_tenants.postgres.tenants.provisioning import adopt_schemas, create_tenant
 from quart_tenants.postgres.tenants.ready_making import prepare_tenants
-from quart_tenants.postgres.tenants.trash import list_trash
+from quart_tenants.postgres.tenants.trash import TrashedTenant, list_trash
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import SchemaName, Slug, parse_schema_name, parse_slug
+from quart_tenants.tenant import SchemaName, Slug, Tenant, parse_schema_name, parse_slug
 from quart_tenants.web.commands.backups import show_notice
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.records import changes_nothing
@@ -205,30 +205,20 @@ async def list_command(database: Database, settings: Settings, trash: bool) -> N
     version and state, which is active or suspended. With --trash it prints slug, schema, name, the time of
     the drop and state, which is dropped or half-purged.
     """
+    listed: list[tuple[Tenant | TrashedTenant, str, str]]
     if trash:
-        columns = ("tenant", "schema", "name", "dropped", "state")
-        rows = [
-            (
-                tenant.slug,
-                str(tenant.schema),
-                tenant.name,
-                f"{tenant.dropped_at:%Y-%m-%dT%H:%M:%SZ}",
-                "half-purged" if tenant.half_purged else "dropped",
-            )
+        fourth = "dropped"
+        listed = [
+            (tenant, f"{tenant.dropped_at:%Y-%m-%dT%H:%M:%SZ}", "half-purged" if tenant.half_purged else "dropped")
             for tenant in await list_trash(database)
         ]
     else:
-        columns = ("tenant", "schema", "name", "version", "state")
-        rows = [
-            (
-                tenant.slug,
-                str(tenant.schema),
-                tenant.name,
-                f"{tenant.version:04}",
-                "suspended" if tenant.suspended else "active",
-            )
+        fourth = "version"
+        listed = [
+            (tenant, f"{tenant.version:04}", "suspended" if tenant.suspended else "active")
             for tenant in await list_tenants(database)
         ]
-    print_rows(columns, rows)
+    rows = [(tenant.slug, str(tenant.schema), tenant.name, told, state) for tenant, told, state in listed]
+    print_rows(("tenant", "schema", "name", fourth, "state"), rows)
     if not rows:
         click.echo("the trash is empty" if trash else "no tenants yet; the command create makes one", err=True)

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
@@ -34,14 +34,6 @@ _COLUMNS = (
     "tenant", "busy", "requests/s", "429/s", "wrong logins/s", "rows/s", "bytes/s",
     "connections", "waiting", "longest", "statement", "",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What the workers told at one moment."""
-
-    at: float
-    samples: Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +73,13 @@ async def top_command(database: Database, settings: Settings, every: float, at: 
     while True:
         await asyncio.sleep(every)
         now = await _look(address)
+        workers = _list_workers(now[1])
         busy = _put_together(before, now, await list_activity(database))
         if as_json:
-            click.echo(json.dumps({"workers": _list_workers(now), "tenants": [asdict(one) for one in busy]}, indent=2))
+            click.echo(json.dumps({"workers": workers, "tenants": [asdict(one) for one in busy]}, indent=2))
             return
         if sys.stdout.isatty():
             click.clear()
-        workers = _list_workers(now)
         if workers:
             up = sum(worker["up"] for worker in workers)
             restarts = sum(worker["starts"] - 1 for worker in workers)
@@ -107,43 +99,41 @@ def _find_address(at: str | None, settings: Settings) -> str | None:
         raise click.UsageError(f"--at {error}") from error
 
 
-async def _look(address: str | None) -> _Look:
+async def _look(address: str | None) -> tuple[float, Samples]:
+    """Return what the workers tell, and when that was."""
     samples = {} if address is None else sort_by_tenant(await ask_workers(address))
-    return _Look(time.monotonic(), samples)
+    return time.monotonic(), samples
 
 
-def _list_workers(look: _Look) -> list[dict[str, Any]]:
+def _list_workers(samples: Samples) -> list[dict[str, Any]]:
     return [
-        {"worker": name, "up": is_up, "starts": int(look.samples.get((_STARTS, name, ""), 1))}
-        for name, is_up in list_workers(look.samples).items()
+        {"worker": name, "up": is_up, "starts": int(samples.get((_STARTS, name, ""), 1))}
+        for name, is_up in list_workers(samples).items()
     ]
 
 
-def _put_together(before: _Look, now: _Look, activity: list[TenantActivity]) -> list[_Busy]:
+def _put_together(
+    before: tuple[float, Samples], now: tuple[float, Samples], activity: list[TenantActivity]
+) -> list[_Busy]:
     """Return one line for each tenant that does anything, the busiest first."""
-    seconds = max(now.at - before.at, 0.001)
+    (began_at, earlier), (ended_at, samples) = before, now
+    seconds = max(ended_at - began_at, 0.001)
     rates: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_RATES, 0.0))
-    behind = {tenant for name, _, tenant in now.samples if name == "quart_tenants_tenant_behind"}
+    behind = {tenant for name, _, tenant in samples if name == "quart_tenants_tenant_behind"}
     figures = {name: figure for figure, name in _RATES.items()}
-    for key, value in now.samples.items():
+    for key, value in samples.items():
         name, _, tenant = key
         if name in figures:
             # A tenant that was not named before, or whose worker is new, begins here.
-            rates[tenant][figures[name]] += max(value - before.samples.get(key, value), 0.0) / seconds
+            rates[tenant][figures[name]] += max(value - earlier.get(key, value), 0.0) / seconds
     known = {one.slug: one for one in activity}
     lines = []
     for tenant in rates.keys() | known.keys() | behind:
         told: dict[str, Any] = {name: round(rate, 3) for name, rate in rates[tenant].items()}
+        if (doing := known.get(tenant)) is not None:
+            told |= {"connections": doing.connections, "waiting": doing.waiting}
+            told |= {"longest": round(doing.seconds, 3), "statement": doing.statement}
         line = _Busy(tenant, behind=tenant in behind, **told)
-        doing = known.get(tenant)
-        if doing is not None:
-            line = replace(
-                line,
-                connections=doing.connections,
-                waiting=doing.waiting,
-                longest=round(doing.seconds, 3),
-                statement=doing.statement,
-            )
         if line != _Busy(tenant):
             lines.append(line)
     return sorted(lines, key=lambda one: (-one.block_seconds, -one.connections, -one.requests, one.tenant))
