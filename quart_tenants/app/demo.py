@@ -100,7 +100,12 @@ async def _start_anew_or_again(data_dir: Path, *, fresh: bool) -> EmbeddedPostgr
     server = EmbeddedPostgres(data_dir)
     if fresh:
         await server.erase()
-    await _start(server)
+    await server.start()
+    # The server of a demo that was killed a moment ago still answers, and is about to end. (Only on Linux does it end.
+    # Elsewhere it stays, and this demo uses it.)
+    while not server.started_here and sys.platform == "linux":
+        await asyncio.sleep(0.05)
+        await server.start()
     return server
 
 
@@ -120,16 +125,6 @@ def _claim(data_dir: Path) -> None:
         raise EmbeddedPostgresError(
             f"a demo runs in {data_dir} already; end it, or choose another folder with --data-dir DIR"
         ) from error
-
-
-async def _start(server: EmbeddedPostgres) -> None:
-    """Start *server* as a child of this process."""
-    await server.start()
-    # The server of a demo that was killed a moment ago still answers, and is about to end. (Only on Linux does it end.
-    # Elsewhere it stays, and this demo uses it.)
-    while not server.started_here and sys.platform == "linux":
-        await asyncio.sleep(0.05)
-        await server.start()
 
 
 async def _create_company(database: Database, settings: Settings, company: str) -> None:

@@ -1,6 +1,7 @@
 """The pytest plugin: fixtures for an app with tenants. `pip install quart-tenants` registers it."""
 
 import asyncio
+import functools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,8 @@ from quart_tenants.web.state import find_state
 if TYPE_CHECKING:
     from pytest_asyncio import fixture as _async_fixture
     from quart import Quart
+
+    FindStock = Callable[[Callable[[], Quart]], DatabaseStock]
 else:
     try:
         from pytest_asyncio import fixture as _async_fixture
@@ -67,18 +70,18 @@ def tenants_server_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def tenants_database_stocks(tenants_server_url: str) -> "Iterator[dict[Callable[[], Quart], DatabaseStock]]":
+def tenants_database_stocks(tenants_server_url: str) -> "Iterator[FindStock]":
     """The copies that there are so far, by the function that makes the app: a run of pytest may test several apps."""
     with ExitStack() as stack:
-        yield _Stocks(tenants_server_url, stack)
+        yield functools.cache(lambda factory: stack.enter_context(_make_stock(tenants_server_url, factory)))
 
 
 @pytest.fixture
 def tenants_database_stock(
-    tenants_database_stocks: "dict[Callable[[], Quart], DatabaseStock]", tenants_app_factory: "Callable[[], Quart]"
+    tenants_database_stocks: "FindStock", tenants_app_factory: "Callable[[], Quart]"
 ) -> DatabaseStock:
     """Copies of a database in which the app's migrations have run, with two tenants."""
-    return tenants_database_stocks[tenants_app_factory]
+    return tenants_database_stocks(tenants_app_factory)
 
 
 @_async_fixture
@@ -131,18 +134,6 @@ def new_tenant(tenants: QuartTenants) -> NewTenant:
 def client_for(tenants_app: "Quart", tenants: QuartTenants) -> ClientMaker:
     """Make a test client at a tenant's address: await a call of this, with the tenant and perhaps a user."""
     return ClientMaker(tenants_app, tenants.settings.domain)
-
-
-class _Stocks(dict["Callable[[], Quart]", DatabaseStock]):
-    """The stocks of databases. That of an app is made when it is asked for, and closed with *stack*."""
-
-    def __init__(self, server_url: str, stack: ExitStack) -> None:
-        self._server_url = server_url
-        self._stack = stack
-
-    def __missing__(self, factory: "Callable[[], Quart]") -> DatabaseStock:
-        self[factory] = stock = self._stack.enter_context(_make_stock(self._server_url, factory))
-        return stock
 
 
 @contextmanager

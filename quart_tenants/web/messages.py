@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from quart import Quart
@@ -59,11 +59,9 @@ async def publish(
     """
     state = get_state()
     tenant_id = (tenant or get_current_tenant()).id
-    if connection is not None:
-        await send_message(connection, state.messages.channel, tenant_id, topic, message)
-        return
-    async with state.database.connection() as own:
-        await send_message(own, state.messages.channel, tenant_id, topic, message)
+    block = state.database.connection() if connection is None else nullcontext(connection)
+    async with block as lent:
+        await send_message(lent, state.messages.channel, tenant_id, topic, message)
 
 
 @check_arguments

@@ -29,8 +29,6 @@ _GET_DEFAULT_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _LOOK_AT_LOGIN = """
 SELECT
     r.rolname::text AS login, r.rolsuper, r.rolbypassrls,
-    pg_catalog.current_setting('server_version') AS server,
-    pg_catalog.current_setting('server_version_num')::integer AS version,
     coalesce(
         (SELECT pg_catalog.has_schema_privilege('public', oid, 'CREATE') FROM pg_catalog.pg_namespace
          WHERE nspname = 'public'), false

@@ -136,9 +136,11 @@ async def find_drift(
             groups[tenant.version][digests[number]].append(tenant)
     # max() keeps the first of equals: that is the group of the oldest tenant.
     most = {version: max(by_digest, key=lambda digest: len(by_digest[digest])) for version, by_digest in groups.items()}
-    majorities = [
-        _describe_majority(groups[version][most[version]], list(groups[version].values())) for version in sorted(most)
-    ]
+    majorities = []
+    for version, by_digest in sorted(groups.items()):
+        group, counts = by_digest[most[version]], [len(tenants) for tenants in by_digest.values()]
+        tied = counts.count(len(group)) > 1
+        majorities.append(Majority(version, group[0].slug, len(group), sum(counts), tied))
     # Tenants that differ in the same way are compared once.
     differences = {
         (version, digest): tuple(_compare(shapes[digest], shapes[most[version]]))
@@ -169,16 +171,6 @@ def _divide(tenants: Sequence[Tenant], sizes: Mapping[str, int]) -> Iterator[lis
         tables += size
     if batch:
         yield batch
-
-
-def _describe_majority(group: Sequence[Tenant], groups: Sequence[Sequence[Tenant]]) -> Majority:
-    return Majority(
-        group[0].version,
-        group[0].slug,
-        len(group),
-        sum(map(len, groups)),
-        tied=sum(len(other) == len(group) for other in groups) > 1,
-    )
 
 
 def _read_part(part: str) -> tuple[_Part, str]:

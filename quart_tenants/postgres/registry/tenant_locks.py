@@ -8,7 +8,7 @@ from quart_tenants.errors import TenantBusyError, TenantInTrashError, UnknownTen
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.blocks.short_waits import ShortWaits
 from quart_tenants.postgres.driver.connection_types import DriverConnection
-from quart_tenants.postgres.registry.registry_tables import read_tenant
+from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant
 from quart_tenants.tenant import Slug, Tenant
 
 LOCK_KEY = "pg_catalog.hashtextextended('quart_tenants ' || {}::text, 0)"
@@ -48,7 +48,9 @@ async def lock_tenant(connection: Connection, slug: Slug) -> Tenant:
         UnknownTenantError: There is no such tenant.
         TenantInTrashError: The tenant is in the trash.
         TenantBusyError: Another process has the lock.
+        RegistryNotReadyError: There is no registry yet.
     """
+    await check_registry(connection)
     tenant_id = await connection.fetchval(_FIND_ID, slug)
     if tenant_id is None:
         raise UnknownTenantError(slug)

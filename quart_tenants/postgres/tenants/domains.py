@@ -129,7 +129,6 @@ async def add_domain(
     tries = tries_on(database, slug)
     while True:
         async with tries.try_once() as connection:
-            await check_registry(connection)
             tenant = await lock_tenant(connection, slug)
             claim = await claim_domain(connection, tenant, domain)
             if claim.verified:

@@ -9,7 +9,7 @@ import asyncpg
 from quart_tenants.argument_checks import check_arguments
 from quart_tenants.errors import InvalidSettingsError
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
+from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.resting_names import let_names_rest, wake_name
 from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_tenant, tries_on
 from quart_tenants.postgres.tenants.free_names import check_free, check_not_reserved
@@ -111,7 +111,6 @@ async def change_tenant_settings(database: Database, slug: Slug, changes: Mappin
     tries = tries_on(database, slug)
     while True:
         async with tries.try_once() as connection:
-            await check_registry(connection)
             tenant = await lock_tenant(connection, slug)
             if not await connection.fetchval(_CHANGE_SETTINGS, tenant.id, text, removed, _MOST_SETTINGS):
                 raise InvalidSettingsError(
@@ -156,7 +155,6 @@ async def rename_tenant(
     tries = tries_on(database, slug)
     while True:
         async with tries.try_once() as connection:
-            await check_registry(connection)
             tenant = await lock_tenant(connection, slug)
             await connection.execute(_FORGET_FORMER_SLUG, tenant.id, new_slug)
             await wake_name(connection, tenant.id, new_slug)
@@ -178,7 +176,6 @@ async def _change(database: Database, slug: Slug, statement: str) -> Tenant:
     tries = tries_on(database, slug)
     while True:
         async with tries.try_once() as connection:
-            await check_registry(connection)
             tenant = await lock_tenant(connection, slug)
             await connection.execute(statement, tenant.id)
             await announce_changes(connection, tenant.id)

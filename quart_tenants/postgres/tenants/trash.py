@@ -95,7 +95,6 @@ async def drop_tenant(database: Database, slug: Slug, *, including_dependents: b
     tries = tries_on(database, slug)
     while True:
         async with tries.try_once() as connection:
-            await check_registry(connection)
             tenant = await lock_tenant(connection, slug)
             trash = name_in_trash(tenant.id)
             await connection.execute(_PUT_INTO_TRASH, tenant.id, trash.name)
