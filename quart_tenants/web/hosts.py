@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from quart_tenants.domain import Domain, is_below, parse_domain
-from quart_tenants.errors import InvalidDomainError, UnknownHostError
+from quart_tenants.errors import InvalidDomainError
 from quart_tenants.tenant import SLUG_PATTERN, Slug
 
 _PORT = ":[0-9]{1,5}"
@@ -40,66 +40,47 @@ class HostPatterns:
         return cls(tenant=rf"{SLUG_PATTERN}\.{apex}", apex=apex, elsewhere=elsewhere)
 
 
-def parse_host(host: str, domain: str) -> Slug | None:
-    """Return the slug that *host* names, or None for the domain itself.
-
-    Args:
-        host: The Host header as sent: any case, may end in a port or a dot.
-        domain: Lower case, without port, for example `example.com`.
-
-    Raises:
-        UnknownHostError: *host* is outside *domain*, more than one label deep, or malformed.
-    """
-    patterns = HostPatterns.of(domain)
-    # Not lower() first: it makes a k of the Kelvin sign.
-    if re.fullmatch(patterns.tenant, host, re.ASCII | re.IGNORECASE):
-        return Slug(host.partition(".")[0].lower())
-    if re.fullmatch(patterns.apex, host, re.ASCII | re.IGNORECASE):
-        return None
-    raise UnknownHostError(host)
-
-
 @dataclass(frozen=True, slots=True)
 class NamedHost:
-    """What a host names, whether or not there is such a tenant. At most one of the two is set.
+    """What a host names, whether or not there is such a tenant. At most one of the three is set.
 
     Attributes:
         slug: The slug of a subdomain of our domain.
         domain: A domain that may be a tenant's own.
+        is_apex: Whether it is our domain itself.
     """
 
     slug: Slug | None = None
     domain: Domain | None = None
+    is_apex: bool = False
 
 
 def read_host(host: str, domain: str) -> NamedHost:
-    """Return what *host* names. Neither attribute is set for the domain itself and for malformed hosts.
+    """Return what *host* names. Nothing is set for an IP address, one label, a host too deep or a malformed one.
 
     Args:
-        host: The Host header as sent.
-        domain: Lower case, without port.
+        host: The Host header as sent: any case, may end in a port or a dot.
+        domain: Lower case, without port, for example `example.com`.
     """
     return _read_host_cached(host, domain) if len(host) <= LONGEST_HOST else _read_host(host, domain)
 
 
 def _read_host(host: str, domain: str) -> NamedHost:
+    patterns = HostPatterns.of(domain)
+    # Not lower() first: it makes a k of the Kelvin sign.
+    if re.fullmatch(patterns.tenant, host, re.ASCII | re.IGNORECASE):
+        return NamedHost(slug=Slug(host.partition(".")[0].lower()))
+    if re.fullmatch(patterns.apex, host, re.ASCII | re.IGNORECASE):
+        return NamedHost(is_apex=True)
     try:
-        return NamedHost(slug=parse_host(host, domain))
-    except UnknownHostError:
-        named = find_domain(host)
-        return NamedHost(domain=None if named is None or is_below(named, domain) else named)
+        named = parse_domain(host.removesuffix(get_port(host)))
+    except InvalidDomainError:
+        return NamedHost()
+    return NamedHost(domain=None if is_below(named, domain) else named)
 
 
 # The cache holds how a text is read, which never changes. Which tenant has the name is looked up each time.
 _read_host_cached = functools.lru_cache(maxsize=_CACHE_SIZE)(_read_host)
-
-
-def find_domain(host: str) -> Domain | None:
-    """Return the domain that *host* names without its port; None for an IP address, one label or a malformed host."""
-    try:
-        return parse_domain(host.removesuffix(get_port(host)))
-    except InvalidDomainError:
-        return None
 
 
 def get_port(host: str) -> str:

@@ -17,13 +17,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter, Map
 
-from quart_tenants.errors import (
-    RegistryStaleError,
-    SchemaBehindError,
-    SettingError,
-    UnknownHostError,
-    UnknownTenantError,
-)
+from quart_tenants.errors import RegistryStaleError, SchemaBehindError, SettingError, UnknownTenantError
 from quart_tenants.settings import PREFIX
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.context import (
@@ -36,7 +30,7 @@ from quart_tenants.web.context import (
     may_be_tenants,
     remember_request,
 )
-from quart_tenants.web.hosts import HostPatterns, get_port, parse_host
+from quart_tenants.web.hosts import HostPatterns, get_port, read_host
 from quart_tenants.web.sessions.tenant_sessions import ask_about_session
 from quart_tenants.web.state import TenantState, get_state
 
@@ -183,13 +177,7 @@ def _is_apps_own(asked: Request | Websocket) -> bool:
 def _is_our_host(asked: BaseRequestWebsocket) -> bool:
     """Return whether the host of *asked* is a tenant's address, used or not, or the domain itself."""
     state = get_state()
-    if find_requested_slug(asked, state) is not None:
-        return True
-    try:
-        parse_host(asked.host, state.settings.domain)
-    except UnknownHostError:
-        return False
-    return True
+    return find_requested_slug(asked, state) is not None or read_host(asked.host, state.settings.domain).is_apex
 
 
 def _find_redirect(asked: Request) -> Response | None:
@@ -280,8 +268,7 @@ def _make_host_default(app: Quart, domain: str) -> Callable[[str, dict[str, Any]
 
 def _get_apex(here: str, domain: str) -> str:
     """Return the domain itself as a visitor of the host *here* reaches it, with the same port."""
-    try:
-        at_tenant = parse_host(here, domain) is not None
-    except UnknownHostError:
-        return domain + get_port(here)
-    return here.partition(".")[2] if at_tenant else here
+    named = read_host(here, domain)
+    if named.slug is not None:
+        return here.partition(".")[2]
+    return here if named.is_apex else domain + get_port(here)
