@@ -25,6 +25,8 @@ class TenantError(Exception):
     status = 500
     # Whether the message is written for the visitor: it names nothing that the visitor did not name.
     _message_is_for_visitors = False
+    # What the visitor reads instead, if it is neither the message nor the first line of the docstring.
+    _for_visitor: str | None = None
 
     def __init_subclass__(cls, *, code: str = "", status: int = 0, for_visitors: bool | None = None) -> None:
         """Note what the first line of the class says; what it leaves out is as in the class above."""
@@ -39,7 +41,7 @@ class TenantError(Exception):
         if self._message_is_for_visitors:
             return str(self)
         # Python leaves docstrings out with -OO.
-        return (type(self).__doc__ or "Something went wrong.").partition("\n")[0]
+        return self._for_visitor or (type(self).__doc__ or "Something went wrong.").partition("\n")[0]
 
 
 # Setting up
@@ -60,9 +62,8 @@ class MigrationFileError(TenantError, code="invalid_migration_file"):
 class MigrationFailedError(TenantError, code="migration_failed"):
     """A migration failed."""
 
-    def __init__(self, schema: str, migration: str, reason: str, *, kept: str | None = None) -> None:
-        outcome = "was rolled back" if kept is None else kept
-        super().__init__(f"migration {migration} failed in schema {schema!r} and {outcome}: {reason}")
+    def __init__(self, schema: str, migration: str, reason: str, *, kept: str = "was rolled back") -> None:
+        super().__init__(f"migration {migration} failed in schema {schema!r} and {kept}: {reason}")
         self.schema = schema
         self.migration = migration
         self.reason = reason
@@ -87,14 +88,9 @@ class InvalidSlugError(TenantError, code="invalid_slug", status=400):
     """The name cannot be a tenant's subdomain."""
 
     def __init__(self, text: str, reason: str, *, for_operators: str = "") -> None:
-        self._for_everybody = f"{text!r} cannot be a tenant: {reason}"
-        super().__init__(self._for_everybody + for_operators)
+        self._for_visitor = f"{text!r} cannot be a tenant: {reason}"
+        super().__init__(self._for_visitor + for_operators)
         self.text = text
-
-    @property
-    def visitor_text(self) -> str:
-        """Say what is wrong with the name, and not by which setting."""
-        return self._for_everybody
 
 
 class InvalidSchemaNameError(TenantError, code="invalid_schema_name", status=400):
@@ -162,21 +158,15 @@ class DomainNotVerifiedError(TenantError, code="domain_not_verified", status=409
     """DNS does not say yet that this domain is the tenant's."""
 
     def __init__(self, domain: str, record_name: str, record_value: str) -> None:
-        super().__init__(
-            f"{domain!r} is not verified yet: make a DNS record of type TXT named {record_name} with the value "
-            f"{record_value} and run the command again (DNS may take minutes to show a new record)"
+        self._for_visitor = (
+            f"{domain!r} is not verified yet: make a DNS record of type TXT named {record_name} "
+            f"with the value {record_value}"
         )
+        again = "and run the command again (DNS may take minutes to show a new record)"
+        super().__init__(f"{self._for_visitor} {again}")
         self.domain = domain
         self.record_name = record_name
         self.record_value = record_value
-
-    @property
-    def visitor_text(self) -> str:
-        """Say which record to make."""
-        return (
-            f"{self.domain!r} is not verified yet: make a DNS record of type TXT named {self.record_name} "
-            f"with the value {self.record_value}"
-        )
 
 
 class DnsUnavailableError(TenantError, code="dns_unavailable", status=503):

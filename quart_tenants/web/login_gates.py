@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 from quart_tenants.measures.counts import Measures
 
@@ -27,7 +28,8 @@ class LoginGates:
     def __init__(self, width: int, measures: Measures) -> None:
         self._width = width
         self._measures = measures
-        self._gates: dict[tuple[int, str], tuple[asyncio.Semaphore, int]] = {}
+        # Each lives as long as somebody is inside, or waits.
+        self._gates: WeakValueDictionary[tuple[int, str], asyncio.Semaphore] = WeakValueDictionary()
         self._counting: set[asyncio.Task[None]] = set()
         # Many logins come at once, such as at nine in the morning, and they are slow anyway. They must not fill the
         # queue for connections in which all other requests wait.
@@ -39,17 +41,12 @@ class LoginGates:
         measures = self._measures
         measures.login_attempts += 1
         measures.logins_in_progress += 1
-        key = tenant_id, account
-        gate, inside = self._gates.get(key) or (asyncio.Semaphore(self._width), 0)
-        self._gates[key] = gate, inside + 1
+        gate = self._gates.setdefault((tenant_id, account), asyncio.Semaphore(self._width))
         try:
             async with gate:
                 yield
         finally:
             measures.logins_in_progress -= 1
-            gate, inside = self._gates.pop(key)
-            if inside > 1:
-                self._gates[key] = gate, inside - 1
 
     def keep(self, count: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Run *count* in a task that goes on when nobody waits for it."""

@@ -7,6 +7,7 @@ from enum import StrEnum
 from quart_tenants.connection import Connection
 from quart_tenants.errors import LeakError, RegistryNotReadyError
 from quart_tenants.long_lists import name_some
+from quart_tenants.postgres.blocks.block import list_path
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.role_setup import DO_NOT_LOOP, list_public_rights, list_without_role
 from quart_tenants.postgres.registry.registry_tables import GRANT_REGISTRY, check_registry, unready_explained
@@ -25,7 +26,6 @@ TENANTS_ROLES = "tenants' roles"
 
 _REGISTRY_RIGHTS = "registry's rights"
 
-_GET_DEFAULT_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
 _LOOK_AT_LOGIN = """
 SELECT
     r.rolname::text AS login, r.rolsuper, r.rolbypassrls,
@@ -139,7 +139,7 @@ async def find_leaks(database: Database, *, settings: Settings) -> list[Finding]
     async with database.plain_session() as connection, connection.transaction():
         # A pooler may set it for each client. Then only a reset shows what the server has.
         await connection.execute("RESET search_path")
-        path = await connection.fetchval(_GET_DEFAULT_PATH)
+        path = await list_path(connection)
     # A role that may read one table of the registry may lack the right to another.
     with unready_explained():
         async with database.connection() as block:

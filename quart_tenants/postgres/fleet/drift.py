@@ -19,8 +19,8 @@ from quart_tenants.tenant import Slug, Tenant
 
 # A server process that has described so many tables has some 40 MB. It takes two or three seconds for them.
 _TABLES_AT_ONCE = 4000
-# The versions and the tables must be of the same moment, although tenants are migrated meanwhile.
-_READ_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+# All answers must be about the same moment, although tenants are made and migrated meanwhile.
+READ_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 # Compiling the query would take as long as running it. A join that is no loop reads a whole catalogue for each batch.
 # All loops of this query are over indexes.
 LOOP_OVER_INDEXES = "SET LOCAL jit TO off; SET LOCAL enable_hashjoin TO off; SET LOCAL enable_mergejoin TO off"
@@ -119,7 +119,7 @@ async def find_drift(
     shapes: dict[str, _Shape] = {}
     for batch in _divide(tenants, sizes):
         async with await Database.open(settings, max_size=1) as fresh, fresh.connection() as connection:
-            await connection.execute(_READ_ONE_MOMENT)
+            await connection.execute(READ_ONE_MOMENT)
             await connection.execute(LOOP_OVER_INDEXES)
             rows = await connection.fetch(_LIST_TENANTS, [str(tenant.id) for tenant in batch])
             known = {tenant.schema.name: tenant for tenant in map(read_tenant, rows)}

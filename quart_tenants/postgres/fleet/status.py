@@ -9,7 +9,7 @@ from quart_tenants.argument_checks import check_arguments
 from quart_tenants.connection import Connection
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.citus.cluster import has_citus, list_nodes, list_places
-from quart_tenants.postgres.fleet.drift import Drift, Majority, find_drift
+from quart_tenants.postgres.fleet.drift import READ_ONE_MOMENT, Drift, Majority, find_drift
 from quart_tenants.postgres.migrations.migration_files import (
     SHARED_LEDGER,
     EditedFile,
@@ -24,8 +24,6 @@ from quart_tenants.postgres.tenants.ready_tenants import count_ready
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 
-# All answers must be about the same moment, although tenants are made and migrated meanwhile.
-_READ_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _LIST_TENANTS = """
 SELECT
     t.id, t.slug, t.schema_name, t.display_name, t.version, t.suspended, t.role_name, t.settings,
@@ -151,7 +149,7 @@ async def get_fleet_status(database: Database, *, settings: Settings, drift: boo
     migrations = get_tenant_migrations(settings)
     newest = len(migrations)
     async with database.connection() as connection:
-        await connection.execute(_READ_ONE_MOMENT)
+        await connection.execute(READ_ONE_MOMENT)
         await check_registry(connection)
         rows = await connection.fetch(_LIST_TENANTS)
         tenants = [read_tenant(row) for row in rows]

@@ -6,7 +6,6 @@ from datetime import datetime
 
 import asyncpg
 
-from quart_tenants.connection import Connection
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.tenant import SchemaName, Slug
@@ -164,12 +163,8 @@ async def measure_schemas(database: Database, schemas: Sequence[SchemaName]) -> 
     """Return how much is in each of *schemas* that has tables, by name; None if one of its tables is locked."""
     try:
         async with database.connection() as connection:
-            return await _measure(connection, schemas)
+            await connection.execute(_SHORT_WAIT)
+            rows = await connection.fetch(_MEASURE, [schema.name for schema in schemas])
     except asyncpg.LockNotAvailableError:
         return None
-
-
-async def _measure(connection: Connection, schemas: Sequence[SchemaName]) -> dict[str, SchemaSize]:
-    await connection.execute(_SHORT_WAIT)
-    rows = await connection.fetch(_MEASURE, [schema.name for schema in schemas])
     return {row["schema_name"]: SchemaSize(row["bytes"], row["rows"]) for row in rows}

@@ -252,21 +252,16 @@ class Registry:
         self._measures.unknown_lookups += 1
         try:
             # Each of the two locks may be held by a read that hangs.
-            async with asyncio.timeout(self._settings.registry_max_age / 2):
-                await self._catch_up(asked_at)
+            async with asyncio.timeout(self._settings.registry_max_age / 2), self._catching_up:
+                if self._read_at < asked_at and self._failed_at < asked_at:
+                    await asyncio.sleep(self._tried_at + self._catch_up_pause - time.monotonic())
+                    self._tried_at = time.monotonic()
+                    await self.refresh()
+        except TenantError as error:
+            self._failed_at = self._tried_at
+            raise RegistryStaleError(f"the feed of changes cannot be read: {error}") from error
         except TimeoutError as error:
             raise RegistryStaleError("the feed of changes cannot be read in time") from error
-
-    async def _catch_up(self, asked_at: float) -> None:
-        async with self._catching_up:
-            if self._read_at < asked_at and self._failed_at < asked_at:
-                await asyncio.sleep(self._tried_at + self._catch_up_pause - time.monotonic())
-                self._tried_at = time.monotonic()
-                try:
-                    await self.refresh()
-                except TenantError as error:
-                    self._failed_at = self._tried_at
-                    raise RegistryStaleError(f"the feed of changes cannot be read: {error}") from error
         if self._read_at < asked_at:
             raise RegistryStaleError("the feed of changes cannot be read")
 

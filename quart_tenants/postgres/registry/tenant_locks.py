@@ -26,7 +26,7 @@ PATIENCE = 5.0
 It is long enough for a transaction like ours to end. A migration may take longer; then the operator is told.
 """
 
-_FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
+FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
 _GET_LIVING = """
 SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings FROM quart_tenants.living_tenants
 WHERE id = $1 AND slug = $2
@@ -51,7 +51,7 @@ async def lock_tenant(connection: Connection, slug: Slug) -> Tenant:
         RegistryNotReadyError: There is no registry yet.
     """
     await check_registry(connection)
-    tenant_id = await connection.fetchval(_FIND_ID, slug)
+    tenant_id = await connection.fetchval(FIND_ID, slug)
     if tenant_id is None:
         raise UnknownTenantError(slug)
     await lock_until_commit(connection, tenant_id, slug)

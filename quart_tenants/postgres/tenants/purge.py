@@ -15,6 +15,7 @@ from quart_tenants.postgres.roles.schema_access import drop_role
 from quart_tenants.postgres.sessions.failed_logins import prune_failed_logins
 from quart_tenants.postgres.sessions.session_ends import prune_ended_sessions
 from quart_tenants.postgres.tenants.dependents import remove_dependents
+from quart_tenants.postgres.tenants.schema_moves import FORGET_MIGRATIONS
 from quart_tenants.postgres.tenants.trash import TrashedTenant, list_trash
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
@@ -48,7 +49,6 @@ JOIN pg_catalog.pg_class AS other ON other.oid = k.confrelid AND other.relnamesp
 WHERE n.nspname = $1
 ORDER BY k.oid
 """
-_FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _FORGET_TENANT = "DELETE FROM quart_tenants.tenants WHERE id = $1"
 
 # A worker whose last row is gone reads the whole registry again. So the newest row stays, however old it is.
@@ -249,7 +249,7 @@ async def _drop_batch(tries: ShortWaits, tenant: TrashedTenant, batch: int, *, i
             # Its functions and types are still there.
             await remove_dependents(connection, tenant.slug, schema, including=including)
             await connection.execute(f"DROP SCHEMA IF EXISTS {schema.quoted} CASCADE")
-            await connection.execute(_FORGET_MIGRATIONS, schema.name)
+            await connection.execute(FORGET_MIGRATIONS, schema.name)
             await connection.execute(_FORGET_TENANT, tenant.id)
             if row["role_name"] is not None:
                 await drop_role(connection, RoleName(row["role_name"]))

@@ -30,7 +30,7 @@ from quart_tenants.postgres.shared.shared_names import refuse_shared_names
 from quart_tenants.postgres.tenants.dependents import list_dependents
 from quart_tenants.postgres.tenants.new_tenant import wait_for_turn
 from quart_tenants.postgres.tenants.ready_tenants import count_ready, find_recipe, name_ready
-from quart_tenants.postgres.tenants.schema_moves import move_schema
+from quart_tenants.postgres.tenants.schema_moves import FORGET_MIGRATIONS, move_schema
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName
@@ -49,7 +49,6 @@ ORDER BY r.id FOR UPDATE OF r SKIP LOCKED
 """
 _ADD = "INSERT INTO quart_tenants.ready_schemas (version, recipe) VALUES ($1, $2) RETURNING id"
 _FORGET = "DELETE FROM quart_tenants.ready_schemas WHERE id = $1"
-_FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 # Lists queries that find a table of schema $1 with a row that holds the text $2.
 _LIST_SEARCHES = """
 SELECT pg_catalog.format(
@@ -262,5 +261,5 @@ async def _remove(connection: Connection, number: int) -> None:
     if dependents:
         raise DependentsError(schema.name, name_some([str(one) for one in dependents]), removable=False)
     await connection.execute(f"DROP SCHEMA IF EXISTS {schema.quoted} CASCADE")
-    await connection.execute(_FORGET_MIGRATIONS, schema.name)
+    await connection.execute(FORGET_MIGRATIONS, schema.name)
     await connection.execute(_FORGET, number)

@@ -9,6 +9,8 @@ from quart_tenants.tenant import SchemaName
 MOVE_MIGRATIONS = "UPDATE quart_tenants.applied_migrations SET schema_name = $2 WHERE schema_name = $1"
 """Gives the record of what ran to another schema. $1 the old name, $2 the new name."""
 
+FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
+
 MOVE_FUNCTION_PATHS = """
 SELECT format('ALTER ROUTINE %s SET search_path TO %s', s.routine, substr(s.moved, 3, length(s.moved) - 3)) AS statement
 FROM (

@@ -9,6 +9,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry
 from quart_tenants.postgres.registry.resting_names import check_rested, let_names_rest, wake_name
 from quart_tenants.postgres.registry.tenant_locks import (
+    FIND_ID,
     get_living_tenant,
     lock_tenant,
     lock_until_commit,
@@ -20,7 +21,6 @@ from quart_tenants.postgres.tenants.schema_moves import MOVE_MIGRATIONS, rename_
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
-_FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
 _PUT_INTO_TRASH = """
 UPDATE quart_tenants.tenants SET schema_name = $2, schema_before_drop = schema_name, dropped_at = now() WHERE id = $1
 """
@@ -142,7 +142,7 @@ async def undrop_tenant(database: Database, slug: Slug, *, settings: Settings) -
     while True:
         async with tries.try_once() as connection:
             await check_registry(connection)
-            tenant_id = await connection.fetchval(_FIND_ID, slug)
+            tenant_id = await connection.fetchval(FIND_ID, slug)
             if tenant_id is not None:
                 await lock_until_commit(connection, tenant_id, slug)
             row = await connection.fetchrow(_GET_TRASHED, tenant_id, slug)
