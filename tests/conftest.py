@@ -172,6 +172,7 @@ async def database_url(direct_url: str, pooler: PgBouncer | None) -> str:
     """The URL of the database of `direct_url` by which the app reaches it."""
     if pooler is None:
         return direct_url
+    await pooler.revive()
     await empty_default_path(direct_url)
     return pooler.url(direct_url)
 

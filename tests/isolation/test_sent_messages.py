@@ -5,7 +5,8 @@ it, too.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 
@@ -80,10 +81,29 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_commands(url: str, folder: Path, commands: Iterable[str] = COMMANDS, **settings: str) -> None:
-    """Run *commands* one after the other; each of them must end well."""
+@contextmanager
+def record_everything(database_url: str, direct_url: str) -> Iterator[tuple[MessageRecorder, MessageRecorder]]:
+    """Yield what records the messages to the database, and what records those that go around a pooler before it."""
+    with record_messages(database_url) as recorder:
+        if direct_url == database_url:
+            yield recorder, recorder
+            return
+        with record_messages(direct_url) as direct:
+            yield recorder, direct
+
+
+def run_commands(
+    recorders: tuple[MessageRecorder, MessageRecorder],
+    folder: Path,
+    commands: Iterable[str] = COMMANDS,
+    **settings: str,
+) -> list[Recorded]:
+    """Run *commands* one after the other, each of which must end well; return what was sent."""
+    recorder, direct = recorders
+    if direct is not recorder:
+        settings["QUART_TENANTS_DIRECT_DATABASE_URL"] = direct.url
     environment = make_environment(
-        QUART_TENANTS_DATABASE_URL=url,
+        QUART_TENANTS_DATABASE_URL=recorder.url,
         QUART_TENANTS_MIGRATIONS_DIR=str(folder / "files"),
         QUART_TENANTS_READY_TENANTS="1",
         QUART_TENANTS_CONNECT_TIMEOUT="60",
@@ -93,6 +113,7 @@ def run_commands(url: str, folder: Path, commands: Iterable[str] = COMMANDS, **s
     for command in commands:
         ended = run_warm(PROGRAM, *command.format(folder=folder).split(), env=environment, stdin="correct horse\n")
         assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
+    return recorder.connections if direct is recorder else recorder.connections + direct.connections
 
 
 async def visit(server: Server) -> None:
@@ -107,12 +128,11 @@ async def visit(server: Server) -> None:
         ).status_code == HTTPStatus.UNAUTHORIZED
 
 
-def test_messages_of_commands_keep_the_rules(database_url: str, folder: Path) -> None:
+def test_messages_of_commands_keep_the_rules(database_url: str, direct_url: str, folder: Path) -> None:
     """Each change of a table is alone in its message, no type is looked up, and nothing outlasts its transaction."""
     asyncio.run(execute(database_url, "CREATE SCHEMA old"))
-    with record_messages(database_url) as recorder:
-        run_commands(recorder.url, folder)
-        connections = recorder.connections
+    with record_everything(database_url, direct_url) as recorders:
+        connections = run_commands(recorders, folder)
 
     assert sum(len(one.texts) for one in connections) > 1000
     assert find_breaches(connections) == []
@@ -125,12 +145,11 @@ async def url_for_roles(server_url: str, database_url: str) -> AsyncIterator[str
         yield database_url
 
 
-def test_messages_of_roles_keep_the_rules(url_for_roles: str, folder: Path) -> None:
+def test_messages_of_roles_keep_the_rules(url_for_roles: str, direct_url: str, folder: Path) -> None:
     """Where tenants have roles, the rules hold as well."""
     commands = ("init", "create umbrella", "drop umbrella --yes", "purge umbrella --yes", "migrate")
-    with record_messages(url_for_roles) as recorder:
-        run_commands(recorder.url, folder, commands, QUART_TENANTS_ROLE_PER_TENANT="true")
-        connections = recorder.connections
+    with record_everything(url_for_roles, direct_url) as recorders:
+        connections = run_commands(recorders, folder, commands, QUART_TENANTS_ROLE_PER_TENANT="true")
 
     assert find_breaches(connections) == []
 

@@ -73,8 +73,10 @@ def record_messages(url: str) -> Iterator[MessageRecorder]:
     recorder = MessageRecorder(url)
     try:
         asyncio.run_coroutine_threadsafe(recorder.__aenter__(), loop).result()
-        yield recorder
-        asyncio.run_coroutine_threadsafe(recorder.__aexit__(None, None, None), loop).result()
+        try:
+            yield recorder
+        finally:
+            asyncio.run_coroutine_threadsafe(recorder.__aexit__(None, None, None), loop).result()
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

@@ -39,7 +39,7 @@ async def open_own_session(
 
     Args:
         settings: The addresses, and how long connecting may take.
-        defaults: Settings of PostgreSQL for the connection.
+        defaults: Settings of PostgreSQL for the connection, search_path among them.
         purpose: Why such a connection is needed, such as `a backup`.
         command_timeout: Seconds that a statement may take; None for no limit.
 
@@ -53,7 +53,8 @@ async def open_own_session(
     opened_at = monotonic()
     connection = await _connect(settings, url, setting, purpose, defaults, command_timeout)
     try:
-        if not has_to_itself(connection, await connection.fetchrow(GET_SERVER_PROCESS), opened_at):
+        process = await connection.fetchrow(GET_SERVER_PROCESS)
+        if not has_to_itself(connection, process, opened_at, defaults["search_path"]):
             if settings.direct_database_url is not None:
                 raise SettingError(setting, "leads to a pooler; give it the URL of PostgreSQL itself")
             raise DatabaseRefusedError(

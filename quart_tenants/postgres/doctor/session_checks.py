@@ -36,7 +36,8 @@ async def find_pooler(database: Database, *, shared: bool) -> Finding:
     """
     opened_at = monotonic()
     async with database.plain_session() as connection:
-        alone = has_to_itself(connection, await connection.fetchrow(GET_SERVER_PROCESS), opened_at)
+        process = await connection.fetchrow(GET_SERVER_PROCESS)
+        alone = has_to_itself(connection, process, opened_at, DEFAULTS["search_path"])
     seen = "" if alone or shared else "one gives each client a server process for as long as it is connected"
     fine = "none stands between" if alone else "one lends server processes for a transaction"
     return judge("pooler", seen, fine, "set pool_mode = transaction, or do without the pooler", State.WARNING)

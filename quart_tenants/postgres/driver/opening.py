@@ -125,7 +125,7 @@ class Opener:
         connection: FastConnection = await asyncpg.connect(*args, **{**options, **own})
         try:
             async with asyncio.timeout(self._seconds):
-                if not await connection.may_work(opened_at):
+                if not await connection.may_work(opened_at, options["server_settings"]["search_path"]):
                     connection.terminate()
                     self._plain = True
                     return None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import asyncpg
@@ -13,12 +14,13 @@ import pytest
 
 from quart_tenants.errors import DatabaseUnavailableError, LeakError, TenantError
 from quart_tenants.postgres.blocks import database as database_module
-from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.database import DEFAULTS, Database
 from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
 from quart_tenants.postgres.driver.fast import fast_connection
 from quart_tenants.postgres.driver.fast.described_statements import DescriptionListener
 from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
 from quart_tenants.postgres.driver.fast.messages import write_statements
+from quart_tenants.postgres.driver.server_process import GET_SERVER_PROCESS, has_to_itself
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.support.patience import wait_until
@@ -133,13 +135,37 @@ async def test_straight_to_the_server_connections_are_alone(settings: Settings, 
     assert alone == {True}
 
 
+async def seems_alone(url: str, path: str = DEFAULTS["search_path"]) -> bool:
+    """Return whether a new connection to *url* passes for one without a pooler, if the answer took an hour."""
+    opened_at = monotonic() - 3600
+    connection = await asyncpg.connect(url, statement_cache_size=0, server_settings=DEFAULTS)
+    try:
+        return has_to_itself(connection, await connection.fetchrow(GET_SERVER_PROCESS), opened_at, path)
+    finally:
+        connection.terminate()
+
+
+@POOLERS
+async def test_pooler_is_found_out_whose_answer_takes_long(settings: Settings, pooled: Callable[[str], Any]) -> None:
+    """By its age, a process that was started a moment before passes for ours where the answer takes that moment."""
+    async with pooled(settings.required_database_url) as url:
+        assert not await seems_alone(url)
+    assert await seems_alone(settings.required_database_url)
+
+
+async def test_pooler_that_knows_the_path_passes_for_the_server(settings: Settings) -> None:
+    """Negative control: with the path that the pooler's own connection has, the same look is taken in by its age."""
+    async with naive_pooler(settings.required_database_url) as url:
+        assert await seems_alone(url, '"$user", public')
+
+
 async def test_pooler_that_was_not_found_out_shows_no_foreign_row(
     settings: Settings, acme: Tenant, globex: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Should a pooler pass for the server: blocks may be slow, or fail, but nobody reads another tenant's rows."""
     seen: dict[str, set[str]] = {"acme": set(), "globex": set()}
 
-    async def may_work(connection: FastConnection, opened_at: float) -> bool:
+    async def may_work(connection: FastConnection, opened_at: float, path: str) -> bool:
         connection.is_alone = True
         return True
 

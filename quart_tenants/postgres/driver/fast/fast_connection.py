@@ -186,7 +186,7 @@ class FastConnection(NotingConnection):
         """Whether blocks that only read were here since the last reset."""
         return self._unreset is not None
 
-    async def may_work(self, opened_at: float) -> bool:
+    async def may_work(self, opened_at: float, path: str) -> bool:
         """Find out whether a pooler stands between; return whether the server lets us work as this class does.
 
         It does not where transactions are to see one state of the tables, for statements that only read have a
@@ -194,6 +194,7 @@ class FastConnection(NotingConnection):
 
         Args:
             opened_at: When it began to be opened, by the monotonic clock.
+            path: The search_path with which it was opened.
         """
         if self._packets is None:
             return False
@@ -204,7 +205,7 @@ class FastConnection(NotingConnection):
             await self._run("ROLLBACK", None)
         if server is None or not server["commits_are_seen"]:
             return False
-        self.is_alone = has_to_itself(self, server, opened_at)
+        self.is_alone = has_to_itself(self, server, opened_at, path)
         return not self.is_alone or server["statements_are_seen"]
 
     def set_up(
