@@ -141,15 +141,17 @@ async def backup_all_tenants(
                 f"of its own; if this database was moved or upgraded, delete {MANIFEST} there",
             )
         run = contents.run
-        if run is None or run.ended_at is not None or now - run.began_at > _MAX_AGE:
+        # A run that begins in the future began before the database's clock was set back.
+        if run is None or run.ended_at is not None or not timedelta(0) <= now - run.began_at <= _MAX_AGE:
             run = Run(now)
         report = BackupReport(run.began_at, notes=contents.notes)
         _write(folder, name, run, contents)
         work = _Work(database, folder, settings, contents, report, pipe, verify, on_done)
         try:
-            finished = await work.do_all(jobs, on_begin)
+            finished = await work.do_all(jobs, on_begin, until=now)
             if finished:
-                run = Run(run.began_at, (await _find_database(database))[0])
+                ended_at, _ = await _find_database(database)
+                run = Run(run.began_at, ended_at)
         finally:
             # Also after a cancellation. It is brief, and without it the next run would read the new files again.
             _write(folder, name, run, contents)
@@ -159,6 +161,7 @@ async def backup_all_tenants(
                 folder,
                 contents,
                 now - timedelta(days=keep_days),
+                now=ended_at,
                 checked={backup.file for backup in report.made},
             )
             _write(folder, name, run, contents)
@@ -195,9 +198,16 @@ class _Work:
         self._on_done = on_done
         self._must_stop = False
 
-    async def do_all(self, jobs: int, on_begin: Callable[[int], object] | None) -> bool:
-        """Back up all tenants that have no file of this run, and return whether all of them were tried."""
-        done = {backup.tenant for backup in self._contents.backups if backup.made_at >= self._report.began_at}
+    async def do_all(self, jobs: int, on_begin: Callable[[int], object] | None, *, until: datetime) -> bool:
+        """Back up all tenants that have no file of this run, and return whether all of them were tried.
+
+        Args:
+            jobs: How many tenants at the same time.
+            on_begin: Called with the number of tenants.
+            until: When this command began. A file that is newer was made before the database's clock was set back.
+        """
+        began_at = self._report.began_at
+        done = {backup.tenant for backup in self._contents.backups if began_at <= backup.made_at < until}
         tenants = await self._list_tenants()
         todo = [tenant for tenant in tenants if (tenant.id, tenant.created_at) not in done]
         self._report.resumed = len(tenants) - len(todo)

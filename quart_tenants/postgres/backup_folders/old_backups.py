@@ -11,18 +11,20 @@ from quart_tenants.postgres.backup_folders.stored_backups import StoredBackup, c
 
 
 def delete_old_backups(
-    folder: Path, contents: FolderContents, before: datetime, *, checked: Collection[str]
+    folder: Path, contents: FolderContents, before: datetime, *, now: datetime, checked: Collection[str]
 ) -> list[StoredBackup]:
     """Delete files that were made before *before*, take them out of *contents*, and return them.
 
     The newest good file of a tenant stays, however old it is and whatever became of the tenant. It is read once more
     before an older file is deleted, unless this run has written it. If it turns out to be damaged, it is noted as such
-    and stays, and the file before it counts as the newest.
+    and stays, and the file before it counts as the newest. A file from the future was made before the clock of the
+    database was set back: it stays, too, and is no reason to delete another one.
 
     Args:
         folder: The folder.
         contents: What is in it.
         before: Files that are not older stay.
+        now: The time by the clock of the database.
         checked: The names of the files that this run has written.
 
     Raises:
@@ -30,7 +32,8 @@ def delete_old_backups(
     """
     of_tenants = defaultdict(list)
     for backup in sorted(contents.backups, key=lambda backup: backup.made_at):
-        of_tenants[backup.tenant].append(backup)
+        if backup.made_at <= now:
+            of_tenants[backup.tenant].append(backup)
     deleted = []
     for backups in of_tenants.values():
         while len(backups) > 1 and backups[0].made_at < before:

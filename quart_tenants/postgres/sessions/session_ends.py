@@ -14,8 +14,9 @@ from quart_tenants.tenant import Tenant
 # sessions that it ends, also if the settings change. There is one such row for each user.
 _LONGEST_LIFETIME = 366 * 86400
 _SLACK = 86400
-# How much the clocks of the workers and of the database may differ.
-_CLOCK_SLACK = 60
+CLOCK_SLACK = 60
+"""How many seconds the clocks of the workers and of the database may differ."""
+
 _EVERY_SESSION = ""
 _NEVER = 0, 0.0
 _PRUNING_CHANCE = 0.01
@@ -41,7 +42,9 @@ _IS_ENDED = """
 SELECT EXISTS (
     SELECT FROM quart_tenants.ended_sessions
     WHERE tenant_id = $1 AND username = $2 AND (
-        session_id = $3 OR session_id = '' AND (generation > $4 OR extract(epoch FROM ended_at) > $5)
+        session_id = $3 OR session_id = '' AND (
+            generation > $4 OR extract(epoch FROM ended_at) > $5 AND ended_at <= now() + make_interval(secs => $6)
+        )
     )
 )
 """
@@ -102,7 +105,10 @@ class EndedSessions:
         if (session.tenant_id, session.session_id) in self._sessions:
             return True
         generation, ended_at = self._users.get((session.tenant_id, session.username), _NEVER)
-        return generation > session.generation or ended_at > session.began_at + _CLOCK_SLACK
+        if generation > session.generation:
+            return True
+        # An end in the future was written before a clock was set back. Its time would lock the user out until then.
+        return session.began_at + CLOCK_SLACK < ended_at <= time.time() + CLOCK_SLACK
 
     def add(self, session: IssuedSession) -> None:
         """Add an ended session at once, before the feed brings it."""
@@ -216,7 +222,7 @@ async def is_ended(database: Database, session: IssuedSession) -> bool:
     """Ask the database whether *session* was ended. A worker does so if it had no news for too long."""
     async with database.connection() as connection:
         *named, began_at = session
-        ended: bool = await connection.fetchval(_IS_ENDED, *named, began_at + _CLOCK_SLACK)
+        ended: bool = await connection.fetchval(_IS_ENDED, *named, began_at + CLOCK_SLACK, CLOCK_SLACK)
     return ended
 
 

@@ -12,7 +12,13 @@ from quart.wrappers.base import BaseRequestWebsocket
 
 from quart_tenants.audit import audit
 from quart_tenants.errors import SessionUncheckedError, TenantError, WrongTenantError
-from quart_tenants.postgres.sessions.session_ends import check_username, end_session_in, get_generation, is_ended
+from quart_tenants.postgres.sessions.session_ends import (
+    CLOCK_SLACK,
+    check_username,
+    end_session_in,
+    get_generation,
+    is_ended,
+)
 from quart_tenants.web.context import find_request, find_tenant_of, see_through
 from quart_tenants.web.sessions.secret_keys import explain_missing_key
 from quart_tenants.web.sessions.session_cookies import SessionCookies, SignedSession, issue_session
@@ -253,6 +259,9 @@ class TenantSession(SessionMixin):
             return True
         now, settings = time.time(), state.settings
         if now >= min(signed.ends_at, signed.issued.began_at + settings.session_lifetime, self._idle_until):
+            return True
+        if signed.issued.began_at > now + CLOCK_SLACK:
+            # It began before a clock was set back, and would last longer than any session by as much.
             return True
         self._idle_until = now + settings.session_idle_lifetime
         tenant = find_tenant_of(self._asked, self._state)

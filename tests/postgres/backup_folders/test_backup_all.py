@@ -258,6 +258,39 @@ async def test_older_file_stays_if_the_newest_is_damaged(
     assert "globex" not in {backup.slug for backup in report.deleted}
 
 
+async def test_files_from_a_wrong_future_do_not_count_as_done(
+    database: Database, settings: Settings, interrupted_folder: Path
+) -> None:
+    """After the database's clock was set back a run backs up everybody, whatever the files before it say."""
+    age(interrupted_folder, -10)
+
+    interrupted_in_future = await backup_all_tenants(database, interrupted_folder, settings=settings)
+    age(interrupted_folder, -10)
+    ended_in_future = await backup_all_tenants(database, interrupted_folder, settings=settings)
+
+    assert [(report.resumed, len(report.made)) for report in (interrupted_in_future, ended_in_future)] == [(0, 4)] * 2
+
+
+async def test_file_from_a_wrong_future_does_not_let_the_newest_go(
+    database: Database, settings: Settings, database_url: str, folder: Path
+) -> None:
+    """The newest file of a true time stays, though one that was made before the clock was set back looks newer."""
+    first = await backup_all_tenants(database, folder, settings=settings)
+    age(folder, -30)
+    second = await backup_all_tenants(database, folder, settings=settings)
+    age(folder, 10)
+    async with outside(database_url) as connection:
+        await connection.execute("ALTER SCHEMA globex RENAME TO away")
+
+    third = await backup_all_tenants(database, folder, settings=settings, keep_days=7)
+
+    assert [slug for slug, _ in third.failed] == ["globex"]
+    assert sorted(backup.file for backup in third.deleted) == sorted(
+        backup.file for backup in second.made if backup.slug != "globex"
+    )
+    assert all((folder / backup.file).exists() for backup in first.made)
+
+
 async def test_tenant_that_is_gone_keeps_its_newest_file(database: Database, settings: Settings, folder: Path) -> None:
     """The newest file of a dropped tenant stays; that of a purged one stays, too, and is named."""
     await backup_all_tenants(database, folder, settings=settings)

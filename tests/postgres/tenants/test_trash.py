@@ -288,6 +288,15 @@ async def test_names_rest_from_the_end_of_the_transaction_that_frees_them(
 # Purge
 
 
+async def test_clock_that_was_set_back_deletes_nothing_early(database: Database, settings: Settings) -> None:
+    """A tenant that was dropped while the clock was ahead stays, whatever its age is to be, and can come back."""
+    await drop_tenant(database, ACME)
+    await let_be_dropped(database, -1)
+
+    assert await purge_trash(database, settings=settings, older_than_days=0) == []
+    assert (await undrop_tenant(database, ACME, settings=settings)).slug == ACME
+
+
 async def test_purge_deletes_the_old_and_keeps_the_young(database: Database, settings: Settings) -> None:
     """What has lain for `TENANTS_TRASH_DAYS` goes, or for the days that are given; living tenants are never meant."""
     dropped = await drop_tenant(database, ACME)
