@@ -17,7 +17,7 @@ EXAMPLE = ROOT / "examples" / "notes"
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 COPIED = ("templates", "static", "test_notes.py")
 # What the page cannot know: where the checkout is, and which database a reader has.
-CHECKOUT = "checkout=/path/to/quart_tenants"
+CHECKOUT = 'checkout="/path/to/quart_tenants"'
 DATABASE = "export QUART_TENANTS_DATABASE_URL=postgresql://user:password@localhost/mydatabase"
 # The test has an environment already, and installs nothing.
 INSTALLING = ("python3 -m venv .venv", '.venv/bin/pip install "${checkout}[demo,testing]"')

@@ -447,6 +447,32 @@ for written in (True, False):
     assert (line["event"], line["written"]) == ("login_failed", True)
 
 
+def test_warnings_and_loggers_of_libraries_are_written_once() -> None:
+    """A forgotten `await` is said, and a handler that writes nothing silences nobody; one that writes has written."""
+    script = """
+import gc, logging, sys
+from quart_tenants.web.logs.log_setup import configure_logging
+from quart_tenants.settings import Settings
+
+async def forgotten(): pass
+
+configure_logging(Settings(log_format="json"))
+logging.getLogger("library").addHandler(logging.NullHandler())
+logging.getLogger("server").addHandler(logging.StreamHandler(sys.stdout))
+forgotten()
+gc.collect()
+logging.getLogger("library").warning("from the library")
+logging.getLogger("server").warning("from the server")
+"""
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, check=True)
+
+    warning, line = read_lines(done.stderr)
+    assert "coroutine 'forgotten' was never awaited" in warning["event"]
+    assert line["event"] == "from the library"
+    assert done.stdout == "from the server\n"
+
+
 def test_audit_line_reads_well_for_everybody(caplog: pytest.LogCaptureFixture) -> None:
     """Under an adopter's own formatter the facts are in the message, and stay on one line."""
     with caplog.at_level(logging.INFO, "quart_tenants.audit"):

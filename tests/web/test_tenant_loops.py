@@ -230,6 +230,10 @@ async def test_address_is_built_in_a_script(database_url: str) -> None:
         for tenant, endpoint in (("acme", "nothing"), ("acme", "note"), (None, "note")):
             with pytest.raises(BuildError):
                 tenant_url(tenant, endpoint)
+        forgotten = get_tenant(tenants.database, ACME)
+        with pytest.raises(TypeError, match="tenant is of type coroutine"):
+            tenant_url(forgotten, "note", number=7)  # type: ignore[arg-type]
+        await forgotten
 
 
 async def test_address_in_a_request_has_its_port(database_url: str) -> None:

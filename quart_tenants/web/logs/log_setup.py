@@ -29,7 +29,7 @@ def configure_logging(settings: Settings) -> None:
     """
     handler = LogHandler(sys.stderr, settings.log_format)
     # Under Hypercorn's own program a handler of its own has written its lines already.
-    handler.addFilter(lambda record: not logging.getLogger(record.name).handlers)
+    handler.addFilter(_is_unwritten)
     handler.addFilter(_is_news)
     root = logging.getLogger()
     root.handlers = [handler]
@@ -50,6 +50,11 @@ def configure_logging_if_nobody_has(app: Quart, settings: Settings) -> None:
     """Call `configure_logging` if another server runs *app* and nobody has set up logging."""
     if not logging.getLogger(app.name).hasHandlers():
         configure_logging(settings)
+
+
+def _is_unwritten(record: logging.LogRecord) -> bool:
+    # Libraries, and Python's own warnings, have a handler that writes nothing.
+    return all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger(record.name).handlers)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

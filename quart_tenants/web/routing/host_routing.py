@@ -215,6 +215,7 @@ def tenant_url(tenant: Tenant | str | None, endpoint: str, **values: Any) -> str
         SettingError: There is no request, and `TENANTS_PUBLIC_URL` is not set.
         werkzeug.routing.BuildError: There is no such endpoint at such a host, or a value is missing.
         NoTenantError: There is no current app, or it has no tenants.
+        TypeError: *tenant* is something else, such as a coroutine that was not awaited.
 
     Example:
         ```python
@@ -231,6 +232,9 @@ def tenant_url(tenant: Tenant | str | None, endpoint: str, **values: Any) -> str
     else:
         raise SettingError(f"{PREFIX}PUBLIC_URL", "is not set: outside of requests no scheme and no port are known")
     slug = tenant.slug if isinstance(tenant, Tenant) else tenant
+    if slug is not None and not isinstance(slug, str):
+        # A forgotten await would otherwise be part of the address, and no error.
+        raise TypeError(f"tenant_url: tenant is of type {type(tenant).__name__}; give a Tenant, its slug or None")
     apex = f"{state.settings.domain}{port}"
     host, argument = (apex, _APEX_ARGUMENT) if slug is None else (f"{slug}.{apex}", _TENANT_ARGUMENT)
     url_map = current_app.url_map
