@@ -26,6 +26,7 @@ from quart_tenants.server.applications import Application, check_app, load_app
 from quart_tenants.server.metrics_port import MetricsApp, MetricsPort, leave_figures
 from quart_tenants.server.one_task_requests import serve_requests
 from quart_tenants.server.protocols.connections import LimitedConnection, abort_connections, limit_connections
+from quart_tenants.server.short_memory import watch_memory
 from quart_tenants.web.logs.log_setup import follow_app_settings
 from quart_tenants.web.state import TenantState, find_state
 
@@ -164,6 +165,7 @@ async def _serve_connections(
         get_stats = cast("TenantState", find_state(app)).get_stats
         telling = loop.create_task(leave_figures(metrics.board, number, get_stats), name="quart_tenants figures")
     _spare_garbage_collector()
+    watch_memory(None if link is None else stop.set)
     announce(patience)
     ends = [loop.create_task(stop.wait()), loop.create_task(context.terminate.wait())]
     if link is None:

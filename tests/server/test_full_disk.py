@@ -13,8 +13,7 @@ import pytest
 
 from quart_tenants.testing.databases import name_database
 from tests.support.databases import REFERENCE_FILES, execute
-from tests.support.patience import DEADLINE
-from tests.support.processes import PROGRAM, make_environment
+from tests.support.processes import PROGRAM, make_environment, run_server, run_warm
 
 pytestmark = pytest.mark.slow
 
@@ -113,9 +112,7 @@ async def test_full_disk_leaves_nothing_half_done(disk: SmallDisk, tmp_path: Pat
     environment = make_environment(QUART_TENANTS_DATABASE_URL=disk.url, QUART_TENANTS_MIGRATIONS_DIR=str(files))
 
     def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False
-        )
+        return run_warm(PROGRAM, *arguments, env=environment)
 
     arguments: dict[str, tuple[str | Path, ...]] = {
         "create": ("create", "newco"),
@@ -148,3 +145,38 @@ async def test_full_disk_leaves_nothing_half_done(disk: SmallDisk, tmp_path: Pat
     assert after == before
     assert left == names
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize("password", ["foo", "wrong"], ids=["right password", "wrong password"])
+async def test_login_on_a_full_disk_is_503_and_no_session(disk: SmallDisk, tmp_path: Path, password: str) -> None:
+    """What cannot be counted is no login, also with the right password; a session goes on until its logout has room."""
+    form = {"uname": "user_1", "passwd": password}
+    with run_server(disk.url, tmp_path) as server:
+        async with server.member() as member, server.tenant("company1") as visitor:
+            await execute(disk.url, "TRUNCATE quart_tenants.failed_logins, quart_tenants.ended_sessions")
+            disk.fill()
+            login = await visitor.post("/login", data=form)
+            read = await member.get("/data")
+            logout = await member.post("/logout")
+            still = await member.get("/data")
+            disk.empty()
+            counted = await count_logins(disk.url)
+            again = await visitor.post("/login", data=form)
+            left = await member.post("/logout")
+
+    full = [(answer.status_code, answer.json()["code"]) for answer in (login, logout)]
+    assert full == [(503, "database_full")] * 2
+    assert "set-cookie" not in login.headers
+    assert (read.status_code, still.status_code) == (200, 200)
+    assert counted == 0
+    assert again.status_code == (200 if password == "foo" else 401)
+    assert left.status_code == 200
+
+
+async def count_logins(url: str) -> int:
+    """Return how many accounts and addresses the failed and the successful logins have been counted for."""
+    connection = await asyncpg.connect(url)
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM quart_tenants.failed_logins"))
+    finally:
+        await connection.close()
