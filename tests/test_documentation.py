@@ -33,10 +33,26 @@ REFERENCE = {
     quart_tenants.sqlalchemy: "sqlalchemy.md",
 }
 
+MOST_BYTES_OF_A_PICTURE = 80_000
+
 
 def name_page(page: Path) -> str:
     """Return how a test's id names *page*."""
     return page.relative_to(ROOT).as_posix()
+
+
+# Pictures
+
+
+def test_pictures_of_the_manual_are_small() -> None:
+    """Each picture that a page of docs/ or the README shows is there, and small enough for a repository."""
+    pages = ("docs/reference-app.md", "docs/console.md", "README.md")
+    text = "".join((ROOT / page).read_text() for page in pages)
+    pictures = sorted((DOCS / "pages").glob("*.png"))
+
+    assert pictures
+    assert [picture.name for picture in pictures if f"pages/{picture.name}" not in text] == []
+    assert [picture.name for picture in pictures if picture.stat().st_size > MOST_BYTES_OF_A_PICTURE] == []
 
 
 # Links

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.async_api import Page
+import pytest_asyncio
+from playwright.async_api import Browser, Page
 
 from quart_tenants.testing.databases import new_database_between_loops
 from tests.support.browsers import (
@@ -25,12 +26,7 @@ from tests.support.browsers import (
 )
 from tests.support.processes import Server, run_server
 
-pytestmark = [pytest.mark.slow, needs_chromium]
-
-ROOT = Path(__file__).parents[2]
-PICTURES = ROOT / "docs" / "pages"
-MOST_BYTES = 80_000
-"""Of a picture."""
+pytestmark = [pytest.mark.slow, needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 
 PICTURED = ("sign-up", "sign-in", "data", "unknown-host")
 # Which elements of the page the keyboard reaches, one after the other.
@@ -45,6 +41,13 @@ def server(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
         run_server(url, tmp_path_factory.mktemp("server"), QUART_TENANTS_SIGN_UP="true") as server,
     ):
         yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """One browser. Each test opens a window in it that knows nothing of the others."""
+    async with run_chromium() as browser:
+        yield browser
 
 
 async def fill(page: Page, button: str, **fields: str) -> int:
@@ -65,12 +68,12 @@ async def sign_in(page: Page, server: Server, tenant: str, user: str, password: 
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-async def test_customer_comes_goes_and_comes_back(server: Server, width: int) -> None:
+async def test_customer_comes_goes_and_comes_back(browser: Browser, server: Server, width: int) -> None:
     """Sign up, sign in, see the data, change the password, sign out, sign in by the new one: all without JavaScript."""
     slug = f"customer{width}"
     fields = {"Name of your company": "Customer Ltd", "Address": slug.upper(), "Your user name": "ada"}
     passwords = {"Password": "first", "Password, once more": "first"}
-    async with run_chromium() as browser, open_page(browser, width, scripts=False) as page:
+    async with open_page(browser, width, scripts=False) as page:
         await page.goto(f"http://localhost:{server.port}/")
         await page.get_by_role("link", name="Make a site of your own").click()
         assert await fill(page, "Make the site", **fields, **passwords) == 201
@@ -94,9 +97,9 @@ async def test_customer_comes_goes_and_comes_back(server: Server, width: int) ->
         assert await fill(page, "Sign in", User_name="ada", Password="second") == 200
 
 
-async def test_customer_sees_the_own_data_alone(server: Server) -> None:
+async def test_customer_sees_the_own_data_alone(browser: Browser, server: Server) -> None:
     """Two companies in one browser: each shows its own rows, and its session is none at the other."""
-    async with run_chromium() as browser, open_page(browser, WIDE) as page:
+    async with open_page(browser, WIDE) as page:
         for number in (1, 2):
             await sign_in(page, server, f"company{number}", f"user_{number}", "foo")
             assert await page.locator("td").all_inner_texts() == ["1", f"company {number} data"]
@@ -140,12 +143,12 @@ async def show_every_page(page: Page, server: Server) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize(("width", "colours"), WINDOWS)
 async def test_no_page_has_a_barrier(
-    server: Server, tmp_path: Path, width: int, colours: Literal["light", "dark"]
+    browser: Browser, server: Server, tmp_path: Path, width: int, colours: Literal["light", "dark"]
 ) -> None:
     """axe-core finds nothing, the page fits into its window, and has a language, one heading and a title of its own."""
     folder = Path(os.environ.get("SCREENSHOTS", tmp_path))
     titles = []
-    async with run_chromium() as browser, open_page(browser, width, colours) as page:
+    async with open_page(browser, width, colours) as page:
         async for name in show_every_page(page, server):
             await assert_no_barrier(page, name)
             titles.append(await page.title())
@@ -166,9 +169,9 @@ async def test_no_page_has_a_barrier(
         ("document.querySelector('[aria-describedby]').setAttribute('aria-describedby', 'nothing')", None),
     ],
 )
-async def test_barrier_is_found(server: Server, change: str, rule: str | None) -> None:
+async def test_barrier_is_found(browser: Browser, server: Server, change: str, rule: str | None) -> None:
     """Negative control: the same page with one barrier in it."""
-    async with run_chromium() as browser, open_page(browser, WIDE) as page:
+    async with open_page(browser, WIDE) as page:
         await sign_in(page, server, "company1", "user_1", "wrong")
         assert await describe_fields(page) == ["The user name or the password is wrong."] * 2
         await page.evaluate(f"() => {{ {change} }}")
@@ -190,18 +193,18 @@ async def describe_fields(page: Page) -> list[str | None]:
     )
 
 
-async def test_page_that_is_too_wide_is_found(server: Server) -> None:
+async def test_page_that_is_too_wide_is_found(browser: Browser, server: Server) -> None:
     """Negative control for what fits into a window."""
-    async with run_chromium() as browser, open_page(browser, NARROW) as page:
+    async with open_page(browser, NARROW) as page:
         await page.goto(f"http://localhost:{server.port}/")
         assert await page.evaluate(FITS)
         await page.evaluate("() => { document.querySelector('main').style.width = '400px' }")
         assert not await page.evaluate(FITS)
 
 
-async def test_keyboard_goes_through_the_page_in_its_order(server: Server) -> None:
+async def test_keyboard_goes_through_the_page_in_its_order(browser: Browser, server: Server) -> None:
     """The fields come one after the other, then the button; after an error the first wrong field has the focus."""
-    async with run_chromium() as browser, open_page(browser, WIDE) as page:
+    async with open_page(browser, WIDE) as page:
         await page.goto(f"http://company1.localhost:{server.port}/sign-in")
         order = []
         for _ in range(3):
@@ -218,14 +221,3 @@ async def test_keyboard_goes_through_the_page_in_its_order(server: Server) -> No
     assert order == ["uname", "passwd", "Sign in"]
     assert focused == "uname"
     assert reached == ["Data", "Change password", "Sign out", "All rows as JSON"]
-
-
-def test_pictures_of_the_manual_are_small() -> None:
-    """Each picture that a page of docs/ or the README shows is there, and small enough for a repository."""
-    pages = ("docs/reference-app.md", "docs/console.md", "README.md")
-    text = "".join((ROOT / page).read_text() for page in pages)
-    pictures = sorted(PICTURES.glob("*.png"))
-
-    assert pictures
-    assert [picture.name for picture in pictures if f"pages/{picture.name}" not in text] == []
-    assert [picture.name for picture in pictures if picture.stat().st_size > MOST_BYTES] == []
