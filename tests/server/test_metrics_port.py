@@ -50,6 +50,7 @@ CREATE VIEW company2.company_data AS
 UPDATE quart_tenants.applied_migrations SET schema_name = 'elsewhere' WHERE schema_name = 'acme';
 """
 QUIET = tuple(f"quiet{number}" for number in range(16))
+LOOKS = 5
 SLOW, FLOODING, ATTACKED, BEHIND = "company1", "company2", "globex", "acme"
 
 
@@ -175,9 +176,16 @@ async def test_what_goes_wrong_is_told(database_url: str, settings: Settings, tm
                 ),
             )
             samples = read(await scrape(port))
-            told = await asyncio.to_thread(
-                run_warm, PROGRAM, "top", "--json", "--every", "4", "--at", f"127.0.0.1:{port}", env=environment
-            )
+            # A look may fall between two statements of the slow one: an operator looks more than once.
+            for _ in range(LOOKS):
+                told = await asyncio.to_thread(
+                    run_warm, PROGRAM, "top", "--json", "--every", "4", "--at", f"127.0.0.1:{port}", env=environment
+                )
+                assert told.returncode == 0, told.stderr
+                document = json.loads(told.stdout)
+                tenants = {tenant["tenant"]: tenant for tenant in document["tenants"]}
+                if max(tenants, key=lambda slug: tenants[slug]["longest"]) == SLOW:
+                    break
         log = server.log.read_text()
 
     # By Prometheus.
@@ -192,9 +200,6 @@ async def test_what_goes_wrong_is_told(database_url: str, settings: Settings, tm
     assert samples["app_password_checks_total{}"] >= samples["logins_total{outcome=failed}"] >= 3
     assert samples["app_password_check_seconds_total{}"] > 0
     # By top.
-    assert told.returncode == 0, told.stderr
-    document = json.loads(told.stdout)
-    tenants = {tenant["tenant"]: tenant for tenant in document["tenants"]}
     assert find_most({slug: tenant["longest"] for slug, tenant in tenants.items()}) == SLOW
     assert "company_data" in tenants[SLOW]["statement"]
     assert find_most({slug: tenant["failed_logins"] for slug, tenant in tenants.items()}) == ATTACKED
