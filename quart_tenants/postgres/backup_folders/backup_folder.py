@@ -12,7 +12,9 @@ from pathlib import Path
 from quart_tenants.errors import BackupFileError
 from quart_tenants.postgres.backup_folders.folder_manifest import MANIFEST, Run, read_manifest
 from quart_tenants.postgres.backup_folders.stored_backups import StoredBackup, check_backup, is_backup_name
+from quart_tenants.postgres.backups.whole_files import file_errors
 
+_UNUSABLE = "cannot be used for backups"
 _LOCK = ".lock"
 # What a run that was killed leaves: a dot, the name of the file, and eight characters of Python's.
 _LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
@@ -47,7 +49,7 @@ def open_folder(folder: Path) -> Iterator[None]:
         BackupFileError: It is no folder, others may write into it, it holds strangers' files and no backups, another
             run uses it, or it cannot be written.
     """
-    try:
+    with file_errors(folder, _UNUSABLE):
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         _check_private(folder)
@@ -59,8 +61,6 @@ def open_folder(folder: Path) -> Iterator[None]:
                 f"holds what is no backup, such as {strangers[0]!r}: give an empty folder, or one that does not exist",
             )
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise _explain(folder, error) from error
     try:
         _lock(folder, descriptor)
         _delete_leftovers(folder)
@@ -78,14 +78,12 @@ def read_folder(folder: Path) -> FolderContents:
     Raises:
         BackupFileError: *folder* cannot be read, or a newer program wrote its manifest.
     """
-    try:
+    with file_errors(folder, _UNUSABLE):
         sizes = {
             entry.name: entry.stat(follow_symlinks=False).st_size
             for entry in os.scandir(folder)
             if is_backup_name(entry.name) and entry.is_file(follow_symlinks=False)
         }
-    except OSError as error:
-        raise _explain(folder, error) from error
     contents = FolderContents()
     manifest = read_manifest(folder)
     known = {}
@@ -121,21 +119,20 @@ def _check_private(folder: Path) -> None:
 
 
 def _lock(folder: Path, descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BackupFileError(str(folder), "is in use by another `backup --all`: wait until that has ended") from error
-    except OSError as error:
-        raise _explain(folder, error) from error
+    with file_errors(folder, _UNUSABLE):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackupFileError(
+                str(folder), "is in use by another `backup --all`: wait until that has ended"
+            ) from None
 
 
 def _delete_leftovers(folder: Path) -> None:
-    try:
+    with file_errors(folder, _UNUSABLE):
         for name in os.listdir(folder):
             if _is_leftover(name):
                 (folder / name).unlink()
-    except OSError as error:
-        raise _explain(folder, error) from error
 
 
 def _is_ours(name: str) -> bool:
@@ -145,7 +142,3 @@ def _is_ours(name: str) -> bool:
 def _is_leftover(name: str) -> bool:
     match = _LEFTOVER.fullmatch(name)
     return match is not None and (match[1] == MANIFEST or is_backup_name(match[1]))
-
-
-def _explain(folder: Path, error: OSError) -> BackupFileError:
-    return BackupFileError(str(folder), f"cannot be used for backups: {error.strerror or error}")

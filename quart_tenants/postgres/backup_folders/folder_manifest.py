@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 from quart_tenants.errors import BackupFileError
 from quart_tenants.postgres.backup_folders.stored_backups import StoredBackup
+from quart_tenants.postgres.backups.whole_files import UNREADABLE, file_errors, write_whole
 
 MANIFEST = "manifest.json"
 """The name of the manifest in a folder of backups."""
@@ -55,21 +55,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     told = asdict(manifest)
     text = _dump({"format": _FORMAT, "sha256": _digest(told)} | told)
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=folder)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-                opened.write(text)
-                opened.flush()
-                os.fsync(opened.fileno())
-            temporary.replace(folder / MANIFEST)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with write_whole(folder / MANIFEST) as (_, opened):
+        opened.write(text.encode())
+        opened.flush()
+        os.fsync(opened.fileno())
+    with file_errors(folder, "cannot be written"):
         _flush_names(folder)
-    except OSError as error:
-        raise BackupFileError(str(folder / MANIFEST), f"cannot be written: {error.strerror or error}") from error
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -79,12 +70,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         BackupFileError: It cannot be read, or a newer program wrote it.
     """
     file = folder / MANIFEST
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
+    with file_errors(file, UNREADABLE):
+        try:
+            text = file.read_bytes()
+        except FileNotFoundError:
+            return None
     try:
         told = json.loads(text)
         written_by = told.pop("format")

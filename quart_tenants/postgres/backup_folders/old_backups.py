@@ -8,6 +8,7 @@ from pathlib import Path
 from quart_tenants.errors import BackupFileError
 from quart_tenants.postgres.backup_folders.backup_folder import FolderContents
 from quart_tenants.postgres.backup_folders.stored_backups import StoredBackup, check_backup
+from quart_tenants.postgres.backups.whole_files import file_errors
 
 
 def delete_old_backups(
@@ -61,7 +62,5 @@ def _find_damage(folder: Path, backup: StoredBackup) -> str | None:
 
 
 def _delete(file: Path) -> None:
-    try:
+    with file_errors(file, "cannot be deleted"):
         file.unlink()
-    except OSError as error:
-        raise BackupFileError(str(file), f"cannot be deleted: {error.strerror or error}") from error

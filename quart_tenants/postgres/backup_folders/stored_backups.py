@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from quart_tenants.errors import BackupFileError
 from quart_tenants.postgres.backups.backup_files import open_backup
 from quart_tenants.postgres.backups.manifests import Backup
+from quart_tenants.postgres.backups.whole_files import UNREADABLE, file_errors
 from quart_tenants.tenant import SLUG_PATTERN, Slug
 
 # They sort by tenant and then by time. A slug has no underscore.
@@ -67,12 +67,9 @@ def describe_backup(file: Path, backup: Backup) -> StoredBackup:
     Raises:
         BackupFileError: It cannot be read.
     """
-    try:
-        with file.open("rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-            size = opened.tell()
-    except OSError as error:
-        raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
+    with file_errors(file, UNREADABLE), file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        size = opened.tell()
     return StoredBackup(
         file=file.name,
         size=size,

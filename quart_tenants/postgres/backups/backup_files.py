@@ -6,7 +6,6 @@ import io
 import os
 import stat
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 from quart_tenants.errors import BackupFileError
 from quart_tenants.postgres.backups.manifests import Backup, ManifestError, Piped, parse_manifest, serialize
+from quart_tenants.postgres.backups.whole_files import UNREADABLE, file_errors, write_whole
 
 _MANIFEST = "tenant.json"
 _DUMP_MAGIC = b"PGDMP"
@@ -83,20 +83,9 @@ def write_backup(file: Path, backup: Backup, *, force: bool) -> Iterator[BackupW
         BackupFileError: *file* exists and *force* is not given, or it cannot be written.
     """
     refuse_existing(file, force=force)
-    try:
-        # It has mode 0600, and is in the same folder because a rename cannot cross file systems.
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name[:100]}.", dir=file.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as opened:
-                yield BackupWriter(temporary, opened, backup)
-            refuse_existing(file, force=force)
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise BackupFileError(str(file), f"cannot be written: {error.strerror or error}") from error
+    with write_whole(file) as (temporary, opened):
+        yield BackupWriter(temporary, opened, backup)
+        refuse_existing(file, force=force)
 
 
 def refuse_existing(file: Path, *, force: bool) -> None:
@@ -107,12 +96,11 @@ def refuse_existing(file: Path, *, force: bool) -> None:
     """
     if file.is_dir() or not file.parent.is_dir():
         raise BackupFileError(str(file), "cannot be written: give a file in a folder that exists")
-    try:
-        mode = file.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise BackupFileError(str(file), f"cannot be written: {error.strerror or error}") from error
+    with file_errors(file, "cannot be written"):
+        try:
+            mode = file.lstat().st_mode
+        except FileNotFoundError:
+            return
     # A rename would replace a pipe, a device or a link such as /dev/stdout.
     if not stat.S_ISREG(mode):
         raise BackupFileError(str(file), "cannot be written: it exists and is no regular file; choose another name")
@@ -132,11 +120,8 @@ def read_backup(file: Path) -> Backup:
         print(read_backup(Path("acme.tar")).made_at)
         ```
     """
-    try:
-        with file.open("rb", buffering=0) as opened:
-            return _read_start(file, opened)[0]
-    except OSError as error:
-        raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
+    with file_errors(file, UNREADABLE), file.open("rb", buffering=0) as opened:
+        return _read_start(file, opened)[0]
 
 
 @contextlib.contextmanager
@@ -146,16 +131,12 @@ def open_backup(file: Path) -> Iterator[tuple[Backup, BinaryIO]]:
     Raises:
         BackupFileError: It is no backup, is damaged, or cannot be read.
     """
-    try:
+    with file_errors(file, UNREADABLE):
         opened = file.open("rb", buffering=0)
-    except OSError as error:
-        raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
     with opened:
-        try:
+        with file_errors(file, UNREADABLE):
             backup, start = _read_start(file, opened)
             _check_dump(file, opened, backup, start)
-        except OSError as error:
-            raise BackupFileError(str(file), f"cannot be read: {error.strerror or error}") from error
         # A program that inherits the descriptor reads from here.
         os.lseek(opened.fileno(), start, os.SEEK_SET)
         yield backup, opened
