@@ -81,6 +81,7 @@ class Plan:
         workers: Of each server.
         rows: Of each tenant.
         path: What is asked for.
+        pause: Milliseconds from an answer until its connection asks again.
     """
 
     starts: int = 1
@@ -90,6 +91,7 @@ class Plan:
     workers: int = 2
     rows: int = 1
     path: str = "/data"
+    pause: int = 0
 
 
 class Bench:
@@ -134,6 +136,7 @@ class Bench:
             seconds=seconds or self._plan.seconds,
             seed=self._seed,
             path=self._plan.path,
+            pause=self._plan.pause,
         )
 
     async def measure(self, running: Running, connections: int | None = None) -> Figures:

@@ -2,7 +2,7 @@
 --
 -- There are as many threads as connections, so each thread has one question under way and knows whose answer comes.
 -- Arguments: a file with a line "host TAB cookie TAB mark TAB mark …" for each tenant, the most popular first; the
--- exponent of Zipf's law; a seed.
+-- exponent of Zipf's law; a seed; how many milliseconds each connection waits before it asks again.
 
 local threads = {}
 
@@ -14,6 +14,7 @@ end
 function init(arguments)
     wrong, statuses = 0, {}
     local exponent = tonumber(arguments[2])
+    pause = tonumber(arguments[4])
     tenants, weights, requests = {}, {}, {}
     local sum = 0
     for line in io.lines(arguments[1]) do
@@ -47,6 +48,10 @@ local function draw()
         end
     end
     return low
+end
+
+function delay()
+    return pause
 end
 
 function request()

@@ -1,4 +1,4 @@
-"""Show how busy the workers are, by plots that are drawn here."""
+"""Show how busy the workers are, by plots that are drawn here, and which tenants keep them busy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,14 @@ from quart.typing import ResponseReturnValue
 from quart_tenants.console.console import Console
 from quart_tenants.console.samples import EVERY, Course
 from quart_tenants.console.showing import show
+from quart_tenants.postgres.registry.activity import list_activity
+from quart_tenants.web.commands.busy_tenants import describe_workers, list_busy
 
 _WIDTH, _HEIGHT = 300, 60
 """Of a plot, in its own units: the page stretches it."""
+
+_MOST = 50
+"""Rows: the port tells of no more tenants than `TENANTS_METRICS_TENANTS`, but PostgreSQL may work for many."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,13 @@ def add_load_page(blueprint: Blueprint, console: Console, host: str | None) -> N
     @blueprint.get("/load", host=host)
     async def load() -> ResponseReturnValue:
         plots = [draw(course) for course in console.samples.list_courses()]
+        before, now = console.samples.looks[0], console.samples.looks[-1]
         return await show(
             console,
             "load.html",
             plots=plots,
+            busy=list_busy(before, now, await list_activity(console.database))[:_MOST],
+            workers=describe_workers(now.workers) if now.workers else None,
             problem=console.samples.problem,
             every=EVERY,
             width=_WIDTH,

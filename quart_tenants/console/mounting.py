@@ -10,6 +10,7 @@ from werkzeug.exceptions import NotFound
 from quart_tenants.console.blueprint import build_blueprint
 from quart_tenants.console.console import Console
 from quart_tenants.console.samples import Sample, sample_stats
+from quart_tenants.web.commands.busy_tenants import Look, make_look
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.routing.host_routing import APEX_HOST
 from quart_tenants.web.sessions.secret_keys import check_secret_key
@@ -50,8 +51,9 @@ def make_blueprint(
         ```
     """
 
-    async def take_sample() -> Sample:
-        return sample_stats(tenants.get_stats())
+    async def take_sample() -> tuple[Sample, Look]:
+        stats = tenants.get_stats()
+        return sample_stats(stats), make_look(stats)
 
     console = Console(
         tenants.settings,

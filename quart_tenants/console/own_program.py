@@ -21,6 +21,7 @@ from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.server.addresses import list_descriptors, open_addresses
 from quart_tenants.server.applications import load_app
 from quart_tenants.settings import Settings
+from quart_tenants.web.commands.busy_tenants import Look, read_look
 from quart_tenants.web.commands.records import changes_nothing, find_os_user
 from quart_tenants.web.commands.running import find_settings
 from quart_tenants.web.commands.serve import PORT
@@ -76,10 +77,11 @@ def make_console(settings: Settings, app: Quart | None, name: str | None) -> Con
         if settings.audit:
             audit("console_run_ended", command=run.command, operator=run.operator, status=run.status)
 
-    async def take_sample() -> Sample:
+    async def take_sample() -> tuple[Sample, Look]:
         if settings.metrics_bind is None:
             raise SettingError("TENANTS_METRICS_BIND", "is not set; set it for `serve` and for the console")
-        return sample_metrics(await ask_workers(settings.metrics_bind))
+        told = await ask_workers(settings.metrics_bind)
+        return sample_metrics(told), read_look(told)
 
     key = secrets.token_bytes(32)
     program = ["quart-tenants"] if name is None else ["quart", "--app", name, "tenants"]

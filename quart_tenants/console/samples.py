@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from itertools import accumulate, pairwise
 from quart_tenants.errors import TenantError
 from quart_tenants.measures.durations import BOUNDS
 from quart_tenants.measures.stats import Stats
+from quart_tenants.web.commands.busy_tenants import Look
 
 EVERY = 5.0  # seconds
 _KEPT = 121
@@ -38,7 +38,7 @@ class Sample:
     behind: float
 
 
-TakeSample = Callable[[], Awaitable[Sample]]
+TakeSample = Callable[[], Awaitable[tuple[Sample, Look]]]
 """Asks the workers. It raises a `TenantError` that says why they cannot be asked."""
 
 
@@ -58,6 +58,8 @@ class Samples:
         self.problem: str | None = None
         """Why the workers could not be asked the last time."""
         self._take = take
+        self.looks: deque[Look] = deque([Look()], maxlen=2)
+        """The last one, and the one before it: what `top` compares."""
         self._kept: deque[tuple[float, Sample]] = deque(maxlen=_KEPT)
         self._task: asyncio.Task[None] | None = None
 
@@ -75,7 +77,9 @@ class Samples:
     async def add(self) -> None:
         """Take a sample now."""
         try:
-            self._kept.append((time.monotonic(), await self._take()))
+            sample, look = await self._take()
+            self._kept.append((look.at, sample))
+            self.looks.append(look)
             self.problem = None
         except TenantError as error:
             self.problem = str(error)

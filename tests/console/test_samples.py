@@ -12,6 +12,7 @@ from quart_tenants.console.samples import Course, Sample, Samples, sample_metric
 from quart_tenants.errors import SettingError
 from quart_tenants.measures.durations import BOUNDS
 from quart_tenants.measures.metric_families import write_metrics
+from quart_tenants.web.commands.busy_tenants import Look
 from quart_tenants.web.commands.worker_figures import ask_workers
 from quart_tenants.web.state import find_state
 from tests.console.conftest import OwnConsole
@@ -30,8 +31,8 @@ async def list_values(*samples: Sample) -> dict[str, tuple[float, ...]]:
     """Return how each figure went."""
     left = list(samples)
 
-    async def take() -> Sample:
-        return left.pop(0)
+    async def take() -> tuple[Sample, Look]:
+        return left.pop(0), Look()
 
     kept = Samples(take)
     for _ in samples:
@@ -114,8 +115,8 @@ async def test_page_says_why_there_are_no_plots(own: OwnConsole, client: Browser
     await own.console.samples.add()
     assert "TENANTS_METRICS_BIND is not set" in await read(await client.get("/load"))
 
-    async def take() -> Sample:
-        return NOTHING
+    async def take() -> tuple[Sample, Look]:
+        return NOTHING, Look()
 
     own.console.samples._take = take
     for _ in range(2):

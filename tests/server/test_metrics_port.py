@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import httpx
@@ -22,7 +23,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.security.test_logs import SECRETS, find_secrets
 from tests.server.test_supervision import find_workers
-from tests.support.patience import wait_until
+from tests.support.patience import DEADLINE, wait_until
 from tests.support.processes import (
     PROGRAM,
     SECRET_KEY,
@@ -31,6 +32,8 @@ from tests.support.processes import (
     make_environment,
     run_server,
     run_warm,
+    run_warm_program,
+    wait_for_line,
 )
 
 pytestmark = pytest.mark.slow
@@ -50,7 +53,7 @@ CREATE VIEW company2.company_data AS
 UPDATE quart_tenants.applied_migrations SET schema_name = 'elsewhere' WHERE schema_name = 'acme';
 """
 QUIET = tuple(f"quiet{number}" for number in range(16))
-LOOKS = 5
+CONSOLE_SAYS = "the console is at "
 SLOW, FLOODING, ATTACKED, BEHIND = "company1", "company2", "globex", "acme"
 
 
@@ -146,10 +149,73 @@ def find_most(figures: Mapping[str, float]) -> str:
     return first
 
 
+@contextlib.asynccontextmanager
+async def open_console(log: Path, **settings: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Start the console, and yield a browser in which it is open."""
+    with run_warm_program("console", log=log, **settings) as process:
+        address = wait_for_line(process, CONSOLE_SAYS, log).removeprefix(CONSOLE_SAYS).strip()
+        async with httpx.AsyncClient(
+            base_url=address.partition("?")[0],
+            timeout=DEADLINE,
+            verify=False,  # noqa: S501
+        ) as client:
+            assert (await client.get(address)).status_code == 200
+            yield client
+
+
+async def wait_for_top(environment: dict[str, str]) -> CompletedProcess[str]:
+    """Run `top` until it has seen a statement of the slow tenant, which is shown while it runs."""
+    ended = None
+
+    async def look() -> bool:
+        nonlocal ended
+        ended = await asyncio.to_thread(run_warm, PROGRAM, "top", "--json", "--every", "4", env=environment)
+        assert ended.returncode == 0, ended.stderr
+        tenants = {tenant["tenant"]: tenant for tenant in json.loads(ended.stdout)["tenants"]}
+        return SLOW in tenants and "company_data" in tenants[SLOW]["statement"] and tenants[SLOW]["blocks"] > 0
+
+    await wait_until(look)
+    assert ended is not None
+    return ended
+
+
+def read_busy(page: str) -> dict[str, list[str]]:
+    """Return the cells of the table of tenants on the console's page about the load, by tenant, without the marks."""
+    body = re.search(r"<tbody>(.*)</tbody>", page, re.DOTALL)
+    found = {}
+    for row in re.findall(r"<tr>(.*?)</tr>", "" if body is None else body[1], re.DOTALL):
+        cells = [
+            " ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)
+        ]
+        found[cells[0].split()[0]] = cells
+    return found
+
+
+async def wait_for_console(client: httpx.AsyncClient) -> str:
+    """Return the page about the load, as soon as all that was planted can be told from it."""
+    page = ""
+
+    async def look() -> bool:
+        nonlocal page
+        page = (await client.get("/load")).text
+        rows = read_busy(page)
+        # Rates are those of the last five seconds, and a statement is shown while it runs.
+        return (
+            {SLOW, FLOODING, ATTACKED, BEHIND} <= rows.keys()
+            and "company_data" in rows[SLOW][7]
+            and float(rows[SLOW][2].removesuffix(" s")) > 1
+            and float(rows[FLOODING][4]) > 0
+            and float(rows[ATTACKED][5]) > 0
+        )
+
+    await wait_until(look)
+    return page
+
+
 async def test_what_goes_wrong_is_told(database_url: str, settings: Settings, tmp_path: Path) -> None:
     """Of twenty tenants the slow, the attacked, the flooding one and the one behind are told, and a killed worker.
 
-    Each is told by Prometheus' figures alone, and by `top` alone.
+    Each is told by Prometheus' figures alone, by `top` alone, and by the console alone.
     """
     secret = SECRETS["a row that a statement failed on"]
     async with await Database.open(settings, max_size=1) as database:
@@ -162,9 +228,10 @@ async def test_what_goes_wrong_is_told(database_url: str, settings: Settings, tm
     environment = make_environment(QUART_TENANTS_DATABASE_URL=database_url)
     with run_server(database_url, tmp_path, "--config", str(config), **metrics(**few)) as server:
         port = find_metrics_port(server)
+        at = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_TENANTS_METRICS_BIND": f"127.0.0.1:{port}"}
         os.kill(min(find_workers(server.process.pid)), signal.SIGKILL)
         await wait_for(port, lambda seen: seen["worker_starts_total{}"] == 3 and seen["worker_up{}"] == 2)
-        async with planted_load(server):
+        async with open_console(tmp_path / "console", **at) as console, planted_load(server):
             # Rates are known of a tenant that was named before. The slow one has had its second answer then.
             await wait_for(
                 port,
@@ -176,16 +243,8 @@ async def test_what_goes_wrong_is_told(database_url: str, settings: Settings, tm
                 ),
             )
             samples = read(await scrape(port))
-            # A look may fall between two statements of the slow one: an operator looks more than once.
-            for _ in range(LOOKS):
-                told = await asyncio.to_thread(
-                    run_warm, PROGRAM, "top", "--json", "--every", "4", "--at", f"127.0.0.1:{port}", env=environment
-                )
-                assert told.returncode == 0, told.stderr
-                document = json.loads(told.stdout)
-                tenants = {tenant["tenant"]: tenant for tenant in document["tenants"]}
-                if max(tenants, key=lambda slug: tenants[slug]["longest"]) == SLOW:
-                    break
+            told = await wait_for_top(environment | at)
+            page = await wait_for_console(console)
         log = server.log.read_text()
 
     # By Prometheus.
@@ -200,18 +259,26 @@ async def test_what_goes_wrong_is_told(database_url: str, settings: Settings, tm
     assert samples["app_password_checks_total{}"] >= samples["logins_total{outcome=failed}"] >= 3
     assert samples["app_password_check_seconds_total{}"] > 0
     # By top.
-    assert find_most({slug: tenant["longest"] for slug, tenant in tenants.items()}) == SLOW
-    assert "company_data" in tenants[SLOW]["statement"]
+    document = json.loads(told.stdout)
+    tenants = {tenant["tenant"]: tenant for tenant in document["tenants"]}
+    assert find_most({slug: tenant["block_takes"] for slug, tenant in tenants.items()}) == SLOW
     assert find_most({slug: tenant["failed_logins"] for slug, tenant in tenants.items()}) == ATTACKED
     assert find_most({slug: tenant["refused"] for slug, tenant in tenants.items()}) == FLOODING
     assert [slug for slug, tenant in tenants.items() if tenant["behind"]] == [BEHIND]
     assert [worker["up"] for worker in document["workers"]] == [True, True]
     assert sorted(worker["starts"] for worker in document["workers"]) == [1, 2]
+    # By the console.
+    rows = read_busy(page)
+    assert find_most({slug: float(cells[2].removesuffix(" s")) for slug, cells in rows.items()}) == SLOW
+    assert find_most({slug: float(cells[5]) for slug, cells in rows.items()}) == ATTACKED
+    assert find_most({slug: float(cells[4]) for slug, cells in rows.items()}) == FLOODING
+    assert [slug for slug, cells in rows.items() if cells[0].endswith("behind")] == [BEHIND]
+    assert "2 of 2 workers up, 1 started again" in page
     # By the log.
     slow_lines = [line for line in log.splitlines() if "slow_block" in line]
     assert any(SLOW in line for line in slow_lines)
     assert "TENANTS_METRICS_BIND is ignored" not in log
-    assert find_secrets(told.stdout + told.stderr + log) == []
+    assert find_secrets(told.stdout + told.stderr + log + page) == []
 
 
 async def test_tenants_host_has_no_metrics(database_url: str, tmp_path: Path) -> None:

@@ -3,55 +3,25 @@
 import asyncio
 import json
 import sys
-import time
-from collections import defaultdict
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 import click
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.registry.activity import TenantActivity, list_activity
+from quart_tenants.postgres.registry.activity import list_activity
 from quart_tenants.setting_checks import check_bind
 from quart_tenants.settings import Settings
+from quart_tenants.web.commands.busy_tenants import BusyTenant, Look, describe_workers, list_busy, read_look
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import with_database
 from quart_tenants.web.commands.tables import print_rows
-from quart_tenants.web.commands.worker_figures import Samples, ask_workers, list_workers, sort_by_tenant
+from quart_tenants.web.commands.worker_figures import ask_workers
 
 _LONGEST_STATEMENT = 60  # characters
-_STARTS = "quart_tenants_worker_starts_total"
-# The counters of tenants that are shown as rates.
-_RATES = {
-    "requests": "quart_tenants_tenant_requests_total",
-    "refused": "quart_tenants_tenant_refused_requests_total",
-    "failed_logins": "quart_tenants_tenant_failed_logins_total",
-    "rows": "quart_tenants_tenant_rows_total",
-    "bytes": "quart_tenants_tenant_answer_bytes_total",
-    "block_seconds": "quart_tenants_tenant_block_seconds_total",
-}
 _COLUMNS = (
-    "tenant", "busy", "requests/s", "429/s", "wrong logins/s", "rows/s", "bytes/s",
+    "tenant", "busy", "a block", "requests/s", "429/s", "wrong logins/s", "rows/s", "bytes/s",
     "connections", "waiting", "longest", "statement", "",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Busy:
-    """One line: rates are for each second; *block_seconds* says how many blocks were open on average."""
-
-    tenant: str
-    block_seconds: float = 0.0
-    requests: float = 0.0
-    refused: float = 0.0
-    failed_logins: float = 0.0
-    rows: float = 0.0
-    bytes: float = 0.0
-    behind: bool = False
-    connections: int = 0
-    waiting: int = 0
-    longest: float = 0.0
-    statement: str = ""
 
 
 @click.command("top")
@@ -73,17 +43,19 @@ async def top_command(database: Database, settings: Settings, every: float, at: 
     while True:
         await asyncio.sleep(every)
         now = await _look(address)
-        workers = _list_workers(now[1])
-        busy = _put_together(before, now, await list_activity(database))
+        busy = list_busy(before, now, await list_activity(database))
         if as_json:
-            click.echo(json.dumps({"workers": workers, "tenants": [asdict(one) for one in busy]}, indent=2))
+            click.echo(
+                json.dumps(
+                    {"workers": [asdict(one) for one in now.workers], "tenants": [asdict(one) for one in busy]},
+                    indent=2,
+                )
+            )
             return
         if sys.stdout.isatty():
             click.clear()
-        if workers:
-            up = sum(worker["up"] for worker in workers)
-            restarts = sum(worker["starts"] - 1 for worker in workers)
-            click.echo(f"{up} of {len(workers)} workers up, {restarts} started again", err=not sys.stdout.isatty())
+        if now.workers:
+            click.echo(describe_workers(now.workers), err=not sys.stdout.isatty())
         print_rows(_COLUMNS, [_make_cells(one) for one in busy])
         if not sys.stdout.isatty():
             return
@@ -99,47 +71,11 @@ def _find_address(at: str | None, settings: Settings) -> str | None:
         raise click.UsageError(f"--at {error}") from error
 
 
-async def _look(address: str | None) -> tuple[float, Samples]:
-    """Return what the workers tell, and when that was."""
-    samples = {} if address is None else sort_by_tenant(await ask_workers(address))
-    return time.monotonic(), samples
+async def _look(address: str | None) -> Look:
+    return Look() if address is None else read_look(await ask_workers(address))
 
 
-def _list_workers(samples: Samples) -> list[dict[str, Any]]:
-    return [
-        {"worker": name, "up": is_up, "starts": int(samples.get((_STARTS, name, ""), 1))}
-        for name, is_up in list_workers(samples).items()
-    ]
-
-
-def _put_together(
-    before: tuple[float, Samples], now: tuple[float, Samples], activity: list[TenantActivity]
-) -> list[_Busy]:
-    """Return one line for each tenant that does anything, the busiest first."""
-    (began_at, earlier), (ended_at, samples) = before, now
-    seconds = max(ended_at - began_at, 0.001)
-    rates: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_RATES, 0.0))
-    behind = {tenant for name, _, tenant in samples if name == "quart_tenants_tenant_behind"}
-    figures = {name: figure for figure, name in _RATES.items()}
-    for key, value in samples.items():
-        name, _, tenant = key
-        if name in figures:
-            # A tenant that was not named before, or whose worker is new, begins here.
-            rates[tenant][figures[name]] += max(value - earlier.get(key, value), 0.0) / seconds
-    known = {one.slug: one for one in activity}
-    lines = []
-    for tenant in rates.keys() | known.keys() | behind:
-        told: dict[str, Any] = {name: round(rate, 3) for name, rate in rates[tenant].items()}
-        if (doing := known.get(tenant)) is not None:
-            told |= {"connections": doing.connections, "waiting": doing.waiting}
-            told |= {"longest": round(doing.seconds, 3), "statement": doing.statement}
-        line = _Busy(tenant, behind=tenant in behind, **told)
-        if line != _Busy(tenant):
-            lines.append(line)
-    return sorted(lines, key=lambda one: (-one.block_seconds, -one.connections, -one.requests, one.tenant))
-
-
-def _make_cells(line: _Busy) -> tuple[str, ...]:
+def _make_cells(line: BusyTenant) -> tuple[str, ...]:
     statement = line.statement
     if len(statement) > _LONGEST_STATEMENT:
         statement = f"{statement[:_LONGEST_STATEMENT]}…"
@@ -147,6 +83,7 @@ def _make_cells(line: _Busy) -> tuple[str, ...]:
     return (
         line.tenant,
         f"{line.block_seconds:.2f}",
+        f"{line.block_takes:.2f} s",
         *(f"{rate:.1f}" for rate in rates),
         str(line.connections),
         str(line.waiting),

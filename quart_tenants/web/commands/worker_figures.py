@@ -2,6 +2,7 @@
 
 import asyncio
 import urllib.request
+from collections.abc import Iterable
 from http.client import HTTPException
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ async def ask_workers(address: str) -> list[Told]:
     return await asyncio.to_thread(_ask, address)
 
 
-def sort_by_tenant(told: list[Told]) -> Samples:
+def sort_by_tenant(told: Iterable[Told]) -> Samples:
     """Return the numbers that have no other labels than the worker and the tenant."""
     return {
         (each.name, each.labels["worker"], each.labels.get("tenant", "")): each.value
