@@ -6,10 +6,11 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import sys
 from pathlib import Path
 
-from quart_tenants.errors import EmbeddedPostgresError, MigrationFileError, TenantError, TenantExistsError
+from quart_tenants.errors import EmbeddedPostgresError, MigrationFileError, SettingError, TenantError, TenantExistsError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
 from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
@@ -77,6 +78,7 @@ async def prepare_app(data_dir: Path, application: str, *, fresh: bool) -> Embed
         SettingError: There is no such app, or it has no tenants.
         TenantError: Some tenants cannot be migrated.
     """
+    is_new = not await asyncio.to_thread(data_dir.exists)
     server = await _start_anew_or_again(data_dir, fresh=fresh)
     try:
         os.environ["QUART_TENANTS_DATABASE_URL"] = server.url
@@ -89,8 +91,11 @@ async def prepare_app(data_dir: Path, application: str, *, fresh: bool) -> Embed
             report = await migrate_fleet(database, plan, settings=settings, jobs=1)
         if report.failed:
             raise TenantError("; ".join(f"{one.tenant.slug}: {one.error}" for one in report.failed))
-    except BaseException:
+    except BaseException as error:
         await server.stop()
+        if is_new and isinstance(error, SettingError):
+            # Most often the command ran in another folder than the app's, where a database would only be in the way.
+            shutil.rmtree(data_dir, ignore_errors=True)
         raise
     return server
 

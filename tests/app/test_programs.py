@@ -471,11 +471,16 @@ def test_demo_serves_an_app_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_demo_without_such_an_app_says_so(tmp_path: Path) -> None:
-    """The error names the app, and the database is stopped again."""
-    done = run(PROGRAM, "demo", "--app", "nothing", "--port", "0", "--data-dir", tmp_path / "data")
+    """The error names the app, the database is stopped again, and a folder that was made for it is gone."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    for folder in (old, new):
+        done = run(PROGRAM, "demo", "--app", "nothing", "--port", "0", "--data-dir", folder)
 
-    assert_one_line_error(done, "'nothing'")
-    assert find_processes(tmp_path / "data") == []
+        assert_one_line_error(done, "'nothing'")
+        assert find_processes(folder) == []
+    assert not new.exists()
+    assert (old / "cluster").exists()
 
 
 def test_second_demo_in_one_folder_is_refused(tmp_path: Path) -> None:
