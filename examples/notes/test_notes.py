@@ -22,8 +22,7 @@ from quart_tenants.admin import (
     rename_tenant,
     suspend_tenant,
 )
-from quart_tenants.testing import TenantClient, hunt_leaks
-from quart_tenants.testing.clients import ClientMaker
+from quart_tenants.testing import ClientMaker, TenantClient, hunt_leaks
 
 APEX = {"Host": "localhost"}
 FORM = {"slug": "newco", "email": "Ada@newco.test", "password": "a long password"}

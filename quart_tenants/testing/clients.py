@@ -89,7 +89,20 @@ class TenantClient(QuartClient):
 
 @dataclass
 class ClientMaker:
-    """Makes clients for the tenants of one app: `await client_for(tenant, user="ada")`."""
+    """Makes clients for the tenants of one app. The fixture `client_for` is one.
+
+    Attributes:
+        app: The app that is asked.
+        domain: The setting `TENANTS_DOMAIN` of the app.
+        made: All clients that it has made, in their order.
+
+    Example:
+        ```python
+        async def test_page_needs_a_login(client_for: ClientMaker, first_tenant: Tenant) -> None:
+            stranger = await client_for(first_tenant)
+            assert (await stranger.get("/me")).status_code == 401
+        ```
+    """
 
     app: Quart
     domain: str
