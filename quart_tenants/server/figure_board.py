@@ -8,7 +8,6 @@ import mmap
 import struct
 import time
 import zlib
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,21 +20,6 @@ _HEAD = struct.Struct("!QdII")
 _TRIES = 5
 FRESH = 5.0
 """Seconds. Figures that are older are those of a worker that is gone, or hangs."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFigures:
-    """What the board has of one worker.
-
-    Attributes:
-        number: From 0 on. A worker that replaces another one has its number.
-        starts: How often a worker was started with that number.
-        stats: Its figures; None if it has none that are fresh.
-    """
-
-    number: int
-    starts: int
-    stats: Stats | None
 
 
 class FigureBoard:
@@ -63,11 +47,11 @@ class FigureBoard:
         # The monotonic clock is that of the whole system.
         _HEAD.pack_into(self._memory, begin, starts, time.monotonic(), len(written), zlib.crc32(written))
 
-    def read(self) -> list[WorkerFigures]:
-        """Return what every worker has left."""
+    def read(self) -> list[tuple[str, int, Stats | None]]:
+        """Return for every worker its number, how often one was started with it, and its figures if they are fresh."""
         return [self._read(number) for number in range(self._count)]
 
-    def _read(self, number: int) -> WorkerFigures:
+    def _read(self, number: int) -> tuple[str, int, Stats | None]:
         begin = number * _PLACE
         starts = 0
         for _ in range(_TRIES):
@@ -77,5 +61,5 @@ class FigureBoard:
             written = self._memory[begin + _HEAD.size : begin + _HEAD.size + min(length, _PLACE)]
             # Another process may have been writing just then.
             if length and zlib.crc32(written) == checksum:
-                return WorkerFigures(number, starts, msgspec.json.decode(written, type=Stats))
-        return WorkerFigures(number, starts, None)
+                return str(number), starts, msgspec.json.decode(written, type=Stats)
+        return str(number), starts, None

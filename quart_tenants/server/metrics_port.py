@@ -87,8 +87,7 @@ class MetricsApp:
         if scope["path"] == "/metrics":
             if scope["method"] in ("GET", "HEAD"):
                 accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-                workers = [(str(worker.number), worker.starts, worker.stats) for worker in self._board.read()]
-                body, content_type = self._families.write_metrics(workers, accept)
+                body, content_type = self._families.write_metrics(self._board.read(), accept)
                 status = HTTPStatus.OK
             else:
                 status = HTTPStatus.METHOD_NOT_ALLOWED

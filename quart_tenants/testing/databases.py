@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
 import asyncpg
 
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from quart_tenants.postgres.rehearsal.scratch_database import name_database as name_database
 
 FAST_AND_FORGETFUL = {
     "fsync": "off",
@@ -63,13 +63,6 @@ def _find_fast_folder() -> Path | None:
     if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < _ROOM:
         return None
     return memory
-
-
-def name_database(url: str, name: str) -> str:
-    """Return *url* with the database *name*."""
-    parts = urlsplit(url)
-    query = f"?{parts.query}" if parts.query else ""
-    return f"{parts.scheme}://{parts.netloc}/{name}{query}"
 
 
 def make_name() -> str:

@@ -54,7 +54,7 @@ async def scratch_database(database: Database, *, settings: Settings) -> AsyncIt
                 "ALTER ROLE … CREATEDB, or name another role in TENANTS_DATABASE_URL for this command"
             ) from error
         try:
-            own = replace(settings, database_url=_name_database(own_url, name))
+            own = replace(settings, database_url=name_database(own_url, name))
             own = replace(own, direct_database_url=None, role_per_tenant=False)
             async with await Database.open(own, max_size=2) as scratch:
                 await init_registry(scratch)
@@ -73,7 +73,7 @@ async def _drop_forgotten(connection: "asyncpg.Connection[asyncpg.Record]") -> N
                 await connection.execute(f"DROP DATABASE IF EXISTS {_PREFIX}{made_at}_{random_part}")
 
 
-def _name_database(url: str, name: str) -> str:
+def name_database(url: str, name: str) -> str:
     """Return *url* with the database *name*."""
     parts = urlsplit(url)
     query = urlencode([pair for pair in parse_qsl(parts.query) if pair[0] not in ("dbname", "database")])

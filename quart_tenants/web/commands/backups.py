@@ -136,47 +136,38 @@ def restore_command(
     parsed = parse_slug(slug)
     if replace and not yes:
         ask_for_name([parsed], "restore --replace", "This replaces all data of {what} by a backup.")
-    _restore(path, parsed, replace=replace, including_dependents=including_dependents, pipe=pipe)
 
-
-@with_database
-async def _restore(
-    database: Database,
-    settings: Settings,
-    file: Path,
-    slug: Slug,
-    *,
-    replace: bool,
-    including_dependents: bool,
-    pipe: Pipe | None,
-) -> None:
-    replaced: list[Slug] = []
-    show_beginning(f"restoring {slug}")
-    tenant = await restore_tenant(
-        database,
-        file,
-        slug,
-        settings=settings,
-        replace=replace,
-        on_replaced=replaced.append,
-        on_notice=show_notice,
-        including_dependents=including_dependents,
-        pipe=pipe,
-    )
-    click.echo(f"restored {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
-    for old in replaced:
-        click.echo(f"its old tables are in the trash: {name_program()} undrop {old}", err=True)
-    backup = read_backup(file)
-    async with database.connection() as connection:
-        server = connection.get_server_version().major
-    if backup.server_version // 10000 != server:
-        click.echo(
-            f"it was made from PostgreSQL {backup.server_version // 10000}, and this server is {server}", err=True
+    @with_database
+    async def restore(database: Database, settings: Settings) -> None:
+        replaced: list[Slug] = []
+        show_beginning(f"restoring {parsed}")
+        tenant = await restore_tenant(
+            database,
+            path,
+            parsed,
+            settings=settings,
+            replace=replace,
+            on_replaced=replaced.append,
+            on_notice=show_notice,
+            including_dependents=including_dependents,
+            pipe=pipe,
         )
-    if not replace:
-        _tell_names(await restore_names(database, backup, tenant, settings=settings), tenant.slug)
-    tell_if_behind(tenant, settings)
-    await tell_hooks("restored", tenant)
+        click.echo(f"restored {tenant.slug} (schema {tenant.schema}, at {tenant.slug}.{settings.domain})")
+        for old in replaced:
+            click.echo(f"its old tables are in the trash: {name_program()} undrop {old}", err=True)
+        backup = read_backup(path)
+        async with database.connection() as connection:
+            server = connection.get_server_version().major
+        if backup.server_version // 10000 != server:
+            click.echo(
+                f"it was made from PostgreSQL {backup.server_version // 10000}, and this server is {server}", err=True
+            )
+        if not replace:
+            _tell_names(await restore_names(database, backup, tenant, settings=settings), tenant.slug)
+        tell_if_behind(tenant, settings)
+        await tell_hooks("restored", tenant)
+
+    restore()
 
 
 def _tell_names(names: RestoredNames, slug: Slug) -> None:

@@ -6,7 +6,6 @@ and a label would fix the port.
 
 import contextlib
 import re
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -101,7 +100,27 @@ def add_host_routing(app: Quart, state: TenantState) -> None:
     app.url_map.converters.update(
         tenant_host=TenantHost, apex_host=ApexHost, any_host=AnyHost, reserved_host=ReservedHost
     )
-    app.url_defaults(_make_host_default(app, domain))
+
+    @app.url_defaults
+    def add_host(endpoint: str, values: dict[str, Any]) -> None:
+        asked = find_request()
+        if asked is None:
+            raise RuntimeError(
+                "url_for() knows the host and the port in a request only: elsewhere use tenant_url(tenant, endpoint)"
+            )
+        here = asked.host.lower()
+        if app.url_map.is_endpoint_expecting(endpoint, _TENANT_ARGUMENT):
+            tenant = values.get(_TENANT_ARGUMENT)
+            slug = tenant.slug if isinstance(tenant, Tenant) else tenant
+            values[_TENANT_ARGUMENT] = here if slug is None else f"{slug}.{_get_apex(here, domain)}"
+        if app.url_map.is_endpoint_expecting(endpoint, _APEX_ARGUMENT):
+            values[_APEX_ARGUMENT] = _get_apex(here, domain)
+        if app.url_map.is_endpoint_expecting(endpoint, _ANY_ARGUMENT):
+            values[_ANY_ARGUMENT] = here
+        if app.url_map.is_endpoint_expecting(endpoint, _RESERVED_ARGUMENT):
+            # As `name_reserved_host` has written it.
+            label = str(next(app.url_map.iter_rules(endpoint)).host).split('"')[1]
+            values[_RESERVED_ARGUMENT] = f"{label}.{_get_apex(here, domain)}"
 
 
 async def enter_tenant() -> Response | None:
@@ -242,32 +261,6 @@ def tenant_url(tenant: Tenant | str | None, endpoint: str, **values: Any) -> str
     with contextlib.suppress(KeyError):
         values |= {place: host for place in (argument, _ANY_ARGUMENT) if url_map.is_endpoint_expecting(endpoint, place)}
     return url_map.bind(host, url_scheme=scheme).build(endpoint, values, force_external=True)
-
-
-def _make_host_default(app: Quart, domain: str) -> Callable[[str, dict[str, Any]], None]:
-    """Return the function by which `url_for` completes the host of an address."""
-
-    def add_host(endpoint: str, values: dict[str, Any]) -> None:
-        asked = find_request()
-        if asked is None:
-            raise RuntimeError(
-                "url_for() knows the host and the port in a request only: elsewhere use tenant_url(tenant, endpoint)"
-            )
-        here = asked.host.lower()
-        if app.url_map.is_endpoint_expecting(endpoint, _TENANT_ARGUMENT):
-            tenant = values.get(_TENANT_ARGUMENT)
-            slug = tenant.slug if isinstance(tenant, Tenant) else tenant
-            values[_TENANT_ARGUMENT] = here if slug is None else f"{slug}.{_get_apex(here, domain)}"
-        if app.url_map.is_endpoint_expecting(endpoint, _APEX_ARGUMENT):
-            values[_APEX_ARGUMENT] = _get_apex(here, domain)
-        if app.url_map.is_endpoint_expecting(endpoint, _ANY_ARGUMENT):
-            values[_ANY_ARGUMENT] = here
-        if app.url_map.is_endpoint_expecting(endpoint, _RESERVED_ARGUMENT):
-            # As `name_reserved_host` has written it.
-            label = str(next(app.url_map.iter_rules(endpoint)).host).split('"')[1]
-            values[_RESERVED_ARGUMENT] = f"{label}.{_get_apex(here, domain)}"
-
-    return add_host
 
 
 def _get_apex(here: str, domain: str) -> str:

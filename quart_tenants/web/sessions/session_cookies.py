@@ -59,7 +59,9 @@ class SessionCookies:
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
         self._signer = cast("TimestampSigner", self._serializer.make_signer(_SALT))
-        self._verified: OrderedDict[str, _Verified] = OrderedDict()
+        # What each cookie says whose signature is right; and its signed text, to be parsed again at each request, if the
+        # session holds a value that an app may change, such as a list.
+        self._verified: OrderedDict[str, tuple[SignedSession, bytes | None]] = OrderedDict()
 
     def sign(self, session: SignedSession) -> str:
         """Return a cookie for *session*, signed now."""
@@ -73,16 +75,14 @@ class SessionCookies:
 
     def _find_signed(self, cookie: str) -> SignedSession | None:
         try:
-            verified = self._verified.get(cookie) or self._verify(cookie)
-            if verified.changeable is None:
-                return verified.session
-            return replace(verified.session, content=self._parse(verified.changeable)[1])
+            session, changeable = self._verified.get(cookie) or self._verify(cookie)
+            return session if changeable is None else replace(session, content=self._parse(changeable)[1])
         except (BadData, ValueError, KeyError, TypeError, AttributeError):
             # A ValueError can also be half a surrogate pair, from bytes that are not UTF-8. The last two errors mean
             # that something else than a session was signed with the same key.
             return None
 
-    def _verify(self, cookie: str) -> "_Verified":
+    def _verify(self, cookie: str) -> tuple[SignedSession, bytes | None]:
         # Reading base64 skips characters that do not belong to it: "x&" would be read like "x".
         if len(cookie) > _MAX_COOKIE_LENGTH or not _COOKIE.fullmatch(cookie):
             raise BadData("not one of our cookies")
@@ -90,30 +90,15 @@ class SessionCookies:
         (*issued, ends_at), content = self._parse(payload)
         session = SignedSession(IssuedSession(*issued), ends_at, signed_at.timestamp(), MappingProxyType(content))
         changeable = None if all(type(value) in _UNCHANGEABLE for value in content.values()) else payload
-        verified = _Verified(session, changeable)
         if len(cookie) <= _LONGEST_REMEMBERED:
-            self._verified[cookie] = verified
+            self._verified[cookie] = session, changeable
             if len(self._verified) > _MAX_REMEMBERED:
                 self._verified.popitem(last=False)
-        return verified
+        return session, changeable
 
     def _parse(self, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
         content = self._serializer.load_payload(payload)
         return content.pop(_ISSUED), content
-
-
-@dataclass(frozen=True, slots=True)
-class _Verified:
-    """A cookie whose signature is right.
-
-    Attributes:
-        session: What the cookie says.
-        changeable: The signed text, if the session holds a value that an app may change, such as a list. The text is
-            then parsed again at each request. None if there is no such value.
-    """
-
-    session: SignedSession
-    changeable: bytes | None
 
 
 def issue_session(tenant_id: int, username: str, generation: int, lifetime: float) -> SignedSession:
