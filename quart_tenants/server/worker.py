@@ -25,7 +25,12 @@ from quart_tenants.errors import SettingError, TenantError
 from quart_tenants.server.applications import Application, check_app, load_app
 from quart_tenants.server.metrics_port import MetricsApp, MetricsPort, leave_figures
 from quart_tenants.server.one_task_requests import serve_requests
-from quart_tenants.server.protocols.connections import LimitedConnection, abort_connections, limit_connections
+from quart_tenants.server.protocols.connections import (
+    LimitedConnection,
+    abort_connections,
+    close_idle_connections,
+    limit_connections,
+)
 from quart_tenants.server.short_memory import watch_memory
 from quart_tenants.web.logs.log_setup import follow_app_settings
 from quart_tenants.web.state import TenantState, find_state
@@ -190,6 +195,7 @@ async def _serve_connections(
     await _wait_for(connections, min(_LAST_REQUEST_WITHIN, config.graceful_timeout))
     # From here on Hypercorn closes a connection after its answer, and at once if it waits for a request.
     await context.terminated.set()
+    await close_idle_connections()
     await _wait_for(connections, over - loop.time())
     abort_connections()
     await _wait_for(connections, _AFTER_ABORT)

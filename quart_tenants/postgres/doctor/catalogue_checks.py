@@ -1,6 +1,6 @@
 """Check in the server's catalogue whether one tenant could see another one's rows. Cheap: it makes no probes."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -145,9 +145,9 @@ async def find_leaks(database: Database, *, settings: Settings) -> list[Finding]
         async with database.connection() as block:
             findings = await _check_catalogue(block)
             if settings.shared_schemas:
-                findings += await _check_shared(block, settings)
+                findings += [finding async for finding in _check_shared(block, settings)]
             if settings.role_per_tenant:
-                findings += await _check_roles(block)
+                findings += [finding async for finding in _check_roles(block)]
     default_path = judge(
         "default path",
         f"a new connection sees {name_some(path)}, though it asks for an empty search_path" if path else "",
@@ -202,87 +202,78 @@ async def _check_catalogue(block: Connection) -> list[Finding]:
     ]
 
 
-async def _check_shared(block: Connection, settings: Settings) -> list[Finding]:
+async def _check_shared(block: Connection, settings: Settings) -> AsyncIterator[Finding]:
     try:
         await check_shared_schemas(block, settings=settings)
     except RegistryNotReadyError as error:
-        return [Finding("shared schemas", State.FAILED, str(error), "run quart-tenants init")]
+        yield Finding("shared schemas", State.FAILED, str(error), "run quart-tenants init")
+        return
     common = await list_shared_names(block, settings=settings)
-    findings = [
-        judge(
-            "shared names",
-            describe_shared_names(common) if common else "",
-            "no name is in a tenant's schema and in a shared one",
-            "a tenant whose table is dropped would read the shared one",
-        )
-    ]
+    yield judge(
+        "shared names",
+        describe_shared_names(common) if common else "",
+        "no name is in a tenant's schema and in a shared one",
+        "a tenant whose table is dropped would read the shared one",
+    )
     foreign = await list_foreign_parts(block, settings=settings)
-    findings.append(
-        judge(
-            "shared tables",
-            list_problem("this role does not own, and so cannot change", foreign),
-            "this role owns the shared schemas and their tables",
-            "let a superuser ALTER … OWNER TO the role in the URL",
-            State.WARNING,
-        )
+    yield judge(
+        "shared tables",
+        list_problem("this role does not own, and so cannot change", foreign),
+        "this role owns the shared schemas and their tables",
+        "let a superuser ALTER … OWNER TO the role in the URL",
+        State.WARNING,
     )
     owner = await find_owner(block) if settings.role_per_tenant else None
     if owner is not None:
         writers = await block.fetch(
             read_statement("list_shared_writers"), settings.shared_names, name_readers(owner).name
         )
-        findings.append(
-            judge(
-                "shared schemas",
-                list_problem("tenants may write there", [row["seen"] for row in writers]),
-                "no tenant's role may write there",
-                name_some([row["remedy"] for row in writers]),
-            )
+        yield judge(
+            "shared schemas",
+            list_problem("tenants may write there", [row["seen"] for row in writers]),
+            "no tenant's role may write there",
+            name_some([row["remedy"] for row in writers]),
         )
         missing = await list_shared_grants(block, owner, settings=settings)
-        findings.append(
-            judge(
-                "shared rights",
-                list_problem("the tenants' roles cannot read all of what is shared; missing", missing),
-                "the tenants' roles may read what is shared",
-                "run quart-tenants migrate",
-                State.WARNING,
-            )
+        yield judge(
+            "shared rights",
+            list_problem("the tenants' roles cannot read all of what is shared; missing", missing),
+            "the tenants' roles may read what is shared",
+            "run quart-tenants migrate",
+            State.WARNING,
         )
-    return findings
 
 
-async def _check_roles(connection: Connection) -> list[Finding]:
+async def _check_roles(connection: Connection) -> AsyncIterator[Finding]:
     owner = await find_owner(connection)
     look = None if owner is None else await connection.fetchrow(_LOOK_AT_OWNER, owner.name)
     if owner is None or look is None or not look["exists"]:
-        return [Finding(TENANTS_ROLES, State.LEAK, "they are not set up in this server", RUN_INIT)]
+        yield Finding(TENANTS_ROLES, State.LEAK, "they are not set up in this server", RUN_INIT)
+        return
     if not look["member"]:
         remedy = f"GRANT {owner.quoted} TO the role in the URL"
-        return [Finding(TENANTS_ROLES, State.LEAK, f"this role is no member of {owner}", remedy)]
-    findings = []
+        yield Finding(TENANTS_ROLES, State.LEAK, f"this role is no member of {owner}", remedy)
+        return
     if look["mighty"]:
         remedy = f"ALTER ROLE {owner.quoted} NOSUPERUSER NOBYPASSRLS"
-        findings.append(Finding("owner", State.LEAK, f"{owner} is a superuser, or has BYPASSRLS", remedy))
+        yield Finding("owner", State.LEAK, f"{owner} is a superuser, or has BYPASSRLS", remedy)
     without = await list_without_role(connection, owner)
     holes: list[str] = [tenant.slug for tenant in without if tenant.open]
     strange: list[str] = [tenant.slug for tenant in without if not tenant.open]
     if holes or not without:
         seen = list_problem("without a role, or with a schema of another owner", holes)
         fine = f"every tenant has its role, and {owner} owns all schemas"
-        findings.append(judge(TENANTS_ROLES, seen, fine, RUN_INIT))
+        yield judge(TENANTS_ROLES, seen, fine, RUN_INIT)
     if strange:
         seen = list_problem("something in their schemas has another owner", strange)
         remedy = f"let a superuser ALTER … OWNER TO {owner.quoted}, and {RUN_INIT}"
-        findings.append(Finding("tenants' tables", State.WARNING, seen, remedy))
+        yield Finding("tenants' tables", State.WARNING, seen, remedy)
     strong = await connection.fetch(read_statement("list_strong_roles"), name_readers(owner).name)
-    findings.append(
-        judge(
-            "roles' rights",
-            list_problem("some may more than work in their schemas", [row["seen"] for row in strong]),
-            "no tenant's role may more than work in its schema",
-            f"let a superuser run: {name_some([row['remedy'] for row in strong])}",
-        )
+    yield judge(
+        "roles' rights",
+        list_problem("some may more than work in their schemas", [row["seen"] for row in strong]),
+        "no tenant's role may more than work in its schema",
+        f"let a superuser run: {name_some([row['remedy'] for row in strong])}",
     )
     statements = await list_public_rights(connection, owner)
     # Without a REVOKE among them, nothing is open; something is closed to us, too.
@@ -290,13 +281,10 @@ async def _check_roles(connection: Connection) -> list[Finding]:
     seen = "the tenants' roles may run set_config(), make temporary tables or the like"
     if lacking:
         seen = f"this role or {owner} lacks set_config() or the like, which everybody else has lost"
-    findings.append(
-        judge(
-            "everybody's rights",
-            seen if statements else "",
-            "set_config(), temporary tables and the like are taken from everybody",
-            f"let a superuser run once: {'; '.join(statements)}",
-            State.FAILED if lacking else State.LEAK,
-        )
+    yield judge(
+        "everybody's rights",
+        seen if statements else "",
+        "set_config(), temporary tables and the like are taken from everybody",
+        f"let a superuser run once: {'; '.join(statements)}",
+        State.FAILED if lacking else State.LEAK,
     )
-    return findings

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.registry.registry_tables import read_tenant
+from quart_tenants.postgres.registry.registry_tables import SELECT_TENANTS, read_tenant
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
@@ -35,10 +35,7 @@ FROM (
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 """
 # $1 the tenants' numbers.
-_LIST_TENANTS = """
-SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
-FROM quart_tenants.living_tenants WHERE id = ANY ($1::text[]::bigint[])
-"""
+_LIST_TENANTS = f"{SELECT_TENANTS} WHERE id = ANY ($1::text[]::bigint[])"
 
 _KINDS = ("table", "column", "index", "constraint")
 

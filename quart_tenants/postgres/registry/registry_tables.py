@@ -41,14 +41,11 @@ _LOCK_REGISTRY_MAKING = "SELECT pg_catalog.pg_advisory_xact_lock(327604311630122
 
 _GET_OLDEST_READER = "SELECT migration FROM quart_tenants.oldest_reader"
 
-_LIST_TENANTS = """
-SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
-FROM quart_tenants.living_tenants ORDER BY slug
+SELECT_TENANTS = """
+SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings FROM quart_tenants.living_tenants
 """
-_GET_TENANT = """
-SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings
-FROM quart_tenants.living_tenants WHERE slug = $1
-"""
+"""What `read_tenant` reads, of all tenants outside the trash."""
+
 _ADD_CHANGES = "INSERT INTO quart_tenants.changes (tenant_id) SELECT unnest($1::text[]::bigint[])"
 
 
@@ -152,7 +149,7 @@ async def list_tenants(database: Database) -> list[Tenant]:
     """
     async with database.connection() as connection:
         await check_registry(connection)
-        return [read_tenant(row) for row in await connection.fetch(_LIST_TENANTS)]
+        return [read_tenant(row) for row in await connection.fetch(f"{SELECT_TENANTS} ORDER BY slug")]
 
 
 @check_arguments
@@ -171,7 +168,7 @@ async def get_tenant(database: Database, slug: Slug) -> Tenant:
     """
     async with database.connection() as connection:
         await check_registry(connection)
-        row = await connection.fetchrow(_GET_TENANT, slug)
+        row = await connection.fetchrow(f"{SELECT_TENANTS} WHERE slug = $1", slug)
     if row is None:
         raise UnknownTenantError(slug)
     return read_tenant(row)

@@ -8,7 +8,7 @@ from quart_tenants.errors import TenantBusyError, TenantInTrashError, UnknownTen
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.blocks.short_waits import ShortWaits
 from quart_tenants.postgres.driver.connection_types import DriverConnection
-from quart_tenants.postgres.registry.registry_tables import check_registry, read_tenant
+from quart_tenants.postgres.registry.registry_tables import SELECT_TENANTS, check_registry, read_tenant
 from quart_tenants.tenant import Slug, Tenant
 
 LOCK_KEY = "pg_catalog.hashtextextended('quart_tenants ' || {}::text, 0)"
@@ -27,10 +27,6 @@ It is long enough for a transaction like ours to end. A migration may take longe
 """
 
 FIND_ID = "SELECT id FROM quart_tenants.tenants WHERE slug = $1"
-_GET_LIVING = """
-SELECT id, slug, schema_name, display_name, version, suspended, role_name, settings FROM quart_tenants.living_tenants
-WHERE id = $1 AND slug = $2
-"""
 _IS_IN_TRASH = """
 SELECT EXISTS (SELECT FROM quart_tenants.tenants WHERE id = $1 AND slug = $2 AND dropped_at IS NOT NULL)
 """
@@ -70,7 +66,7 @@ async def get_living_tenant(connection: Connection, tenant_id: int, slug: Slug) 
     Raises:
         UnknownTenantError: It has another slug, or it is in the trash.
     """
-    row = await connection.fetchrow(_GET_LIVING, tenant_id, slug)
+    row = await connection.fetchrow(f"{SELECT_TENANTS} WHERE id = $1 AND slug = $2", tenant_id, slug)
     if row is None:
         raise UnknownTenantError(slug)
     return read_tenant(row)

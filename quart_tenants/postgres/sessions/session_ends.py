@@ -48,18 +48,15 @@ SELECT EXISTS (
     )
 )
 """
-_LIST_ENDED = """
-SELECT
-    tenant_id, username, session_id, generation,
-    extract(epoch FROM ended_at)::float8 AS ended_at, extract(epoch FROM forget_at)::float8 AS forget_at
-FROM quart_tenants.ended_sessions WHERE forget_at > now()
-"""
-# $1 the last snapshot. Rows that it did not show are new, as in the feed of changes.
-_LIST_NEWLY_ENDED = """
+_SELECT_ENDED = """
 SELECT
     tenant_id, username, session_id, generation,
     extract(epoch FROM ended_at)::float8 AS ended_at, extract(epoch FROM forget_at)::float8 AS forget_at
 FROM quart_tenants.ended_sessions
+"""
+_LIST_ENDED = f"{_SELECT_ENDED} WHERE forget_at > now()"
+# $1 the last snapshot. Rows that it did not show are new, as in the feed of changes.
+_LIST_NEWLY_ENDED = f"""{_SELECT_ENDED}
 WHERE transaction >= pg_catalog.pg_snapshot_xmin($1::text::pg_catalog.pg_snapshot)
     AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $1::text::pg_catalog.pg_snapshot)
     AND transaction < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())

@@ -6,9 +6,7 @@ stranger who sends no request, which should be short; and it stops for good when
 measured here.
 """
 
-import asyncio
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import hypercorn.asyncio.run
 import hypercorn.protocol
@@ -21,7 +19,7 @@ from quart_tenants.server.protocols.http1 import HeadOfAnswer, Http1Protocol
 from quart_tenants.server.protocols.http2 import Http2Protocol, PatientBuffer
 
 if TYPE_CHECKING:
-    from hypercorn.asyncio.worker_context import WorkerContext
+    import asyncio
 
 REQUEST_ARRIVES_WITHIN = 8.0
 """Seconds. From the begin of the connection, or from the first byte of a later request, to the end of the headers."""
@@ -34,7 +32,6 @@ _ANSWER_IS_READ_WITHIN = 5.0
 
 
 _open: "set[LimitedConnection]" = set()
-_ends: "WeakKeyDictionary[WorkerContext, asyncio.Task[None]]" = WeakKeyDictionary()
 
 
 def limit_connections() -> None:
@@ -43,6 +40,13 @@ def limit_connections() -> None:
     hypercorn.protocol.H11Protocol = Http1Protocol  # type: ignore[assignment, attr-defined]
     hypercorn.protocol.H2Protocol = Http2Protocol  # type: ignore[assignment, attr-defined]
     hypercorn.protocol.h2.StreamBuffer = PatientBuffer  # type: ignore[misc]
+
+
+async def close_idle_connections() -> None:
+    """Close the idle connections of this process soon, because it is told to end."""
+    for connection in list(_open):
+        if connection.idle_task.is_running:
+            await connection.idle_task.restart()
 
 
 def abort_connections() -> None:
@@ -71,7 +75,6 @@ class LimitedConnection(TCPServer):
     async def run(self) -> None:
         """Serve until either side closes."""
         _open.add(self)
-        _close_idle_at_the_end(self.context)
         try:
             await super().run()
         finally:
@@ -97,10 +100,10 @@ class LimitedConnection(TCPServer):
         elif not isinstance(event, Updated):
             await super().protocol_send(event)
         elif event.idle:
-            self.idle_task.begin()
+            await self.idle_task.restart()
             self._watch()
         else:
-            self.idle_task.end()
+            await self.idle_task.stop()
             self._stop_watch()
 
     async def _read_data(self) -> None:
@@ -172,41 +175,19 @@ class _IdleTimer:
         """Whether nobody uses the connection now."""
         return self._timer is not None
 
-    def begin(self) -> None:
+    async def restart(self, *_: object) -> None:
         """Start to wait."""
-        self.end()
+        await self.stop()
         connection = self._connection
         is_ending = connection.context.terminated.is_set()
         seconds = LAST_REQUEST_ARRIVES_WITHIN if is_ending else connection.config.keep_alive_timeout
         self._timer = connection.loop.call_later(seconds, connection.close_soon)
 
-    def end(self) -> None:
+    async def stop(self) -> None:
         """Stop to wait."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    async def restart(self, _task_group: object, _action: object) -> None:
-        """Start to wait, as Hypercorn asks for it."""
-        self.begin()
-
-    async def stop(self) -> None:
-        """Stop to wait, as Hypercorn asks for it."""
-        self.end()
-
-
-def _close_idle_at_the_end(context: "WorkerContext") -> None:
-    """Let the idle connections of this process be closed when it is told to end."""
-    if context in _ends:
-        return
-
-    async def close_idle() -> None:
-        await context.terminated.wait()
-        for connection in list(_open):
-            if connection.idle_task.is_running:
-                connection.idle_task.begin()
-
-    _ends[context] = asyncio.get_running_loop().create_task(close_idle())
 
 
 def _has_begun(protocol: Http1Protocol | H2Protocol) -> bool:

@@ -59,8 +59,8 @@ class SessionCookies:
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
         self._signer = cast("TimestampSigner", self._serializer.make_signer(_SALT))
-        # What each cookie says whose signature is right; and its signed text, to be parsed again at each request, if the
-        # session holds a value that an app may change, such as a list.
+        # What each cookie says whose signature is right. If the session holds a value that an app may change, such as a
+        # list, also the signed text, which is then parsed again at each request.
         self._verified: OrderedDict[str, tuple[SignedSession, bytes | None]] = OrderedDict()
 
     def sign(self, session: SignedSession) -> str:
