@@ -130,10 +130,10 @@ class DatabaseStock:
         self._connection: asyncpg.Connection[asyncpg.Record]
         self._thread = ThreadPoolExecutor(1)
         self._next: Future[str]
-        self._dropped: list[Future[None]] = []
+        self._dropped: list[Future[str]] = []
 
     def __enter__(self) -> Self:
-        self._thread.submit(self._connect).result()
+        self._connection = self._thread.submit(self._runner.run, asyncpg.connect(self._server_url)).result()
         self._next = self._thread.submit(self._make)
         return self
 
@@ -141,7 +141,8 @@ class DatabaseStock:
         self.drop(self._next.result())
         for dropped in self._dropped:
             dropped.result()
-        self._thread.submit(self._close).result()
+        self._thread.submit(self._runner.run, self._connection.close()).result()
+        self._thread.submit(self._runner.close).result()
         self._thread.shutdown()
 
     async def take(self) -> str:
@@ -151,19 +152,10 @@ class DatabaseStock:
 
     def drop(self, name: str) -> None:
         """Drop a copy soon, with whoever is still connected."""
-        self._dropped.append(self._thread.submit(self._drop, name))
-
-    def _connect(self) -> None:
-        self._connection = self._runner.run(asyncpg.connect(self._server_url))
+        dropping = self._connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        self._dropped.append(self._thread.submit(self._runner.run, dropping))
 
     def _make(self) -> str:
         name = make_name()
         self._runner.run(copy_database(self._connection, name, self._template))
         return name
-
-    def _drop(self, name: str) -> None:
-        self._runner.run(self._connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-
-    def _close(self) -> None:
-        self._runner.run(self._connection.close())
-        self._runner.close()

@@ -44,13 +44,9 @@ def see_through(proxy: Any) -> object:
 
 def find_request() -> Request | Websocket | None:
     """Return the request or websocket that is being served here, or None."""
-    asked: Any = _served.get()
     if has_request_context():
-        asked = see_through(request)
-    elif has_websocket_context():
-        asked = see_through(websocket)
-    found: Request | Websocket | None = asked
-    return found
+        return cast("Request", see_through(request))
+    return cast("Websocket", see_through(websocket)) if has_websocket_context() else _served.get()
 
 
 def find_address() -> str | None:

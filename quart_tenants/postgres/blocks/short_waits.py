@@ -86,7 +86,10 @@ class ShortWaits:
         except (asyncpg.LockNotAvailableError, MigrationFailedError) as error:
             if self._is_last or not has_waited(error):
                 raise
-            await self._pause(error, over=left)
+            self.failed += 1
+            if left or self.failed >= MOST_TRIES:
+                raise self._explain(self._seen or "a lock is not free") from error
+            await pause()
         else:
             self.failed, self._seen = 0, ""
 
@@ -94,13 +97,6 @@ class ShortWaits:
         """Let the running try be the last one, with the usual waits, because what comes now must not run twice."""
         self._is_last = True
         await connection.execute(_WAIT_AS_USUAL)
-
-    async def _pause(self, error: Exception, *, over: bool) -> None:
-        self.failed += 1
-        if over or self.failed >= MOST_TRIES:
-            reason = self._seen or "a lock is not free"
-            raise self._explain(reason) from error
-        await pause()
 
 
 async def pause() -> None:

@@ -25,6 +25,7 @@ from quart_tenants.postgres.migrations.migration_tries import choose_pause, may_
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 
+_WAITED_TOO_LONG = asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError
 _WRITE_FAILURE = """
 INSERT INTO quart_tenants.migration_failures (tenant_id, version, migration, reason)
 SELECT id, $2, $3, $4 FROM quart_tenants.tenants WHERE id = $1
@@ -225,7 +226,7 @@ class _Run:
             # The next tenant would wait as long, without success.
             self.report.lost_database |= isinstance(error, DatabaseUnavailableError)
             tries = f" (tried {attempt} times)" if attempt > 1 else ""
-            waited = f"; in the way: {wait.seen}" if wait.seen and _has_waited(error) else ""
+            waited = f"; in the way: {wait.seen}" if wait.seen and isinstance(error.__cause__, _WAITED_TOO_LONG) else ""
             outcome = Outcome(
                 tenant,
                 await self._find_version(tenant),
@@ -255,8 +256,3 @@ class _Run:
                 await connection.execute(
                     _WRITE_FAILURE, outcome.tenant.id, outcome.version, outcome.migration, outcome.error
                 )
-
-
-def _has_waited(error: TenantError) -> bool:
-    """Return whether a wait was too long for the server."""
-    return isinstance(error.__cause__, asyncpg.LockNotAvailableError | asyncpg.QueryCanceledError)

@@ -199,17 +199,15 @@ class MessageHub:
             await connection.execute(_NOTIFY, self.channel, hello)
             async with asyncio.timeout(_PATIENCE):
                 await heard.wait()
-        except TimeoutError as error:
+        except BaseException as error:
             connection.terminate()
-            raise DatabaseRefusedError(
-                "a message to ourselves did not come back: a pooler stands between, which forgets LISTEN; give the URL "
-                "of PostgreSQL itself in TENANTS_DIRECT_DATABASE_URL"
-            ) from error
-        except DRIVER_ERRORS as error:
-            connection.terminate()
-            raise DatabaseUnavailableError(f"cannot listen for messages: {describe(error)}") from error
-        except BaseException:
-            connection.terminate()
+            if isinstance(error, TimeoutError):
+                raise DatabaseRefusedError(
+                    "a message to ourselves did not come back: a pooler stands between, which forgets LISTEN; give the "
+                    "URL of PostgreSQL itself in TENANTS_DIRECT_DATABASE_URL"
+                ) from error
+            if isinstance(error, DRIVER_ERRORS):
+                raise DatabaseUnavailableError(f"cannot listen for messages: {describe(error)}") from error
             raise
         return connection, closed
 

@@ -1,6 +1,5 @@
-"""Back up all tenants, and say what became of each."""
+"""Say what became of each tenant in a backup of all."""
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -8,47 +7,15 @@ from typing import Any
 
 import click
 
-from quart_tenants.postgres.backup_folders.backup_all import BackupReport, backup_all_tenants
-from quart_tenants.postgres.backups.pipes import Pipe
-from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.settings import Settings
-from quart_tenants.web.commands.progress import Progress
+from quart_tenants.postgres.backup_folders.backup_all import BackupReport
 from quart_tenants.web.commands.run_metrics import note_failures
-from quart_tenants.web.commands.running import count_tenants, tell_about_nodes, with_database
+from quart_tenants.web.commands.running import count_tenants
 
 _ENOUGH = 100  # tenants, for a rate
 
 
-@with_database
-async def back_up_all(
-    database: Database,
-    settings: Settings,
-    *,
-    folder: Path,
-    jobs: int,
-    days: int | None,
-    pipe: Pipe | None,
-    verify: int,
-    as_json: bool,
-) -> None:
-    """Back up all tenants into *folder*, and end with status 1 if one has no new file."""
-    await tell_about_nodes(database)
-    with Progress("backing up") as progress:
-        try:
-            report = await backup_all_tenants(
-                database,
-                folder,
-                settings=settings,
-                jobs=jobs,
-                keep_days=days,
-                pipe=pipe,
-                verify=verify,
-                on_begin=progress.expect,
-                on_done=lambda failed: progress.advance(failed=failed),
-            )
-        except asyncio.CancelledError:
-            click.echo("interrupted: what is finished stays; run it again to go on", err=True)
-            raise
+def tell_report(report: BackupReport, folder: Path, *, as_json: bool) -> None:
+    """Print what became of the backup of all tenants into *folder*; end with status 1 if one has no new file."""
     if as_json:
         click.echo(json.dumps(_show(report)))
     else:

@@ -1,10 +1,12 @@
 """The commands that back up a tenant and restore it."""
 
+import asyncio
 import sys
 from pathlib import Path
 
 import click
 
+from quart_tenants.postgres.backup_folders.backup_all import backup_all_tenants
 from quart_tenants.postgres.backups.backup import backup_tenant
 from quart_tenants.postgres.backups.backup_files import read_backup
 from quart_tenants.postgres.backups.pipes import Pipe, parse_pipe
@@ -13,8 +15,9 @@ from quart_tenants.postgres.backups.restored_names import RestoredNames, restore
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, parse_slug
-from quart_tenants.web.commands.backup_all import back_up_all
+from quart_tenants.web.commands.backup_all import tell_report
 from quart_tenants.web.commands.backup_list import list_backups
+from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.run_metrics import leaves_metrics
 from quart_tenants.web.commands.running import name_program, tell_about_nodes, tell_hooks, tell_if_behind, with_database
 from quart_tenants.web.commands.trash import INCLUDING_DEPENDENTS, ask_for_name
@@ -86,24 +89,37 @@ def backup_command(
         for option, is_given in (("--keep", days is not None), ("--sample", sample is not None), ("--json", as_json)):
             if is_given:
                 raise click.UsageError(f"{option} needs --all")
-        back_up_one(slug=slug, file=path, force=force, pipe=pipe, verify=verify)
-    else:
-        back_up_all(
-            folder=path, jobs=jobs, days=days, pipe=pipe, verify=(sample or _SAMPLE) if verify else 0, as_json=as_json
-        )
 
+    @with_database
+    async def back_up(database: Database, settings: Settings, *, jobs: int) -> None:
+        if slug is not None:
+            show_beginning(f"backing up {slug}")
+        await tell_about_nodes(database)
+        if slug is not None:
+            backup = await backup_tenant(
+                database, parse_slug(slug), path, settings=settings, force=force, pipe=pipe, verify=verify
+            )
+            click.echo(f"backed up {backup.slug} to {path} (version {backup.version:04}, {backup.size} bytes)")
+            return
+        with Progress("backing up") as progress:
+            try:
+                report = await backup_all_tenants(
+                    database,
+                    path,
+                    settings=settings,
+                    jobs=jobs,
+                    keep_days=days,
+                    pipe=pipe,
+                    verify=(sample or _SAMPLE) if verify else 0,
+                    on_begin=progress.expect,
+                    on_done=lambda failed: progress.advance(failed=failed),
+                )
+            except asyncio.CancelledError:
+                click.echo("interrupted: what is finished stays; run it again to go on", err=True)
+                raise
+        tell_report(report, path, as_json=as_json)
 
-@with_database
-async def back_up_one(
-    database: Database, settings: Settings, *, slug: str, file: Path, force: bool, pipe: Pipe | None, verify: bool
-) -> None:
-    """Back up one tenant."""
-    show_beginning(f"backing up {slug}")
-    await tell_about_nodes(database)
-    backup = await backup_tenant(
-        database, parse_slug(slug), file, settings=settings, force=force, pipe=pipe, verify=verify
-    )
-    click.echo(f"backed up {backup.slug} to {file} (version {backup.version:04}, {backup.size} bytes)")
+    back_up(jobs=jobs if everybody else 1)
 
 
 @click.command("restore")

@@ -4,7 +4,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -14,20 +13,15 @@ from quart_tenants.postgres.migrations.migration_files import Migration, read_mi
 from quart_tenants.web.commands.records import changes_nothing
 from quart_tenants.web.commands.running import find_settings
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _takes_files(command: F) -> F:
-    """Add the arguments that both commands have."""
-    files = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-    first = click.option(
-        "--from", "first", type=click.IntRange(min=1), default=1, metavar="NNNN", help="Leave out older files."
-    )
-    return files(first(command))
+_FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+_FROM = click.option(
+    "--from", "first", type=click.IntRange(min=1), default=1, metavar="NNNN", help="Leave out older files."
+)
 
 
 @click.command("lint")
-@_takes_files
+@_FILES
+@_FROM
 @changes_nothing
 def lint_command(files: tuple[Path, ...], first: int) -> None:
     """Name well-known dangers in migration files, each with its safe form.
@@ -39,7 +33,8 @@ def lint_command(files: tuple[Path, ...], first: int) -> None:
 
 
 @click.command("check-portable")
-@_takes_files
+@_FILES
+@_FROM
 @changes_nothing
 def check_portable_command(files: tuple[Path, ...], first: int) -> None:
     """Name what in migration files fails on Citus, or is silently wrong there, each with a remedy.
