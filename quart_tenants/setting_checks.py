@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from quart_tenants.domain import find_host_name
 from quart_tenants.errors import InvalidSchemaNameError
-from quart_tenants.tenant import SchemaName, parse_shared_schema_name
+from quart_tenants.tenant import SchemaName, parse_schema_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -89,7 +89,10 @@ def check_schemas(value: object) -> tuple[SchemaName, ...]:
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"is {value!r}: give names of schemas, with commas between them")
     try:
-        return tuple(dict.fromkeys(parse_shared_schema_name(name.strip()) for name in names if name.strip()))
+        stripped = [name.strip() for name in names if name.strip()]
+        # No tenant may have it, and all may share it.
+        public = SchemaName("public")
+        return tuple(dict.fromkeys(public if name == "public" else parse_schema_name(name) for name in stripped))
     except InvalidSchemaNameError as error:
         raise ValueError(f"is {value!r}: {error.text!r} cannot be shared: {error.reason}") from None
 

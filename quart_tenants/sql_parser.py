@@ -5,7 +5,7 @@ this package. So postgast is loaded by name, and type checkers do not see it.
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _postgast: Any = importlib.import_module("postgast")
@@ -38,9 +38,8 @@ def parse_sql(text: str) -> Any:
         raise SqlSyntaxError(error.message, error.cursorpos) from error
 
 
-def walk(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every node of a syntax tree with the name of its field."""
-    yield from _postgast.walk(tree)
+walk: Callable[[Any], Iterator[tuple[str, Any]]] = _postgast.walk
+"""Yields every node of a syntax tree with the name of its field."""
 
 
 def list_tokens(text: str) -> Any:

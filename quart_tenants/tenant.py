@@ -148,15 +148,6 @@ def parse_schema_name(text: str) -> SchemaName:
     return SchemaName(text)
 
 
-def parse_shared_schema_name(text: str) -> SchemaName:
-    """Return *text* as the name of a schema that all tenants share. It may be `public`.
-
-    Raises:
-        InvalidSchemaNameError: *text* is reserved, empty, or longer than PostgreSQL keeps.
-    """
-    return SchemaName(text) if text == "public" else parse_schema_name(text)
-
-
 def parse_display_name(text: str) -> str:
     """Return *text* as the display name of a tenant, without blanks at its ends.
 

@@ -36,7 +36,7 @@ from quart_tenants.web.logs.log_setup import follow_app_settings
 from quart_tenants.web.state import TenantState, find_state
 
 if TYPE_CHECKING:
-    from hypercorn.typing import ASGIFramework, LifespanState
+    from hypercorn.typing import LifespanState
     from quart import Quart
 
     from quart_tenants.server.worker_link import Link
@@ -184,7 +184,7 @@ async def _serve_connections(
 
     if scraping is not None:
         scraping.close()
-    wrapper.app = _SayLast(app)
+    wrapper.app = _say_last(app)
     over = loop.time() + config.graceful_timeout
     late = [
         loop.create_task(_serve_accepted(accepted, serve_connection, options))
@@ -271,25 +271,21 @@ async def _serve_accepted(accepted: socket.socket, serve_connection: Any, option
         await loop.connect_accepted_socket(lambda: protocol, accepted, **options)
 
 
-class _SayLast:
-    """An app whose answers say that they are the last ones of their connections."""
+def _say_last(app: Any) -> Any:
+    """Return *app* with answers that say that they are the last ones of their connections."""
 
-    def __init__(self, app: "ASGIFramework") -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        # HTTP/2 has no such header. Hypercorn says it there in its own way.
-        if scope["type"] != "http" or not scope["http_version"].startswith("1"):
-            await self._app(scope, receive, send)
-            return
-
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
         async def send_last(event: Any) -> None:
             if event["type"] == "http.response.start":
                 headers = [header for header in event["headers"] if bytes(header[0]).lower() != b"connection"]
                 event = {**event, "headers": [*headers, (b"connection", b"close")]}
             await send(event)
 
-        await self._app(scope, receive, send_last)
+        # HTTP/2 has no such header. Hypercorn says it there in its own way.
+        says = scope["type"] == "http" and scope["http_version"].startswith("1")
+        await app(scope, receive, send_last if says else send)
+
+    return answer
 
 
 async def _wait_for(connections: "set[asyncio.Task[Any]]", timeout: float) -> None:  # noqa: ASYNC109

@@ -60,7 +60,7 @@ from quart_tenants.web.routing.probes import add_probes
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 from quart_tenants.web.sessions.session_interface import TenantSessionInterface
 from quart_tenants.web.sessions.session_uses import refuse_foreign_sessions, refuse_foreign_tokens, uses_sessions
-from quart_tenants.web.state import TenantState, find_state, list_setting_values, put_state
+from quart_tenants.web.state import EXTENSION_NAME, TenantState, find_state, list_setting_values
 from quart_tenants.web.tenant_files import TenantFiles
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class QuartTenants(TenantState):
         )
         _check_quart_settings(app)
         self._app = app
-        put_state(app, self)
+        app.extensions[EXTENSION_NAME] = self
         if type(app.session_interface) is SecureCookieSessionInterface:
             sessions: object = TenantSessionInterface(self, answer_tenant_error)
             app.session_interface = cast("SecureCookieSessionInterface", sessions)

@@ -17,7 +17,7 @@ from quart_tenants.tenant import Slug
 from quart_tenants.web.lifecycle_hooks import LifecycleHooks
 from quart_tenants.web.login_gates import LoginGates
 
-_EXTENSION_NAME = "quart_tenants"
+EXTENSION_NAME = "quart_tenants"
 """The key in `app.extensions`."""
 
 # The figures of a worker have an end, whatever happens.
@@ -132,14 +132,9 @@ def list_setting_values(app: Quart) -> dict[str, object]:
     return {key: value for key, value in app.config.items() if key.startswith(PREFIX)}
 
 
-def put_state(app: Quart, state: TenantState) -> None:
-    """Let `find_state` and `get_state` return *state* for *app*."""
-    app.extensions[_EXTENSION_NAME] = state
-
-
 def find_state(app: Quart) -> TenantState | None:
     """Return the state of *app*, or None if it has no tenants."""
-    state: TenantState | None = app.extensions.get(_EXTENSION_NAME)
+    state: TenantState | None = app.extensions.get(EXTENSION_NAME)
     return state
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from quart_tenants.server.worker import _SayLast
+from quart_tenants.server.worker import _say_last
 from tests.server.load import DEADLINE, under_load
 from tests.server.notes_app import change_version, list_notes, write_notes_app
 from tests.support.processes import (
@@ -354,6 +354,6 @@ async def test_last_answer_says_that_it_is_the_last() -> None:
         sent.append(event)
 
     for version in ("1.1", "2"):
-        await _SayLast(app)({"type": "http", "http_version": version}, None, send)
+        await _say_last(app)({"type": "http", "http_version": version}, None, send)
 
     assert [event["headers"] for event in sent] == [[(b"connection", b"close")], [(b"Connection", b"keep-alive")]]

@@ -54,19 +54,10 @@ class RowJSONProvider(DefaultJSONProvider):
         return answer
 
 
-def encode_json(value: object) -> bytes:
-    """Return *value* as `RowJSONProvider` writes it.
-
-    Raises:
-        TypeError: *value* contains something that cannot be written as JSON.
-    """
-    return _encode(value)
-
-
 def encode_rows(rows: Sequence[Any]) -> bytes:
     """Return *rows* of one statement as an array. This takes a third of the time that dicts would take."""
     make_row = _find_row_class(tuple(rows[0].keys())) if rows else None
-    return _encode(rows if make_row is None else list(itertools.starmap(make_row, rows)))
+    return encode_json(rows if make_row is None else list(itertools.starmap(make_row, rows)))
 
 
 async def embed_json(connection: "DriverConnection") -> None:
@@ -129,4 +120,5 @@ def _describe_range(value: Any) -> Mapping[str, object]:
     return {"lower": value.lower, "upper": value.upper, "bounds": bounds}
 
 
-_encode = msgspec.json.Encoder(enc_hook=_describe).encode
+encode_json = msgspec.json.Encoder(enc_hook=_describe).encode
+"""Returns a value as `RowJSONProvider` writes it. It raises a TypeError for what cannot be written as JSON."""

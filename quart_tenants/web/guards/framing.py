@@ -34,11 +34,13 @@ class RequestFraming:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        about: Any = scope
         hosts, unclear = _read_head(scope)
         if not unclear:
             if hosts and not _can_be_encoded(hosts[0]):
-                scope = _without_host(scope)
-            await self._app(scope, receive, send)
+                headers = [(name, b"" if name == b"host" else value) for name, value in scope["headers"]]
+                about = {**about, "headers": headers}
+            await self._app(about, receive, send)
             return
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1002, "reason": None})
@@ -116,8 +118,3 @@ def _can_be_encoded(host: bytes) -> bool:
     except UnicodeError:
         return False
     return True
-
-
-def _without_host(scope: Any) -> Any:
-    headers = [(name, b"" if name == b"host" else value) for name, value in scope["headers"]]
-    return {**scope, "headers": headers}

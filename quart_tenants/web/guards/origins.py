@@ -66,7 +66,8 @@ async def refuse_from_elsewhere() -> None:
         return
     if isinstance(asked, Request) and asked.method in _HARMLESS:
         return
-    if is_from_elsewhere(asked) and not _is_exempt(asked):
+    view = current_app.view_functions.get(asked.endpoint or "")
+    if is_from_elsewhere(asked) and getattr(view, _EXEMPT, False) is not True:
         said = ", ".join(
             f"{name} {value[:_MOST_SHOWN]!r}"
             for name in ("Sec-Fetch-Site", "Origin")
@@ -121,8 +122,3 @@ def _split_host(scheme: str, host: str) -> tuple[str, str] | None:
         return None
     name = parts.hostname if host.isascii() else host
     return name, _DEFAULT_PORTS[scheme] if port is None else str(port)
-
-
-def _is_exempt(asked: BaseRequestWebsocket) -> bool:
-    view = current_app.view_functions.get(asked.endpoint or "")
-    return getattr(view, _EXEMPT, False) is True

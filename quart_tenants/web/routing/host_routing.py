@@ -30,7 +30,7 @@ from quart_tenants.web.context import (
     remember_request,
 )
 from quart_tenants.web.hosts import HostPatterns, get_port, read_host
-from quart_tenants.web.sessions.tenant_sessions import ask_about_session
+from quart_tenants.web.sessions.tenant_sessions import find_session
 from quart_tenants.web.state import TenantState, get_state
 
 # How the names of the extension's own endpoints begin.
@@ -155,7 +155,9 @@ async def enter_tenant() -> Response | None:
         # A page of every host may ask who is here, and is served also if that cannot be known.
         with contextlib.suppress(RegistryStaleError):
             await look_again(asked)
-    await ask_about_session()
+    session = find_session()
+    if session is not None:
+        await session.ask_if_needed()
     for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT, _RESERVED_ARGUMENT):
         arguments.pop(argument, None)
     return None

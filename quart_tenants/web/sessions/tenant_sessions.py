@@ -373,10 +373,3 @@ def find_session() -> TenantSession | None:
         return None
     current = see_through(session)
     return current if isinstance(current, TenantSession) else None
-
-
-async def ask_about_session() -> None:
-    """Ask the database whether the current session was ended, if this worker has had no news for too long."""
-    current = find_session()
-    if current is not None:
-        await current.ask_if_needed()
