@@ -135,11 +135,9 @@ def _claim(data_dir: Path) -> None:
 async def _create_company(database: Database, settings: Settings, company: str) -> None:
     first_rows = get_resource_path(f"sql/demo/{company}.sql").read_text(encoding="utf-8")
     name = company.replace("company", "Company ")
-    try:
+    # An earlier start may have made it. Its data is kept.
+    with contextlib.suppress(TenantExistsError):
         await create_tenant(database, parse_slug(company), name, settings=settings, first_rows=first_rows)
-    except TenantExistsError:
-        # An earlier start made it. Its data is kept.
-        return
 
 
 def _replace_environment(*, database_url: str, secret_key: str) -> None:

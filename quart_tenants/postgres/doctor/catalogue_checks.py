@@ -18,9 +18,6 @@ from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA
 
-OLDEST_SERVER = 150000
-"""PostgreSQL 15, in the server's own form."""
-
 TENANTS_ROLES = "tenants' roles"
 """The check on which the other checks of roles depend."""
 

@@ -9,7 +9,6 @@ import asyncpg
 from quart_tenants.errors import DatabaseUnavailableError, RolesNotReadyError, TenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import (
-    OLDEST_SERVER,
     TENANTS_ROLES,
     Finding,
     State,
@@ -26,6 +25,7 @@ from quart_tenants.postgres.fleet.status import get_fleet_status
 from quart_tenants.postgres.registry.registry_tables import unready_explained
 from quart_tenants.settings import Settings
 
+_OLDEST_SERVER = 150000  # PostgreSQL 15, in the server's own form
 _LONGEST_RUN = 100.0  # seconds; the next run removes what a killed run has left, a little later than this
 
 _GET_VERSION = """
@@ -74,7 +74,7 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     """
     async with database.connection() as connection:
         (version,) = await connection.fetch(_GET_VERSION)
-    too_old = f"PostgreSQL {version['server']} is too old" if version["number"] < OLDEST_SERVER else ""
+    too_old = f"PostgreSQL {version['server']} is too old" if version["number"] < _OLDEST_SERVER else ""
     yield judge("server", too_old, f"PostgreSQL {version['server']}", "use PostgreSQL 15 or newer", State.FAILED)
     try:
         findings = await find_leaks(database, settings=settings)

@@ -1,5 +1,6 @@
 """Give every tenant a role of its own, and find what only a superuser may do for that."""
 
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -159,11 +160,9 @@ async def revoke_public_rights(
     async with database.connection() as connection:
         statements = await list_public_rights(connection, owner)
         for statement in statements:
-            try:
+            with contextlib.suppress(asyncpg.InsufficientPrivilegeError):
                 async with connection.transaction():
                     await connection.execute(statement)
-            except asyncpg.InsufficientPrivilegeError:
-                continue
     async with database.connection() as connection:
         # PostgreSQL only warns if a role lacks part of a right. So what counts is which rights PUBLIC has now.
         missing = await list_public_rights(connection, owner)

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import Any, Self
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
@@ -54,7 +53,7 @@ async def stream_rows(statement: str, *arguments: object, key: str = "data") -> 
     asked = find_request()
     if not isinstance(asked, Request):
         raise RuntimeError("stream_rows() answers a request, and there is none here")
-    rows = _RowsBody(tenant_connection(read_only=True), statement, arguments, key)
+    rows = _RowsBody(_write_pieces(tenant_connection(read_only=True), statement, arguments, key))
     scope: Any = asked.scope
     scope.setdefault(_STREAMS, []).append(rows)
     await rows.begin()
@@ -82,10 +81,8 @@ class StreamEnds:
 class _RowsBody(ResponseBody):
     """The body of an answer. It must be closed, because it holds a connection."""
 
-    def __init__(
-        self, block: AbstractAsyncContextManager[Connection], statement: str, arguments: tuple[object, ...], key: str
-    ) -> None:
-        self._pieces = _write_pieces(block, statement, arguments, key)
+    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        self._pieces = pieces
         self._first = b""
 
     async def begin(self) -> None:
@@ -99,9 +96,7 @@ class _RowsBody(ResponseBody):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

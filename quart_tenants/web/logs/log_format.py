@@ -60,19 +60,16 @@ class _Formatter(ProcessorFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line for *record*. Exceptions among its arguments show no rows of a table."""
-        args = record.args
+        shown = logging.makeLogRecord(vars(record))
         if record.name == "asyncio":
             # Its further lines show tasks, handles and contexts, and with them the exception by its own repr.
             told, _, _ = record.getMessage().partition("\n")
-            record = logging.makeLogRecord(vars(record))
-            record.msg, record.args = _SHOWN_BY_ASYNCIO.sub("…", told), ()
-        elif isinstance(args, tuple) and any(isinstance(value, BaseException) for value in args):
-            record = logging.makeLogRecord(vars(record))
-            record.args = tuple(_cut(value) for value in args)
-        elif isinstance(args, Mapping):
-            record = logging.makeLogRecord(vars(record))
-            record.args = {name: _cut(value) for name, value in args.items()}
-        return super().format(record)
+            shown.msg, shown.args = _SHOWN_BY_ASYNCIO.sub("…", told), ()
+        elif isinstance(record.args, Mapping):
+            shown.args = {name: _cut(value) for name, value in record.args.items()}
+        elif record.args:
+            shown.args = tuple(map(_cut, record.args))
+        return super().format(shown)
 
 
 def _cut(value: object) -> object:
