@@ -38,7 +38,7 @@ _SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) 
 
 # A role that is missing, and one that is not ours to enter.
 _NO_ROLE_ERRORS = (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError)
-_SERVER_GONE_ERRORS = (
+SERVER_GONE_ERRORS = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -358,7 +358,7 @@ def _translate(error: BaseException, driver: BlockConnection) -> TenantError | N
 
 def _is_gone(error: BaseException, driver: BlockConnection) -> bool:
     """Return whether *error* means that the server, or the connection to it, is lost."""
-    return isinstance(error, _SERVER_GONE_ERRORS) or driver.is_closed()
+    return isinstance(error, SERVER_GONE_ERRORS) or driver.is_closed()
 
 
 async def list_path(connection: Connection | DriverConnection) -> list[str]:

@@ -195,9 +195,8 @@ def _compare(shape: _Shape, model: _Shape) -> list[str]:
 
 
 def _name_lonely(word: str, part: _Part, text: str) -> str:
-    if part.kind == "table":
-        return f"{word} {_name(part)}"
-    return f"{word} {_name(part)} ({text})" if part.kind == "column" else f"{word} {_name(part)}: {text}"
+    told = {"table": "", "column": f" ({text})"}.get(part.kind, f": {text}")
+    return f"{word} {_name(part)}{told}"
 
 
 def _name(part: _Part) -> str:

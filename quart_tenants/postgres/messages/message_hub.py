@@ -174,7 +174,9 @@ class MessageHub:
             if self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
             else:
-                self._lose_all()
+                for waiting in self._subscriptions.values():
+                    for subscription in waiting:
+                        subscription.lose()
             try:
                 await closed.wait()
             finally:
@@ -221,8 +223,3 @@ class MessageHub:
         for subscription in waiting:
             # Each gets an object of its own, which it may change.
             subscription.put(message if isinstance(message, str | int | float | None) else json.loads(payload)[2])
-
-    def _lose_all(self) -> None:
-        for waiting in self._subscriptions.values():
-            for subscription in waiting:
-                subscription.lose()

@@ -11,6 +11,7 @@ from quart_tenants.errors import (
     TenantBusyError,
     TenantError,
 )
+from quart_tenants.postgres.blocks.block import SERVER_GONE_ERRORS
 from quart_tenants.postgres.citus.settings_of_citus import LIMIT_ALL_NODES
 from quart_tenants.settings import Settings
 
@@ -36,10 +37,7 @@ _PASSING_ERRORS = (
     asyncpg.LockNotAvailableError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.CannotConnectNowError,
+    *SERVER_GONE_ERRORS,
     asyncpg.InterfaceError,
     OSError,
 )

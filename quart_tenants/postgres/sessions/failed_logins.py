@@ -5,7 +5,7 @@ import hmac
 import ipaddress
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from quart_tenants.connection import Connection
 from quart_tenants.errors import TooManyLoginsError
@@ -98,8 +98,8 @@ class LoginCount:
     account: bytes
     account_here: bytes
     address: bytes
-    known_here: bool = False
-    generation: int = 0
+    known_here: bool
+    generation: int
 
 
 async def look_at_login(
@@ -119,16 +119,15 @@ async def look_at_login(
         TooManyLoginsError: The login must wait.
     """
     network = _find_network(address)
-    count = LoginCount(
-        tenant_id,
+    digests = (
         _digest(key, "account", account),
         _digest(key, "both", account, network),
         _digest(key, "address", network),
     )
-    (row,) = await connection.fetch(_LOOK, tenant_id, count.account, count.account_here, count.address)
+    (row,) = await connection.fetch(_LOOK, tenant_id, *digests)
     if row["seconds"] > 0:
         raise TooManyLoginsError(math.ceil(row["seconds"]))
-    return replace(count, known_here=row["known_here"], generation=row["generation"])
+    return LoginCount(tenant_id, *digests, row["known_here"], row["generation"])
 
 
 async def count_failure(connection: Connection, count: LoginCount, settings: Settings) -> None:

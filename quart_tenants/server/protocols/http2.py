@@ -7,6 +7,7 @@ handler has failed.
 """
 
 import contextlib
+from types import SimpleNamespace
 from typing import Any, cast
 
 import h2.errors
@@ -73,18 +74,10 @@ class _Streams(dict[int, HTTPStream | WSStream]):
         self._protocol = protocol
 
     def __missing__(self, stream_id: int) -> HTTPStream | WSStream:
-        return cast("HTTPStream", _AnsweredStream(self._protocol, stream_id))
+        async def handle(event: object) -> None:
+            # Tell a client that still sends its body that nobody wants the rest (RFC 9113, section 8.1).
+            if isinstance(event, Body):
+                with contextlib.suppress(h2.exceptions.ProtocolError):
+                    self._protocol.connection.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
 
-
-class _AnsweredStream:
-    """The substitute of a stream that was answered."""
-
-    def __init__(self, protocol: H2Protocol, stream_id: int) -> None:
-        self._connection = protocol.connection
-        self._stream_id = stream_id
-
-    async def handle(self, event: object) -> None:
-        """Tell a client that still sends its body that nobody wants the rest (RFC 9113, section 8.1)."""
-        if isinstance(event, Body):
-            with contextlib.suppress(h2.exceptions.ProtocolError):
-                self._connection.reset_stream(self._stream_id, h2.errors.ErrorCodes.NO_ERROR)
+        return cast("HTTPStream", SimpleNamespace(handle=handle))

@@ -53,14 +53,14 @@ async def stream_rows(statement: str, *arguments: object, key: str = "data") -> 
     asked = find_request()
     if not isinstance(asked, Request):
         raise RuntimeError("stream_rows() answers a request, and there is none here")
-    rows = _RowsBody(_write_pieces(tenant_connection(read_only=True), statement, arguments, key))
+    pieces = _write_pieces(tenant_connection(read_only=True), statement, arguments, key)
     scope: Any = asked.scope
-    scope.setdefault(_STREAMS, []).append(rows)
-    await rows.begin()
+    scope.setdefault(_STREAMS, []).append(pieces)
+    first = await anext(pieces)
     if asked.method == "HEAD":
-        await rows.close()
+        await pieces.aclose()
         return current_app.response_class(mimetype="application/json")
-    return current_app.response_class(rows, mimetype="application/json")
+    return current_app.response_class(_RowsBody(first, pieces), mimetype="application/json")
 
 
 class StreamEnds:
@@ -75,33 +75,25 @@ class StreamEnds:
             await self._app(scope, receive, send)
         finally:
             for stream in scope.get(_STREAMS, ()):  # type: ignore[attr-defined]
-                await stream.close()
+                await stream.aclose()
 
 
 class _RowsBody(ResponseBody):
     """The body of an answer. It must be closed, because it holds a connection."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
-        self._pieces = pieces
-        self._first = b""
-
-    async def begin(self) -> None:
-        """Read the first rows."""
-        self._first = await anext(self._pieces)
-
-    async def close(self) -> None:
-        """Give the connection back, if it was not given back before."""
-        await self._pieces.aclose()
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        self._first = first
+        self._rest = rest
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        await self._rest.aclose()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield self._first
-        async for piece in self._pieces:
+        async for piece in self._rest:
             yield piece
 
 

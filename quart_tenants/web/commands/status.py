@@ -11,7 +11,7 @@ import click
 
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.fleet_tasks import check_drift, describe_tasks, list_tasks
-from quart_tenants.postgres.fleet.status import FleetStatus, VersionCount, add_drift, get_fleet_status
+from quart_tenants.postgres.fleet.status import FleetStatus, add_drift, get_fleet_status
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.doctor import print_finding
 from quart_tenants.web.commands.progress import Progress
@@ -60,7 +60,11 @@ async def status_command(database: Database, settings: Settings, as_json: bool, 
 def _print_report(status: FleetStatus) -> None:
     click.echo(f"{count_tenants(status.tenants)}, {status.suspended} suspended; {status.trash} more in the trash")
     click.echo(f"newest file: {status.newest_file}")
-    print_rows(("version", "file", "tenants"), [_make_cells(row) for row in status.versions])
+    rows = [
+        (f"{row.version:04}", row.file or ("a newer program's" if row.version else "no migration"), str(row.count))
+        for row in status.versions
+    ]
+    print_rows(("version", "file", "tenants"), rows)
     for title, standing in (("behind", status.behind), ("ahead of the files", status.ahead)):
         _print_list(title, len(standing), (f"{tenant.slug} at {tenant.version:04}" for tenant in standing))
     _print_list(
@@ -114,8 +118,3 @@ def _print_list(title: str, count: int, lines: Iterable[str]) -> None:
             click.echo(f"  {line}")
         if count > _MOST_LISTED:
             click.echo(f"  and {count - _MOST_LISTED} more; --json lists all")
-
-
-def _make_cells(row: VersionCount) -> tuple[str, str, str]:
-    unknown = "a newer program's" if row.version else "no migration"
-    return f"{row.version:04}", row.file or unknown, str(row.count)

@@ -287,15 +287,20 @@ async def test_stream_that_nobody_sends_gives_its_connection_back(app: Quart, mo
     await Client(app, "/unsent").ask()
     assert (await Client(app, f"/after/{ROWS}").ask()) == {"data": []}
 
-    # Negative control: nobody remembers it. What holds it here would be a reference of the app's own.
-    kept: list[object] = []
-    monkeypatch.setattr(row_streams._RowsBody, "close", lambda rows: _keep(rows, kept))
+    # Negative control: nobody closes it. What holds it here would be a reference of the app's own.
+    kept: list[Any] = []
+
+    async def pass_on(middleware: Any, scope: Any, receive: Any, send: Any) -> None:
+        await middleware._app(scope, receive, send)
+        kept.extend(scope.get(row_streams._STREAMS, ()))
+
+    monkeypatch.setattr(row_streams.StreamEnds, "__call__", pass_on)
     await Client(app, "/unsent").ask()
     starved = Client(app, f"/after/{ROWS}")
     await starved.ask()
     monkeypatch.undo()
-    for rows in kept:
-        await rows.close()  # type: ignore[attr-defined]
+    for pieces in kept:
+        await pieces.aclose()
 
     assert starved.status == 503
 
@@ -307,7 +312,3 @@ async def test_head_of_a_stream_opens_no_stream(app: Quart) -> None:
     await client.ask()
 
     assert (client.status, client.complete, b"".join(client.pieces)) == (200, True, b"")
-
-
-async def _keep(rows: object, kept: list[object]) -> None:
-    kept.append(rows)
