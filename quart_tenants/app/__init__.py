@@ -1,5 +1,6 @@
 """The reference app: login, logout, data, static files and pages for every tenant."""
 
+import logging
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from quart_tenants.web.answers.problems import answer_all_errors
 from quart_tenants.web.answers.row_json import RowJSONProvider
 from quart_tenants.web.extension import QuartTenants
 from quart_tenants.web.guards.lingering import LingeringClose
-from quart_tenants.web.logs.log_setup import configure_logging_if_nobody_has
+from quart_tenants.web.logs.log_setup import configure_logging
 from quart_tenants.web.sessions.secret_keys import check_secret_key
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def create_app(config: Mapping[str, Any] | None = None, *, tracer_provider: "Tra
 
     @app.before_serving
     async def prepare() -> None:
-        configure_logging_if_nobody_has(app, tenants.settings)
+        # Another server runs the app, and nobody has set up logging.
+        if not logging.getLogger(app.name).hasHandlers():
+            configure_logging(tenants.settings)
         check_secret_key(app)
         await hasher.warm()
 

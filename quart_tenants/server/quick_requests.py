@@ -118,6 +118,4 @@ def _list_blueprints(endpoint: str) -> list[str]:
     return [".".join(names[:count]) for count in range(len(names), 0, -1)]
 
 
-@functools.lru_cache(maxsize=1024)
-def _get_host(scheme: str, name: str) -> str:
-    return get_host(scheme, name)
+_get_host = functools.lru_cache(maxsize=1024)(get_host)

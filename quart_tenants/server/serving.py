@@ -20,11 +20,8 @@ from quart_tenants.web.commands.serve import Order
 from quart_tenants.web.environment import read_environment
 from quart_tenants.web.logs.log_setup import SERVER_LOGGER, configure_logging
 
-Announce = Callable[[list[str]], None]
-"""Is called with the addresses when the app is served."""
 
-
-def serve(order: Order, default: Application, announce: Announce) -> int:
+def serve(order: Order, default: Application, announce: Callable[[list[str]], None]) -> int:
     """Serve until SIGINT or SIGTERM; return the exit status. At SIGHUP new workers take up new code.
 
     The configuration is read again at SIGHUP, too, but for its addresses.
@@ -32,7 +29,7 @@ def serve(order: Order, default: Application, announce: Announce) -> int:
     Args:
         order: What is to be served, and how.
         default: Is served if neither *order* nor QUART_APP nor the configuration's `application_path` names an app.
-        announce: Is called when all workers serve.
+        announce: Is called with the addresses when all workers serve.
 
     Raises:
         SettingError: The configuration or a setting is wrong, or the app cannot be loaded.

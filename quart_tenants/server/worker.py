@@ -145,7 +145,9 @@ async def _serve_connections(
     except (LifespanFailureError, LifespanTimeoutError) as error:
         raise TenantError(f"the app does not start: {error}") from error
 
-    context = WorkerContext(_choose_max_requests(config))
+    # Not all workers are to end at the same time.
+    jitter = random.randint(0, config.max_requests_jitter)  # noqa: S311
+    context = WorkerContext(None if config.max_requests is None else config.max_requests + jitter)
     connections: set[asyncio.Task[Any]] = set()
 
     async def serve_connection(
@@ -299,13 +301,6 @@ def _read_certificate(config: Config) -> ssl.SSLContext | None:
         return config.create_ssl_context()
     except OSError as error:
         raise SettingError("certfile", f"and keyfile of Hypercorn's configuration cannot be used: {error}") from error
-
-
-def _choose_max_requests(config: Config) -> int | None:
-    if config.max_requests is None:
-        return None
-    # Not all workers are to end at the same time.
-    return config.max_requests + random.randint(0, config.max_requests_jitter)  # noqa: S311
 
 
 def _spare_garbage_collector() -> None:

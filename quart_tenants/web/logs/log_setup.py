@@ -4,8 +4,6 @@ import logging
 import sys
 from types import TracebackType
 
-from quart import Quart
-
 from quart_tenants.audit import logger as audit_logger
 from quart_tenants.settings import Settings
 from quart_tenants.web.logs.log_format import LogHandler
@@ -43,12 +41,6 @@ def configure_logging(settings: Settings) -> None:
 def follow_app_settings(settings: Settings) -> None:
     """Write the log as the app's *settings* say, unless the app has set up logging itself while it was loaded."""
     if [type(handler) for handler in logging.getLogger().handlers] == [LogHandler]:
-        configure_logging(settings)
-
-
-def configure_logging_if_nobody_has(app: Quart, settings: Settings) -> None:
-    """Call `configure_logging` if another server runs *app* and nobody has set up logging."""
-    if not logging.getLogger(app.name).hasHandlers():
         configure_logging(settings)
 
 
