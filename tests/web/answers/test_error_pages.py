@@ -380,3 +380,22 @@ async def test_way_back_stays_at_this_host(app: Quart, sent: str, path: str) -> 
     answer = await app.test_client().get("/sign-in", headers={"Host": "acme.localhost"}, query_string={"next": sent})
 
     assert await answer.get_json() == {"next": path}
+
+
+def test_error_of_an_app_says_its_code_in_its_class_or_in_its_first_line() -> None:
+    """An app may set the attributes of its own error, or name them as this library does; the rest is inherited."""
+
+    class SeatsTakenError(TenantError):
+        """All seats are taken."""
+
+        code = "seats_taken"
+        status = 409
+
+    class LastSeatTakenError(SeatsTakenError, code="last_seat_taken", for_visitors=True):
+        """The last seat is taken."""
+
+    assert (SeatsTakenError.code, SeatsTakenError.status) == ("seats_taken", 409)
+    assert SeatsTakenError("secret").visitor_text == "All seats are taken."
+    assert (LastSeatTakenError.code, LastSeatTakenError.status) == ("last_seat_taken", 409)
+    assert LastSeatTakenError("seat 7 is taken").visitor_text == "seat 7 is taken"
+    assert (TenantError.code, TenantError.status) == ("tenant_error", 500)
