@@ -17,6 +17,7 @@ from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.commands.backups import backup_command, restore_command
 from quart_tenants.web.commands.lifecycle import DAYS, rename_command, resume_command, suspend_command
 from quart_tenants.web.commands.migrate import migrate_command
+from quart_tenants.web.commands.sizes import sizes_command
 from quart_tenants.web.commands.status import status_command
 from quart_tenants.web.commands.trash import drop_command, purge_command, undrop_command
 from quart_tenants.web.lifecycle_hooks import TenantEvent
@@ -240,6 +241,7 @@ FLEET_ACTIONS = {
             lambda _, __: ["status", "--json"],
             keep_output=True,
         ),
+        Action("sizes", "Measure all tenants", sizes_command.help or "", lambda _, __: ["sizes"]),
         Action(
             "backup",
             "Back up all tenants",

@@ -36,7 +36,7 @@ async def show(console: Console, template: str, **values: Any) -> str:
         operator=g.operator,
         own_program=console.runs is not None,
         show_time=_show_time,
-        show_bytes=_show_bytes,
+        show_bytes=show_bytes,
         **values,
     )
 
@@ -51,7 +51,8 @@ def _show_time(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _show_bytes(number: int) -> str:
+def show_bytes(number: int) -> str:
+    """Return *number* of bytes in the unit that people would choose."""
     size, unit = float(number), 0
     while size >= 1000 and unit < len(_UNITS) - 1:
         size, unit = size / 1000, unit + 1

@@ -111,6 +111,32 @@ async def test_page_of_a_tenant_has_its_life(client: Browser, database: Database
     assert (await client.get("/tenants/Not%20a%20slug")).status_code == 400
 
 
+async def test_growth_is_listed_and_drawn(client: Browser, database: Database, database_url: str) -> None:
+    """Whoever was measured is listed with the growth, and a tenant's page draws its sizes by day."""
+    assert "No tenant was measured yet" in await read(await client.get("/sizes"))
+    assert "<polyline" not in await read(await client.get("/tenants/acme"))
+
+    await execute(
+        database_url,
+        "INSERT INTO quart_tenants.tenant_sizes (tenant_id, day, bytes)"
+        " SELECT id, DATE '2026-01-01' + day, 1000000 * (day + 1)"
+        " FROM quart_tenants.tenants, generate_series(0, 30, 10) AS day WHERE slug = 'acme'",
+        "INSERT INTO quart_tenants.tenant_sizes (tenant_id, day, bytes)"
+        " SELECT id, '2026-01-31', 99000000 FROM quart_tenants.tenants WHERE slug = 'globex'",
+    )
+    largest = await read(await client.get("/sizes"))
+    grown = await read(await client.get("/sizes?by=growth"))
+    page = await read(await client.get("/tenants/acme"))
+
+    assert largest.index("globex") < largest.index("acme")
+    assert grown.index("acme") < grown.index("globex")
+    assert "<td>31 MB</td>" in largest
+    assert "<td>+10 MB</td><td>+30 MB</td>" in largest
+    assert "<td>not known yet</td>" in largest
+    assert "+10 MB in 7 days, +30 MB in 30 days, as of 2026-01-31" in page
+    assert 'points="0.0,58.1 100.0,38.7 200.0,19.4 300.0,0.0"' in page
+
+
 async def test_headline_is_that_of_status(own: OwnConsole, client: Browser, database_url: str) -> None:
     """The console says what needs doing in the words of `status`, which asks the same function."""
     await execute(database_url, "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = 'acme'")

@@ -37,8 +37,9 @@ WHERE t.slug > $1
     AND ($7::text[] IS NULL OR t.slug = ANY ($7))
 ORDER BY t.slug LIMIT $8
 """
-# Compiling the query would take as long as running it.
-_DO_NOT_COMPILE = "SET LOCAL jit TO off"
+DO_NOT_COMPILE = "SET LOCAL jit TO off"
+"""Compiling the query would take as long as running it."""
+
 # Whoever changes a table has a lock on it. A list must not wait for that.
 _SHORT_WAIT = "SET LOCAL lock_timeout TO '100ms'"
 # $1 the schemas. By pg_depend, which has an index for it: in a large fleet pg_class has a million rows.
@@ -130,7 +131,7 @@ async def find_tenants(database: Database, wanted: TenantFilter, *, after: str =
     """
     async with database.connection() as connection:
         await check_registry(connection)
-        await connection.execute(_DO_NOT_COMPILE)
+        await connection.execute(DO_NOT_COMPILE)
         rows = await connection.fetch(
             _FIND,
             after,

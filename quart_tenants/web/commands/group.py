@@ -19,6 +19,7 @@ from quart_tenants.web.commands.provisioning import (
 )
 from quart_tenants.web.commands.running import TenantGroup
 from quart_tenants.web.commands.serve import serve_command
+from quart_tenants.web.commands.sizes import sizes_command
 from quart_tenants.web.commands.status import status_command
 from quart_tenants.web.commands.top import top_command
 from quart_tenants.web.commands.trash import drop_command, purge_command, undrop_command
@@ -36,6 +37,7 @@ def tenant_commands(name: str = "tenants") -> click.Group:
         list_command,
         status_command,
         top_command,
+        sizes_command,
         doctor_command,
         migrate_command,
         lint_command,
