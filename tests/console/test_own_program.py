@@ -97,6 +97,7 @@ async def show_every_page(page: Page, program: Program) -> AsyncIterator[str]:
         ("console-drop", "tenants/acme/drop?next=yes"),
         ("console-unknown", "tenants/nobody"),
         ("console-load", "load"),
+        ("console-sizes", "sizes"),
         ("console-runs", "runs"),
     ):
         await page.goto(root + path)

@@ -2,15 +2,12 @@
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
 import pytest
-from hypercorn.asyncio import serve
-from hypercorn.config import Config
 from playwright.async_api import Browser, BrowserContext, Page
 from quart import websocket
 
@@ -19,7 +16,8 @@ from quart_tenants.app import create_app
 from quart_tenants.testing.databases import new_database_between_loops
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from tests.support.browsers import needs_chromium, run_chromium
-from tests.support.processes import SECRET_KEY, Server, run_server, wait_for_answer
+from tests.support.processes import SECRET_KEY, Server, run_server
+from tests.support.serving import serving_here as serving_app_here
 
 # The other tenant, and a stranger. Ports make no other site.
 SIBLING = "company2.example.test"
@@ -236,19 +234,8 @@ async def serving_here(database_url: str, *, hook: bool) -> AsyncIterator[int]:
     if not hook:
         app.before_request_funcs[None].remove(refuse_from_elsewhere)
         app.before_websocket_funcs[None].remove(refuse_from_elsewhere)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        config = Config()
-        config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = None
-    stop = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve(app, config, shutdown_trigger=stop.wait))
-        try:
-            await asyncio.to_thread(wait_for_answer, port)
-            yield port
-        finally:
-            stop.set()
+    async with serving_app_here(app) as port:
+        yield port
 
 
 @pytest.mark.parametrize("hook", [True, False], ids=["with-the-hook", "without"])
