@@ -24,7 +24,8 @@ from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 from tests.postgres.backups.parts import ACME, GLOBEX, fetch, fill, outside, wait_for_waiting
-from tests.support.processes import PROGRAM, make_environment
+from tests.support.patience import DEADLINE
+from tests.support.processes import PROGRAM, make_environment, run_warm_program
 
 pytestmark = pytest.mark.slow
 
@@ -133,22 +134,16 @@ async def test_old_interruption_is_not_taken_up(
 
 
 async def test_run_that_was_killed_is_taken_up(
-    database: Database, settings: Settings, database_url: str, folder: Path
+    database: Database, settings: Settings, database_url: str, folder: Path, tmp_path: Path
 ) -> None:
     """After kill -9 the next run reads what is finished, deletes what is half written, and does the rest."""
     async with outside(database_url) as connection, connection.transaction():
         await connection.execute("LOCK TABLE company2.app_user IN ACCESS EXCLUSIVE MODE")
-        process = subprocess.Popen(
-            [PROGRAM, "backup", "--all", "-o", folder, "--jobs", "1"],
-            env=make_environment(QUART_TENANTS_DATABASE_URL=database_url),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
+        command = ("backup", "--all", "-o", folder, "--jobs", "1")
+        with run_warm_program(*command, log=tmp_path / "log", QUART_TENANTS_DATABASE_URL=database_url) as process:
             await wait_for_waiting(connection)
-        finally:
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.wait(DEADLINE)
     left = [path.name for path in folder.iterdir() if path.name.startswith(".0")]
     told = json.loads((folder / MANIFEST).read_text())
 
