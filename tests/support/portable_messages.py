@@ -28,6 +28,8 @@ _BEGINNINGS = (messages.TRANS_STMT_BEGIN, messages.TRANS_STMT_START)
 _ENDS = (messages.TRANS_STMT_COMMIT, messages.TRANS_STMT_ROLLBACK)
 # From here on Citus sends each SET LOCAL on, with the whole text of its message.
 _PASS_ON = "SET LOCAL citus.propagate_set_commands"
+# Also in a DO block.
+_LIMIT = "SET LOCAL lock_timeout"
 # asyncpg's look-up of types that it does not know by itself. On Citus it takes half a minute.
 _LOOK_UP = "typeinfo_tree"
 _AROUND_LOOK_UP = "set_config('jit'"
@@ -54,6 +56,8 @@ def _look_through(connection: Recorded) -> Iterator[str]:
         sets = any(each.variable_set_stmt.is_local for each in statements)
         if len(kinds) > 1 and ((passes_on and sets) or not _TOGETHER.issuperset(kinds)):
             yield f"several statements in one message: {_shorten(text)}"
+        if _LIMIT in text and not passes_on:
+            yield f"a limit that no worker hears of: {_shorten(text)}"
         for kind, statement in zip(kinds, statements, strict=True):
             node = getattr(statement, kind)
             if kind == "transaction_stmt":

@@ -11,7 +11,7 @@ from quart_tenants.postgres.backups.manifests import AppliedMigration
 from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, get_shape
 from quart_tenants.postgres.backups.stand_ins import make_stand_ins
 from quart_tenants.postgres.blocks.database import enter_schema
-from quart_tenants.postgres.blocks.short_waits import WAIT_SHORTLY
+from quart_tenants.postgres.blocks.short_waits import wait_shortly
 from quart_tenants.postgres.citus.settings_of_citus import KEEP_LOCAL
 from quart_tenants.postgres.migrations.migration_files import Migration, get_tenant_migrations
 from quart_tenants.settings import Settings
@@ -116,7 +116,7 @@ async def find_shape(
     shape = None
     try:
         async with connection.transaction():
-            await connection.execute(WAIT_SHORTLY)
+            await wait_shortly(connection)
             # On Citus too, for a restore compares its tables while they are in a plain schema.
             await connection.execute(KEEP_LOCAL)
             await connection.execute(f"CREATE SCHEMA {scratch.quoted}")
@@ -143,7 +143,8 @@ async def get_digest(connection: Connection, *, privileges: bool, hidden: str = 
         privileges: Whether rights count.
         hidden: What is left out of each text.
     """
-    await connection.execute(SAME_TEXTS)
+    for setting in SAME_TEXTS:
+        await connection.execute(setting)
     digest: str = await connection.fetchval(_GET_DIGEST, privileges, hidden)
     return digest
 

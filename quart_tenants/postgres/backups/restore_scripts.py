@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from quart_tenants.postgres.backups.manifests import AppliedMigration, RowsOnly
 from quart_tenants.postgres.blocks.short_waits import LONGEST_WAIT, MOST_TRIES
 from quart_tenants.postgres.citus.cluster import LIST_DISTRIBUTION
-from quart_tenants.postgres.citus.settings_of_citus import KEEP_LOCAL
+from quart_tenants.postgres.citus.settings_of_citus import KEEP_LOCAL, list_limits
 from quart_tenants.postgres.roles.owner_role import name_readers
 from quart_tenants.postgres.roles.schema_access import (
     LIST_ROLE_STATEMENTS,
@@ -27,12 +27,13 @@ MADE_ELSEWHERE = "QT001"
 """The SQLSTATE of this package's own refusal: the backup does not fit here."""
 DIFFERENT = "QT005"
 """The SQLSTATE of this package's own refusal: what came back is not what was backed up."""
-SAME_TEXTS = """SET LOCAL DateStyle TO ISO;
-SET LOCAL IntervalStyle TO postgres;
-SET LOCAL extra_float_digits TO 3;
-SET LOCAL TimeZone TO 'UTC';
-SET LOCAL bytea_output TO hex;
-"""
+SAME_TEXTS = (
+    "SET LOCAL DateStyle TO ISO",
+    "SET LOCAL IntervalStyle TO postgres",
+    "SET LOCAL extra_float_digits TO 3",
+    "SET LOCAL TimeZone TO 'UTC'",
+    "SET LOCAL bytea_output TO hex",
+)
 """Lets two transactions write the same rows as the same texts."""
 BROKEN_BY_OLD_ROWS = "QT004"
 """The SQLSTATE of this package's own warning: a CHECK was added as NOT VALID, or a materialized view stays empty."""
@@ -132,10 +133,16 @@ SELECT format(
 FROM ({get_shape("$2::text::boolean")}) AS now (shape) WHERE shape <> $1::text
 """  # noqa: S608  (a file of ours)
 
+
+def write_script(*statements: str) -> str:
+    """Return *statements* as a script of psql, which sends each in a message of its own."""
+    return "".join(f"{statement};\n" for statement in statements)
+
+
 _BEGIN = (
-    "BEGIN;\nSET LOCAL search_path TO '';\nSET LOCAL lock_timeout TO '5s';\nSET LOCAL statement_timeout TO 0;\n"
+    "BEGIN;\nSET LOCAL search_path TO '';\n"
     # On Citus a dump is poured into a plain schema, which is distributed at the end with all its rows.
-    f"{KEEP_LOCAL};\n"
+    + write_script(*list_limits(lock=5, statement=0), KEEP_LOCAL)
 )
 # The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = f"RESET ALL;{_BEGIN.removeprefix('BEGIN;')}"
@@ -237,7 +244,7 @@ class Restoration:
         if self.rows is None or not self.same_server:
             return ""
         arguments = self.rows.shape, str(self.privileges).lower()
-        return self.enter + SAME_TEXTS + _execute(_CHECK_SHAPE, *arguments, answer="\\gexec\n")
+        return self.enter + write_script(*SAME_TEXTS) + _execute(_CHECK_SHAPE, *arguments, answer="\\gexec\n")
 
     @property
     def enter(self) -> str:
@@ -248,7 +255,7 @@ class Restoration:
     @property
     def prepare_comparison(self) -> str:
         """The SQL after the dump if it is only to be compared."""
-        return f"RESET ALL;\n{self.enter}{SAME_TEXTS}SET LOCAL row_security TO off;\n"
+        return f"RESET ALL;\n{self.enter}{write_script(*SAME_TEXTS)}SET LOCAL row_security TO off;\n"
 
     @property
     def after(self) -> str:

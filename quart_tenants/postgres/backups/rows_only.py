@@ -18,7 +18,7 @@ from quart_tenants.postgres.backups.migrated_shapes import (
     get_digest,
     name_relations,
 )
-from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, quote_literal
+from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, quote_literal, write_script
 from quart_tenants.postgres.blocks.database import enter_schema
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant
@@ -179,7 +179,7 @@ async def plan_rows_only(
 
 def begin_reading(snapshot: str, path: str) -> str:
     """Return the script for psql that begins to read what *snapshot* shows, with *path* as SQL of a path."""
-    return _BEGIN_READING.format(snapshot=quote_literal(snapshot), path=path) + SAME_TEXTS
+    return _BEGIN_READING.format(snapshot=quote_literal(snapshot), path=path) + write_script(*SAME_TEXTS)
 
 
 def write_head(schema: SchemaName) -> str:

@@ -61,7 +61,8 @@ async def take_picture(
         ClientProgramError: psql failed.
     """
     await enter_schema(connection, schema, settings=settings)
-    await connection.execute(SAME_TEXTS)
+    for setting in SAME_TEXTS:
+        await connection.execute(setting)
     objects = [row["part"] for row in await connection.fetch(_LIST_OBJECTS, privileges)]
     await connection.execute("SET LOCAL search_path TO ''")
     # A materialized view is not compared: a restore fills it anew, and it may have other rows then.

@@ -16,6 +16,8 @@ from quart_tenants.errors import MigrationFailedError, TenantError
 from quart_tenants.postgres.blocks.block import Block
 from quart_tenants.postgres.blocks.blockers import watch_waits
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.citus.settings_of_citus import list_limits
+from quart_tenants.postgres.driver.connection_types import DriverConnection
 
 LONGEST_WAIT = 0.1
 """How many seconds a statement of a command waits for a lock. For so long others may have to wait behind it.
@@ -26,9 +28,7 @@ The server resolves deadlocks only after a second, so this also ends those.
 MOST_TRIES = 16
 """How often a command tries to get its locks, in some five seconds. Then the operator is told who has them."""
 
-WAIT_SHORTLY = f"SET LOCAL lock_timeout TO {round(LONGEST_WAIT * 1000)}"
-"""Lets the statements of a transaction wait no longer than `LONGEST_WAIT`."""
-
+_LIMITS = list_limits(lock=LONGEST_WAIT)
 _WAIT_AS_USUAL = "SET LOCAL lock_timeout TO DEFAULT"
 _PAUSES = 0.1, 0.3  # seconds between two tries, in which others are served
 
@@ -72,7 +72,7 @@ class ShortWaits:
         left = False
         try:
             async with self.block as connection:
-                await connection.execute(WAIT_SHORTLY)
+                await wait_shortly(connection)
                 if self.failed == 0:
                     yield connection
                 else:
@@ -104,11 +104,17 @@ async def pause() -> None:
     await asyncio.sleep(random.uniform(*_PAUSES))  # noqa: S311  (no secret)
 
 
+async def wait_shortly(connection: Connection | DriverConnection) -> None:
+    """Let the rest of the transaction wait no longer than `LONGEST_WAIT` for a lock, on each node of a cluster."""
+    for limit in _LIMITS:
+        await connection.execute(limit)
+
+
 async def wait_long(connection: Connection, statement: str) -> None:
     """Run *statement* in a try, and let it wait as long as it takes, because nobody who is served waits behind it."""
     await connection.execute(_WAIT_AS_USUAL)
     await connection.execute(statement)
-    await connection.execute(WAIT_SHORTLY)
+    await wait_shortly(connection)
 
 
 def has_waited(error: BaseException) -> bool:

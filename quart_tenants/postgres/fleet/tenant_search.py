@@ -7,6 +7,7 @@ from datetime import datetime
 import asyncpg
 
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.short_waits import wait_shortly
 from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.tenant import SchemaName, Slug
 
@@ -39,9 +40,6 @@ ORDER BY t.slug LIMIT $8
 """
 DO_NOT_COMPILE = "SET LOCAL jit TO off"
 """Compiling the query would take as long as running it."""
-
-# Whoever changes a table has a lock on it. A list must not wait for that.
-_SHORT_WAIT = "SET LOCAL lock_timeout TO '100ms'"
 # $1 the schemas. By pg_depend, which has an index for it: in a large fleet pg_class has a million rows.
 _MEASURE = """
 SELECT
@@ -164,7 +162,8 @@ async def measure_schemas(database: Database, schemas: Sequence[SchemaName]) -> 
     """Return how much is in each of *schemas* that has tables, by name; None if one of its tables is locked."""
     try:
         async with database.connection() as connection:
-            await connection.execute(_SHORT_WAIT)
+            # Whoever changes a table has a lock on it. A list must not wait for that.
+            await wait_shortly(connection)
             rows = await connection.fetch(_MEASURE, [schema.name for schema in schemas])
     except asyncpg.LockNotAvailableError:
         return None

@@ -12,7 +12,7 @@ from quart_tenants.errors import (
     TenantError,
 )
 from quart_tenants.postgres.blocks.block import SERVER_GONE_ERRORS
-from quart_tenants.postgres.citus.settings_of_citus import LIMIT_ALL_NODES
+from quart_tenants.postgres.citus.settings_of_citus import list_limits
 from quart_tenants.settings import Settings
 
 GRACE = 10.0
@@ -60,16 +60,9 @@ def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> st
     )
 
 
-def list_limits_of_workers(settings: Settings) -> tuple[str, ...]:
-    """Return the statements that let the limits of a tenant's migration hold on all nodes of a Citus cluster.
-
-    Each needs a message of its own, because Citus sends the text of the whole message to the workers.
-    """
-    return (
-        LIMIT_ALL_NODES,
-        f"SET LOCAL lock_timeout TO {round(settings.migration_lock_timeout * 1000)}",
-        f"SET LOCAL statement_timeout TO {round(settings.migration_statement_timeout * 1000)}",
-    )
+def list_limits_of_all_nodes(settings: Settings) -> tuple[str, ...]:
+    """Return the statements that let the limits of a migration in a transaction hold on all nodes of a cluster."""
+    return list_limits(lock=settings.migration_lock_timeout, statement=settings.migration_statement_timeout)
 
 
 def may_succeed_later(error: TenantError) -> bool:

@@ -24,7 +24,13 @@ from quart_tenants.postgres.migrations.migration_files import (
     plan_migrations,
 )
 from quart_tenants.postgres.migrations.migration_runs import explain_path, record_migrations, run_scripts
-from quart_tenants.postgres.migrations.migration_tries import GRACE, choose_pause, format_limits, may_succeed_later
+from quart_tenants.postgres.migrations.migration_tries import (
+    GRACE,
+    choose_pause,
+    format_limits,
+    list_limits_of_all_nodes,
+    may_succeed_later,
+)
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import ALL_TENANTS, announce_changes, check_registry
 from quart_tenants.postgres.roles.owner_role import get_owner
@@ -124,7 +130,8 @@ async def _locked(
         async with block as connection, watch_waits(database, connection) as watch:
             await connection.execute(format_limits(settings, _PATIENCE, local=True))
             await connection.execute(_LOCK)
-            await connection.execute(format_limits(settings, settings.migration_lock_timeout, local=True))
+            for statement in list_limits_of_all_nodes(settings):
+                await connection.execute(statement)
             yield connection
     except asyncpg.PostgresError as error:
         reason = f"{describe_refusal(error)}{_tell(watch, error)}"
