@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import hypothesis
 import pytest
+from quart.testing.app import TestApp
 
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver.fast import driver_check
@@ -21,6 +22,7 @@ from quart_tenants.testing.databases import (
     new_database_between_loops,
 )
 from tests.support.databases import REFERENCE_FILES, fill_template
+from tests.support.patience import DEADLINE
 from tests.support.pgbouncer import PROGRAM, SWALLOWS_PATH, PgBouncer, empty_default_path, run_pgbouncer
 from tests.support.roles import dropping_roles, set_up_roles
 
@@ -73,6 +75,14 @@ def _strange_asyncpg(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.config.getoption("--plain-driver"):
             patch.setitem(driver_check._CONNECTION_METHODS, "_renamed_by_another_version", ())
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_test_app() -> Iterator[None]:
+    """Let an app take its time to start and to stop: Quart's `test_app()` gives each of them six seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TestApp.__init__, "__defaults__", (DEADLINE, DEADLINE))
         yield
 
 

@@ -25,7 +25,7 @@ from quart_tenants.postgres.driver.connection_types import (
     describe,
     is_drivers,
 )
-from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
+from quart_tenants.postgres.driver.fast.fast_connection import FastConnection, has_no_other
 from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
 from quart_tenants.postgres.driver.opening import BlockConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
@@ -98,11 +98,8 @@ class Block:
             self._take(pooled)
             record.has_connection()
             driver = pooled.driver
-            if (
-                isinstance(driver, FastConnection)
-                and not self._first
-                and now - pooled.used_at < self._pool.timings.fresh
-            ):
+            # asyncpg has every connection pass for an instance of every class of connections.
+            if type(driver) is FastConnection and not self._first and now - pooled.used_at < self._pool.timings.fresh:
                 # It has answered a moment ago. The block begins with the first statement.
                 driver.plan_block(self._beginning, self._timeout, self._replace_connection)
             else:
@@ -176,6 +173,9 @@ class Block:
         if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.with_role:
             await self._check_role()
 
+    def _is_fresh(self, pooled: PooledConnection) -> bool:
+        return self._pool.clock() - pooled.used_at < self._pool.timings.fresh
+
     def _give_back(self) -> None:
         self._pool.give_back(self._pooled, self._beginning.tenant.tenant, self._pool.clock())
 
@@ -208,8 +208,12 @@ class Block:
             return None
         return False
 
-    async def _replace_connection(self) -> FastConnection:
+    async def _replace_connection(self, reads: bool) -> FastConnection:
         """Begin the block on another connection in the same slot: this one is dead, and nothing was done on it.
+
+        Args:
+            reads: Whether a plain read comes next. On a new connection it then begins the block itself, in one message:
+                where a pooler is restarted, that one may be lost, too. It is not run a third time.
 
         Raises:
             DatabaseUnavailableError: There is none, or the block was left meanwhile.
@@ -220,8 +224,12 @@ class Block:
         self._lost = True
         deadline = self._pool.clock() + self._timeout
         self._take(await self._pool.replace(self._pooled, deadline))
-        await self._begin(deadline)
         driver = self._pooled.driver
+        if reads and type(driver) is FastConnection and self._is_fresh(self._pooled):
+            driver.plan_block(self._beginning, self._timeout, has_no_other)
+        else:
+            await self._begin(deadline)
+            driver = self._pooled.driver
         if self._lent is not lent or not isinstance(lent, LentConnection) or type(driver) is not FastConnection:
             await self._roll_back()
             raise DatabaseUnavailableError("the connection to the database was lost", lost=True)

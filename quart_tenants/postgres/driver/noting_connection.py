@@ -1,5 +1,6 @@
 """What both kinds of connections have in common: they note what a block leaves behind where no reset reaches it."""
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
@@ -34,11 +35,12 @@ class NotingConnection(_AsyncpgConnection):
     Attributes:
         altered: Whether a block has set what stays in the client, where no reset reaches it.
         is_alone: Whether it is known that no pooler lends the server process to others, too.
+        ready_at: When it was ready for its first block, by the event loop's clock.
         proxy: The handle by which asyncpg's pool knows this connection.
         record: What the present block does is noted here; of what comes between two blocks, nobody reads the notes.
     """
 
-    __slots__ = ("_json_is_text", "_timings", "_versions", "altered", "is_alone", "proxy", "record")
+    __slots__ = ("_json_is_text", "_timings", "_versions", "altered", "is_alone", "proxy", "ready_at", "record")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -46,6 +48,7 @@ class NotingConnection(_AsyncpgConnection):
         self.is_alone = False
         self._json_is_text = False
         self.proxy: Any = None
+        self.ready_at = float("-inf")
         self.record = BlockRecord(Measures(), None)
         self._timings = Timings()
         # Of each tenant, and of the shared tables, in its last block here.
@@ -68,8 +71,9 @@ class NotingConnection(_AsyncpgConnection):
         return result
 
     def keep_as_it_is(self) -> None:
-        """Take what was set so far for what every block is to have."""
+        """Take what was set so far for what every block is to have: the connection is ready."""
         self.altered = False
+        self.ready_at = asyncio.get_running_loop().time()
 
     def note_versions(self, tenant: TenantKey) -> bool:
         """Note that a block of *tenant* begins; return whether its tables were at another version in its last block.

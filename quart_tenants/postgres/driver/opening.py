@@ -135,8 +135,12 @@ class Opener:
                 if not self._tried:
                     await driver_check.try_out(connection)
                     self._tried = True
-        except BaseException:
+        except BaseException as error:
+            lost = isinstance(error, asyncpg.InterfaceError) and connection.is_closed()
             connection.terminate()
+            if lost:
+                # The same as if it had been lost a moment later, in the middle of a statement.
+                raise asyncpg.ConnectionDoesNotExistError(str(error)) from error
             raise
         await self._prepare(connection)
         return connection

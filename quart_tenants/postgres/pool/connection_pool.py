@@ -275,7 +275,7 @@ class ConnectionPool:
         driver.proxy = proxy
         # Behind a pooler the server process that is weighed would be anybody's.
         weigh_at = min(_WEIGH_EVERY, self._max_tenants + 1) if driver.is_alone else sys.maxsize
-        return PooledConnection(driver, slot, epoch, weigh_at)
+        return PooledConnection(driver, slot, epoch, weigh_at, driver.ready_at)
 
     async def _connect(self, deadline: float) -> Any:
         """Return what asyncpg's pool lends. In a restart of the server, or of a pooler, wait a moment for its end."""

@@ -14,7 +14,7 @@ class PooledConnection:
         slot: Its number.
         epoch: How often the pool had replaced all its connections when this one was opened.
         weigh_at: After how many tenants the server process is weighed next.
-        used_at: When the last block ended, by the event loop's clock.
+        used_at: When the last block ended, or the connection was ready for the first, by the event loop's clock.
         tenants: The tenants that were here, by number.
     """
 
@@ -22,5 +22,5 @@ class PooledConnection:
     slot: int
     epoch: int
     weigh_at: int
-    used_at: float = float("-inf")
+    used_at: float
     tenants: set[int] = field(default_factory=set)

@@ -148,6 +148,7 @@ async def test_command_opens_no_connection_in_the_place_of_one_that_ends(
         opened.clear()
         with pytest.raises(DatabaseUnavailableError):
             async with database.tenant_connection(acme) as connection:
+                await connection.execute("SELECT 1")
                 connection.terminate()
         # asyncpg begins in the same step, or not at all.
         for _ in range(20):

@@ -91,5 +91,5 @@ def _expect(is_so: bool, otherwise: str) -> None:
         raise DriverMisfitError(otherwise)
 
 
-async def _has_no_other() -> FastConnection:
+async def _has_no_other(reads: bool) -> FastConnection:
     raise DriverMisfitError("a block asked for another connection")

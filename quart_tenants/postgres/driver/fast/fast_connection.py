@@ -78,8 +78,8 @@ _SERVERS_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 # A kept statement may raise these where a column has another type now, and a new statement would not.
 _MISFIT_ERRORS = (asyncpg.DataError, asyncpg.SyntaxOrAccessError)
 
-Replace: TypeAlias = Callable[[], Awaitable["FastConnection"]]
-"""Returns another connection, on which the block has begun."""
+Replace: TypeAlias = Callable[[bool], Awaitable["FastConnection"]]
+"""Returns another connection, on which the block has begun, or is planned where it is asked for a plain read."""
 AskWhetherAlive: TypeAlias = Callable[["FastConnection"], Coroutine[Any, Any, None]]
 """Terminates the connection if its server process is gone, or never got our message."""
 
@@ -174,7 +174,7 @@ class FastConnection(NotingConnection):
         self._state = BlockStateMachine()
         self._beginning = Beginning(())
         self._begin_within: float = 0
-        self._replace: Replace = _has_no_other
+        self._replace: Replace = has_no_other
         self._effect = _READS
         # Savepoints that were asked for, and not made, before the first statement.
         self._savepoints: list[Any] = []
@@ -199,10 +199,8 @@ class FastConnection(NotingConnection):
         if self._packets is None:
             return False
         await self._run("BEGIN", None)
-        try:
-            server = await self.fetchrow(GET_SERVER_PROCESS)
-        finally:
-            await self._run("ROLLBACK", None)
+        server = await self.fetchrow(GET_SERVER_PROCESS)
+        await self._run("ROLLBACK", None)
         if server is None or not server["commits_are_seen"]:
             return False
         self.is_alone = has_to_itself(self, server, opened_at, path)
@@ -295,7 +293,7 @@ class FastConnection(NotingConnection):
             first: SQL that goes with it; may be empty.
             within: Seconds that it may take.
         """
-        self.plan_block(beginning, within, _has_no_other)
+        self.plan_block(beginning, within, has_no_other)
         if first:
             self._note(first, reads=False)
         return await self._begin(first)
@@ -436,7 +434,7 @@ class FastConnection(NotingConnection):
         try:
             await self._begin()
         except (TimeoutError, *DRIVER_ERRORS):
-            return await self._begin_elsewhere()
+            return await self._go_elsewhere(reads=False)
         return self
 
     async def _begin_here(self) -> None:
@@ -448,8 +446,8 @@ class FastConnection(NotingConnection):
         if await self._begin_or_replace() is not self:
             raise DatabaseUnavailableError("the connection to the database was lost before the block began", lost=True)
 
-    async def _begin_elsewhere(self) -> "FastConnection":
-        driver = await self._replace()
+    async def _go_elsewhere(self, *, reads: bool) -> "FastConnection":
+        driver = await self._replace(reads)
         for savepoint in self._savepoints:
             # The server has none of these savepoints yet. Each belongs to the connection that will make it.
             savepoint._connection = driver  # noqa: SLF001
@@ -540,7 +538,7 @@ class FastConnection(NotingConnection):
             if not self.is_closed() and (self._state.current in known or self._protocol.is_in_transaction()):
                 raise
             # Not even BEGIN was run: the server is lost.
-        driver = await self._begin_elsewhere()
+        driver = await self._go_elsewhere(reads=True)
         return await call.pass_to(driver._execute)  # noqa: SLF001  (of its own class)
 
     async def _read_at_once(self, call: _Call, *, again: bool = False) -> Any:
@@ -616,21 +614,22 @@ class FastConnection(NotingConnection):
             raise
         finally:
             self._watch.stop()
-        self.record.note(call.query, began_at, len(rows))
+        heard = b"" if self._listener is None else self._listener.heard
+        fits = described is None or heard == described.description
+        self.record.note(call.query, began_at, len(rows) if fits else 0)
         if self._protocol.is_in_transaction():
             raise asyncpg.InternalClientError("COMMIT was not sent with the statement")
         self._state.move(_PLANNED)
         if self.is_alone:
             self._check_path()
             self._unreset = tenant.tenant
-        elif self._listener is not None:
-            heard = self._listener.heard
-            if described is not None and heard != described.description:
-                # By the old description the rows may be wrong.
-                self._described.forget(tenant, call.query)
-                raise _UnfitStatementError
-            if described is None and heard and self._may_use_kept(call):
-                self._described.keep(tenant, call.query, DescribedStatement(statement, heard))
+            return rows
+        if not fits:
+            # By the old description the rows may be wrong.
+            self._described.forget(tenant, call.query)
+            raise _UnfitStatementError
+        if described is None and heard and self._may_use_kept(call):
+            self._described.keep(tenant, call.query, DescribedStatement(statement, heard))
         return rows
 
     def _check_path(self) -> None:
@@ -769,7 +768,12 @@ class FastConnection(NotingConnection):
             self.terminate()
 
 
-async def _has_no_other() -> FastConnection:
+async def has_no_other(reads: bool) -> FastConnection:
+    """Give no other connection to a block.
+
+    Raises:
+        DatabaseUnavailableError: Always.
+    """
     raise DatabaseUnavailableError("the connection to the database was lost before the block began", lost=True)
 
 
