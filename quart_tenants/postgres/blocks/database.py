@@ -12,20 +12,17 @@ from collections.abc import AsyncIterator, Iterable
 from functools import lru_cache
 from typing import Self
 
-import asyncpg
-
-from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, RolesNotReadyError, SettingError
+from quart_tenants.errors import DatabaseRefusedError, RolesNotReadyError, SettingError
 from quart_tenants.measures.counts import Measures
 from quart_tenants.measures.stats import PoolStats
 from quart_tenants.postgres.blocks.block import Block, list_path
-from quart_tenants.postgres.blocks.own_sessions import find_own_url, open_own_session
+from quart_tenants.postgres.blocks.own_sessions import connect_once, find_own_url, open_own_session
 from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.postgres.driver.block_statements import BEGIN, BEGIN_READ_ONLY, EVERYBODY, Beginning, TenantKey
 from quart_tenants.postgres.driver.connection_types import (
     DRIVER_ERRORS,
     Connection,
     DriverConnection,
-    describe,
     explain_no_connection,
 )
 from quart_tenants.postgres.driver.opening import SetUp
@@ -62,6 +59,8 @@ class Database:
         self._pool = pool
         self._settings = settings
         self._shares = shares
+        # Where each tenant lies in a cluster, by numbers. The registry writes it.
+        self.nodes: dict[int, int] = {} if shares is None else shares.nodes
         # Once it was tried.
         self._own_url: str | None = None
 
@@ -229,16 +228,10 @@ class Database:
         Raises:
             DatabaseUnavailableError: The database cannot be reached.
         """
-        try:
-            connection = await asyncpg.connect(
-                self._settings.required_database_url,
-                timeout=self._settings.connect_timeout,
-                command_timeout=self._settings.command_timeout,
-                statement_cache_size=0,
-                server_settings=DEFAULTS,
-            )
-        except DRIVER_ERRORS as error:
-            raise DatabaseUnavailableError(f"cannot connect to the database: {describe(error)}") from error
+        settings = self._settings
+        connection = await connect_once(
+            settings, "one more session", DEFAULTS, command_timeout=settings.command_timeout
+        )
         try:
             yield connection
         finally:

@@ -1,4 +1,4 @@
-"""Open a connection that has a server process to itself, and make sure of that."""
+"""Open connections of no pool, and make sure that one has a server process to itself."""
 
 from collections.abc import Mapping
 from time import monotonic
@@ -51,7 +51,7 @@ async def open_own_session(
     """
     url, setting = find_own_url(settings)
     opened_at = monotonic()
-    connection = await _connect(settings, url, setting, purpose, defaults, command_timeout)
+    connection = await connect_once(settings, purpose, defaults, command_timeout=command_timeout, at=(url, setting))
     try:
         process = await connection.fetchrow(GET_SERVER_PROCESS)
         if not has_to_itself(connection, process, opened_at, defaults["search_path"]):
@@ -71,31 +71,28 @@ async def open_own_session(
     return connection
 
 
-async def _compare(connection: DriverConnection, settings: Settings, defaults: Mapping[str, str], purpose: str) -> None:
-    """Make sure that both URLs lead to the same database of the same server."""
-    other = await _connect(
-        settings, settings.required_database_url, "TENANTS_DATABASE_URL", purpose, defaults, settings.command_timeout
-    )
-    try:
-        here, there = [await each.fetchrow(_GET_PLACE) for each in (connection, other)]
-    finally:
-        other.terminate()
-    if here != there:
-        raise SettingError(
-            "TENANTS_DIRECT_DATABASE_URL",
-            f"leads to {_describe_place(here)}, and TENANTS_DATABASE_URL to {_describe_place(there)}: "
-            "both must be the same database",
-        )
-
-
-async def _connect(
+async def connect_once(
     settings: Settings,
-    url: str,
-    setting: str,
     purpose: str,
     defaults: Mapping[str, str],
+    *,
     command_timeout: float | None,
+    at: tuple[str, str] | None = None,
 ) -> DriverConnection:
+    """Return a connection of no pool, behind which a pooler may stand. A cancellation leaves no connection open.
+
+    Args:
+        settings: The address, and how long connecting may take.
+        purpose: What it is for, such as `a backup`.
+        defaults: Settings of PostgreSQL for the connection.
+        command_timeout: Seconds that a statement may take; None for no limit.
+        at: Another URL than `TENANTS_DATABASE_URL`, and the setting that holds it.
+
+    Raises:
+        SettingError: The URL cannot be understood.
+        DatabaseUnavailableError: The database cannot be reached.
+    """
+    url, setting = at or (settings.required_database_url, "TENANTS_DATABASE_URL")
     try:
         return await asyncpg.connect(
             url,
@@ -106,6 +103,21 @@ async def _connect(
         )
     except (ValueError, *DRIVER_ERRORS) as error:
         raise explain_no_connection(error, setting, f"cannot connect to the database for {purpose}") from error
+
+
+async def _compare(connection: DriverConnection, settings: Settings, defaults: Mapping[str, str], purpose: str) -> None:
+    """Make sure that both URLs lead to the same database of the same server."""
+    other = await connect_once(settings, purpose, defaults, command_timeout=settings.command_timeout)
+    try:
+        here, there = [await each.fetchrow(_GET_PLACE) for each in (connection, other)]
+    finally:
+        other.terminate()
+    if here != there:
+        raise SettingError(
+            "TENANTS_DIRECT_DATABASE_URL",
+            f"leads to {_describe_place(here)}, and TENANTS_DATABASE_URL to {_describe_place(there)}: "
+            "both must be the same database",
+        )
 
 
 def _describe_place(place: Any) -> str:

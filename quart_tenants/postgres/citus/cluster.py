@@ -1,5 +1,6 @@
 """Ask whether the database is a cluster of Citus, which nodes it has, and on which of them each schema lies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quart_tenants.connection import Connection
@@ -23,7 +24,7 @@ SELECT
     shouldhaveshards AS takes_tenants
 FROM pg_catalog.pg_dist_node WHERE noderole = 'primary' ORDER BY groupid
 """
-# The catalogue of the coordinator says where everything lies; no other node is asked.
+# The catalogue of the coordinator says where everything lies; no other node is asked. $1 the schemas, or null for all.
 _LIST_PLACES = """
 SELECT n.nspname::text AS schema_name, p.groupid AS number
 FROM pg_catalog.pg_dist_schema AS d
@@ -31,6 +32,7 @@ JOIN pg_catalog.pg_namespace AS n ON n.oid = d.schemaid
 JOIN pg_catalog.pg_dist_partition AS t ON t.colocationid = d.colocationid
 JOIN pg_catalog.pg_dist_shard AS s ON s.logicalrelid = t.logicalrelid
 JOIN pg_catalog.pg_dist_placement AS p ON p.shardid = s.shardid
+WHERE $1::text[] IS NULL OR n.nspname = ANY ($1)
 GROUP BY n.nspname, p.groupid
 """
 _LIST_SIZES = """
@@ -78,9 +80,14 @@ async def list_nodes(connection: Connection) -> list[Node]:
     return [Node(**row) for row in await connection.fetch(_LIST_NODES)]
 
 
-async def list_places(connection: Connection) -> dict[str, int]:
-    """Return the number of the node on which each schema lies. A schema without tables, or a plain one, is left out."""
-    return {row["schema_name"]: row["number"] for row in await connection.fetch(_LIST_PLACES)}
+async def list_places(connection: Connection, schemas: Sequence[str] | None = None) -> dict[str, int]:
+    """Return the number of the node on which each schema lies. A schema without tables, or a plain one, is left out.
+
+    Args:
+        connection: To the coordinator.
+        schemas: Their names; None for all.
+    """
+    return {row["schema_name"]: row["number"] for row in await connection.fetch(_LIST_PLACES, schemas)}
 
 
 async def list_sizes(connection: Connection) -> dict[tuple[str, int], int]:

@@ -10,7 +10,7 @@ from quart_tenants.errors import DatabaseRefusedError
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.citus.cluster import Node, has_citus, list_nodes, list_places, list_sizes
-from quart_tenants.postgres.registry.registry_tables import check_registry, get_tenant, list_tenants
+from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry, get_tenant, list_tenants
 from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_until_commit
 from quart_tenants.tenant import Slug, Tenant
 
@@ -118,6 +118,9 @@ async def move_tenant(
             finally:
                 moving.cancel()
             await moving
+        async with database.connection() as connection:
+            # Workers count what hangs with a node apart.
+            await announce_changes(connection, tenant.id)
     return tenant, True
 
 

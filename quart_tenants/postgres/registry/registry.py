@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 from quart_tenants.connection import Row
@@ -17,6 +18,7 @@ from quart_tenants.errors import (
 from quart_tenants.measures.counts import Measures
 from quart_tenants.measures.stats import RegistryStats
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.citus.cluster import has_citus, list_places
 from quart_tenants.postgres.migrations.migration_files import SHARED_LEDGER
 from quart_tenants.postgres.registry.registry_tables import (
     ALL_TENANTS,
@@ -113,6 +115,7 @@ class Registry:
         self._moved: dict[Slug, tuple[int, float]] = {}
         self._addresses: dict[int, tuple[list[str], list[Slug]]] = {}
         self._position: Row | None = None
+        self._on_citus = False
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
         self._catching_up = asyncio.Lock()
@@ -224,6 +227,10 @@ class Registry:
                         self.shared_version = await connection.fetchval(_GET_SHARED_VERSION, SHARED_LEDGER)
                     # This comes second: a row that is written in between is read again by the next refresh.
                     await self.ended_sessions.refresh(connection, seen["snapshot"])
+                    changed = [change for change in changes if change["id"] is not None]
+                    places = {}
+                    if self._on_citus and changed:
+                        places = await list_places(connection, [change["schema_name"] for change in changed])
             newest = changes[0]
             # Somebody has run `init` of a newer program.
             refuse_old_program(newest["oldest_reader"])
@@ -234,8 +241,10 @@ class Registry:
             for change in changes:
                 if change["changed_id"] is not None:
                     self._remove(change["changed_id"])
-                if change["id"] is not None:
-                    self._put(change)
+                    self._database.nodes.pop(change["changed_id"], None)
+            for change in changed:
+                self._put(change)
+            self._place(changed, places)
             self._position = newest
             self._read_at = now
 
@@ -310,12 +319,22 @@ class Registry:
             rows = await connection.fetch(_LIST_LIVING)
             self.shared_version = await connection.fetchval(_GET_SHARED_VERSION, SHARED_LEDGER)
             await self.ended_sessions.load(connection)
+            self._on_citus = await has_citus(connection)
+            places = await list_places(connection) if self._on_citus else {}
         for remembered in (self._by_id, self._by_slug, self._by_domain, self._moved, self._addresses):
             remembered.clear()
         for row in rows:
             self._put(row)
+        self._database.nodes.clear()
+        self._place(rows, places)
         self._position = position
         self._read_at = now
+
+    def _place(self, rows: Iterable[Row], places: Mapping[str, int]) -> None:
+        """Tell the database on which node the tenants of *rows* lie. What hangs with a node is counted apart."""
+        for row in rows:
+            if (node := places.get(row["schema_name"])) is not None:
+                self._database.nodes[row["id"]] = node
 
     def _put(self, row: Row) -> None:
         tenant = read_tenant(row)

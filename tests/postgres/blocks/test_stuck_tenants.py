@@ -200,3 +200,98 @@ async def test_stuck_tenants_have_few_blocks_and_nobody_waits() -> None:
     assert await shares.take(also_stuck, deadline)
     shares.give_back(also_stuck, timed_out=False, apart=True)
     assert len(shares) == 0
+
+
+# A node of a cluster that hangs.
+
+
+async def count_late(settings: Settings, *, nodes: dict[int, int]) -> tuple[int, int]:
+    """Let tenants whose table is locked read, one block each; return how many took the whole time, and were stuck."""
+    late = stuck = 0
+    own = make_settings(settings, stuck_after=2)
+    async with await Database.open(own, timings=Timings(fuse=0.1)) as database:
+        acme, globex = [await get_tenant(database, parse_slug(slug)) for slug in ("acme", "globex")]
+        database.nodes.update(nodes | {globex.id: 2})
+        for number in range(10, 15):
+            try:
+                async with database.tenant_connection(replace(acme, id=number)) as connection:
+                    await connection.fetchval(READ)
+            except DatabaseTimeoutError as error:
+                late += "took too long" in str(error)
+                stuck += "still gives" in str(error)
+            # What lies on another node is served as before.
+            async with database.tenant_connection(globex) as connection:
+                assert await connection.fetchval(READ) == 0
+        await connection_of_no_tenant(database)
+        if nodes:
+            await serve_again(database, acme, settings)
+    return late, stuck
+
+
+async def connection_of_no_tenant(database: Database) -> None:
+    """Use the database for what belongs to no tenant, and so to no node."""
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+
+
+async def serve_again(database: Database, acme: Tenant, settings: Settings) -> None:
+    """Let one of the tenants get an answer, after which the others of its node are no longer stuck."""
+    async with database.tenant_connection(replace(acme, id=10)) as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+    async with database.tenant_connection(replace(acme, id=14)) as connection:
+        # Longer than a stuck tenant's block may take.
+        await connection.execute("SELECT pg_catalog.pg_sleep(0.2)")
+
+
+async def test_node_that_hangs_is_found_out_for_all_its_tenants(
+    settings: Settings, locked: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """After two time-outs of two tenants, no other tenant of their node takes a connection for the whole time."""
+    assert not locked.is_closed()
+    assert await count_late(settings, nodes=dict.fromkeys(range(10, 15), 1)) == (2, 3)
+
+
+async def test_tenants_of_no_known_node_find_out_one_by_one(
+    settings: Settings, locked: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """Negative control: where nobody knows the nodes, each of the tenants takes a connection for the whole time."""
+    assert not locked.is_closed()
+    assert await count_late(settings, nodes={}) == (5, 0)
+
+
+async def test_locked_table_of_one_tenant_says_nothing_about_its_node() -> None:
+    """Time-outs of one tenant alone leave the others of its node as they were; one answer ends what two have shown."""
+    shares = Shares(2, 5, apart=1, stuck_after=2)
+    one, other, third = make_tenant(1), make_tenant(2), make_tenant(3)
+    shares.nodes.update({1: 7, 2: 7, 3: 7})
+    deadline = asyncio.get_running_loop().time() + 60
+
+    async def use(tenant: Tenant, *, timed_out: bool) -> bool:
+        apart = await shares.take(tenant, deadline)
+        shares.give_back(tenant, timed_out=timed_out, apart=apart)
+        return apart
+
+    assert [await use(one, timed_out=True) for _ in range(3)] == [False, False, True]
+    assert not await use(other, timed_out=True)
+    assert await use(third, timed_out=False)
+    assert not await use(other, timed_out=False)
+    assert await use(one, timed_out=False)
+    assert len(shares) == 0
+
+
+async def test_block_that_waits_is_refused_when_its_node_is_found_out() -> None:
+    """Nobody waits for a share of a tenant whose node hangs."""
+    shares = Shares(1, 5, apart=1, stuck_after=2)
+    one, other = make_tenant(1), make_tenant(2)
+    shares.nodes.update({1: 7, 2: 7})
+    deadline = asyncio.get_running_loop().time() + 60
+    for tenant in (one, other):
+        assert not await shares.take(tenant, deadline)
+    waiting = asyncio.create_task(shares.take(other, deadline))
+    await asyncio.sleep(0)
+
+    shares.give_back(one, timed_out=True)
+    shares.give_back(other, timed_out=True)
+
+    with pytest.raises(DatabaseTimeoutError):
+        await waiting

@@ -9,8 +9,10 @@ import pytest
 from quart_tenants.errors import DatabaseRefusedError, RegistryNotReadyError, TenantBusyError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.tenant_moves import list_loads, move_tenant
+from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.registry.registry_tables import check_registry, get_tenant, init_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_until_commit
+from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.support.databases import execute
@@ -135,6 +137,25 @@ def test_limits_of_a_migration_hold_on_all_nodes(citus_url: str, tmp_path: Path)
         "SET LOCAL statement_timeout TO 300000",
         "CREATE TABLE more (id bigint PRIMARY KEY)",
     ]
+
+
+async def test_worker_knows_on_which_node_each_tenant_lies(citus_url: str) -> None:
+    """A new worker reads it once, and hears of a tenant that was moved, made or deleted as of any other change."""
+    settings = Settings(database_url=citus_url)
+    async with await Database.open(settings) as database:
+        registry = Registry(database, settings)
+        await registry.load()
+        acme, company1 = [registry.get_tenant(parse_slug(slug)) for slug in ("acme", "company1")]
+        before = dict(database.nodes)
+        await move_tenant(database, ACME, "b.example:5432")
+        await registry.refresh()
+
+        assert before == {acme.id: 1, company1.id: 1}
+        assert database.nodes == {acme.id: 2, company1.id: 1}
+
+        await drop_tenant(database, ACME)
+        await registry.refresh()
+        assert database.nodes == {company1.id: 1}
 
 
 # What is refused.
