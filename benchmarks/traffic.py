@@ -1,7 +1,7 @@
 """Watch the memory of workers in an hour of traffic of 10,000 tenants: `python -m benchmarks.traffic`.
 
 Exits 1 if it grows, or if an answer was wrong. Each tenant is a real one, with a schema. Tenants are drawn by Zipf's
-law, as in `benchmarks.requests`.
+law, as in `benchmarks.requests`. `--even --pause 50` finds in minutes what is kept for tenants at most.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from benchmarks.load.cluster import make_tenants, running_server
 from benchmarks.load.contenders import THIS_PROJECT
@@ -69,8 +70,14 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=20, help="between two looks at the memory, whole ones")
     parser.add_argument("--connections", type=int, default=Plan.connections)
     parser.add_argument("--workers", type=int, default=Plan.workers)
+    parser.add_argument("--pause", type=int, default=0, help="milliseconds from an answer to the next question")
+    parser.add_argument("--even", action="store_true", help="all tenants equally often, which soon fills what is kept")
     given = parser.parse_args()
     if find_wrk() is None:
         parser.error("there is no wrk on PATH: install it, such as with `apt-get install wrk` or `brew install wrk`")
-    plan = Plan(rounds=1, seconds=given.seconds, connections=given.connections, workers=given.workers)
+    plan = Plan(
+        rounds=1, seconds=given.seconds, connections=given.connections, workers=given.workers, pause=given.pause
+    )
+    if given.even:
+        plan = replace(plan, exponent=0.0)
     sys.exit(asyncio.run(main(plan, given.tenants, given.minutes)))

@@ -58,7 +58,15 @@ def write_tenants(path: Path, cookies: Sequence[tuple[str, str]], rows: int) -> 
 
 
 async def run_wrk(
-    port: int, tenants: Path, *, connections: int, seconds: float, seed: int, path: str = "/data", pause: int = 0
+    port: int,
+    tenants: Path,
+    *,
+    connections: int,
+    seconds: float,
+    seed: int,
+    path: str = "/data",
+    pause: int = 0,
+    exponent: float = EXPONENT,
 ) -> Load:
     """Ask for *seconds* through as many keep-alive connections, each *pause* milliseconds after its answer."""
     wrk = find_wrk()
@@ -66,7 +74,7 @@ async def run_wrk(
         raise RuntimeError("there is no wrk on PATH")
     process = await asyncio.create_subprocess_exec(
         wrk, f"-t{connections}", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s",
-        "-s", _SCRIPT, f"http://127.0.0.1:{port}{path}", "--", tenants, str(EXPONENT), str(seed), str(pause),
+        "-s", _SCRIPT, f"http://127.0.0.1:{port}{path}", "--", tenants, str(exponent), str(seed), str(pause),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await process.communicate()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from benchmarks.load.contenders import BARE, THIS_PROJECT
 from benchmarks.load.environments import make_environment
-from benchmarks.load.generator import EXPONENT
 from benchmarks.load.rounds import Measured, Plan
 
 _CHARTS = Path(__file__).parents[1] / "charts"
@@ -27,8 +26,8 @@ def describe_run(plan: Plan) -> str:
     return (
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {memory:.0f} GB, {platform.system()}, "
         f"Python {platform.python_version()}, load before {os.getloadavg()[0]:.1f}; tenants drawn by Zipf's law "
-        f"({EXPONENT:g}), {plan.connections} keep-alive connections, {plan.workers} worker{'s' * (plan.workers > 1)}, "
-        f"{plan.rounds} rounds of {plan.seconds:g} s in turn"
+        f"({plan.exponent:g}), {plan.connections} keep-alive connections, "
+        f"{plan.workers} worker{'s' * (plan.workers > 1)}, {plan.rounds} rounds of {plan.seconds:g} s in turn"
         + (f" for each of {plan.starts} starts" if plan.starts > 1 else "")
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.load.cluster import Server
 from benchmarks.load.contenders import Contender
-from benchmarks.load.generator import Load, run_wrk, write_tenants
+from benchmarks.load.generator import EXPONENT, Load, run_wrk, write_tenants
 from benchmarks.load.round_trips import CountingProxy
 from benchmarks.load.serving import Probe, Running, serving
 from benchmarks.load.sessions import log_in
@@ -82,6 +82,7 @@ class Plan:
         rows: Of each tenant.
         path: What is asked for.
         pause: Milliseconds from an answer until its connection asks again.
+        exponent: Of Zipf's law, by which tenants are drawn; 0 draws all of them equally often.
     """
 
     starts: int = 1
@@ -92,6 +93,7 @@ class Plan:
     rows: int = 1
     path: str = "/data"
     pause: int = 0
+    exponent: float = EXPONENT
 
 
 class Bench:
@@ -137,6 +139,7 @@ class Bench:
             seed=self._seed,
             path=self._plan.path,
             pause=self._plan.pause,
+            exponent=self._plan.exponent,
         )
 
     async def measure(self, running: Running, connections: int | None = None) -> Figures:
