@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 import quart_tenants
+import quart_tenants.console
 import quart_tenants.sqlalchemy
 import quart_tenants.testing
 from quart_tenants import admin
@@ -24,7 +25,7 @@ from quart_tenants.admin import Database, Settings
 PACKAGE = Path(quart_tenants.__file__).parent
 PUBLIC: dict[str, tuple[ModuleType, object]] = {
     f"{module.__name__}.{name}": (module, getattr(module, name))
-    for module in (quart_tenants, admin, quart_tenants.testing, quart_tenants.sqlalchemy)
+    for module in (quart_tenants, admin, quart_tenants.console, quart_tenants.testing, quart_tenants.sqlalchemy)
     for name in module.__all__
 } | {"quart_tenants.audit.audit": (audit_module, audit_module.audit)}
 FUNCTIONS = {name: found for name, (_, found) in PUBLIC.items() if inspect.isfunction(found)}
@@ -45,6 +46,7 @@ from sqlalchemy import text
 from quart_tenants import *
 from quart_tenants.admin import *
 from quart_tenants.audit import audit
+from quart_tenants.console import make_blueprint
 from quart_tenants.sqlalchemy import *
 from quart_tenants.testing import *
 

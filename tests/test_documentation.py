@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import quart_tenants
+import quart_tenants.console
 import quart_tenants.sqlalchemy
 import quart_tenants.testing
 from quart_tenants import admin, errors
@@ -29,6 +30,7 @@ CODES = [
 REFERENCE = {
     quart_tenants: "app.md",
     admin: "admin.md",
+    quart_tenants.console: "console.md",
     quart_tenants.testing: "testing.md",
     quart_tenants.sqlalchemy: "sqlalchemy.md",
 }

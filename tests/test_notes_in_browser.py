@@ -62,11 +62,18 @@ async def test_customer_signs_up_and_sees_notes_at_once_in_every_window(port: in
         for window in windows:
             await window.goto(f"http://newco.localhost:{port}/")
             await window.locator("html[data-live]").wait_for(state="attached")
+        writer = windows.pop()
+        await writer.get_by_label("New note:").fill("half a note")
 
         await page.get_by_label("New note:").fill("seen by all")
         await page.get_by_role("button", name="Write").click()
 
         for window in windows:
             await window.get_by_text("seen by all").wait_for()
+        # Where something is being written, the page says that there is more, and keeps what is written.
+        await writer.get_by_text("There are new notes.").wait_for()
+        assert await writer.get_by_label("New note:").input_value() == "half a note"
+        await writer.get_by_role("link", name="Show them").click()
+        await writer.get_by_text("seen by all").wait_for()
         await page.get_by_role("button", name="Sign out").click()
         assert await page.title() == "Sign in"

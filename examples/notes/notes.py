@@ -100,7 +100,7 @@ async def home() -> str:
 async def sign_up() -> ResponseReturnValue:
     """Make a tenant with its first user."""
     form = await request.form
-    slug, email, password = form["slug"], form["email"].strip().lower(), form["password"]
+    slug, email, password = form["slug"].strip().lower(), form["email"].strip().lower(), form["password"]
     if not email or not password:
         return await render_template("sign_up.html", error="Give an e-mail address and a password."), 400
     password_hash = await asyncio.to_thread(HASHER.hash, password)
