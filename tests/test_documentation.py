@@ -74,7 +74,9 @@ def list_anchors(text: str) -> set[str]:
 def find_broken_links(page: Path, text: str) -> list[str]:
     """Return the links in *text*, which stands in *page*, that lead to no file or to no heading."""
     broken = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", read_prose(text))):
+    for link in re.findall(
+        r"(?:\]\(|^\[[^]\n]+\]: +|(?:href|src)=\")([^)\s\"]+)", re.sub(r"`[^`\n]*`", "", read_prose(text)), re.MULTILINE
+    ):
         if link.startswith(("https://", "http://")):
             continue
         name, _, anchor = link.partition("#")
@@ -99,7 +101,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 )
 def test_broken_link_is_found(link: str) -> None:
     """Negative control: a missing page, a missing heading and a way out of the site are seen."""
-    assert find_broken_links(DOCS / "index.md", f"# Start\n\nSee [there]({link}).\n") == [link]
+    for way in (f"See [there]({link}).", f"See [there].\n\n[there]: {link}", f'See <a href="{link}">there</a>.'):
+        assert find_broken_links(DOCS / "index.md", f"# Start\n\n{way}\n") == [link]
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=name_page)
@@ -163,7 +166,7 @@ def test_names_that_a_page_imports_exist(page: Path) -> None:
 
 def read_remedies(text: str) -> dict[str, tuple[str, str]]:
     """Return the cause and the remedy of each code that has both."""
-    found = re.findall(r"^### `(\w+)`\n\n\*\*Cause\.\*\* (.+)\n\n\*\*Remedy\.\*\* (.+)$", text, re.MULTILINE)
+    found = re.findall(r"^### `(\w+)`\n\n\*\*Cause\.\*\* (.*\w.+)\n\n\*\*Remedy\.\*\* (.*\w.+)$", text, re.MULTILINE)
     return {code: (cause, remedy) for code, cause, remedy in found}
 
 
@@ -176,7 +179,8 @@ def test_errors_have_a_cause_and_a_remedy() -> None:
 
 
 def test_error_without_a_remedy_is_found() -> None:
-    """Negative control: a heading with a cause alone does not count."""
+    """Negative control: a heading with a cause alone does not count, nor does a remedy that says nothing."""
+    assert read_remedies("### `leak`\n\n**Cause.** A leak.\n\n**Remedy.** -\n") == {}
     assert read_remedies("### `leak`\n\n**Cause.** A leak.\n\n### `no_tenant`\n\n**Remedy.** Name it.\n") == {}
 
 

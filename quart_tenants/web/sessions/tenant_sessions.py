@@ -120,7 +120,12 @@ class TenantSession(SessionMixin):
         await self.write_ends()
 
     async def start(self, user: str, generation: int) -> None:
-        """Begin a new session for *user*, and end the session of the cookie, whichever it is."""
+        """Begin a new session for *user*, and end the session of the cookie, whichever it is.
+
+        Args:
+            user: Whoever has logged in.
+            generation: The counter that "log out everywhere" raises: a session of an earlier one is over.
+        """
         if not self._read:
             try:
                 self._read_cookies()
