@@ -178,13 +178,15 @@ async def direct_url(server_url: str, stock: DatabaseStock) -> AsyncIterator[str
 
 
 @pytest.fixture
-async def database_url(direct_url: str, pooler: PgBouncer | None) -> str:
+async def database_url(direct_url: str, pooler: PgBouncer | None) -> AsyncIterator[str]:
     """The URL of the database of `direct_url` by which the app reaches it."""
     if pooler is None:
-        return direct_url
-    await pooler.revive()
+        yield direct_url
+        return
     await empty_default_path(direct_url)
-    return pooler.url(direct_url)
+    yield pooler.url(direct_url)
+    # Here, so that its last words stand in the report of the test in which it ended.
+    await pooler.revive()
 
 
 @pytest.fixture
