@@ -275,7 +275,10 @@ class ConnectionPool:
         driver.proxy = proxy
         # Behind a pooler the server process that is weighed would be anybody's.
         weigh_at = min(_WEIGH_EVERY, self._max_tenants + 1) if driver.is_alone else sys.maxsize
-        return PooledConnection(driver, slot, epoch, weigh_at, driver.ready_at)
+        # Behind a pooler the first read, too, is one message, which is sent again where a restart has lost it. The first
+        # block of any other connection begins at once.
+        ready_at = float("-inf") if driver.is_alone else driver.ready_at
+        return PooledConnection(driver, slot, epoch, weigh_at, ready_at)
 
     async def _connect(self, deadline: float) -> Any:
         """Return what asyncpg's pool lends. In a restart of the server, or of a pooler, wait a moment for its end."""

@@ -122,7 +122,7 @@ def test_init_makes_the_registry_once(run: Run, empty_database_url: str, monkeyp
     monkeypatch.setenv("QUART_TENANTS_DATABASE_URL", empty_database_url)
     assert_refused(run("list"), "run quart-tenants init")
 
-    assert run("init") == Outcome(0, "registry ready (6 migrations applied)\n", "")
+    assert run("init") == Outcome(0, "registry ready (7 migrations applied)\n", "")
     assert run("init") == Outcome(0, "registry is up to date\n", "")
 
 
