@@ -275,8 +275,8 @@ class ConnectionPool:
         driver.proxy = proxy
         # Behind a pooler the server process that is weighed would be anybody's.
         weigh_at = min(_WEIGH_EVERY, self._max_tenants + 1) if driver.is_alone else sys.maxsize
-        # Behind a pooler the first read, too, is one message, which is sent again where a restart has lost it. The first
-        # block of any other connection begins at once.
+        # Behind a pooler the first read, too, is one message, which is sent again where a restart has lost it.
+        # The first block of any other connection begins at once.
         ready_at = float("-inf") if driver.is_alone else driver.ready_at
         return PooledConnection(driver, slot, epoch, weigh_at, ready_at)
 
