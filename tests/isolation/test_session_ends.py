@@ -292,11 +292,11 @@ async def test_open_websocket_loses_its_session(worker: Worker) -> None:
     assert (before, after) == ("ada", "nobody")
 
 
-async def test_session_costs_no_query(worker: Worker, database_url: str) -> None:
+async def test_session_costs_no_query(worker: Worker, direct_url: str) -> None:
     """On the usual path a session is checked in memory: hundreds of requests, not one transaction."""
     app = await worker()
     cookie = await enter(app)
-    watcher = await asyncpg.connect(database_url)
+    watcher = await asyncpg.connect(direct_url)
     try:
         backends = (
             "SELECT max(query_start) FROM pg_stat_activity "
