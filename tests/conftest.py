@@ -49,6 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to pass tests through a PgBouncer that is not there: all would be left out, and none would have failed."""
+    if config.getoption("--pgbouncer") and PROGRAM is None:
+        raise pytest.UsageError("PgBouncer is not installed: it is Debian's package pgbouncer")
+
+
 @pytest.fixture
 def plain_driver(request: pytest.FixtureRequest) -> bool:
     """Whether all connections are plain ones, because asyncpg's inside is another."""
@@ -137,8 +143,6 @@ def pooler(request: pytest.FixtureRequest, server_url: str) -> Iterator[PgBounce
     if not request.config.getoption("--pgbouncer"):
         yield None
         return
-    if PROGRAM is None:
-        pytest.skip("PgBouncer is not installed: it is Debian's package pgbouncer")
     with asyncio.Runner() as runner:
         running = run_pgbouncer(server_url, **SWALLOWS_PATH)
         try:
