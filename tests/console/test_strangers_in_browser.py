@@ -12,8 +12,8 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
 from tests.console.conftest import OwnConsole, find_operator, make_app
-from tests.security.test_browser import attackers
 from tests.support.browsers import needs_chromium, run_chromium
+from tests.support.fixed_answers import attackers
 from tests.support.patience import DEADLINE
 from tests.support.serving import serving_here
 

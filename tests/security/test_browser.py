@@ -1,7 +1,6 @@
 """A real Chromium: what pages at a sibling subdomain and at a foreign site can do to a visitor who is logged in."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from quart_tenants.app import create_app
 from quart_tenants.testing.databases import new_database_between_loops
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from tests.support.browsers import needs_chromium, run_chromium
+from tests.support.fixed_answers import attackers
 from tests.support.processes import SECRET_KEY, Server, run_server
 from tests.support.serving import serving_here as serving_app_here
 
@@ -99,22 +99,6 @@ def server(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
         run_server(url, tmp_path_factory.mktemp("server"), QUART_TENANTS_DOMAIN="example.test") as server,
     ):
         yield server
-
-
-@asynccontextmanager
-async def attackers() -> AsyncIterator[int]:
-    """Serve an empty page at every host name; yield the port."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            await reader.readuntil(b"\r\n\r\n")
-            page = b"<!doctype html><title>free prizes</title><body>"
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n" + page)
-            await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
-        yield listener.sockets[0].getsockname()[1]
 
 
 @asynccontextmanager

@@ -1,5 +1,7 @@
 """An adopter's app in a folder of its own, for tests of how it is served."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -9,6 +11,7 @@ from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
+from tests.support.processes import Server, run_program, wait_for_line
 
 NOTES = '''
 """Notes of tenants."""
@@ -75,6 +78,16 @@ async def write_notes_app(folder: Path, database_url: str) -> None:
         await init_registry(database)
         for slug in ("acme", "globex"):
             await create_tenant(database, parse_slug(slug), slug, settings=settings)
+
+
+@contextmanager
+def serving(folder: Path, environment: dict[str, str], *command: str) -> Iterator[Server]:
+    """Run *command*, by default `serve --app notes`, in the app's folder."""
+    command = command or ("serve", "--app", "notes", "--config", "hypercorn.toml")
+    log = folder / "log"
+    with run_program(*command, log=log, cwd=folder, **environment) as process:
+        port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
+        yield Server(process, port, log)
 
 
 def change_version(folder: Path, version: int) -> None:

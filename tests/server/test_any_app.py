@@ -7,8 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,12 @@ import pytest
 
 from quart_tenants.server.worker import _say_last
 from tests.server.load import DEADLINE, under_load
-from tests.server.notes_app import change_version, list_notes, write_notes_app
+from tests.server.notes_app import change_version, list_notes, serving, write_notes_app
 from tests.support.processes import (
     PROGRAM,
     SECRET_KEY,
     Server,
     make_environment,
-    run_program,
     run_warm,
     wait_for_answer,
     wait_for_line,
@@ -49,16 +46,6 @@ async def folder(tmp_path: Path, empty_database_url: str) -> Path:
 def environment(empty_database_url: str) -> dict[str, str]:
     """What the app needs in its environment."""
     return {"QUART_TENANTS_DATABASE_URL": empty_database_url, "QUART_SECRET_KEY": SECRET_KEY}
-
-
-@contextmanager
-def serving(folder: Path, environment: dict[str, str], *command: str) -> Iterator[Server]:
-    """Run *command*, by default `serve --app notes`, in the app's folder."""
-    command = command or ("serve", "--app", "notes", "--config", "hypercorn.toml")
-    log = folder / "log"
-    with run_program(*command, log=log, cwd=folder, **environment) as process:
-        port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
-        yield Server(process, port, log)
 
 
 def start(folder: Path, environment: dict[str, str], *command: str | Path) -> "subprocess.CompletedProcess[str]":

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.notes_app import NOTES, write_notes_app
+from tests.server.notes_app import NOTES, serving, write_notes_app
 from tests.server.test_supervision import find_workers
 from tests.support.patience import DEADLINE, wait_in_thread_until
-from tests.support.processes import SECRET_KEY, Server, run_program, wait_for_answer, wait_for_line
+from tests.support.processes import SECRET_KEY, wait_for_answer
 
 pytestmark = pytest.mark.slow
 
@@ -161,18 +161,15 @@ async def test_blocked_handler_costs_one_worker(tmp_path: Path, empty_database_u
         "QUART_SECRET_KEY": SECRET_KEY,
         "QUART_TENANTS_WORKER_TIMEOUT": str(PATIENCE),
     }
-    log = tmp_path / "log"
-    command = ("serve", "--app", "notes", "--config", "hypercorn.toml")
-    with run_program(*command, log=log, cwd=tmp_path, **environment) as process:
-        port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
-        wait_for_answer(port)
-        first = find_workers(process.pid)
-        async with Server(process, port, log).tenant("acme") as client:
+    with serving(tmp_path, environment) as server:
+        wait_for_answer(server.port)
+        first = find_workers(server.process.pid)
+        async with server.tenant("acme") as client:
             with pytest.raises(httpx.TransportError):
                 await client.get("/block")
-        wait_for_answer(port)
-        second = find_workers(process.pid)
+        wait_for_answer(server.port)
+        second = find_workers(server.process.pid)
 
     assert first.isdisjoint(second)
-    assert "it hung" in log.read_text()
-    assert "in block" in log.read_text()
+    assert "it hung" in server.log.read_text()
+    assert "in block" in server.log.read_text()

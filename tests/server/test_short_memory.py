@@ -7,9 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.notes_app import NOTES, list_notes, write_notes_app
+from tests.server.notes_app import NOTES, list_notes, serving, write_notes_app
 from tests.server.test_supervision import find_workers
-from tests.support.processes import SECRET_KEY, Server, run_program, wait_for_answer, wait_for_line
+from tests.support.processes import SECRET_KEY, Server, wait_for_answer
 
 if sys.platform == "linux":
     import resource
@@ -82,14 +82,10 @@ async def run_out_of_memory(folder: Path, url: str, path: str, routes: str) -> t
         "QUART_TENANTS_REQUEST_TIMEOUT": "120",
         "QUART_TENANTS_COMMAND_TIMEOUT": "120",
     }
-    log = folder / "log"
-    command = ("serve", "--app", "notes", "--config", "hypercorn.toml")
-    with run_program(*command, log=log, cwd=folder, **environment) as process:
-        port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
-        wait_for_answer(port)
-        server = Server(process, port, log)
+    with serving(folder, environment) as server:
+        wait_for_answer(server.port)
         assert await post(server, "/notes/before") == 200
-        (worker,) = find_workers(process.pid)
+        (worker,) = find_workers(server.process.pid)
         limit_memory(worker, ROOM)
         status = await post(server, path)
         return status, [await post(server, "/notes/after") for _ in range(LATER)]

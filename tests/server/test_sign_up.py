@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.notes_app import list_notes, write_notes_app
-from tests.support.processes import SECRET_KEY, Server, run_program, wait_for_line
+from tests.server.notes_app import list_notes, serving, write_notes_app
+from tests.support.processes import SECRET_KEY, Server
 
 pytestmark = pytest.mark.slow
 
@@ -28,10 +28,7 @@ async def test_every_sign_up_is_followed_by_its_page(tmp_path: Path, empty_datab
     await write_notes_app(tmp_path, empty_database_url)
     (tmp_path / "hypercorn.toml").write_text(CONFIG)
     environment = {"QUART_TENANTS_DATABASE_URL": empty_database_url, "QUART_SECRET_KEY": SECRET_KEY}
-    command = ("serve", "--app", "notes", "--config", "hypercorn.toml")
-    log = tmp_path / "log"
-    with run_program(*command, log=log, cwd=tmp_path, **environment) as process:
-        server = Server(process, int(wait_for_line(process, "serving on", log).rpartition(":")[2]), log)
+    with serving(tmp_path, environment) as server:
         answers = []
         for first in range(0, CUSTOMERS, 4):
             answers += await asyncio.gather(*(sign_up(server, f"c{first + number}") for number in range(4)))
