@@ -135,6 +135,12 @@ async def find_shape(
         return shape
 
 
+async def write_same_texts(connection: Connection) -> None:
+    """Let this transaction write the same rows as the same texts as every other one."""
+    for setting in SAME_TEXTS:
+        await connection.execute(setting)
+
+
 async def get_digest(connection: Connection, *, privileges: bool, hidden: str = "") -> str:
     """Return the digest of all that the first schema on the path is made of.
 
@@ -143,8 +149,7 @@ async def get_digest(connection: Connection, *, privileges: bool, hidden: str = 
         privileges: Whether rights count.
         hidden: What is left out of each text.
     """
-    for setting in SAME_TEXTS:
-        await connection.execute(setting)
+    await write_same_texts(connection)
     digest: str = await connection.fetchval(_GET_DIGEST, privileges, hidden)
     return digest
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from quart_tenants.connection import Connection
 from quart_tenants.errors import ClientProgramError
 from quart_tenants.postgres.backups.client_programs import ClientPrograms, describe_failure, start_program
-from quart_tenants.postgres.backups.migrated_shapes import LIST_RELATIONS
+from quart_tenants.postgres.backups.migrated_shapes import LIST_RELATIONS, write_same_texts
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
 from quart_tenants.postgres.backups.restore_scripts import (
-    SAME_TEXTS,
     Restoration,
     describe_objects,
     quote_literal,
@@ -61,8 +60,7 @@ async def take_picture(
         ClientProgramError: psql failed.
     """
     await enter_schema(connection, schema, settings=settings)
-    for setting in SAME_TEXTS:
-        await connection.execute(setting)
+    await write_same_texts(connection)
     objects = [row["part"] for row in await connection.fetch(_LIST_OBJECTS, privileges)]
     await connection.execute("SET LOCAL search_path TO ''")
     # A materialized view is not compared: a restore fills it anew, and it may have other rows then.

@@ -25,7 +25,7 @@ from quart_tenants.postgres.migrations.migration_runs import (
     record_migrations,
     run_scripts,
 )
-from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits, list_limits_of_all_nodes
+from quart_tenants.postgres.migrations.migration_tries import GRACE, format_limits, limit_on_all_nodes
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import announce_changes
 from quart_tenants.postgres.registry.tenant_locks import LOCK_KEY, lock_session
@@ -166,8 +166,7 @@ async def _run_together(
                 await _check_usable(connection, tenant)
                 raise TenantBusyError(tenant.slug)
             if on_citus:
-                for statement in list_limits_of_all_nodes(settings):
-                    await connection.execute(statement)
+                await limit_on_all_nodes(connection, settings)
             told = find_reported_path(connection)
             async with as_owner(connection, wanted=settings.role_per_tenant):
                 await run_scripts(connection, tenant.schema.name, migrations, seconds=seconds, after=after)

@@ -78,7 +78,12 @@ class TenantGrowth:
     in_30_days: int | None
 
 
-async def measure_sizes(database: Database, on_measured: Callable[[int], object] = lambda number: None) -> list[Slug]:
+async def measure_sizes(
+    database: Database,
+    on_measured: Callable[[int], object] = lambda number: None,
+    *,
+    on_begin: Callable[[int], object] = lambda total: None,
+) -> list[Slug]:
     """Measure all tenants, and remember their sizes as those of today; return who could not be measured.
 
     Those are the tenants one of whose tables was locked. Doing it again on the same day replaces what was remembered.
@@ -86,14 +91,16 @@ async def measure_sizes(database: Database, on_measured: Callable[[int], object]
     Args:
         database: The database of the tenants.
         on_measured: Called with how many more tenants are done.
+        on_begin: Called with the number of tenants.
 
     Raises:
         RegistryNotReadyError: There is no registry yet, or it is older than this program.
     """
     tenants = await list_tenants(database)
+    on_begin(len(tenants))
     locked: list[Slug] = []
     for begin in range(0, len(tenants), _AT_ONCE):
-        batch = tenants[begin:][:_AT_ONCE]
+        batch = tenants[begin : begin + _AT_ONCE]
         sizes = await _measure(database, batch)
         async with database.connection() as connection:
             await connection.execute(_REMEMBER, list(sizes), list(sizes.values()))

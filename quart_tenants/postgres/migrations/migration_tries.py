@@ -4,6 +4,7 @@ import random
 
 import asyncpg
 
+from quart_tenants.connection import Connection
 from quart_tenants.errors import (
     DatabaseUnavailableError,
     MigrationFailedError,
@@ -60,9 +61,11 @@ def format_limits(settings: Settings, lock_timeout: float, *, local: bool) -> st
     )
 
 
-def list_limits_of_all_nodes(settings: Settings) -> tuple[str, ...]:
-    """Return the statements that let the limits of a migration in a transaction hold on all nodes of a cluster."""
-    return list_limits(lock=settings.migration_lock_timeout, statement=settings.migration_statement_timeout)
+async def limit_on_all_nodes(connection: Connection, settings: Settings) -> None:
+    """Let the limits of a migration hold for the rest of the transaction, on all nodes of a cluster."""
+    limits = list_limits(lock=settings.migration_lock_timeout, statement=settings.migration_statement_timeout)
+    for limit in limits:
+        await connection.execute(limit)
 
 
 def may_succeed_later(error: TenantError) -> bool:

@@ -28,7 +28,7 @@ from quart_tenants.postgres.migrations.migration_tries import (
     GRACE,
     choose_pause,
     format_limits,
-    list_limits_of_all_nodes,
+    limit_on_all_nodes,
     may_succeed_later,
 )
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
@@ -130,8 +130,7 @@ async def _locked(
         async with block as connection, watch_waits(database, connection) as watch:
             await connection.execute(format_limits(settings, _PATIENCE, local=True))
             await connection.execute(_LOCK)
-            for statement in list_limits_of_all_nodes(settings):
-                await connection.execute(statement)
+            await limit_on_all_nodes(connection, settings)
             yield connection
     except asyncpg.PostgresError as error:
         reason = f"{describe_refusal(error)}{_tell(watch, error)}"

@@ -9,7 +9,6 @@ import click
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.tenant_sizes import Order, list_growth, measure_sizes
-from quart_tenants.postgres.registry.registry_tables import list_tenants
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.progress import Progress
 from quart_tenants.web.commands.running import count_tenants, with_database
@@ -34,8 +33,8 @@ async def sizes_command(database: Database, settings: Settings, by: Order, most:
     prints a table on a terminal. Otherwise it prints one line each with tabs between slug, bytes, and by how many bytes
     it has grown in 7 and in 30 days, which are empty where that is not known.
     """
-    with Progress("measuring", len(await list_tenants(database))) as progress:
-        locked = await measure_sizes(database, progress.advance)
+    with Progress("measuring") as progress:
+        locked = await measure_sizes(database, progress.advance, on_begin=progress.expect)
     found = await list_growth(database, order=by, limit=most)
     if as_json:
         click.echo(json.dumps({"tenants": [asdict(one) for one in found], "locked": locked}, indent=2, default=str))
