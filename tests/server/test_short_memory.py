@@ -74,7 +74,7 @@ async def run_out_of_memory(folder: Path, url: str, path: str, routes: str) -> t
     """
     await write_notes_app(folder, url)
     (folder / "notes.py").write_text(NOTES.replace("\n    return app\n", routes, 1))
-    (folder / "hypercorn.toml").write_text('bind = "127.0.0.1:0"\nworkers = 1\ngraceful_timeout = 0\n')
+    (folder / "hypercorn.toml").write_text('bind = "127.0.0.1:0"\nworkers = 1\ngraceful_timeout = 60\n')
     environment = {
         "QUART_TENANTS_DATABASE_URL": url,
         "QUART_SECRET_KEY": SECRET_KEY,
