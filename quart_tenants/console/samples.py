@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from quart_tenants.errors import TenantError
+from quart_tenants.measures import metric_names as names
 from quart_tenants.measures.durations import BOUNDS
 from quart_tenants.measures.stats import Stats
 from quart_tenants.web.commands.busy_tenants import Look
@@ -125,23 +126,22 @@ def sample_metrics(samples: Iterable[tuple[str, dict[str, str], float]]) -> Samp
     delays = [0.0] * len(ends)
     requests = connections = lent = behind = 0.0
     for name, labels, value in samples:
-        match name:
-            case "quart_tenants_requests_total":
-                requests += value
-            case "quart_tenants_answer_delay_seconds_bucket":
-                # The client writes 1.0 for what we call 1.
-                end = labels["le"]
-                delays[ends[end if end == "+Inf" else f"{float(end):g}"]] += value
-            case "quart_tenants_connections":
-                connections += value
-                lent += value if labels["state"] == "lent" else 0
-            case "quart_tenants_behind_tenants":
-                behind = max(behind, value)
+        if name == names.REQUESTS + names.TOTAL:
+            requests += value
+        elif name == f"{names.ANSWER_DELAY}_bucket":
+            # The client writes 1.0 for what we call 1.
+            end = labels["le"]
+            delays[ends[end if end == "+Inf" else f"{float(end):g}"]] = value
+        elif name == names.CONNECTIONS:
+            connections += value
+            lent += value if labels["state"] == "lent" else 0
+        elif name == names.BEHIND_TENANTS:
+            behind = value
     return Sample(requests, tuple(delays), connections, lent, behind)
 
 
 def _find_rate(before: tuple[float, Sample], after: tuple[float, Sample]) -> float:
-    # A worker that was replaced counts from 0 on.
+    # `serve` that was started anew counts from 0 on.
     return max(after[1].requests - before[1].requests, 0) / max(after[0] - before[0], 0.001)
 
 

@@ -1,10 +1,12 @@
 """Write the figures of workers for Prometheus, by its own client library, which is the extra `metrics`.
 
-Each worker's numbers have the label `worker`, and are not added up here: when a worker is replaced, its numbers begin
-anew, which Prometheus understands for each of them and could not for their sum.
+What only grows is the sum of all workers, in which a worker that was replaced stays. What is so now has the label
+`worker`: the pools, what is in progress, the age of the news. How many tenants there are is the same for all.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -12,32 +14,36 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 
+from quart_tenants.measures import metric_names as names
 from quart_tenants.measures.durations import BOUNDS
-from quart_tenants.measures.stats import DurationStats, Stats, TenantStats
+from quart_tenants.measures.stats import (
+    BlockStats,
+    DurationStats,
+    LoginStats,
+    PoolStats,
+    RegistryStats,
+    RequestStats,
+    SessionStats,
+    Stats,
+)
+from quart_tenants.measures.sums import Worker, add_up
 
-OTHERS = "(others)"
-"""The label of all tenants that are not named. No slug has brackets."""
-
-_PREFIX = "quart_tenants_"
-# What is told of each tenant: the figure, the name of its metric and the help.
-_OF_TENANTS = {
-    "requests": ("requests", "Answered requests of the tenant."),
-    "refused": ("refused_requests", "Requests of the tenant that were answered 429."),
-    "errors": ("failed_requests", "Requests of the tenant that were answered by a status from 500 on."),
-    "bytes": ("answer_bytes", "Bytes in the bodies of the tenant's answers."),
-    "blocks": ("blocks", "Blocks of the tenant that have ended."),
-    "block_seconds": ("block_seconds", "Seconds in the tenant's blocks, with their waiting."),
-    "statements": ("statements", "Statements in the tenant's blocks."),
-    "statement_seconds": ("statement_seconds", "Seconds in which the tenant's blocks waited for the server."),
-    "rows": ("rows", "Rows that the tenant's blocks read."),
-    "failed_logins": ("failed_logins", "Wrong passwords at the tenant."),
-}
-
+_MOST_WITH_BLOCKS = 20
 _Values = Sequence[tuple[tuple[str, ...], float]]
 """The labels of each number, without their names, and the number."""
 
-Worker = tuple[str, int, Stats | None]
-"""A worker's label, how often one was started under it, and its figures, if it is alive."""
+_OF_TENANTS = {
+    "requests": "Answered requests of the tenant.",
+    "refused": "Requests of the tenant that were answered 429.",
+    "errors": "Requests of the tenant that were answered by a status from 500 on.",
+    "bytes": "Bytes in the bodies of the tenant's answers.",
+    "blocks": "Blocks of the tenant that have ended.",
+    "block_seconds": "Seconds in the tenant's blocks, with their waiting.",
+    "statements": "Statements in the tenant's blocks.",
+    "statement_seconds": "Seconds in which the tenant's blocks waited for the server.",
+    "rows": "Rows that the tenant's blocks read.",
+    "failed_logins": "Wrong passwords at the tenant.",
+}
 
 
 class StatsCollector:
@@ -45,171 +51,182 @@ class StatsCollector:
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
-        self._living = [(name, stats) for name, _, stats in workers if stats is not None]
+        self._living = [(one.name, one.stats) for one in workers if one.is_up and one.stats is not None]
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
-        yield self._gauge(
-            "worker_up", "Whether the worker gives figures.", [((n,), s is not None) for n, _, s in self._workers]
-        )
-        starts = [((name,), starts) for name, starts, _ in self._workers]
-        yield self._counter("worker_starts", "How often a worker was started in this place.", starts)
-        yield from self._collect_requests()
-        yield from self._collect_blocks()
-        yield from self._collect_pool()
-        yield from self._collect_registry()
-        yield from self._collect_logins()
-        yield from self._collect_tenants()
-        yield from self._collect_figures()
+        up = [((one.name,), one.is_up) for one in self._workers]
+        yield _gauge(names.WORKER_UP, "Whether the worker gives figures.", up, "worker")
+        starts = [((one.name,), one.starts) for one in self._workers]
+        yield _counter(names.WORKER_STARTS, "How often a worker was started in this place.", starts, "worker")
+        # A worker that is gone has counted, too: without it the sums would go down.
+        counted = [one.stats for one in self._workers if one.stats is not None]
+        if counted:
+            total = reduce(add_up, counted)
+            yield from _sum_requests(total.requests)
+            yield from _sum_blocks(total.blocks)
+            yield from _sum_pool(total.pool)
+            yield from _sum_registry(total.registry)
+            yield from _sum_logins(total.sessions, total.logins)
+            yield from _sum_tenants(total)
+            for figure, value in sorted(total.figures.items()):
+                if figure.endswith(names.TOTAL):
+                    yield _counter(f"app_{figure.removesuffix(names.TOTAL)}", "A figure of the app's own.", value)
+        yield from self._show_workers()
+        yield from self._show_registry()
+        yield from self._show_blocks()
 
-    def _collect_requests(self) -> Iterator[Metric]:
+    def _show_workers(self) -> Iterator[Metric]:
+        """Yield what is so now, which only the worker itself can be asked for."""
         of = self._living
-        yield self._counter(
-            "requests",
-            "Requests by HTTP, by the class of the answer; none: the client went away before it.",
-            [((n, status), count) for n, s in of for status, count in s.requests.by_status.items()],
-            "status",
-        )
-        yield self._histogram(
-            "answer_delay_seconds", "Until an answer began.", [(n, s.requests.until_answer) for n, s in of]
-        )
-        yield self._gauge("requests_in_progress", "Requests now.", [((n,), s.requests.in_progress) for n, s in of])
-        yield self._counter("answer_bytes", "Bytes of all bodies.", [((n,), s.requests.bytes) for n, s in of])
-        yield self._counter("retried_views", "Views that ran once more.", [((n,), s.requests.retried) for n, s in of])
-
-    def _collect_blocks(self) -> Iterator[Metric]:
-        of = [(name, stats.blocks) for name, stats in self._living]
-        yield self._histogram("block_seconds", "How long blocks took, waiting too.", [(n, b.ended) for n, b in of])
-        yield self._counter("failed_blocks", "Blocks that ended by an error.", [((n,), b.failed) for n, b in of])
-        yield self._counter("slow_blocks", "Blocks that were slow.", [((n,), b.slow) for n, b in of])
-        yield self._counter("statements", "Statements in blocks.", [((n,), b.statements) for n, b in of])
-        yield self._counter(
-            "statement_seconds", "Seconds of waiting for the server.", [((n,), b.statement_seconds) for n, b in of]
-        )
-        yield self._counter("round_trips", "Messages to the server and back.", [((n,), b.round_trips) for n, b in of])
-        yield self._counter("rows", "Rows that blocks read.", [((n,), b.rows) for n, b in of])
-
-    def _collect_pool(self) -> Iterator[Metric]:
-        of = [(name, stats.pool) for name, stats in self._living]
-        yield self._gauge(
-            "connections",
+        yield _gauge("requests_in_progress", "Requests now.", [((n,), s.requests.in_progress) for n, s in of], "worker")
+        yield _gauge(
+            names.CONNECTIONS,
             "Connections to the database, by what they do.",
-            [((n, state), c) for n, p in of for state, c in (("idle", p.idle), ("lent", p.size - p.idle))],
+            [
+                ((n, state), count)
+                for n, s in of
+                for state, count in (("idle", s.pool.idle), ("lent", s.pool.size - s.pool.idle))
+            ],
+            "worker",
             "state",
         )
-        yield self._gauge("connections_max", "Connections at most.", [((n,), p.max_size) for n, p in of])
-        yield self._gauge(
+        yield _gauge("connections_max", "Connections at most.", [((n,), s.pool.max_size) for n, s in of], "worker")
+        yield _gauge(
             "waiting_blocks",
             "Blocks that wait, by what for: the tenant's share, or a connection.",
             [
                 ((n, reason), count)
-                for n, p in of
-                for reason, count in (("share", p.waiting_for_share), ("connection", p.waiting_for_connection))
-            ],
-            "for",
-        )
-        yield self._counter(
-            "block_wait_seconds",
-            "Seconds that blocks have waited, by what for.",
-            [
-                ((n, reason), seconds)
-                for n, p in of
-                for reason, seconds in (("share", p.share_wait_seconds), ("connection", p.connection_wait_seconds))
-            ],
-            "for",
-        )
-        yield self._counter(
-            "refused_blocks",
-            "Blocks that were refused, by what they did not get.",
-            [
-                ((n, reason), count)
-                for n, p in of
+                for n, s in of
                 for reason, count in (
-                    ("share", p.refused_by_share),
-                    ("connection", p.refused_by_pool),
-                    ("stuck", p.refused_as_stuck),
+                    ("share", s.pool.waiting_for_share),
+                    ("connection", s.pool.waiting_for_connection),
                 )
             ],
+            "worker",
             "for",
         )
-        yield self._gauge(
-            "stuck_tenants", "Tenants whose last blocks timed out.", [((n,), p.stuck_tenants) for n, p in of]
-        )
-        yield self._counter("opened_connections", "Connections that were opened.", [((n,), p.opened) for n, p in of])
-        yield self._counter(
-            "closed_connections",
-            "Connections that were replaced, by the reason.",
-            [((n, reason), count) for n, p in of for reason, count in p.closed.items()],
-            "reason",
-        )
+        stuck = [((n,), s.pool.stuck_tenants) for n, s in of]
+        yield _gauge("stuck_tenants", "Tenants whose last blocks timed out.", stuck, "worker")
+        ages = [((n,), s.registry.age) for n, s in of]
+        yield _gauge(names.REGISTRY_AGE, "Since the registry was read.", ages, "worker")
+        logins = [((n,), s.logins.in_progress) for n, s in of]
+        yield _gauge("logins_in_progress", "Attempts to log in now.", logins, "worker")
+        for figure in sorted({figure for _, stats in of for figure in stats.figures}):
+            if not figure.endswith(names.TOTAL):
+                values = [((n,), s.figures[figure]) for n, s in of if figure in s.figures]
+                yield _gauge(f"app_{figure}", "A figure of the app's own.", values, "worker")
 
-    def _collect_registry(self) -> Iterator[Metric]:
-        of = [(name, stats.registry) for name, stats in self._living]
-        yield self._gauge("registry_age_seconds", "Since the registry was read.", [((n,), r.age) for n, r in of])
-        yield self._gauge("tenants", "Tenants outside the trash.", [((n,), r.tenants) for n, r in of])
-        yield self._gauge("suspended_tenants", "Tenants that are suspended.", [((n,), r.suspended) for n, r in of])
-        yield self._gauge("behind_tenants", "Tenants that must be migrated first.", [((n,), r.behind) for n, r in of])
-        yield self._gauge(
-            "tenant_behind",
-            "1 for some of those tenants, by name.",
-            [((n, slug), 1) for n, r in of for slug in r.behind_slugs],
-            "tenant",
-        )
-        yield self._counter("unknown_lookups", "Visits of unknown tenants.", [((n,), r.unknown_lookups) for n, r in of])
-        yield self._counter("failed_registry_reads", "Failed reads.", [((n,), r.failed_reads) for n, r in of])
+    def _show_registry(self) -> Iterator[Metric]:
+        """Yield how the fleet is, as the worker with the latest news knows it."""
+        if not self._living:
+            return
+        registry = min((stats.registry for _, stats in self._living), key=lambda one: one.age)
+        yield _gauge("tenants", "Tenants outside the trash.", registry.tenants)
+        yield _gauge("suspended_tenants", "Tenants that are suspended.", registry.suspended)
+        yield _gauge(names.BEHIND_TENANTS, "Tenants that must be migrated first.", registry.behind)
+        behind = [((slug,), 1) for slug in registry.behind_slugs]
+        yield _gauge(names.TENANT_BEHIND, "1 for some of those tenants, by name.", behind, "tenant")
 
-    def _collect_logins(self) -> Iterator[Metric]:
-        sessions = [(name, stats.sessions) for name, stats in self._living]
-        yield self._counter(
-            "sessions",
-            "Sessions, by what happened to them: read, another tenant's, asked about in the database, ended.",
-            [((n, kind), getattr(s, kind)) for n, s in sessions for kind in ("checked", "refused", "asked", "ended")],
-            "event",
-        )
-        logins = [(name, stats.logins) for name, stats in self._living]
-        yield self._counter(
-            "logins",
-            "Attempts to log in, by how they ended.",
-            [((n, kind), getattr(s, kind)) for n, s in logins for kind in ("succeeded", "failed", "throttled")],
-            "outcome",
-        )
-        yield self._counter("login_attempts", "Attempts to log in.", [((n,), s.attempts) for n, s in logins])
-        yield self._gauge("logins_in_progress", "Attempts to log in now.", [((n,), s.in_progress) for n, s in logins])
+    def _show_blocks(self) -> Iterator[Metric]:
+        """Yield which tenants have blocks that are open. One whose blocks do not end need not be a busy one."""
+        blocks = [block for _, stats in self._living for block in stats.open_blocks]
+        count = Counter(block.tenant for block in blocks if block.tenant is not None)
+        most = [((slug,), number) for slug, number in count.most_common(_MOST_WITH_BLOCKS)]
+        yield _gauge("tenant_open_blocks", "Blocks of some tenants that are open or wait.", most, "tenant")
 
-    def _collect_tenants(self) -> Iterator[Metric]:
-        told: list[tuple[str, str, TenantStats]] = [
-            (name, tenant.slug or OTHERS, tenant)
-            for name, stats in self._living
-            for tenant in (*stats.tenants, stats.other_tenants)
-        ]
-        for figure, (metric, explained) in _OF_TENANTS.items():
-            values = [((name, slug), getattr(tenant, figure)) for name, slug, tenant in told]
-            yield self._counter(f"tenant_{metric}", explained, values, "tenant")
-        lent = [
-            ((name, slug), sum(block.tenant == slug for block in stats.open_blocks))
-            for name, stats in self._living
-            for slug in dict.fromkeys(block.tenant for block in stats.open_blocks if block.tenant is not None)
-        ]
-        yield self._gauge("tenant_open_blocks", "Blocks of the tenant that are open or wait.", lent, "tenant")
 
-    def _collect_figures(self) -> Iterator[Metric]:
-        for figure in sorted({figure for _, stats in self._living for figure in stats.figures}):
-            of = [((name,), stats.figures[figure]) for name, stats in self._living if figure in stats.figures]
-            make = self._counter if figure.endswith("_total") else self._gauge
-            yield make(f"app_{figure.removesuffix('_total')}", "A figure of the app's own.", of)
+def _sum_requests(requests: RequestStats) -> Iterator[Metric]:
+    yield _counter(
+        names.REQUESTS,
+        "Requests by HTTP, by the class of the answer; none: the client went away before it.",
+        _label(requests.by_status),
+        "status",
+    )
+    yield _histogram(names.ANSWER_DELAY, "Until an answer began.", requests.until_answer)
+    yield _counter("answer_bytes", "Bytes of all bodies.", requests.bytes)
+    yield _counter("retried_views", "Views that ran once more.", requests.retried)
 
-    def _gauge(self, name: str, explained: str, values: _Values, *labels: str) -> Metric:
-        return _fill(GaugeMetricFamily(_PREFIX + name, explained, labels=("worker", *labels)), values)
 
-    def _counter(self, name: str, explained: str, values: _Values, *labels: str) -> Metric:
-        return _fill(CounterMetricFamily(_PREFIX + name, explained, labels=("worker", *labels)), values)
+def _sum_blocks(blocks: BlockStats) -> Iterator[Metric]:
+    yield _histogram("block_seconds", "How long blocks took, waiting too.", blocks.ended)
+    yield _counter("failed_blocks", "Blocks that ended by an error.", blocks.failed)
+    yield _counter("slow_blocks", "Blocks that were slow.", blocks.slow)
+    yield _counter("statements", "Statements in blocks.", blocks.statements)
+    yield _counter("statement_seconds", "Seconds of waiting for the server.", blocks.statement_seconds)
+    yield _counter("round_trips", "Messages to the server and back.", blocks.round_trips)
+    yield _counter("rows", "Rows that blocks read.", blocks.rows)
 
-    def _histogram(self, name: str, explained: str, values: Sequence[tuple[str, DurationStats]]) -> Metric:
-        family = HistogramMetricFamily(_PREFIX + name, explained, labels=("worker",))
-        for worker, durations in values:
-            ends = [f"{bound:g}" for bound in BOUNDS] + ["+Inf"]
-            family.add_metric((worker,), list(zip(ends, accumulate(durations.counts), strict=True)), durations.seconds)
-        return family
+
+def _sum_pool(pool: PoolStats) -> Iterator[Metric]:
+    yield _counter(
+        "block_wait_seconds",
+        "Seconds that blocks have waited, by what for.",
+        _label({"share": pool.share_wait_seconds, "connection": pool.connection_wait_seconds}),
+        "for",
+    )
+    yield _counter(
+        "refused_blocks",
+        "Blocks that were refused, by what they did not get.",
+        _label({"share": pool.refused_by_share, "connection": pool.refused_by_pool, "stuck": pool.refused_as_stuck}),
+        "for",
+    )
+    yield _counter("opened_connections", "Connections that were opened.", pool.opened)
+    yield _counter(
+        "closed_connections", "Connections that were replaced, by the reason.", _label(pool.closed), "reason"
+    )
+
+
+def _sum_registry(registry: RegistryStats) -> Iterator[Metric]:
+    yield _counter("unknown_lookups", "Visits of unknown tenants.", registry.unknown_lookups)
+    yield _counter("failed_registry_reads", "Failed reads.", registry.failed_reads)
+
+
+def _sum_logins(sessions: SessionStats, logins: LoginStats) -> Iterator[Metric]:
+    yield _counter(
+        "sessions",
+        "Sessions, by what happened to them: read, another tenant's, asked about in the database, ended.",
+        [((kind,), getattr(sessions, kind)) for kind in ("checked", "refused", "asked", "ended")],
+        "event",
+    )
+    yield _counter(
+        "logins",
+        "Attempts to log in, by how they ended.",
+        [((kind,), getattr(logins, kind)) for kind in ("succeeded", "failed", "throttled")],
+        "outcome",
+    )
+    yield _counter("login_attempts", "Attempts to log in.", logins.attempts)
+
+
+def _sum_tenants(total: Stats) -> Iterator[Metric]:
+    told = [(tenant.slug or names.OTHERS, tenant) for tenant in (*total.tenants, total.other_tenants)]
+    for figure, explained in _OF_TENANTS.items():
+        values = [((slug,), getattr(tenant, figure)) for slug, tenant in told]
+        yield _counter(names.OF_TENANTS[figure], explained, values, "tenant")
+
+
+def _label(values: Mapping[str, float]) -> _Values:
+    return [((label,), value) for label, value in values.items()]
+
+
+def _gauge(name: str, explained: str, values: _Values | float, *labels: str) -> Metric:
+    return _fill(GaugeMetricFamily(names.PREFIX + name, explained, labels=labels), values)
+
+
+def _counter(name: str, explained: str, values: _Values | float, *labels: str) -> Metric:
+    return _fill(CounterMetricFamily(names.PREFIX + name, explained, labels=labels), values)
+
+
+def _fill(family: Any, values: _Values | float) -> Metric:
+    for labels, value in [((), values)] if isinstance(values, int | float) else values:
+        family.add_metric(labels, value)
+    return family  # type: ignore[no-any-return]
+
+
+def _histogram(name: str, explained: str, durations: DurationStats) -> Metric:
+    ends = [f"{bound:g}" for bound in BOUNDS] + ["+Inf"]
+    buckets = list(zip(ends, accumulate(durations.counts), strict=True))
+    return HistogramMetricFamily(names.PREFIX + name, explained, buckets=buckets, sum_value=durations.seconds)
 
 
 def write_metrics(workers: Sequence[Worker], accept: str) -> tuple[bytes, str]:
@@ -224,9 +241,3 @@ def write_metrics(workers: Sequence[Worker], accept: str) -> tuple[bytes, str]:
     registry = CollectorRegistry()
     registry.register(StatsCollector(workers))
     return encode(registry), content_type
-
-
-def _fill(family: Any, values: _Values) -> Metric:
-    for labels, value in values:
-        family.add_metric(labels, value)
-    return family  # type: ignore[no-any-return]

@@ -1,6 +1,9 @@
 """What `QuartTenants.get_stats()` returns: the figures of one worker, since its start unless something else is said."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+
+NOW = "now"
+"""In the metadata of a field: the number says how something is now. All others only grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,7 @@ class RequestStats:
     """
 
     by_status: dict[str, int]
-    in_progress: int
+    in_progress: int = field(metadata={NOW: True})
     until_answer: DurationStats
     bytes: int
     retried: int
@@ -61,17 +64,17 @@ class PoolStats:
         closed: Connections that were replaced, by the reason: see `quart_tenants.measures.counts.CLOSE_REASONS`.
     """
 
-    size: int
-    max_size: int
-    idle: int
-    waiting_for_share: int
-    waiting_for_connection: int
+    size: int = field(metadata={NOW: True})
+    max_size: int = field(metadata={NOW: True})
+    idle: int = field(metadata={NOW: True})
+    waiting_for_share: int = field(metadata={NOW: True})
+    waiting_for_connection: int = field(metadata={NOW: True})
     share_wait_seconds: float
     connection_wait_seconds: float
     refused_by_share: int
     refused_by_pool: int
     refused_as_stuck: int
-    stuck_tenants: int
+    stuck_tenants: int = field(metadata={NOW: True})
     opened: int
     closed: dict[str, int]
 
@@ -113,11 +116,11 @@ class RegistryStats:
         failed_reads: How often the registry could not be read.
     """
 
-    age: float
-    tenants: int
-    suspended: int
-    behind: int
-    behind_slugs: tuple[str, ...]
+    age: float = field(metadata={NOW: True})
+    tenants: int = field(metadata={NOW: True})
+    suspended: int = field(metadata={NOW: True})
+    behind: int = field(metadata={NOW: True})
+    behind_slugs: tuple[str, ...] = field(metadata={NOW: True})
     unknown_lookups: int
     failed_reads: int
 
@@ -151,7 +154,7 @@ class LoginStats:
         throttled: How many came too early after failures, and were refused.
     """
 
-    in_progress: int
+    in_progress: int = field(metadata={NOW: True})
     attempts: int
     succeeded: int
     failed: int
@@ -160,7 +163,7 @@ class LoginStats:
 
 @dataclass(frozen=True, slots=True)
 class TenantStats:
-    """What one tenant did in this worker, since the worker first saw it or saw it again.
+    """What one tenant did in this worker, since it was named.
 
     Attributes:
         slug: Of the tenant; empty for all others together.
@@ -176,7 +179,7 @@ class TenantStats:
         failed_logins: Wrong passwords.
     """
 
-    slug: str
+    slug: str = field(metadata={NOW: True})
     requests: int = 0
     refused: int = 0
     errors: int = 0
@@ -223,7 +226,8 @@ class Stats:
         registry: Tenants.
         sessions: Sessions.
         logins: Attempts to log in.
-        tenants: The busiest tenants of the last time, at most `TENANTS_METRICS_TENANTS`.
+        tenants: The busiest tenants of the last time, at most `TENANTS_METRICS_TENANTS`; under `serve` with
+            `TENANTS_METRICS_BIND` the busiest ones of all workers.
         other_tenants: All others together. What a tenant did while it was among the busiest is not in here.
         open_blocks: The blocks that are open now, at most fifty, the oldest first.
         figures: The app's own, by name.

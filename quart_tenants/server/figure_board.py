@@ -8,18 +8,35 @@ import mmap
 import struct
 import time
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
 from quart_tenants.measures.stats import Stats
+from quart_tenants.measures.sums import Worker
 
 _PLACE = 1 << 20
 """Bytes for each worker. The system gives memory only for those that are written."""
-# How often a worker was started in this place, when it wrote its figures last, how long they are, and their checksum.
-_HEAD = struct.Struct("!QdII")
+# How often a worker was started in this place, how often something was written, when it was last, how long that is, and
+# its checksum.
+_HEAD = struct.Struct("!QQdII")
+_ROOM = (_PLACE - _HEAD.size) // 2
 _TRIES = 5
 FRESH = 5.0
 """Seconds. Figures that are older are those of a worker that is gone, or hangs."""
+
+
+class _Vote(msgspec.Struct):
+    """What of a worker's figures decides who is named. What else was left is not even read for it."""
+
+    busiest: dict[str, float]
+
+
+class _Left(_Vote):
+    """What a worker leaves."""
+
+    stats: Stats
 
 
 class FigureBoard:
@@ -28,38 +45,78 @@ class FigureBoard:
     def __init__(self, count: int) -> None:
         """Make the places of *count* workers, before they are forked."""
         self._count = count
-        # Anonymous and shared: the forked processes have the same pages.
-        self._memory = mmap.mmap(-1, count * _PLACE)
+        # Anonymous and shared: the forked processes have the same pages. The last place is that of the names.
+        self._memory = mmap.mmap(-1, (count + 1) * _PLACE)
 
-    def begin(self, number: int) -> None:
-        """Take the place *number* as a worker that was just started."""
-        starts, *_ = _HEAD.unpack_from(self._memory, number * _PLACE)
-        _HEAD.pack_into(self._memory, number * _PLACE, starts + 1, 0.0, 0, 0)
+    def begin(self, number: int) -> Stats | None:
+        """Take the place *number* as a worker that was just started; return what those before it have left there."""
+        starts, writes, _, *written = _HEAD.unpack_from(self._memory, number * _PLACE)
+        _HEAD.pack_into(self._memory, number * _PLACE, starts + 1, writes, 0.0, *written)
+        left = self._take(number)[2]
+        return msgspec.json.decode(left, type=_Left).stats if left else None
 
-    def write(self, number: int, stats: Stats) -> None:
-        """Leave *stats* as those of the worker *number*. Never waits."""
-        written = msgspec.json.encode(stats)
-        if len(written) > _PLACE - _HEAD.size:
-            raise ValueError(f"the figures of a worker take {len(written)} bytes, and there is room for {_PLACE}")
-        begin = number * _PLACE
-        starts, *_ = _HEAD.unpack_from(self._memory, begin)
-        self._memory[begin + _HEAD.size : begin + _HEAD.size + len(written)] = written
+    def write(self, number: int, stats: Stats, busiest: dict[str, float]) -> None:
+        """Leave *stats* as those of the worker *number*. Never waits.
+
+        Args:
+            number: Its place.
+            stats: What was counted there.
+            busiest: How busy its busiest tenants are, by slug.
+        """
+        self._put(number, msgspec.json.encode(_Left(busiest=busiest, stats=stats)))
+
+    def read(self) -> list[Worker]:
+        """Return all workers, with the tenants that are named now."""
+        named = set(self.read_names())
+        return [self._read(number, named) for number in range(self._count)]
+
+    def read_votes(self, without: int) -> list[dict[str, float]]:
+        """Return how busy the busiest tenants of each living worker are, but for the worker *without*."""
+        found = [self._take(number) for number in range(self._count) if number != without]
+        return [msgspec.json.decode(left, type=_Vote).busiest for _, is_fresh, left in found if is_fresh and left]
+
+    def write_names(self, slugs: Sequence[str]) -> None:
+        """Let all workers name the tenants *slugs*. One worker alone may call this."""
+        self._put(self._count, msgspec.json.encode(slugs))
+
+    def read_names(self) -> list[str]:
+        """Return the slugs of the tenants that are named."""
+        left = self._take(self._count)[2]
+        return msgspec.json.decode(left, type=list[str]) if left else []
+
+    def _read(self, number: int, named: set[str]) -> Worker:
+        starts, is_fresh, left = self._take(number)
+        stats = None
+        if left:
+            stats = msgspec.json.decode(left, type=_Left).stats
+            # Whoever lost the name just now has none at once, though some workers have not heard of it: half a sum
+            # would look like a number that has gone down.
+            stats = replace(stats, tenants=tuple(tenant for tenant in stats.tenants if tenant.slug in named))
+        return Worker(stats, str(number), starts, is_fresh)
+
+    def _put(self, number: int, written: bytes) -> None:
+        if len(written) > _ROOM:
+            raise ValueError(f"the figures of a worker take {len(written)} bytes, and there is room for {_ROOM}")
+        starts, writes, *_ = _HEAD.unpack_from(self._memory, number * _PLACE)
+        # Into the half that nobody reads: a worker that is killed just then leaves what it had written before.
+        begin = _find_half(number, writes + 1)
+        self._memory[begin : begin + len(written)] = written
         # The monotonic clock is that of the whole system.
-        _HEAD.pack_into(self._memory, begin, starts, time.monotonic(), len(written), zlib.crc32(written))
+        head = (starts, writes + 1, time.monotonic(), len(written), zlib.crc32(written))
+        _HEAD.pack_into(self._memory, number * _PLACE, *head)
 
-    def read(self) -> list[tuple[str, int, Stats | None]]:
-        """Return for every worker its number, how often one was started with it, and its figures if they are fresh."""
-        return [self._read(number) for number in range(self._count)]
-
-    def _read(self, number: int) -> tuple[str, int, Stats | None]:
-        begin = number * _PLACE
+    def _take(self, number: int) -> tuple[int, bool, bytes]:
+        """Return how often a worker was started in the place *number*, whether it is well, and what was left there."""
         starts = 0
         for _ in range(_TRIES):
-            starts, written_at, length, checksum = _HEAD.unpack_from(self._memory, begin)
-            if time.monotonic() - written_at > FRESH:
-                break
-            written = self._memory[begin + _HEAD.size : begin + _HEAD.size + min(length, _PLACE)]
+            starts, writes, written_at, length, checksum = _HEAD.unpack_from(self._memory, number * _PLACE)
+            begin = _find_half(number, writes)
+            written = self._memory[begin : begin + min(length, _ROOM)]
             # Another process may have been writing just then.
-            if length and zlib.crc32(written) == checksum:
-                return str(number), starts, msgspec.json.decode(written, type=Stats)
-        return str(number), starts, None
+            if zlib.crc32(written) == checksum:
+                return starts, time.monotonic() - written_at <= FRESH, written
+        return starts, False, b""
+
+
+def _find_half(number: int, writes: int) -> int:
+    return number * _PLACE + _HEAD.size + writes % 2 * _ROOM

@@ -5,13 +5,17 @@ import importlib
 import importlib.util
 import logging
 import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, NoReturn
 
 from quart_tenants.errors import SettingError
+from quart_tenants.measures.counts import Measures
+from quart_tenants.measures.elections import Election
 from quart_tenants.measures.stats import Stats
+from quart_tenants.measures.sums import add_up
 from quart_tenants.server.addresses import listen_at, name_address
 from quart_tenants.server.figure_board import FigureBoard
 from quart_tenants.settings import Settings
@@ -53,13 +57,15 @@ def open_metrics_port(settings: Settings) -> socket.socket | None:
     return listener
 
 
-async def leave_figures(board: FigureBoard, number: int, get_stats: Callable[[], Stats]) -> NoReturn:
+async def leave_figures(
+    board: FigureBoard, number: int, measures: Measures, get_stats: Callable[[], Stats]
+) -> NoReturn:
     """Leave the figures of the worker *number* on *board* again and again, until it is cancelled."""
     failed = False
-    board.begin(number)
+    leave = begin_leaving(board, number, measures, get_stats)
     while True:
         try:
-            board.write(number, get_stats())
+            leave()
         except Exception:
             # The worker serves all the same, and its figures are missing where Prometheus asks.
             if not failed:
@@ -68,6 +74,44 @@ async def leave_figures(board: FigureBoard, number: int, get_stats: Callable[[],
         else:
             failed = False
         await asyncio.sleep(_LEFT_EVERY)
+
+
+def begin_leaving(
+    board: FigureBoard,
+    number: int,
+    measures: Measures,
+    get_stats: Callable[[], Stats],
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[], None]:
+    """Return what leaves the figures of the worker *number*, which has just begun, on *board*.
+
+    Args:
+        board: Where to.
+        number: The worker's place.
+        measures: Its own.
+        get_stats: Returns its figures.
+        clock: Returns seconds, for the election of those who are named.
+    """
+    # What workers before it have counted stays in the numbers, because a sum of all workers must not go down.
+    before = board.begin(number)
+    table = measures.tenants
+    # One worker decides for all. While it is being replaced, the names stay.
+    election = Election(measures.named_tenants, clock, board.read_names()) if number == 0 else None
+
+    def leave() -> None:
+        nonlocal before
+        if election is not None:
+            board.write_names(election.hold([table.find_busiest(), *board.read_votes(without=number)]))
+        names = board.read_names()
+        table.name(names)
+        stats = get_stats()
+        if before is not None:
+            # A tenant whose name is gone begins at 0 when it gets the name again, here as in the table.
+            before = replace(before, tenants=tuple(tenant for tenant in before.tenants if tenant.slug in names))
+            stats = add_up(before, stats)
+        board.write(number, stats, table.find_busiest())
+
+    return leave
 
 
 class MetricsApp:

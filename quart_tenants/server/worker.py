@@ -169,8 +169,9 @@ async def _serve_connections(
         serve_scrape = functools.partial(serve_connection, served=ASGIWrapper(MetricsApp(metrics.board)))
         scraping = await asyncio.start_server(serve_scrape, sock=metrics.listener.dup())
         number = 0 if link is None else link.number
-        get_stats = cast("TenantState", find_state(app)).get_stats
-        telling = loop.create_task(leave_figures(metrics.board, number, get_stats), name="quart_tenants figures")
+        tenants = cast("TenantState", find_state(app))
+        leaving = leave_figures(metrics.board, number, tenants.measures, tenants.get_stats)
+        telling = loop.create_task(leaving, name="quart_tenants figures")
     _spare_garbage_collector()
     watch_memory(None if link is None else stop.set)
     announce(patience)

@@ -8,6 +8,7 @@ import pytest
 from quart.typing import TestClientProtocol as Browser
 
 from quart_tenants.console.fleet_watch import FleetWatch
+from quart_tenants.measures.sums import Worker
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.fleet.tenant_search import TenantFilter, find_tenants
 from quart_tenants.postgres.tenants.lifecycle import suspend_tenant
@@ -151,7 +152,7 @@ async def test_headline_is_that_of_status(own: OwnConsole, client: Browser, data
 
 async def test_headline_tells_of_workers_in_trouble(database: Database, settings: Settings) -> None:
     """So does `status`: a worker that hangs needs doing in the console, too."""
-    async with telling([("0", 3, None)]) as told:
+    async with telling([Worker(None, starts=3, is_up=False)]) as told:
         watch = FleetWatch(lambda: database, replace(settings, metrics_bind=told.metrics_bind))
         news = await watch.get_news(patience=60)
         await watch.close()

@@ -12,6 +12,7 @@ from quart_tenants.console.samples import Course, Sample, Samples, sample_metric
 from quart_tenants.errors import SettingError
 from quart_tenants.measures.durations import BOUNDS
 from quart_tenants.measures.metric_families import write_metrics
+from quart_tenants.measures.sums import Worker
 from quart_tenants.web.commands.busy_tenants import Look
 from quart_tenants.web.commands.worker_figures import ask_workers
 from quart_tenants.web.state import find_state
@@ -86,7 +87,7 @@ async def test_port_of_the_workers_tells_what_a_worker_counts(mounted: Quart) ->
     stats = state.get_stats()
     one = sample_stats(stats)
     assert one.requests > 0
-    body, _ = write_metrics([("0", 1, stats), ("1", 1, stats), ("2", 1, None)], "")
+    body, _ = write_metrics([Worker(stats), Worker(stats, "1"), Worker(None, "2", is_up=False)], "")
 
     async with answering(b"HTTP/1.0 200 OK\r\n\r\n" + body) as address:
         both = sample_metrics(await ask_workers(address))

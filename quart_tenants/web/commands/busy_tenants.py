@@ -6,22 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from quart_tenants.measures import metric_names as names
 from quart_tenants.measures.stats import Stats
 from quart_tenants.postgres.registry.activity import TenantActivity
 from quart_tenants.web.commands.worker_figures import Told, list_workers, sort_by_tenant
 
-_BEHIND = "quart_tenants_tenant_behind"
-_STARTS = "quart_tenants_worker_starts_total"
 # The counters of tenants that are shown as rates, by their names in `TenantStats`.
-_RATES = {
-    "requests": "quart_tenants_tenant_requests_total",
-    "refused": "quart_tenants_tenant_refused_requests_total",
-    "failed_logins": "quart_tenants_tenant_failed_logins_total",
-    "rows": "quart_tenants_tenant_rows_total",
-    "bytes": "quart_tenants_tenant_answer_bytes_total",
-    "blocks": "quart_tenants_tenant_blocks_total",
-    "block_seconds": "quart_tenants_tenant_block_seconds_total",
-}
+_RATES = ("requests", "refused", "failed_logins", "rows", "bytes", "blocks", "block_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +35,13 @@ class Look:
     """What the workers had counted at one moment.
 
     Attributes:
-        counts: By figure, worker and tenant.
+        counts: By figure and tenant.
         behind: Slugs of tenants that wait for a migration.
         workers: All of them; empty if one has told of itself only.
         at: By the monotonic clock.
     """
 
-    counts: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    counts: Mapping[tuple[str, str], float] = field(default_factory=dict)
     behind: frozenset[str] = frozenset()
     workers: tuple[WorkerState, ...] = ()
     at: float = field(default_factory=time.monotonic)
@@ -96,16 +87,12 @@ class BusyTenant:
 def read_look(told: Iterable[Told]) -> Look:
     """Return what all workers tell by their port."""
     samples = sort_by_tenant(told)
-    figures = {name: figure for figure, name in _RATES.items()}
+    figures = {names.OF_TENANTS[figure] + names.TOTAL: figure for figure in _RATES}
     return Look(
-        {
-            (figures[name], worker, tenant): value
-            for (name, worker, tenant), value in samples.items()
-            if name in figures
-        },
-        frozenset(tenant for name, _, tenant in samples if name == _BEHIND),
+        {(figures[name], tenant): value for (name, _, tenant), value in samples.items() if name in figures},
+        frozenset(tenant for name, _, tenant in samples if name == names.TENANT_BEHIND),
         tuple(
-            WorkerState(name, is_up, int(samples.get((_STARTS, name, ""), 1)))
+            WorkerState(name, is_up, int(samples.get((names.WORKER_STARTS + names.TOTAL, name, ""), 1)))
             for name, is_up in list_workers(samples).items()
         ),
     )
@@ -114,7 +101,7 @@ def read_look(told: Iterable[Told]) -> Look:
 def make_look(stats: Stats) -> Look:
     """Return what one worker knows of itself."""
     return Look(
-        {(figure, "", one.slug): getattr(one, figure) for one in stats.tenants for figure in _RATES},
+        {(figure, one.slug): getattr(one, figure) for one in stats.tenants for figure in _RATES},
         frozenset(stats.registry.behind_slugs),
     )
 
@@ -124,8 +111,8 @@ def list_busy(before: Look, now: Look, activity: Sequence[TenantActivity]) -> li
     seconds = max(now.at - before.at, 0.001)
     rates: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_RATES, 0.0))
     for key, value in now.counts.items():
-        figure, _, tenant = key
-        # A tenant that was not named before, or whose worker is new, begins here.
+        figure, tenant = key
+        # A tenant that was not named before begins here.
         rates[tenant][figure] += max(value - before.counts.get(key, value), 0.0) / seconds
     known = {one.slug: one for one in activity}
     lines = []

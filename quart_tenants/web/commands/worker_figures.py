@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from quart_tenants.errors import SettingError
 from quart_tenants.long_lists import name_some
+from quart_tenants.measures import metric_names as names
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import Finding, State
 from quart_tenants.postgres.doctor.fleet_tasks import find_tasks
@@ -15,15 +16,13 @@ from quart_tenants.postgres.fleet.status import FleetStatus
 from quart_tenants.settings import Settings
 
 _ANSWERS_WITHIN = 5.0  # seconds
-_IS_UP = "quart_tenants_worker_up"
-_REGISTRY_AGE = "quart_tenants_registry_age_seconds"
 
 Samples = dict[tuple[str, str, str], float]
-"""By name, worker and tenant."""
+"""By name, worker and tenant: empty texts for a number of all workers, and of no tenant."""
 
 
 class Told(NamedTuple):
-    """One number that the workers tell, with the labels that say of what."""
+    """One number that the workers tell, with the labels that say of what. Its name is without our prefix."""
 
     name: str
     labels: dict[str, str]
@@ -42,9 +41,9 @@ async def ask_workers(address: str) -> list[Told]:
 def sort_by_tenant(told: Iterable[Told]) -> Samples:
     """Return the numbers that have no other labels than the worker and the tenant."""
     return {
-        (each.name, each.labels["worker"], each.labels.get("tenant", "")): each.value
+        (each.name, each.labels.get("worker", ""), each.labels.get("tenant", "")): each.value
         for each in told
-        if "worker" in each.labels and each.labels.keys() <= {"worker", "tenant"}
+        if each.labels.keys() <= {"worker", "tenant"}
     }
 
 
@@ -55,7 +54,7 @@ async def find_all_tasks(database: Database, status: FleetStatus, *, settings: S
 
 def list_workers(samples: Samples) -> dict[str, bool]:
     """Return the workers, and whether each gives figures."""
-    return {worker: bool(value) for (name, worker, _), value in samples.items() if name == _IS_UP}
+    return {worker: bool(value) for (name, worker, _), value in samples.items() if name == names.WORKER_UP}
 
 
 async def check_workers(settings: Settings) -> list[Finding]:
@@ -74,7 +73,7 @@ async def check_workers(settings: Settings) -> list[Finding]:
     late = [
         f"{worker} ({seconds:.0f} s)"
         for (name, worker, _), seconds in samples.items()
-        if name == _REGISTRY_AGE and seconds > settings.registry_max_age
+        if name == names.REGISTRY_AGE and seconds > settings.registry_max_age
     ]
     if late:
         seen = f"workers without news of the tenants answer 503: {name_some(late)}"
@@ -96,4 +95,8 @@ def _ask(address: str) -> list[Told]:
         raise SettingError(
             "TENANTS_METRICS_BIND", f"is {address}, where no worker answers ({error}): is `serve` running with it?"
         ) from error
-    return [Told(sample.name, dict(sample.labels), sample.value) for family in families for sample in family.samples]
+    return [
+        Told(sample.name.removeprefix(names.PREFIX), dict(sample.labels), sample.value)
+        for family in families
+        for sample in family.samples
+    ]

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from quart_tenants.measures.counts import Measures
-from quart_tenants.measures.metric_families import Worker, write_metrics
+from quart_tenants.measures.metric_families import write_metrics
+from quart_tenants.measures.sums import Worker
 from quart_tenants.postgres.doctor.catalogue_checks import State
 from quart_tenants.settings import Settings
 from quart_tenants.web.commands.worker_figures import check_workers
@@ -31,9 +32,9 @@ async def telling(workers: Sequence[Worker]) -> AsyncIterator[Settings]:
 @pytest.mark.parametrize(
     ("workers", "seen"),
     [
-        ([("0", 1, WELL), ("1", 1, WELL)], {}),
-        ([("0", 1, WELL), ("1", 3, None)], {"workers": "these hang, or are gone: 1"}),
-        ([("0", 1, LATE)], {"feed of changes": "workers without news of the tenants answer 503: 0 (34 s)"}),
+        ([Worker(WELL), Worker(WELL, "1")], {}),
+        ([Worker(WELL), Worker(WELL, "1", 3, is_up=False)], {"workers": "these hang, or are gone: 1"}),
+        ([Worker(LATE)], {"feed of changes": "workers without news of the tenants answer 503: 0 (34 s)"}),
     ],
     ids=["well", "one hangs", "no news"],
 )
