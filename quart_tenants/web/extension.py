@@ -302,8 +302,8 @@ class QuartTenants(TenantState):
         """Let the app's own *figures* be in `get_stats()` and at the metrics port. A decorator.
 
         `figures` returns numbers by name, such as `{"orders_total": 12, "mails_waiting": 3}`, a hundred at most, in no
-        time: it must not wait for anything. A name that ends in `_total` is a number that only grows. Never put what a
-        visitor has typed into a name.
+        time: it must not wait for anything. A name that ends in `_total` is a number that only grows; at the
+        metrics port it is the sum of all workers. Never put what a visitor has typed into a name.
         """
         self.measures.figures.append(figures)
         return figures
