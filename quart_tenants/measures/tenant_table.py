@@ -6,10 +6,10 @@ would show a peak that never was.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from heapq import nlargest
 from operator import itemgetter
 from time import monotonic
-from typing import Any
 
 from quart_tenants.measures.elections import ELECT_EVERY, Election
 from quart_tenants.measures.stats import TENANT_FIGURES, TenantStats
@@ -25,25 +25,20 @@ _KEPT = 0.5
 _SECOND, _REFUSED, _FAILED_LOGIN = 20, 10, 10
 
 
+@dataclass(slots=True, eq=False)
 class TenantCounts:
     """What one tenant did. The numbers are those of `TenantStats`."""
 
-    __slots__ = TENANT_FIGURES
-    requests: int
-    refused: int
-    errors: int
-    bytes: int
-    blocks: int
-    block_seconds: float
-    statements: int
-    statement_seconds: float
-    rows: int
-    failed_logins: int
-
-    def __init__(self) -> None:
-        self.requests = self.refused = self.errors = self.bytes = self.blocks = 0
-        self.statements = self.rows = self.failed_logins = 0
-        self.block_seconds = self.statement_seconds = 0.0
+    requests: int = 0
+    refused: int = 0
+    errors: int = 0
+    bytes: int = 0
+    blocks: int = 0
+    block_seconds: float = 0.0
+    statements: int = 0
+    statement_seconds: float = 0.0
+    rows: int = 0
+    failed_logins: int = 0
 
     def get_weight(self) -> float:
         """Return how busy that makes the tenant."""
@@ -58,8 +53,7 @@ class TenantCounts:
 
     def show(self, slug: str) -> TenantStats:
         """Return the numbers as those of the tenant *slug*."""
-        figures: Any = {name: getattr(self, name) for name in TENANT_FIGURES}
-        return TenantStats(slug, **figures)
+        return TenantStats(slug, *[getattr(self, name) for name in TENANT_FIGURES])
 
 
 class TenantTable:
