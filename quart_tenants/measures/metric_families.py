@@ -28,7 +28,6 @@ from quart_tenants.measures.stats import (
 )
 from quart_tenants.measures.sums import Worker, add_up
 
-_MOST_WITH_BLOCKS = 20
 _Values = Sequence[tuple[tuple[str, ...], float]]
 """The labels of each number, without their names, and the number."""
 
@@ -49,8 +48,15 @@ _OF_TENANTS = {
 class StatsCollector:
     """What `prometheus_client` collects: the metrics of workers. Make it anew for each scrape."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    def __init__(self, workers: Sequence[Worker], named: int = 20) -> None:
+        """Prepare to collect.
+
+        Args:
+            workers: Their figures.
+            named: Of how many tenants the open blocks are told: those with the most.
+        """
         self._workers = workers
+        self._named = named
         self._living = [(one.name, one.stats) for one in workers if one.is_up and one.stats is not None]
 
     def collect(self) -> Iterator[Metric]:
@@ -132,7 +138,7 @@ class StatsCollector:
         """Yield which tenants have blocks that are open. One whose blocks do not end need not be a busy one."""
         blocks = [block for _, stats in self._living for block in stats.open_blocks]
         count = Counter(block.tenant for block in blocks if block.tenant is not None)
-        most = [((slug,), number) for slug, number in count.most_common(_MOST_WITH_BLOCKS)]
+        most = [((slug,), number) for slug, number in count.most_common(self._named)]
         yield _gauge("tenant_open_blocks", "Blocks of some tenants that are open or wait.", most, "tenant")
 
 
@@ -229,15 +235,16 @@ def _histogram(name: str, explained: str, durations: DurationStats) -> Metric:
     return HistogramMetricFamily(names.PREFIX + name, explained, buckets=buckets, sum_value=durations.seconds)
 
 
-def write_metrics(workers: Sequence[Worker], accept: str) -> tuple[bytes, str]:
+def write_metrics(workers: Sequence[Worker], accept: str, named: int = 20) -> tuple[bytes, str]:
     """Return the metrics of *workers*, and their content type.
 
     Args:
         workers: Their figures.
         accept: What the request says that it takes.
+        named: As for `StatsCollector`.
     """
     encode: Any
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry()
-    registry.register(StatsCollector(workers))
+    registry.register(StatsCollector(workers, named))
     return encode(registry), content_type

@@ -117,8 +117,10 @@ def begin_leaving(
 class MetricsApp:
     """The ASGI app behind that port: it answers `/metrics`, and 404 everywhere else."""
 
-    def __init__(self, board: FigureBoard) -> None:
+    def __init__(self, board: FigureBoard, named: int) -> None:
+        """Answer with what is on *board*; *named* says how many tenants are told by name at most."""
         self._board = board
+        self._named = named
         # The extra may be left out, and no other module needs it.
         self._families: Any = importlib.import_module("quart_tenants.measures.metric_families")
 
@@ -131,7 +133,7 @@ class MetricsApp:
         if scope["path"] == "/metrics":
             if scope["method"] in ("GET", "HEAD"):
                 accept = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-                body, content_type = self._families.write_metrics(self._board.read(), accept)
+                body, content_type = self._families.write_metrics(self._board.read(), accept, self._named)
                 status = HTTPStatus.OK
             else:
                 status = HTTPStatus.METHOD_NOT_ALLOWED

@@ -166,10 +166,11 @@ async def _serve_connections(
     ]
     scraping = telling = None
     if metrics is not None:
-        serve_scrape = functools.partial(serve_connection, served=ASGIWrapper(MetricsApp(metrics.board)))
+        tenants = cast("TenantState", find_state(app))
+        answering = ASGIWrapper(MetricsApp(metrics.board, tenants.measures.named_tenants))
+        serve_scrape = functools.partial(serve_connection, served=answering)
         scraping = await asyncio.start_server(serve_scrape, sock=metrics.listener.dup())
         number = 0 if link is None else link.number
-        tenants = cast("TenantState", find_state(app))
         leaving = leave_figures(metrics.board, number, tenants.measures, tenants.get_stats)
         telling = loop.create_task(leaving, name="quart_tenants figures")
     _spare_garbage_collector()

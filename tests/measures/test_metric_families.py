@@ -90,6 +90,16 @@ def test_eight_workers_make_a_small_page() -> None:
     assert content_type.startswith("text/plain")
 
 
+def test_no_tenant_is_named_where_none_may_be() -> None:
+    """With `TENANTS_METRICS_TENANTS=0` not even a tenant with open blocks has a line of its own."""
+    stats = replace(make_stats(Measures()), registry=RegistryStats(0.5, 2, 0, 0, (), 0, 0))
+
+    named, nobody = (read(write_metrics([Worker(stats)], "", most)[0]) for most in (1, 0))
+
+    assert {tenant for _, _, tenant in named} == {"", OTHERS, "acme"}
+    assert {tenant for _, _, tenant in nobody} == {"", OTHERS}
+
+
 def test_hostile_names_stay_in_their_labels() -> None:
     """A name with quotes, line breaks or markup begins no line and ends no label."""
     hostile = 'a"b\nquart_tenants_worker_up{worker="0"} 7\n<script>\\'
