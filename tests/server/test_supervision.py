@@ -208,9 +208,12 @@ import os, pathlib, signal, sys
 from quart_tenants.server.supervisor import Plan, Supervisor
 
 deaths = pathlib.Path(sys.argv[1])
+heard, tell = os.pipe()
 
 def crash(link):
     link.say_ready()
+    # One that dies before the supervisor has heard that it is ready was never started.
+    os.read(heard, 1)
     with deaths.open("a") as file:
         file.write("x")
     if len(deaths.read_text()) > 6:
@@ -219,7 +222,7 @@ def crash(link):
         return 0
     return 3
 
-sys.exit(Supervisor(lambda: Plan(1, crash, 60.0, 5.0)).run())
+sys.exit(Supervisor(lambda: Plan(1, crash, 60.0, 5.0), lambda: os.write(tell, b"x" * 7)).run())
 """
 
     done = subprocess.run(
