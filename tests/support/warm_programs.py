@@ -8,6 +8,7 @@ about these, and some about each command, use `subprocess` instead.
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -103,6 +104,9 @@ def _become_program(orders: socket.socket) -> None:
     """Wait for orders. Return in a new process for each, as the program that was ordered."""
     for name in _IMPORTED:
         importlib.import_module(name)
+    # The garbage collector would look through all of it in each program, which so copies the memory of this process: of
+    # 155 ms of CPU for the shortest program 110 are saved.
+    gc.freeze()
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nobody waits for the processes that wait for programs.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
