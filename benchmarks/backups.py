@@ -1,5 +1,7 @@
 """Measure `backup --all` against pg_dump by hand: `python -m benchmarks.backups`, some minutes with 1,000 tenants.
 
+Then kill a run in the middle, and let the next one take up the rest.
+
 By hand means two loops that start pg_dump for one tenant after the other, with the same options and nothing else: no
 lock, no snapshot that fits the registry, no digest. They run before and after ours, over a sample of the tenants.
 """
@@ -47,9 +49,30 @@ async def main(count: int, sample: int, rows: int, *, dumped: bool) -> int:
         figures.add("backup --all", f"{rate:.2f} tenants a second", "", True)
         figures.add("backup --all / pg_dump by hand", f"{rate / by_hand:.2f}", "at least 0.8", rate / by_hand >= 0.8)
         figures.add("memory of the command", f"{ours.megabytes:.0f} MB", "under 200 MB", ours.megabytes < 200)
+        resumed, missing = await kill_and_run_again(cluster, count)
+        figures.add("killed in the middle and run again: tenants without a file", f"{missing}", "0", missing == 0)
+        figures.note(f"of these the first run had written {resumed}")
     missed = [figure for figure in figures.all if not figure.met]
     print(f"{len(figures.all) - len(missed)} of {len(figures.all)} targets met")
     return 1 if missed else 0
+
+
+async def kill_and_run_again(cluster: Cluster, count: int) -> tuple[int, int]:
+    """Kill a run when half of its files are there; return how many the next one takes over, and how many it misses."""
+    folder = cluster.folder / "killed"
+    command = ("backup", "--all", "-o", str(folder), "--jobs", str(JOBS), "--json")
+    running = await cluster.start(DATABASE, *command)
+    while not folder.is_dir() or len(list(folder.glob("[0-9]*.tar"))) < count // 2:
+        if running.returncode is not None:
+            raise RuntimeError(f"backup ended with {running.returncode} before it was killed")
+        await asyncio.sleep(0.01)
+    running.kill()
+    await running.communicate()
+    again = await cluster.run(DATABASE, *command)
+    if again.status != 0:
+        raise RuntimeError(f"backup ended with {again.status}: {again.stderr}")
+    tenants = {file.name.partition("_")[0] for file in folder.glob("[0-9]*.tar")}
+    return json.loads(again.stdout)["done_before"], count - len(tenants)
 
 
 async def fill(cluster: Cluster, count: int, rows: int, more: str) -> None:

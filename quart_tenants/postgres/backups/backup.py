@@ -6,7 +6,7 @@ import os
 import subprocess
 import zlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -29,7 +29,6 @@ from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Restoratio
 from quart_tenants.postgres.backups.rows_only import plan_rows_only
 from quart_tenants.postgres.backups.verifying import take_picture, verify_backup
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.registry.registry_tables import check_registry
 from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner
 from quart_tenants.resources import read_statement
@@ -49,10 +48,13 @@ SELECT EXISTS (
 )
 """
 # This statement and pg_dump use the same snapshot. So a transaction that commits meanwhile is in both or in neither.
+# Lower numbers are of PostgreSQL's own objects (FirstNormalObjectId), of which thousands have a comment.
 _TAKE_SNAPSHOT = """
 SELECT
     t.id, t.slug, t.schema_name, t.display_name, t.settings::text, t.created_at, clock_timestamp() AS made_at,
     pg_catalog.pg_export_snapshot() AS snapshot,
+    EXISTS (SELECT FROM pg_catalog.pg_description WHERE objoid >= 16384) AS has_comments,
+    EXISTS (SELECT FROM pg_catalog.pg_seclabel) AS has_labels,
     (
         SELECT jsonb_agg(jsonb_build_array(a.version, a.name, a.sha256) ORDER BY a.version)
         FROM quart_tenants.applied_migrations AS a WHERE a.schema_name = $2
@@ -68,6 +70,21 @@ SELECT
 FROM quart_tenants.tenants AS t
 WHERE t.id = $1
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """A moment of the database.
+
+    Attributes:
+        name: From `pg_export_snapshot()`.
+        has_comments: Whether anything in the database has a comment, but for what PostgreSQL has made itself.
+        has_labels: Whether anything in the database has a security label.
+    """
+
+    name: str
+    has_comments: bool
+    has_labels: bool
 
 
 @check_arguments
@@ -124,12 +141,11 @@ async def backup_tenant(
     # Before there is a transaction: a pooler may have one connection.
     environment = build_environment(await database.get_own_url("a backup"), os.environ)
     async with database.connection() as connection:
-        await check_registry(connection)
+        # The lock comes first: the snapshot must not show a migration that is half done.
+        tenant = await lock_tenant(connection, slug)
         await connection.execute(WAIT_FOR_EVER)
         version = await connection.fetchval(GET_SERVER_VERSION)
         programs = await find_client_programs(version // 10000)
-        # The lock comes first: the snapshot must not show a migration that is half done.
-        tenant = await lock_tenant(connection, slug)
         await _check_carried(connection, tenant, settings)
         backup, snapshot = await _take_snapshot(connection, tenant.id, tenant.schema, version, pipe)
         # If tenants have or had roles of their own, the dump has no grants: they name this tenant's role, and a restore
@@ -147,17 +163,30 @@ async def backup_tenant(
         picture = None
         if verify:
             picture = await take_picture(
-                connection, tenant.schema, snapshot, programs, environment, settings=settings, privileges=privileges
+                connection,
+                tenant.schema,
+                snapshot.name,
+                programs,
+                environment,
+                settings=settings,
+                privileges=privileges,
             )
         if plan is None:
             shadows = await connection.fetchval(read_statement("shadows_server_functions"), tenant.schema.name)
             backup = replace(backup, shadows=shadows)
             by_root = await connection.fetchval(_HAS_HASH_PARTITIONS, tenant.schema.quoted)
-            command = programs.dump(tenant.schema, snapshot, privileges=privileges, by_root=by_root)
+            command = programs.dump(
+                tenant.schema,
+                snapshot.name,
+                privileges=privileges,
+                by_root=by_root,
+                comments=snapshot.has_comments,
+                labels=snapshot.has_labels,
+            )
             script = b""
         else:
             backup = replace(backup, rows=plan.rows)
-            command, script = programs.read_rows(), plan.write_script(snapshot).encode()
+            command, script = programs.read_rows(), plan.write_script(snapshot.name).encode()
         with write_backup(file, backup, force=force) as writer:
             plain = Measure()
             async with (
@@ -237,7 +266,7 @@ def _cannot_be_backed_up(tenant: Tenant, why: str, remedy: str) -> BackupFileErr
 
 async def _take_snapshot(
     connection: Connection, tenant_id: int, schema: SchemaName, server_version: int, pipe: Pipe | None
-) -> tuple[Backup, str]:
+) -> tuple[Backup, _Snapshot]:
     row = await connection.fetchrow(_TAKE_SNAPSHOT, tenant_id, schema.name)
     if row is None:
         raise DatabaseUnavailableError("the tenant's row was removed by hand")
@@ -258,4 +287,4 @@ async def _take_snapshot(
         # A program that encrypts the dump does not see them, and they may say whom to write to.
         settings=json.loads(row["settings"]) if pipe is None else {},
     )
-    return backup, row["snapshot"]
+    return backup, _Snapshot(row["snapshot"], row["has_comments"], row["has_labels"])
