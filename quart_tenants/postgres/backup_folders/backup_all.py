@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from quart_tenants.argument_checks import check_arguments
@@ -112,7 +112,8 @@ async def backup_all_tenants(
         folder: For the backups of this database only. It is made if it is missing.
         settings: They have the address of the database.
         jobs: How many tenants are backed up at the same time.
-        keep_days: Delete files that are older than so many days, except the newest good one of each tenant.
+        keep_days: Delete files that are older than so many days by the clocks of this machine and of the database,
+            except the newest good one of each tenant.
         verify: How many tenants' backups are restored in a transaction that is rolled back, and compared; they are
             chosen by chance. It is not possible with *pipe*.
         pipe: A program that each dump is piped through, such as one that encrypts it.
@@ -160,7 +161,7 @@ async def backup_all_tenants(
                 delete_old_backups,
                 folder,
                 contents,
-                now - timedelta(days=keep_days),
+                min(now, datetime.fromtimestamp(time.time(), UTC)) - timedelta(days=keep_days),
                 now=ended_at,
                 checked={backup.file for backup in report.made},
             )

@@ -17,7 +17,7 @@ from quart_tenants.postgres.roles.schema_access import (
 from quart_tenants.postgres.shared.shared_names import SHARE_LOCK
 from quart_tenants.postgres.tenants.dependents import Dependent
 from quart_tenants.postgres.tenants.schema_moves import MOVE_FUNCTION_PATHS, MOVE_MIGRATIONS
-from quart_tenants.postgres.tenants.trash import name_in_trash
+from quart_tenants.postgres.tenants.trash import TIME_OF_DROP, name_in_trash
 from quart_tenants.resources import read_statement
 from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
 
@@ -67,13 +67,13 @@ INSERT INTO quart_tenants.tenants (id, slug, schema_name, display_name, settings
 OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5)
 """
 # Registers the replaced tables as a tenant with the new number $1. $5 is the number of the living tenant.
-_ADD_REPLACED = """
+_ADD_REPLACED = f"""
 INSERT INTO quart_tenants.tenants
     (id, slug, schema_name, display_name, settings, created_at, suspended_at, dropped_at, schema_before_drop)
 OVERRIDING SYSTEM VALUE
-SELECT $1::bigint, $2, $3, display_name, settings, created_at, suspended_at, clock_timestamp(), $4
+SELECT $1::bigint, $2, $3, display_name, settings, created_at, suspended_at, {TIME_OF_DROP}, $4
 FROM quart_tenants.tenants WHERE id = $5
-"""
+"""  # noqa: S608  (of our own)
 _FORGET_MIGRATIONS = "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = $1"
 _FORGET_FAILURE = "DELETE FROM quart_tenants.migration_failures WHERE tenant_id = $1"
 _ADD_MIGRATION = """

@@ -1,6 +1,7 @@
 """Run all checks of `doctor`: those of the catalogue, and attacks from one probe tenant on another."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -26,12 +27,14 @@ from quart_tenants.postgres.registry.registry_tables import unready_explained
 from quart_tenants.settings import Settings
 
 _OLDEST_SERVER = 150000  # PostgreSQL 15, in the server's own form
+_CLOSE = 60.0  # seconds; what `purge` and sessions take for the same time
 _LONGEST_RUN = 100.0  # seconds; the next run removes what a killed run has left, a little later than this
 
 _GET_VERSION = """
 SELECT
     pg_catalog.current_setting('server_version') AS server,
-    pg_catalog.current_setting('server_version_num')::integer AS number
+    pg_catalog.current_setting('server_version_num')::integer AS number,
+    extract(epoch FROM pg_catalog.clock_timestamp())::float8 AS seconds
 """
 _LIST_PATH_SETTINGS = """
 SELECT coalesce(r.rolname::text, 'all roles') || ': ' || s.setting AS setting
@@ -74,8 +77,12 @@ async def examine(database: Database, *, settings: Settings) -> AsyncIterator[Fi
     """
     async with database.connection() as connection:
         (version,) = await connection.fetch(_GET_VERSION)
+        apart = time.time() - version["seconds"]
     too_old = f"PostgreSQL {version['server']} is too old" if version["number"] < _OLDEST_SERVER else ""
     yield judge("server", too_old, f"PostgreSQL {version['server']}", "use PostgreSQL 15 or newer", State.FAILED)
+    far = f"this machine's is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the server's"
+    remedy = "let both machines take the time from the network"
+    yield judge("clocks", far if abs(apart) > _CLOSE else "", "as on the server", remedy, State.WARNING)
     try:
         findings = await find_leaks(database, settings=settings)
     except TenantError as error:

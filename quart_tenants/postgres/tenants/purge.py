@@ -1,5 +1,6 @@
 """Delete tenants in the trash for good, and rows of the registry that nobody needs any more."""
 
+import time
 from collections.abc import Callable, Collection, Sequence
 
 import asyncpg
@@ -25,8 +26,11 @@ from quart_tenants.tenant import RoleName, SchemaName, Slug
 # the commit. All requests share the server's table of locks, and a schema with thousands of tables would fill it.
 _BATCH = 50
 
-# By the clock of the server, which has written the times of the drops.
-_GET_BORDER = "SELECT now() - make_interval(secs => $1 * 86400)"
+# $2 the time of this machine, which may be another one than the server's. The clock that is behind counts, because
+# one that is ahead by a month would delete what was dropped yesterday. Clocks are seldom the same to the second.
+_GET_BORDER = """
+SELECT least(now(), to_timestamp($2) + interval '1 minute') - make_interval(secs => $1 * 86400)
+"""
 # $2 the time of the drop: a tenant that was brought back and dropped again is a younger one.
 _BEGIN = """
 UPDATE quart_tenants.tenants SET purge_began_at = coalesce(purge_began_at, now())
@@ -81,7 +85,7 @@ async def find_purgeable(
         return [tenant for tenant in trash if tenant.slug in slugs]
     days = settings.trash_days if older_than_days is None else older_than_days
     async with database.connection() as connection:
-        border = await connection.fetchval(_GET_BORDER, days)
+        border = await connection.fetchval(_GET_BORDER, days, time.time())
     # A deletion that has begun must be finished.
     return [tenant for tenant in trash if tenant.half_purged or tenant.dropped_at <= border]
 
@@ -101,7 +105,8 @@ async def purge_trash(
         database: The database of the tenants.
         settings: They say how long the trash is kept.
         slugs: Only these tenants, however long they have been in the trash.
-        older_than_days: Only tenants that were dropped so many days ago; default: `TENANTS_TRASH_DAYS`.
+        older_than_days: Only tenants that were dropped so many days ago by the clocks of this machine and of the
+            server; default: `TENANTS_TRASH_DAYS`.
         including_dependents: Whether views and foreign keys outside a schema that depend on it are dropped.
 
     Raises:

@@ -21,9 +21,14 @@ from quart_tenants.postgres.tenants.schema_moves import MOVE_MIGRATIONS, rename_
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import REGISTRY_SCHEMA, SchemaName, Slug, Tenant
 
-_PUT_INTO_TRASH = """
-UPDATE quart_tenants.tenants SET schema_name = $2, schema_before_drop = schema_name, dropped_at = now() WHERE id = $1
-"""
+TIME_OF_DROP = """greatest(
+    clock_timestamp(), (SELECT changed_at FROM quart_tenants.changes ORDER BY revision DESC LIMIT 1)
+)"""
+"""SQL of the time of a drop. If the clock was set back too far, a purge would come too early once it is right again."""
+_PUT_INTO_TRASH = f"""
+UPDATE quart_tenants.tenants SET schema_name = $2, schema_before_drop = schema_name, dropped_at = {TIME_OF_DROP}
+WHERE id = $1
+"""  # noqa: S608  (of our own)
 _TAKE_OUT_OF_TRASH = """
 UPDATE quart_tenants.tenants SET schema_name = schema_before_drop, schema_before_drop = NULL, dropped_at = NULL
 WHERE id = $1

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -264,6 +265,22 @@ async def test_files_from_a_wrong_future_do_not_count_as_done(
     ended_in_future = await backup_all_tenants(database, interrupted_folder, settings=settings)
 
     assert [(report.resumed, len(report.made)) for report in (interrupted_in_future, ended_in_future)] == [(0, 4)] * 2
+
+
+async def test_clock_of_the_database_that_is_ahead_deletes_no_files(
+    database: Database, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files go when they are old by both clocks; by that of the database alone, a month would go in one night."""
+    true_time = time.time
+    await backup_all_tenants(database, folder, settings=settings)
+    age(folder, 30)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: true_time() - 30 * 86400)
+        apart = await backup_all_tenants(database, folder, settings=settings, keep_days=7)
+    together = await backup_all_tenants(database, folder, settings=settings, keep_days=7)
+
+    assert (apart.deleted, len(together.deleted)) == ([], 4)
 
 
 async def test_file_from_a_wrong_future_does_not_let_the_newest_go(

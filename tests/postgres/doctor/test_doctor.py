@@ -1,6 +1,7 @@
 """The doctor: silent where all is well, through a naive pooler too, and loud where a leak would happen."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -192,6 +193,18 @@ async def test_attack_without_roles_succeeds(settings: Settings, database: Datab
         succeeded = await attack(database, probe, victim)
 
     assert len(succeeded) == 6
+
+
+async def test_clocks_that_differ_are_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions and the trash go by both clocks, so an operator should know."""
+    assert (await examine_all(settings))["clocks"].state is State.OK
+    true = time.time
+
+    monkeypatch.setattr(time, "time", lambda: true() - 90)
+
+    clocks = (await examine_all(settings))["clocks"]
+    assert clocks.state is State.WARNING
+    assert "behind the server's" in clocks.seen
 
 
 async def test_ready_tenant_is_looked_at_like_any_other(settings: Settings, database: Database) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from quart_tenants.errors import (
     UnknownSchemaError,
     UnknownTenantError,
 )
+from quart_tenants.postgres.backups.backup import backup_tenant
+from quart_tenants.postgres.backups.restore import restore_tenant
 from quart_tenants.postgres.blocks import short_waits
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
@@ -38,6 +41,7 @@ from quart_tenants.postgres.tenants.trash import TrashedTenant, drop_tenant, lis
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_schema_name, parse_slug
 from quart_tenants.testing.databases import FAST_AND_FORGETFUL
+from tests.support.clocks import DAY
 from tests.support.databases import REFERENCE_FILES, let_names_rest
 
 ACME, GLOBEX, NEWCO, BIG = parse_slug("acme"), parse_slug("globex"), parse_slug("newco"), parse_slug("big")
@@ -295,6 +299,53 @@ async def test_clock_that_was_set_back_deletes_nothing_early(database: Database,
 
     assert await purge_trash(database, settings=settings, older_than_days=0) == []
     assert (await undrop_tenant(database, ACME, settings=settings)).slug == ACME
+
+
+@pytest.mark.parametrize("ahead", ["server", "program"])
+async def test_clock_that_is_ahead_deletes_nothing_while_the_other_is_right(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, ahead: str
+) -> None:
+    """The clock that is behind counts, whichever machine it is on; a tenant that is named goes all the same."""
+    true_time, wrong = time.time, 31 * DAY
+    await drop_tenant(database, ACME)
+    if ahead == "server":
+        await let_be_dropped(database, wrong / DAY)
+        monkeypatch.setattr(time, "time", lambda: true_time() - wrong)
+    else:
+        monkeypatch.setattr(time, "time", lambda: true_time() + wrong)
+
+    assert await purge_trash(database, settings=settings) == []
+
+    assert [tenant.slug for tenant in await purge_trash(database, settings=settings, slugs=[ACME])] == [ACME]
+
+
+async def test_by_the_clock_of_the_server_alone_it_would_be_deleted(database: Database, settings: Settings) -> None:
+    """Negative control: with both clocks ahead, as on one machine, what was dropped a moment ago is purged."""
+    await drop_tenant(database, ACME)
+    await let_be_dropped(database, 31)
+
+    assert [tenant.slug for tenant in await purge_trash(database, settings=settings)] == [ACME]
+
+
+@pytest.mark.parametrize("how", ["drop", "replace"])
+async def test_drop_under_a_clock_that_was_set_back_is_not_old_tomorrow(
+    database: Database, settings: Settings, tmp_path: Path, how: str
+) -> None:
+    """A drop is never older than the newest change, which the clock has seen before it was set back by forty days."""
+    async with database.connection() as connection:
+        await connection.execute("UPDATE quart_tenants.changes SET changed_at = changed_at + interval '40 days'")
+
+    if how == "drop":
+        await drop_tenant(database, ACME)
+    else:
+        await backup_tenant(database, ACME, tmp_path / "acme.tar", settings=settings)
+        await restore_tenant(database, tmp_path / "acme.tar", ACME, settings=settings, replace=True)
+
+    # The clock is right again.
+    async with database.connection() as connection:
+        await connection.execute("UPDATE quart_tenants.tenants SET dropped_at = dropped_at - interval '40 days'")
+    assert len(await list_trash(database)) == 1
+    assert await purge_trash(database, settings=settings) == []
 
 
 async def test_purge_deletes_the_old_and_keeps_the_young(database: Database, settings: Settings) -> None:
