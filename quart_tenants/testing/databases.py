@@ -139,8 +139,7 @@ class DatabaseStock:
 
     def __exit__(self, *_: object) -> None:
         self.drop(self._next.result())
-        for dropped in self._dropped:
-            dropped.result()
+        self.wait_for_drops()
         self._thread.submit(self._runner.run, self._connection.close()).result()
         self._thread.submit(self._runner.close).result()
         self._thread.shutdown()
@@ -154,6 +153,11 @@ class DatabaseStock:
         """Drop a copy soon, with whoever is still connected."""
         dropping = self._connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         self._dropped.append(self._thread.submit(self._runner.run, dropping))
+
+    def wait_for_drops(self) -> None:
+        """Wait until all copies are gone that were to be dropped soon."""
+        for dropped in self._dropped:
+            dropped.result()
 
     def _make(self) -> str:
         name = make_name()

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from quart_tenants.testing.databases import DatabaseStock
+
 
 @dataclass(frozen=True)
 class Role:
@@ -30,11 +32,13 @@ class Role:
 
 
 @pytest.fixture(scope="session")
-def role(server_url: str) -> Iterator[Role]:
+def role(server_url: str, stock: DatabaseStock) -> Iterator[Role]:
     """Lend one role to all tests: what it is granted in a test's database goes with that database."""
     role = Role(f"qt_{secrets.token_hex(6)}", secrets.token_hex(12))
     asyncio.run(_execute(server_url, f"CREATE ROLE {role.name} LOGIN PASSWORD '{role.password}'"))
     yield role
+    # The last of them may still be there.
+    stock.wait_for_drops()
     asyncio.run(_execute(server_url, f"DROP ROLE {role.name}"))
 
 
