@@ -121,7 +121,7 @@ async def main(given: argparse.Namespace) -> int:
             ):
 
                 async def read_ours(tenant: Tenant, database: Database = database) -> Sequence[Row]:
-                    async with database.tenant_connection(tenant) as connection:
+                    async with database.tenant_connection(tenant, is_known=True) as connection:
                         return await connection.fetch(_QUERY, 0, 1000)
 
                 async def read_drivers(tenant: Tenant, pool: "asyncpg.Pool[asyncpg.Record]" = pool) -> Sequence[Row]:

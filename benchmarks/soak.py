@@ -27,6 +27,7 @@ import asyncpg
 from benchmarks.folders import temporary_folder
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.embedded.embedded_server import EmbeddedPostgres
+from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.resources import get_resource_path
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Tenant, parse_slug
@@ -39,6 +40,7 @@ from tests.isolation.lenders import (
     set_path_and_forget,
 )
 from tests.isolation.soak import Findings, Mix, Soak, count_misplaced_stamps, make_stamps
+from tests.support.web_lender import WebLender
 
 POOL_SIZE = 6  # connections of each process
 CONCURRENCY = 16  # blocks at a time in each process
@@ -54,7 +56,7 @@ NAIVE: dict[str, Callable[[Pool], Lender]] = {
 
 
 def make_tenants(count: int, roles: bool) -> list[Tenant]:
-    """Return the tenants, which need no registry."""
+    """Return the tenants."""
     slugs = [parse_slug(f"soak-{number:04}") for number in range(1, count + 1)]
     return [
         Tenant(number, slug, SchemaName(slug), slug, role=RoleName(f"role of {slug}") if roles else None)
@@ -78,7 +80,7 @@ async def lending(url: str, naive: str | None, roles: bool, pooled: bool, plain:
         async with AsyncExitStack() as stack:
             if pooled:
                 settings = replace(settings, database_url=await stack.enter_async_context(pgbouncer(url)))
-            yield (await stack.enter_async_context(await Database.open(settings))).tenant_connection
+            yield (await stack.enter_async_context(await WebLender.open(settings))).tenant_connection
         return
     pool = await open_naive_pool(url, POOL_SIZE, reset=naive == "driver-reset")
     try:
@@ -148,6 +150,8 @@ async def main(
         server = EmbeddedPostgres(folder / "postgres", options=OPTIONS)
         await server.start()
         try:
+            async with await Database.open(Settings(database_url=server.url), max_size=1) as database:
+                await init_registry(database)
             await make_stamps(server.url, tenants)
             began = time.monotonic()
             command = [sys.executable, "-m", "benchmarks.soak", "--worker", server.url, "--tenants", str(tenant_count)]

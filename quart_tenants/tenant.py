@@ -101,6 +101,15 @@ class Tenant:
         return self.id
 
 
+def quote_literal(literal: str | int) -> str:
+    """Return *literal* as SQL, for where no parameter can be given."""
+    if isinstance(literal, int):
+        return str(literal)
+    quoted = literal.replace("'", "''")
+    # As PostgreSQL's function of that name does it: right with any standard_conforming_strings.
+    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
+
+
 def parse_slug(text: str) -> Slug:
     """Return *text* as a slug.
 

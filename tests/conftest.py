@@ -26,6 +26,7 @@ from tests.support.databases import REFERENCE_FILES, fill_template
 from tests.support.patience import DEADLINE
 from tests.support.pgbouncer import PROGRAM, SWALLOWS_PATH, PgBouncer, empty_default_path, run_pgbouncer
 from tests.support.roles import dropping_roles, set_up_roles
+from tests.support.web_lender import WebLender
 
 # No test fails for being slow: the machines are shared. "--hypothesis-profile thorough" tries five times as much.
 _STEADY = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -117,8 +118,8 @@ def foreground() -> Iterator[None]:
 
 @pytest.fixture
 def timings() -> Timings:
-    """How long pools wait for what."""
-    return Timings()
+    """How long pools wait for what. On a busy machine nobody asks again for a tenant's schema."""
+    return Timings(known=60)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -223,7 +224,7 @@ def settings(database_url: str) -> Settings:
 @pytest.fixture
 async def database(settings: Settings, timings: Timings) -> AsyncIterator[Database]:
     """A pool on `database_url`."""
-    async with await Database.open(settings, timings=timings) as database:
+    async with await WebLender.open(settings, timings=timings) as database:
         yield database
 
 
@@ -234,7 +235,7 @@ async def roles_settings(server_url: str, database_url: str) -> AsyncIterator[Se
         migrations_dir=REFERENCE_FILES, database_url=database_url, pool_max_size=5, role_per_tenant=True
     )
     async with dropping_roles(server_url, database_url):
-        async with await Database.open(settings, max_size=1) as database:
+        async with await WebLender.open(settings, max_size=1) as database:
             await set_up_roles(database)
         yield settings
 
@@ -242,14 +243,14 @@ async def roles_settings(server_url: str, database_url: str) -> AsyncIterator[Se
 @pytest.fixture
 async def roles_database(roles_settings: Settings, timings: Timings) -> AsyncIterator[Database]:
     """A pool of one connection on `roles_settings`."""
-    async with await Database.open(roles_settings, max_size=1, timings=timings) as database:
+    async with await WebLender.open(roles_settings, max_size=1, timings=timings) as database:
         yield database
 
 
 @pytest.fixture
 async def one_connection_database(settings: Settings, timings: Timings) -> AsyncIterator[Database]:
     """A pool of one connection, which so serves one tenant after the other."""
-    async with await Database.open(settings, max_size=1, timings=timings) as database:
+    async with await WebLender.open(settings, max_size=1, timings=timings) as database:
         yield database
 
 

@@ -312,7 +312,7 @@ def shared_connection() -> AbstractAsyncContextManager[Connection]:
 
 def _lend(tenant: Tenant, state: TenantState, *, read_only: bool) -> AbstractAsyncContextManager[Connection]:
     version = state.registry.shared_version
-    return state.database.tenant_connection(tenant, read_only=read_only, shared_version=version)
+    return state.database.tenant_connection(tenant, read_only=read_only, shared_version=version, is_known=True)
 
 
 @asynccontextmanager

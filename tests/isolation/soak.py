@@ -133,12 +133,23 @@ class Findings:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
 
+async def register(connection: Any, tenant: Tenant) -> None:
+    """Write *tenant*, whose schema may be called anything, into the registry as it is."""
+    await connection.execute(
+        "INSERT INTO quart_tenants.tenants (id, slug, schema_name, display_name) OVERRIDING SYSTEM VALUE "
+        "VALUES ($1, $2, $3, $2)",
+        tenant.id,
+        tenant.slug,
+        tenant.schema.name,
+    )
+
+
 class _MeantError(Exception):
     """What a handler of the app might raise."""
 
 
 async def make_stamps(url: str, tenants: Sequence[Tenant]) -> None:
-    """Give each tenant a table whose one row names it, and to its role, if it has one, what it needs for that."""
+    """Give each tenant a row in the registry, a table whose one row names it, and its role what it needs for that."""
     connection = await asyncpg.connect(url)
     try:
         for tenant in tenants:
@@ -148,6 +159,7 @@ async def make_stamps(url: str, tenants: Sequence[Tenant]) -> None:
                 f"CREATE TABLE {schema}.stamps (owner text NOT NULL);"
                 f"INSERT INTO {schema}.stamps VALUES ('{tenant.slug}')"
             )
+            await register(connection, tenant)
             if tenant.role is not None:
                 role = tenant.role.quoted
                 await connection.execute(

@@ -16,6 +16,8 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
+from tests.isolation.soak import register
+from tests.support.web_lender import WebLender
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection, DriverConnection
@@ -193,6 +195,7 @@ async def test_odd_schema_name_is_one_name(database: Database, name: str) -> Non
     tenant = Tenant(99, parse_slug("odd"), schema, "Odd")
     async with database.connection() as connection:
         await connection.execute(f"CREATE SCHEMA {schema.quoted}")
+        await register(connection, tenant)
 
     async with database.tenant_connection(tenant) as connection:
         assert await connection.fetchval("SELECT current_schemas(false)") == [name]
@@ -236,7 +239,7 @@ async def test_codec_of_the_app_is_on_every_connection(settings: Settings, acme:
         await connection.set_type_codec("int4", schema="pg_catalog", encoder=str, decoder=_shout)
 
     seen = set()
-    async with await Database.open(settings, max_size=1, set_up=set_up) as database:
+    async with await WebLender.open(settings, max_size=1, set_up=set_up) as database:
         for _ in range(2):
             async with database.tenant_connection(acme) as connection:
                 assert await connection.fetchval("SELECT 1") == "1!"
@@ -253,7 +256,7 @@ async def test_copy_writes_json_by_the_codec_of_the_app(settings: Settings, acme
             await connection.set_type_codec(name, schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
 
     value = {"a": [1, None, "ü"]}
-    async with await Database.open(settings, max_size=1, set_up=set_up) as database:
+    async with await WebLender.open(settings, max_size=1, set_up=set_up) as database:
         async with database.tenant_connection(acme) as connection:
             await connection.execute("CREATE TABLE facts (plain json, better jsonb, many jsonb[])")
             await connection.copy_records_to_table("facts", records=[(value, value, [value, None])])

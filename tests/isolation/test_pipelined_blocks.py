@@ -23,6 +23,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
 from tests.isolation.lenders import Lender
 from tests.isolation.probes import LEAVE_TRACES, find_traces
+from tests.isolation.soak import register
 from tests.isolation.test_protocol_messages import (
     Body,
     Field,
@@ -35,6 +36,7 @@ from tests.isolation.test_protocol_messages import (
 )
 from tests.support.roles import new_login
 from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -312,6 +314,7 @@ async def test_path_goes_ahead_for_every_name(one_connection_database: Database,
     odd = Tenant(99, parse_slug("odd"), schema, "Odd")
     async with one_connection_database.connection() as connection:
         await connection.execute(f"CREATE SCHEMA {schema.quoted}")
+        await register(connection, odd)
 
     pids = set()
     for _ in range(3):
@@ -429,7 +432,7 @@ async def test_name_prepared_unseen_is_forgotten_where_nobody_may_look(
         reached = urlsplit(settings.required_database_url)
         user, _, server = login.netloc.rpartition("@")
         url = reached._replace(netloc=f"{user}@{reached.netloc.rpartition('@')[2] or server}").geturl()
-        async with await Database.open(replace(settings, database_url=url), max_size=1, timings=WARM) as own:
+        async with await WebLender.open(replace(settings, database_url=url), max_size=1, timings=WARM) as own:
             for tenant in (acme, globex):
                 for _ in range(2):
                     async with own.tenant_connection(tenant) as connection:

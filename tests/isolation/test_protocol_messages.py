@@ -21,6 +21,7 @@ from quart_tenants.tenant import Tenant
 from tests.isolation.lenders import Lender, open_naive_pool, set_path_and_forget
 from tests.isolation.probes import LEAVE_TRACES, find_traces
 from tests.support.tcp_proxy import Direction, TcpProxy
+from tests.support.web_lender import WebLender
 
 pytestmark = pytest.mark.slow
 
@@ -174,7 +175,7 @@ async def _use_all_slots(ground: Field, lend: Lender, findings: Findings, moment
 
 async def open_behind(proxy: TcpProxy, settings: Settings) -> Database:
     """Return a pool behind *proxy*."""
-    return await Database.open(replace(settings, database_url=proxy.url, pool_max_size=SIZE, tenant_pool_share=SHARE))
+    return await WebLender.open(replace(settings, database_url=proxy.url, pool_max_size=SIZE, tenant_pool_share=SHARE))
 
 
 @pytest.mark.parametrize("body", ROWS_OF, ids=lambda body: body.__name__)

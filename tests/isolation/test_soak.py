@@ -20,6 +20,7 @@ from tests.isolation.lenders import (
 )
 from tests.isolation.soak import Mix, Soak, count_misplaced_stamps, make_stamps
 from tests.support.pgbouncer import PgBouncer
+from tests.support.web_lender import WebLender
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ POOL_SIZE = 6
 async def tenants(direct_url: str) -> list[Tenant]:
     """Tenants whose only row names them."""
     slugs = [parse_slug(f"soak-{number}") for number in range(TENANTS)]
-    tenants = [Tenant(number, slug, SchemaName(slug), slug) for number, slug in enumerate(slugs, start=1)]
+    tenants = [Tenant(number, slug, SchemaName(slug), slug) for number, slug in enumerate(slugs, start=1001)]
     await make_stamps(direct_url, tenants)
     return tenants
 
@@ -46,7 +47,7 @@ async def test_disturbed_blocks_leak_nothing_and_lose_no_connection(
     size = POOL_SIZE if pooler is None else 2
     own = replace(settings, pool_max_size=size, acquire_timeout=0.1, tenant_pool_queue=2)
     mix = Mix(abort=0.01, kill_every=100, exhaust_every=500)
-    async with await Database.open(own) as database:
+    async with await WebLender.open(own) as database:
         soak = Soak(database.tenant_connection, tenants, url=direct_url, size=size, seed=1, mix=mix)
         findings = await soak.run(BLOCKS)
         shares = database._shares

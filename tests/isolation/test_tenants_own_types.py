@@ -15,6 +15,7 @@ from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,5 +134,5 @@ async def test_shared_statements_fail_in_the_same_fuzz(
     turn_to: Callable[[StatementCache, TenantKey], None] = StatementCache.turn_to
     monkeypatch.setattr(StatementCache, "turn_to", lambda cache, _: turn_to(cache, TenantKey(1, 1)))
 
-    async with await Database.open(settings, max_size=1, timings=WARM) as sharing:
+    async with await WebLender.open(settings, max_size=1, timings=WARM) as sharing:
         assert await fuzz(sharing, database, tenants, column) != []

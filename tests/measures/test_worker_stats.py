@@ -61,7 +61,7 @@ async def test_plain_read_that_is_known_is_one_round_trip(counted: Database, mea
 
     async def count(statement: str) -> int:
         before = measures.round_trips
-        async with counted.tenant_connection(acme) as connection:
+        async with counted.tenant_connection(acme, is_known=True) as connection:
             await connection.fetch(statement)
         return measures.round_trips - before
 

@@ -2,5 +2,5 @@
 
 from quart_tenants.postgres.driver.timings import Timings
 
-WARM = Timings(fresh=60, tidy_every=60)
+WARM = Timings(fresh=60, known=60, tidy_every=60)
 """Connections stay warm however slow the machine is, and nobody tidies meanwhile."""

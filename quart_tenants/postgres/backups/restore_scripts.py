@@ -19,7 +19,7 @@ from quart_tenants.postgres.tenants.dependents import Dependent
 from quart_tenants.postgres.tenants.schema_moves import MOVE_FUNCTION_PATHS, MOVE_MIGRATIONS
 from quart_tenants.postgres.tenants.trash import TIME_OF_DROP, name_in_trash
 from quart_tenants.resources import read_statement
-from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant
+from quart_tenants.tenant import REGISTRY_SCHEMA, RoleName, SchemaName, Slug, Tenant, quote_literal
 
 WRONG_PLACE = "QT002"
 """The SQLSTATE of this package's own refusal: psql is connected to another database."""
@@ -336,15 +336,6 @@ def write_difference(sentence: str, found: str) -> str:
 def write_setting(name: str, setting: str) -> str:
     """Return the statement for psql that sets *name* until the end of the transaction."""
     return f"SELECT pg_catalog.set_config({quote_literal(name)}, {quote_literal(setting)}, true);\n"
-
-
-def quote_literal(literal: str | int) -> str:
-    """Return *literal* as SQL for psql, because parameters are not in every version of psql."""
-    if isinstance(literal, int):
-        return str(literal)
-    quoted = literal.replace("'", "''")
-    # As PostgreSQL's function of that name does it: right with any standard_conforming_strings.
-    return "E'" + quoted.replace("\\", "\\\\") + "'" if "\\" in quoted else f"'{quoted}'"
 
 
 def _execute(statement: str, *arguments: str | int, answer: str = ";\n") -> str:

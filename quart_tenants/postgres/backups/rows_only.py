@@ -18,10 +18,10 @@ from quart_tenants.postgres.backups.migrated_shapes import (
     get_digest,
     name_relations,
 )
-from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, quote_literal, write_script
+from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, write_script
 from quart_tenants.postgres.blocks.database import enter_schema
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import SchemaName, Tenant
+from quart_tenants.tenant import SchemaName, Tenant, quote_literal
 
 _LIST_TABLES = """
 SELECT

@@ -12,13 +12,12 @@ from quart_tenants.postgres.backups.pouring import Dump, run_restoration
 from quart_tenants.postgres.backups.restore_scripts import (
     Restoration,
     describe_objects,
-    quote_literal,
     write_difference,
 )
 from quart_tenants.postgres.backups.rows_only import begin_reading
 from quart_tenants.postgres.blocks.database import Database, enter_schema
 from quart_tenants.settings import Settings
-from quart_tenants.tenant import SchemaName
+from quart_tenants.tenant import SchemaName, quote_literal
 
 # Only the number of such an object is described, and that is another one after a restore.
 _DESCRIBED = r"""part !~ '^\((other|label|"right for later"),'"""

@@ -25,17 +25,28 @@ from quart_tenants.postgres.driver.connection_types import (
     describe,
     is_drivers,
 )
-from quart_tenants.postgres.driver.fast.fast_connection import FastConnection, has_no_other
+from quart_tenants.postgres.driver.fast.fast_connection import FastConnection, Replace, has_no_other
 from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
 from quart_tenants.postgres.driver.opening import BlockConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
 from quart_tenants.postgres.pool.connection_pool import ConnectionPool
 from quart_tenants.postgres.pool.pooled_connection import PooledConnection
-from quart_tenants.tenant import Tenant
+from quart_tenants.tenant import Tenant, quote_literal
 
 _LIST_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
-_SCHEMA_EXISTS = "SELECT pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NOT NULL"
+# The operator may have dropped the schema by hand.
+_HAS_SCHEMA = """
+SELECT FROM quart_tenants.tenants AS t JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
+WHERE t.id = {id:d} AND t.schema_name = {schema}
+"""
 
+# What is missing where the path leads to no schema any more.
+_MISSING_ERRORS = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.InvalidSchemaNameError,
+)
 # A role that is missing, and one that is not ours to enter.
 _NO_ROLE_ERRORS = (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError)
 SERVER_GONE_ERRORS = (
@@ -60,6 +71,8 @@ class Block:
         tenant: Tenant | None = None,
         first: str = "",
         shares: Shares | None = None,
+        *,
+        is_known: bool = False,
     ) -> None:
         self._pool = pool
         self._beginning = beginning
@@ -67,6 +80,10 @@ class Block:
         self._tenant = tenant
         self._first = first
         self._shares = shares
+        # Until when the tenant surely has its schema, by the pool's clock. One with the number 0 is in no registry.
+        self._known_until = float("-inf" if tenant is not None and tenant.id else "inf")
+        if is_known and tenant is not None:
+            self._known_until = pool.clock() + pool.timings.known
         # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
         self.status = ""
         self._entered = False
@@ -101,7 +118,7 @@ class Block:
             # asyncpg has every connection pass for an instance of every class of connections.
             if type(driver) is FastConnection and not self._first and now - pooled.used_at < self._pool.timings.fresh:
                 # It has answered a moment ago. The block begins with the first statement.
-                driver.plan_block(self._beginning, self._timeout, self._replace_connection)
+                self._plan(driver, self._replace_connection)
             else:
                 await self._begin(deadline)
         except BaseException as error:
@@ -168,10 +185,29 @@ class Block:
                 # The rollback of a savepoint failed, and its error took the cancellation's place.
                 raise asyncio.CancelledError from translated
             raise translated from exc
-        if isinstance(exc, asyncpg.UndefinedTableError) and self._tenant is not None and await self._is_gone():
+        if isinstance(exc, _MISSING_ERRORS) and self._tenant is not None and await self._is_gone():
             raise UnknownTenantError(self._tenant.slug) from exc
         if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.with_role:
             await self._check_role()
+
+    def _plan(self, driver: FastConnection, replace: Replace) -> None:
+        driver.plan_block(self._beginning, self._timeout, replace, self._ask_again, self._known_until)
+
+    async def _ask_again(self, driver: BlockConnection, within: float | None = None) -> float:
+        """Return until when the tenant has its schema; ask the registry if nobody did so lately.
+
+        A name rests for a while after a drop, or while a transaction of then is open. A block that only reads has no
+        transaction open between two reads, and whoever gave us the tenant may have kept it for long.
+
+        Raises:
+            UnknownTenantError: The tenant has its schema no longer.
+        """
+        now = self._pool.clock()
+        if now >= self._known_until and self._tenant is not None:
+            if not await driver.finds(_ask_for_schema(self._tenant), within or self._timeout):
+                raise UnknownTenantError(self._tenant.slug)
+            self._known_until = now + self._pool.timings.known
+        return self._known_until
 
     def _is_fresh(self, pooled: PooledConnection) -> bool:
         return self._pool.clock() - pooled.used_at < self._pool.timings.fresh
@@ -226,7 +262,7 @@ class Block:
         self._take(await self._pool.replace(self._pooled, deadline))
         driver = self._pooled.driver
         if reads and type(driver) is FastConnection and self._is_fresh(self._pooled):
-            driver.plan_block(self._beginning, self._timeout, has_no_other)
+            self._plan(driver, has_no_other)
         else:
             await self._begin(deadline)
             driver = self._pooled.driver
@@ -250,6 +286,7 @@ class Block:
             seconds = max(deadline - self._pool.clock(), 0.001)
             try:
                 within = min(self._pool.timings.silence, seconds / 2) if quick else seconds
+                await self._ask_again(driver, within)
                 self.status = await driver.begin_block(self._beginning, self._first, within)
             except BaseException as error:
                 if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, driver):
@@ -263,6 +300,9 @@ class Block:
                     quick = quick and not isinstance(error, TimeoutError)
                     self._take(await self._pool.replace(self._pooled, deadline))
                     continue
+                if isinstance(error, UnknownTenantError):
+                    self._give_back()
+                    raise
                 # Also on cancellation: nobody knows how far BEGIN came.
                 self._pool.discard(self._pooled)
                 if isinstance(error, TimeoutError):
@@ -293,13 +333,14 @@ class Block:
 
     async def _is_gone(self) -> bool:
         """Return whether the tenant was dropped, which this worker may not have heard of yet."""
-        schema = "" if self._tenant is None else self._tenant.schema.name
+        if self._tenant is None or not self._tenant.id:
+            return False
         try:
             async with Block(self._pool, Beginning((BEGIN_READ_ONLY,)), self._timeout) as connection:
-                exists = await connection.fetchval(_SCHEMA_EXISTS, schema)
-        except TenantError:
+                return await connection.fetchrow(_ask_for_schema(self._tenant)) is None
+        except (TenantError, asyncpg.UndefinedTableError):
+            # The second where there is no registry.
             return False
-        return not exists
 
     async def _commit(self) -> None:
         driver = self._pooled.driver
@@ -348,6 +389,10 @@ class Block:
                 raise
         else:
             self._give_back()
+
+
+def _ask_for_schema(tenant: Tenant) -> str:
+    return _HAS_SCHEMA.format(id=tenant.id, schema=quote_literal(tenant.schema.name))
 
 
 def _translate(error: BaseException, driver: BlockConnection) -> TenantError | None:

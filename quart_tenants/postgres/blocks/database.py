@@ -158,6 +158,7 @@ class Database:
         read_only: bool = False,
         without_role: bool = False,
         shared_version: int = 0,
+        is_known: bool = False,
     ) -> Block:
         """Return a block that lends a connection which sees *tenant*'s tables and those that all tenants share.
 
@@ -172,6 +173,8 @@ class Database:
             read_only: Whether the server refuses every write in this block.
             without_role: Whether the block acts as the login even where tenants have roles. For migrations.
             shared_version: The version of the shared tables. Statements of another version are not used again.
+            is_known: Whether the registry has just said that *tenant* is served. Otherwise the server is asked whether
+                the tenant still has its schema; and again where a transaction begins more than half a second later.
 
         Raises:
             PoolExhaustedError: No connection came free within `TENANTS_ACQUIRE_TIMEOUT`, or none of the tenant's share.
@@ -180,7 +183,7 @@ class Database:
             DatabaseTimeoutError: A statement took longer than `TENANTS_COMMAND_TIMEOUT`, or the tenant's last blocks
                 timed out, and this one got no answer in two seconds.
             TransactionLostError: The block ended without an error, but nothing could be saved.
-            UnknownTenantError: A table is missing because the tenant was dropped a moment ago.
+            UnknownTenantError: The tenant was dropped. Its schema may be another tenant's by now.
             RolesNotReadyError: Tenants have roles of their own, and this one has none, or it cannot be entered.
         """
         with_role = self._settings.role_per_tenant and not without_role
@@ -188,7 +191,8 @@ class Database:
             # A block never acts as the login instead.
             raise RolesNotReadyError(f"tenant {tenant.slug!r} has no role of its own yet: run quart-tenants init")
         beginning = _begin(tenant, read_only, with_role, self._settings.shared_schemas, shared_version)
-        return Block(self._pool, beginning, self._settings.acquire_timeout, tenant, first, self._shares)
+        timeout = self._settings.acquire_timeout
+        return Block(self._pool, beginning, timeout, tenant, first, self._shares, is_known=is_known)
 
     def connection(self) -> Block:
         """Return a block with an empty path, for statements that write every name in full.

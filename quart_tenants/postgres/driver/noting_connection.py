@@ -59,6 +59,13 @@ class NotingConnection(_AsyncpgConnection):
         """This connection, also when it is asked of asyncpg's handle, which forgets whom it stands for."""
         return self
 
+    async def finds(self, question: str, within: float) -> bool:
+        """Return whether *question*, which is asked between two transactions, finds a row within so many seconds.
+
+        Raises the driver's errors.
+        """
+        return await asyncpg.Connection.execute(self, question, timeout=within) != "SELECT 0"
+
     async def _run_noted(self, query: str, running: Awaitable[T], count_rows: Callable[[T], int] | None = None) -> T:
         """Return what *running* returns, and note the statement in the block's record, well ended or not."""
         began_at = monotonic()

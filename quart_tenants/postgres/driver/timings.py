@@ -9,6 +9,8 @@ class Timings:
 
     Attributes:
         fresh: A connection that answered so lately is trusted to be alive: its block begins with the first statement.
+        known: A tenant has its schema for so long after the registry has said so. A name rests for longer than a worker
+            may remember whose it was, by twice this time.
         silence: After so long without an answer to BEGIN, the pool asks the server whether the connection is dead.
         cleanup: A block that is left waits so long for its rollback and reset. Then its connection is closed instead.
         cancel: A block that goes on after a statement's time-out waits so long for the server to cancel that statement.
@@ -21,6 +23,7 @@ class Timings:
     """
 
     fresh: float = 0.5
+    known: float = 0.5
     silence: float = 1.0
     cleanup: float = 0.4
     cancel: float = 3.0

@@ -156,7 +156,8 @@ async def _run_together(
     )
     seconds = settings.migration_statement_timeout + GRACE
     try:
-        block = database.tenant_connection(tenant, first=claim, without_role=True)
+        # The claim itself asks whether the tenant has its schema.
+        block = database.tenant_connection(tenant, first=claim, without_role=True, is_known=True)
         async with AsyncExitStack() as stack:
             try:
                 connection = await stack.enter_async_context(block)

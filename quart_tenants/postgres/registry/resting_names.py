@@ -2,7 +2,7 @@
 
 A worker may remember for `TENANTS_REGISTRY_MAX_AGE` which tenant had a name, and a block enters a schema by its name.
 Without a rest, a visitor of the old tenant could read the rows of the new one. The same holds for a transaction that
-began in that time, as long as it is open.
+began in that time, as long as it is open. Before a transaction begins later than that, its block asks the server.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,8 @@ from quart_tenants.errors import RecentlyDroppedError
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug
 
-# The time between the moment that is noted and the commit, from which on workers learn of it.
+# From the moment that is noted to the commit, from which on workers learn of it; and for so long as a block trusts what
+# the registry said: see `Timings.known`.
 _GRACE = 1.0  # seconds
 
 # $4 days. Not now(), which is the start of the transaction: it may have waited long for a lock.

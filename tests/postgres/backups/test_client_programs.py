@@ -8,8 +8,7 @@ from quart_tenants.errors import (
     ClientProgramError,
 )
 from quart_tenants.postgres.backups.client_programs import ClientPrograms, build_environment, find_client_programs
-from quart_tenants.postgres.backups.restore_scripts import quote_literal
-from quart_tenants.tenant import SchemaName
+from quart_tenants.tenant import SchemaName, quote_literal
 
 
 def test_password_is_on_no_command_line() -> None:

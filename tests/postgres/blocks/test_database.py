@@ -21,6 +21,7 @@ from quart_tenants.postgres.driver.timings import Timings
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.support.patience import DEADLINE, wait_until
+from tests.support.web_lender import WebLender
 
 INSERT = "INSERT INTO company_data (description) VALUES ('a row')"
 COUNT = "SELECT count(*) FROM company_data"
@@ -134,7 +135,7 @@ async def test_deferred_constraint_fails_the_block(one_connection_database: Data
 async def test_cancelled_commit_keeps_the_connection(settings: Settings, database: Database, acme: Tenant) -> None:
     """The server is told to stop, and the same server process serves the next block, which sees nothing of this one."""
     # A busy machine may need more than the usual time.
-    async with await Database.open(settings, max_size=1, timings=Timings(cleanup=DEADLINE)) as one:
+    async with await WebLender.open(settings, max_size=1, timings=Timings(known=60, cleanup=DEADLINE)) as one:
         await cancel_commit(one, database, acme)
 
 
@@ -174,7 +175,7 @@ async def cancel_commit(one_connection_database: Database, database: Database, a
 async def test_exhausted_pool_is_told_apart(settings: Settings, acme: Tenant) -> None:
     """Waiting in vain for a connection is PoolExhaustedError, and the waiter costs the pool nothing."""
     impatient = Settings(database_url=settings.database_url, acquire_timeout=0.05)
-    async with await Database.open(impatient, max_size=1) as database:
+    async with await WebLender.open(impatient, max_size=1) as database:
         async with database.tenant_connection(acme):
             with pytest.raises(PoolExhaustedError, match="all 1 connections"):
                 async with database.tenant_connection(acme):
@@ -186,7 +187,7 @@ async def test_exhausted_pool_is_told_apart(settings: Settings, acme: Tenant) ->
 async def test_slow_statement_is_ended(settings: Settings, acme: Tenant) -> None:
     """A statement longer than the command timeout is cancelled, also for who catches TimeoutError."""
     impatient = Settings(database_url=settings.database_url, command_timeout=0.05)
-    async with await Database.open(impatient, max_size=1) as database:
+    async with await WebLender.open(impatient, max_size=1) as database:
         with pytest.raises(DatabaseTimeoutError) as caught:
             async with database.tenant_connection(acme) as connection:
                 await connection.execute("SELECT pg_sleep(60)")
@@ -260,7 +261,7 @@ async def test_users_error_keeps_its_type(database: Database, acme: Tenant) -> N
 async def test_missing_url_names_the_setting() -> None:
     """Without an address the error says which setting to give."""
     with pytest.raises(SettingError, match="QUART_TENANTS_DATABASE_URL"):
-        await Database.open(Settings())
+        await WebLender.open(Settings())
 
 
 async def test_unreachable_server_is_unavailable(settings: Settings) -> None:
@@ -268,7 +269,7 @@ async def test_unreachable_server_is_unavailable(settings: Settings) -> None:
     nowhere = Settings(database_url="postgresql://nobody@/nothing?host=/nonexistent")
 
     with pytest.raises(DatabaseUnavailableError, match="TENANTS_DATABASE_URL"):
-        await Database.open(nowhere)
+        await WebLender.open(nowhere)
 
 
 @pytest.mark.parametrize("act", ["execute", "fetch"])
@@ -392,6 +393,6 @@ async def test_unknown_database_is_asked_for_once(settings: Settings, monkeypatc
     url = settings.required_database_url.replace("/qt_", "/missing_", 1)
 
     with pytest.raises(DatabaseUnavailableError, match="does not exist"):
-        await Database.open(replace(settings, database_url=url))
+        await WebLender.open(replace(settings, database_url=url))
 
     assert len(tries) == 1

@@ -10,12 +10,12 @@ import pytest
 
 from quart_tenants.errors import DatabaseRefusedError, SettingError, TenantError
 from quart_tenants.postgres.backups.backup import backup_tenant
-from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.messages.message_hub import MessageHub
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from quart_tenants.testing.databases import new_database
 from tests.support.pooler import naive_pooler
+from tests.support.web_lender import WebLender
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ async def pooled(settings: Settings, direct_url: str) -> AsyncIterator[Settings]
 
 async def use_session(settings: Settings, tenant: Tenant) -> list[str]:
     """Return what a session of *tenant* sees."""
-    async with await Database.open(settings, max_size=1) as database, database.session(tenant.schema) as session:
+    async with await WebLender.open(settings, max_size=1) as database, database.session(tenant.schema) as session:
         return list(await session.fetchval("SELECT current_schemas(false)"))
 
 
@@ -41,7 +41,7 @@ async def test_session_goes_around_the_pooler(pooled: Settings, direct_url: str,
     direct = replace(pooled, direct_database_url=direct_url)
 
     assert await use_session(direct, acme) == ["acme"]
-    async with await Database.open(direct, max_size=1) as database:
+    async with await WebLender.open(direct, max_size=1) as database:
         assert await database.get_own_url("a test") == direct_url
 
 
@@ -91,7 +91,7 @@ async def _back_up(settings: Settings, tenant: Tenant) -> int:
     """Return how many bytes the backup has."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "acme.tar"
-        async with await Database.open(settings, max_size=1) as database:
+        async with await WebLender.open(settings, max_size=1) as database:
             await backup_tenant(database, tenant.slug, file, settings=settings)
         return file.stat().st_size
 

@@ -13,6 +13,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.blocks.shares import Shares
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, parse_slug
+from tests.support.web_lender import WebLender
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,7 @@ async def shared_database(settings: Settings) -> AsyncIterator[Database]:
         tenant_pool_queue=1,
         acquire_timeout=0.2,
     )
-    async with await Database.open(own) as database:
+    async with await WebLender.open(own) as database:
         yield database
 
 
@@ -76,7 +77,7 @@ async def test_without_a_share_one_tenant_takes_all(settings: Settings, acme: Te
     """Negative control: where a share is the whole pool, another tenant waits in vain."""
     unfair = replace(settings, pool_min_size=2, pool_max_size=2, tenant_pool_share=2, acquire_timeout=0.05)
     async with (
-        await Database.open(unfair) as database,
+        await WebLender.open(unfair) as database,
         database.tenant_connection(acme),
         database.tenant_connection(acme),
     ):
@@ -87,7 +88,7 @@ async def test_without_a_share_one_tenant_takes_all(settings: Settings, acme: Te
 async def test_commands_have_no_shares(settings: Settings, acme: Tenant) -> None:
     """A pool that a command opens for itself is all its own, for one tenant too."""
     async with (
-        await Database.open(settings, max_size=2) as database,
+        await WebLender.open(settings, max_size=2) as database,
         database.tenant_connection(acme),
         database.tenant_connection(acme) as connection,
     ):

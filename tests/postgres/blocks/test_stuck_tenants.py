@@ -17,6 +17,7 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.postgres.blocks.test_shares import make_tenant
+from tests.support.web_lender import WebLender
 
 pytestmark = pytest.mark.slow
 
@@ -69,9 +70,9 @@ async def count_answers(database: Database, stuck: list[Tenant], other: Tenant, 
 
 async def find_rates(settings: Settings, *, stuck_after: int) -> tuple[float, int, int]:
     """Return the share of its rate that globex keeps beside two locked tenants, its errors, and refused blocks."""
-    timings, measures = Timings(fuse=0.2), Measures()
+    timings, measures = Timings(known=60, fuse=0.2), Measures()
     own = make_settings(settings, stuck_after=stuck_after)
-    async with await Database.open(own, timings=timings, measures=measures) as database:
+    async with await WebLender.open(own, timings=timings, measures=measures) as database:
         acme, company1, globex = [await get_tenant(database, parse_slug(s)) for s in ("acme", "company1", "globex")]
         # The time-outs by which it becomes known that they are stuck.
         await count_answers(database, [acme, company1], globex, 2.0)
@@ -112,7 +113,7 @@ async def test_stuck_tenant_is_served_again_after_one_answer(
 ) -> None:
     """Once the table is free, the first block that gets an answer ends it: no block is refused or cut off."""
     own = make_settings(settings, stuck_after=2)
-    async with await Database.open(own, timings=Timings(fuse=0.1)) as database:
+    async with await WebLender.open(own, timings=Timings(known=60, fuse=0.1)) as database:
         acme = await get_tenant(database, parse_slug("acme"))
         for _ in range(2):
             with pytest.raises(DatabaseTimeoutError, match="took too long"):
@@ -137,7 +138,7 @@ async def test_stuck_tenant_is_served_again_after_one_answer(
 async def test_error_of_the_server_is_an_answer(settings: Settings, acme: Tenant) -> None:
     """A statement that PostgreSQL refuses shows that it answers, and one that the visitor gave up shows nothing."""
     own = make_settings(settings, stuck_after=1)
-    async with await Database.open(own, timings=Timings(fuse=5.0)) as database:
+    async with await WebLender.open(own, timings=Timings(known=60, fuse=5.0)) as database:
         with pytest.raises(DatabaseTimeoutError):
             async with database.tenant_connection(acme) as connection:
                 await connection.execute("SELECT pg_catalog.pg_sleep(5)")
@@ -167,7 +168,7 @@ async def test_error_of_the_server_is_an_answer(settings: Settings, acme: Tenant
 async def test_request_that_took_too_long_counts(settings: Settings, acme: Tenant, method: str) -> None:
     """A block that is cancelled while its statement has run for long is as one that timed out."""
     own = replace(make_settings(settings, stuck_after=1), command_timeout=60.0)
-    async with await Database.open(own, timings=Timings(fuse=0.1)) as database:
+    async with await WebLender.open(own, timings=Timings(known=60, fuse=0.1)) as database:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5), database.tenant_connection(acme) as connection:
                 await getattr(connection, method)("SELECT pg_catalog.pg_sleep(60)")
@@ -209,7 +210,7 @@ async def count_late(settings: Settings, *, nodes: dict[int, int]) -> tuple[int,
     """Let tenants whose table is locked read, one block each; return how many took the whole time, and were stuck."""
     late = stuck = 0
     own = make_settings(settings, stuck_after=2)
-    async with await Database.open(own, timings=Timings(fuse=0.1)) as database:
+    async with await WebLender.open(own, timings=Timings(known=60, fuse=0.1)) as database:
         acme, globex = [await get_tenant(database, parse_slug(slug)) for slug in ("acme", "globex")]
         database.nodes.update(nodes | {globex.id: 2})
         for number in range(10, 15):

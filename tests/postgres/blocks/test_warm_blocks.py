@@ -19,6 +19,7 @@ from quart_tenants.tenant import Tenant
 from tests.support.patience import DEADLINE
 from tests.support.tcp_proxy import Direction, TcpProxy
 from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -69,7 +70,7 @@ async def wire(database_url: str) -> AsyncIterator[Wire]:
 @pytest.fixture
 async def far(wire: Wire, settings: Settings) -> AsyncIterator[Database]:
     """A pool of one connection behind it."""
-    async with await Database.open(replace(settings, database_url=wire.url), max_size=1, timings=WARM) as database:
+    async with await WebLender.open(replace(settings, database_url=wire.url), max_size=1, timings=WARM) as database:
         yield database
 
 
@@ -287,7 +288,7 @@ async def test_serializable_transactions_are_waited_for(
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation TO serializable")
 
-    async with await Database.open(replace(settings, database_url=wire.url), max_size=1, timings=WARM) as far:
+    async with await WebLender.open(replace(settings, database_url=wire.url), max_size=1, timings=WARM) as far:
         await warm(far, acme)
         async with far.tenant_connection(acme) as connection:
             await connection.fetch(READ)
@@ -328,13 +329,13 @@ async def test_refused_argument_of_the_first_statement_harms_nobody(far: Databas
 
 
 SLOW = "SELECT count(*) FROM generate_series(1, 2000000)"
-IMPATIENT = Timings(fresh=60, tidy_every=60, silence=0.001)
+IMPATIENT = Timings(fresh=60, known=60, tidy_every=60, silence=0.001)
 
 
 async def test_slow_first_read_keeps_its_connection(settings: Settings, acme: Tenant) -> None:
     """A read that takes long is run once, on the connection that its block has, though others wait for one."""
     eager = replace(settings, acquire_timeout=5)
-    async with await Database.open(eager, max_size=1, timings=IMPATIENT) as database:
+    async with await WebLender.open(eager, max_size=1, timings=IMPATIENT) as database:
         await warm(database, acme)
         runs = 0
 
@@ -589,7 +590,7 @@ async def test_idle_connection_holds_no_transaction(
     settings: Settings, database: Database, acme: Tenant, globex: Tenant, before: str
 ) -> None:
     """Between two blocks nothing is open: the next one begins at its own time."""
-    async with await Database.open(settings, max_size=1, timings=WARM) as own:
+    async with await WebLender.open(settings, max_size=1, timings=WARM) as own:
         if before == "read":
             await warm(own, acme)
         elif before == "written":

@@ -12,6 +12,7 @@ from quart_tenants.postgres.driver.noting_connection import NotingConnection
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ CHANGES = {
 @pytest.fixture(params=["auto", "plain"])
 async def warm_database(settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     """A pool of one connection of each kind, which nobody tidies."""
-    async with await Database.open(replace(settings, driver_mode=request.param), max_size=1, timings=WARM) as database:
+    async with await WebLender.open(replace(settings, driver_mode=request.param), max_size=1, timings=WARM) as database:
         yield database
 
 

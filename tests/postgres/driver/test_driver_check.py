@@ -8,7 +8,6 @@ from typing import Any
 import asyncpg
 import pytest
 
-from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.driver import opening
 from quart_tenants.postgres.driver.fast import driver_check
 from quart_tenants.postgres.driver.fast.fast_connection import FastConnection
@@ -16,6 +15,7 @@ from quart_tenants.postgres.driver.fast.packets import PacketTransport
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.isolation.probes import LEAVE_TRACES, find_traces
+from tests.support.web_lender import WebLender
 
 ADD = "INSERT INTO company_data (description) VALUES ($1)"
 READ = "SELECT description FROM company_data"
@@ -73,7 +73,7 @@ async def test_strange_asyncpg_is_used_plainly(
 
     for _ in range(2):
         with caplog.at_level(logging.WARNING):
-            async with await Database.open(settings, max_size=1) as database:
+            async with await WebLender.open(settings, max_size=1) as database:
                 for tenant in (acme, globex, acme):
                     async with database.tenant_connection(tenant) as connection:
                         assert not connection._con.is_fast  # type: ignore[attr-defined]
@@ -92,7 +92,10 @@ async def test_known_asyncpg_is_used_fast(
     settings: Settings, acme: Tenant, plain_driver: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Negative control: the asyncpg of this environment passes, and nothing is logged."""
-    async with await Database.open(settings, max_size=1) as database, database.tenant_connection(acme) as connection:
+    async with (
+        await WebLender.open(settings, max_size=1) as database,
+        database.tenant_connection(acme) as connection,
+    ):
         assert connection._con.is_fast is not plain_driver  # type: ignore[attr-defined]
 
     assert caplog.records == []
@@ -101,7 +104,10 @@ async def test_known_asyncpg_is_used_fast(
 async def test_plain_mode_can_be_forced(settings: Settings, acme: Tenant, caplog: pytest.LogCaptureFixture) -> None:
     """`TENANTS_DRIVER_MODE=plain` asks for it, and the log says nothing."""
     forced = replace(settings, driver_mode="plain")
-    async with await Database.open(forced, max_size=1) as database, database.tenant_connection(acme) as connection:
+    async with (
+        await WebLender.open(forced, max_size=1) as database,
+        database.tenant_connection(acme) as connection,
+    ):
         assert not connection._con.is_fast  # type: ignore[attr-defined]
         assert await connection.fetch(READ) == []
 
@@ -112,7 +118,7 @@ async def test_plain_mode_can_be_forced(settings: Settings, acme: Tenant, caplog
 async def test_prepared_statement_is_named_and_ends_with_its_block(settings: Settings, acme: Tenant, mode: str) -> None:
     """`prepare()` makes a statement that the server parses once, refuses clearly once outdated, and then forgets."""
     count = "SELECT count(*) FROM pg_prepared_statements WHERE name = $1"
-    async with await Database.open(replace(settings, driver_mode=mode), max_size=1) as database:
+    async with await WebLender.open(replace(settings, driver_mode=mode), max_size=1) as database:
         with pytest.raises(asyncpg.InvalidCachedStatementError):
             async with database.tenant_connection(acme) as connection:
                 await connection.execute(ADD, "x")

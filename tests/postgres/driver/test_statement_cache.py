@@ -26,6 +26,7 @@ from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
 
 if TYPE_CHECKING:
     from quart_tenants.postgres.driver.connection_types import Connection
@@ -50,7 +51,7 @@ def timings() -> Timings:
 @pytest.fixture
 async def small(settings: Settings) -> AsyncIterator[Database]:
     """A pool of one connection that keeps few statements."""
-    async with await Database.open(replace(settings, statement_cache_size=5), max_size=1, timings=WARM) as database:
+    async with await WebLender.open(replace(settings, statement_cache_size=5), max_size=1, timings=WARM) as database:
         yield database
 
 
@@ -213,7 +214,7 @@ async def count_new(database: Database, tenant: Tenant, query: str, *arguments: 
 @pytest.fixture
 async def pair(settings: Settings) -> AsyncIterator[Database]:
     """A pool of two connections: the first that globex uses, the second that acme uses."""
-    async with await Database.open(settings, max_size=2, timings=WARM) as database:
+    async with await WebLender.open(settings, max_size=2, timings=WARM) as database:
         yield database
 
 
@@ -721,7 +722,7 @@ async def test_names_are_unguessable(settings: Settings, acme: Tenant) -> None:
     """Two connections have different names for the same text: behind a pooler one finds nothing of the other's."""
     names = []
     for _ in range(2):
-        async with await Database.open(settings, max_size=1, timings=WARM) as database:
+        async with await WebLender.open(settings, max_size=1, timings=WARM) as database:
             before = await list_names(database, acme)
             await fetch(database, acme, "SELECT description FROM company_data WHERE id = $1", 1)
             names.append(await list_names(database, acme) - before)
@@ -824,7 +825,7 @@ async def test_function_costs_no_kept_statement(
 
 async def test_no_cache_prepares_nothing_for_good(settings: Settings, acme: Tenant) -> None:
     """With a size of 0 the server keeps no statement of a handler's."""
-    async with await Database.open(replace(settings, statement_cache_size=0), max_size=1, timings=WARM) as database:
+    async with await WebLender.open(replace(settings, statement_cache_size=0), max_size=1, timings=WARM) as database:
         before = await list_names(database, acme)
         for _ in range(3):
             await fetch(database, acme, "SELECT description FROM company_data WHERE id = $1", 1)

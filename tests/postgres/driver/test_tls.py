@@ -19,6 +19,7 @@ from tests.support.patience import DEADLINE
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.timings import WARM
 from tests.support.tls_front import TlsFront
+from tests.support.web_lender import WebLender
 
 READ = "SELECT description FROM company_data"
 ADD = "INSERT INTO company_data (description) VALUES ($1)"
@@ -44,7 +45,7 @@ async def encrypted(request: pytest.FixtureRequest, front: TlsFront, settings: S
     url = f"{front.url}?sslmode={request.param}"
     if request.param == "verify-full":
         url += f"&sslrootcert={front.authority}"
-    async with await Database.open(replace(settings, database_url=url), max_size=1, timings=WARM) as database:
+    async with await WebLender.open(replace(settings, database_url=url), max_size=1, timings=WARM) as database:
         yield database
 
 
@@ -149,7 +150,7 @@ def test_each_event_loop_encrypts(
     async def use() -> tuple[int, int]:
         async with TlsFront(database_url, tmp_path) as front:
             settings = Settings(database_url=f"{front.url}?sslmode=verify-full&sslrootcert={front.authority}")
-            async with await Database.open(settings, max_size=1, timings=WARM) as database:
+            async with await WebLender.open(settings, max_size=1, timings=WARM) as database:
                 acme = await get_tenant(database, parse_slug("acme"))
                 for _ in range(2):
                     await read(database, acme)
@@ -173,12 +174,12 @@ async def test_stranger_is_refused(database_url: str, settings: Settings, tmp_pa
         url = f"{front.url}?sslmode=verify-full&sslrootcert={authority}"
 
         with pytest.raises(DatabaseUnavailableError, match="certificate verify failed"):
-            await Database.open(replace(settings, database_url=url), max_size=1, timings=WARM)
+            await WebLender.open(replace(settings, database_url=url), max_size=1, timings=WARM)
 
         # Negative control: without the check it is let in.
         blind = replace(settings, database_url=f"{front.url}?sslmode=require")
         async with (
-            await Database.open(blind, max_size=1, timings=WARM) as database,
+            await WebLender.open(blind, max_size=1, timings=WARM) as database,
             database.connection() as connection,
         ):
             assert await connection.fetchval("SELECT 1") == 1
@@ -193,13 +194,13 @@ async def test_missing_root_certificate_is_named(
     url = f"{front.url}?sslmode={mode}"
 
     with pytest.raises(SettingError, match=r"no root certificate .* add sslrootcert="):
-        await Database.open(replace(settings, database_url=url))
+        await WebLender.open(replace(settings, database_url=url))
 
     # Control: another mistake in the URL is another error.
     with pytest.raises(SettingError, match="check its port and its options"):
-        await Database.open(replace(settings, database_url=f"{front.url}?sslmode=nonsense"))
+        await WebLender.open(replace(settings, database_url=f"{front.url}?sslmode=nonsense"))
     with pytest.raises(DatabaseUnavailableError, match="with the files that it names"):
-        await Database.open(replace(settings, database_url=f"{url}&sslrootcert={tmp_path}/missing"))
+        await WebLender.open(replace(settings, database_url=f"{url}&sslrootcert={tmp_path}/missing"))
 
 
 async def test_server_without_tls_is_refused_where_it_is_required(database_url: str, settings: Settings) -> None:
@@ -208,11 +209,11 @@ async def test_server_without_tls_is_refused_where_it_is_required(database_url: 
         bare = proxy.url.partition("?")[0]
 
         with pytest.raises(DatabaseUnavailableError):
-            await Database.open(replace(settings, database_url=f"{bare}?sslmode=require"), max_size=1, timings=WARM)
+            await WebLender.open(replace(settings, database_url=f"{bare}?sslmode=require"), max_size=1, timings=WARM)
 
         # Negative control.
         async with (
-            await Database.open(replace(settings, database_url=bare), max_size=1, timings=WARM) as database,
+            await WebLender.open(replace(settings, database_url=bare), max_size=1, timings=WARM) as database,
             database.connection() as connection,
         ):
             assert await connection.fetchval("SELECT 1") == 1

@@ -20,6 +20,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant, parse_slug
 from tests.support.patience import DEADLINE
 from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +66,7 @@ async def test_tenant_keeps_its_connection(database: Database, acme: Tenant, glo
 @pytest.mark.usefixtures("fast_driver_only")
 async def test_busy_tenant_keeps_its_few_connections(settings: Settings, acme: Tenant) -> None:
     """Blocks at the same time use the same few connections each time."""
-    async with await Database.open(replace(settings, tenant_pool_share=5), timings=WARM) as database:
+    async with await WebLender.open(replace(settings, tenant_pool_share=5), timings=WARM) as database:
         seen = []
         for _ in range(4):
             async with AsyncExitStack() as stack:
@@ -100,7 +101,7 @@ async def test_waiting_blocks_are_served_in_order(one_connection_database: Datab
 
 async def test_close_waits_for_blocks(settings: Settings, acme: Tenant) -> None:
     """Closing the pool lets blocks end, saved, and closes every connection."""
-    database = await Database.open(settings, timings=WARM)
+    database = await WebLender.open(settings, timings=WARM)
     entered, go_on = asyncio.Event(), asyncio.Event()
 
     async def add() -> int:
@@ -120,7 +121,7 @@ async def test_close_waits_for_blocks(settings: Settings, acme: Tenant) -> None:
     await closing
     await database.close()
 
-    async with await Database.open(settings, max_size=1, timings=WARM) as other:
+    async with await WebLender.open(settings, max_size=1, timings=WARM) as other:
         async with other.tenant_connection(acme) as connection:
             assert [row["description"] for row in await connection.fetch(READ)] == ["late"]
         await wait_until(lambda: _is_gone(other, pid))
@@ -144,7 +145,7 @@ async def test_command_opens_no_connection_in_the_place_of_one_that_ends(
     settings: Settings, acme: Tenant, opened: list[None]
 ) -> None:
     """A command ends after its last connection. From 0.32 on asyncpg would open another one, only to close it."""
-    async with await Database.open(replace(settings, pool_min_size=1), max_size=1) as database:
+    async with await WebLender.open(replace(settings, pool_min_size=1), max_size=1) as database:
         opened.clear()
         with pytest.raises(DatabaseUnavailableError):
             async with database.tenant_connection(acme) as connection:
@@ -159,7 +160,7 @@ async def test_command_opens_no_connection_in_the_place_of_one_that_ends(
 
 async def test_close_opens_no_connection(settings: Settings, acme: Tenant, opened: list[None]) -> None:
     """While a block keeps the pool from being closed, nothing is opened in place of what others have given back."""
-    database = await Database.open(replace(settings, pool_min_size=3, pool_max_size=3), timings=WARM)
+    database = await WebLender.open(replace(settings, pool_min_size=3, pool_max_size=3), timings=WARM)
     together = asyncio.Barrier(3)
     go_on = asyncio.Event()
 
@@ -202,7 +203,7 @@ async def test_connection_that_has_served_many_tenants_is_replaced(settings: Set
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FastConnection, "find_memory", cannot_ask, raising=False)
-        async with await Database.open(
+        async with await WebLender.open(
             replace(settings, connection_max_tenants=3), max_size=1, timings=WARM
         ) as database:
             backends = [await find_backend(database, tenant) for tenant in tenants]
@@ -216,7 +217,7 @@ async def test_connection_that_has_served_many_tenants_is_replaced(settings: Set
 
 async def test_idle_connection_is_reset_and_heard(settings: Settings, database: Database, acme: Tenant) -> None:
     """A while after its last block a connection is idle for PostgreSQL, too, which a read leaves as active."""
-    async with await Database.open(settings, max_size=1, timings=Timings(fresh=60, tidy_every=0.1)) as own:
+    async with await WebLender.open(settings, max_size=1, timings=Timings(known=60, fresh=60, tidy_every=0.1)) as own:
         for _ in range(2):
             pid = await find_backend(own, acme)
 
@@ -229,8 +230,8 @@ async def test_idle_connection_is_reset_and_heard(settings: Settings, database: 
 
 async def test_connection_that_nobody_uses_is_given_up(settings: Settings, database: Database, acme: Tenant) -> None:
     """After long idleness asyncpg's pool has it back, and lends it again when it is wanted."""
-    often = Timings(fresh=60, tidy_every=0.05, give_up_after=0.2)
-    async with await Database.open(settings, max_size=1, timings=often) as own:
+    often = Timings(known=60, fresh=60, tidy_every=0.05, give_up_after=0.2)
+    async with await WebLender.open(settings, max_size=1, timings=often) as own:
         await find_backend(own, acme)
 
         async def is_given_up() -> bool:
@@ -243,8 +244,8 @@ async def test_connection_that_nobody_uses_is_given_up(settings: Settings, datab
 
 async def test_tidying_and_blocks_share_connections(settings: Settings, acme: Tenant, globex: Tenant) -> None:
     """What is tidied all the time loses no connection and shows nobody a foreign row."""
-    often = Timings(fresh=60, tidy_every=0.001, give_up_after=0.003)
-    async with await Database.open(settings, max_size=2, timings=often) as own:
+    often = Timings(known=60, fresh=60, tidy_every=0.001, give_up_after=0.003)
+    async with await WebLender.open(settings, max_size=2, timings=often) as own:
         for tenant in (acme, globex):
             async with own.tenant_connection(tenant) as connection:
                 await connection.execute(ADD, tenant.slug)

@@ -28,6 +28,7 @@ from tests.support.pgbouncer import SWALLOWS_PATH, can_track, empty_default_path
 from tests.support.pooler import naive_pooler
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone_only")]
 
@@ -50,7 +51,7 @@ POOLERS = pytest.mark.parametrize("pooled", [naive_pooler, pytest.param(pgbounce
 async def open_patient(settings: Settings, url: str, size: int = 1) -> AsyncIterator[Database]:
     """Open a pool at *url* whose connections stay warm. On a busy machine the pooler's one turn is waited for."""
     patient = replace(settings, database_url=url, connect_timeout=60)
-    async with await Database.open(patient, max_size=size, timings=WARM) as database:
+    async with await WebLender.open(patient, max_size=size, timings=WARM) as database:
         yield database
 
 
@@ -176,13 +177,13 @@ async def test_pooler_that_was_not_found_out_shows_no_foreign_row(
                     seen[tenant.slug] |= {row["description"] for row in await connection.fetch(READ)}
 
     impatient = replace(settings, command_timeout=1, acquire_timeout=2)
-    async with await Database.open(settings, max_size=1, timings=WARM) as straight:
+    async with await WebLender.open(settings, max_size=1, timings=WARM) as straight:
         await add(straight, acme, globex)
     monkeypatch.setattr(FastConnection, "may_work", may_work)
     async with naive_pooler(settings.required_database_url) as url, AsyncExitStack() as stack:
         pools = [
             await stack.enter_async_context(
-                await Database.open(replace(impatient, database_url=url), max_size=1, timings=WARM)
+                await WebLender.open(replace(impatient, database_url=url), max_size=1, timings=WARM)
             )
             for _ in range(2)
         ]
@@ -280,7 +281,7 @@ async def test_pgbouncer_that_cannot_serve_is_told_what_to_set(
     async with run_pgbouncer(settings.required_database_url, **options) as bouncer:
         own = replace(settings, database_url=bouncer.url(settings.required_database_url), driver_mode=mode)
         with pytest.raises(DatabaseUnavailableError, match=remedy) as caught:
-            async with await Database.open(own, max_size=1) as database:
+            async with await WebLender.open(own, max_size=1) as database:
                 await read(database, acme)
 
     assert "is it running" not in str(caught.value)
@@ -492,7 +493,7 @@ async def read_through_restarts(settings: Settings, *tenants: Tenant, away: floa
     async with run_pgbouncer(url, **SWALLOWS_PATH) as bouncer:
         own = replace(settings, database_url=bouncer.url(url), connect_timeout=60, acquire_timeout=60, pool_max_size=4)
         timings = replace(WARM, away=away)
-        async with await Database.open(own, timings=timings) as database, asyncio.TaskGroup() as tasks:
+        async with await WebLender.open(own, timings=timings) as database, asyncio.TaskGroup() as tasks:
             await add(database, *tenants)
             enough = 0
 

@@ -19,6 +19,7 @@ from quart_tenants.testing.databases import FAST_AND_FORGETFUL
 from tests.support.databases import REFERENCE_FILES, execute, fill_template
 from tests.support.patience import DEADLINE
 from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_driver_only")]
 
@@ -96,7 +97,7 @@ async def test_requests_wait_for_open_connections(
 ) -> None:
     """Where the server has no place for another connection, no block fails: all are served by what is open."""
     caplog.set_level(logging.WARNING)
-    async with await Database.open(small_settings, timings=WARM) as database:
+    async with await WebLender.open(small_settings, timings=WARM) as database:
         backends, refused = await count_refused(database, url)
 
     assert refused == []
@@ -108,7 +109,7 @@ async def test_blocks_fail_where_nobody_waits(
     url: str, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: if a refusal counts as if there were no other connection, many blocks fail."""
-    async with await Database.open(small_settings, timings=WARM) as database:
+    async with await WebLender.open(small_settings, timings=WARM) as database:
         monkeypatch.setattr(asyncpg.Pool, "get_size", lambda _: 0)
         _, refused = await count_refused(database, url)
 
@@ -118,8 +119,8 @@ async def test_blocks_fail_where_nobody_waits(
 
 async def test_full_server_is_asked_again(url: str, small_settings: Settings) -> None:
     """As soon as others give places back, the pool opens the connections that it wants, for those who wait."""
-    timings = Timings(fresh=60, tidy_every=60, full=0.01)
-    async with await Database.open(small_settings, timings=timings) as database:
+    timings = Timings(known=60, fresh=60, tidy_every=60, full=0.01)
+    async with await WebLender.open(small_settings, timings=timings) as database:
         acme, globex, *_ = await list_tenants(database)
         async with full_server(url) as others, database.tenant_connection(acme) as only:
             backend = await only.fetchval(READ)
@@ -136,7 +137,7 @@ async def test_full_server_is_asked_again(url: str, small_settings: Settings) ->
 async def test_wait_for_open_connections_ends(url: str) -> None:
     """Whoever waited for TENANTS_ACQUIRE_TIMEOUT is told that all are in use, and why there are no more."""
     settings = Settings(database_url=url, migrations_dir=REFERENCE_FILES, acquire_timeout=0.2)
-    async with await Database.open(settings, timings=WARM) as database:
+    async with await WebLender.open(settings, timings=WARM) as database:
         acme, globex, *_ = await list_tenants(database)
         async with full_server(url), database.tenant_connection(acme) as only:
             await only.fetchval(READ)
@@ -150,6 +151,6 @@ async def test_pool_without_a_connection_says_why(url: str, small_settings: Sett
     """A pool that has no connection at all waits for nothing: the error says that there are too many."""
     async with full_server(url):
         with pytest.raises(TenantError, match=r"(?i)too many clients|reserved") as caught:
-            await Database.open(small_settings)
+            await WebLender.open(small_settings)
 
     assert type(caught.value) is DatabaseUnavailableError

@@ -13,6 +13,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
 from tests.support.patience import DEADLINE, wait_until
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.web_lender import WebLender
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ async def proxy(database_url: str) -> AsyncIterator[TcpProxy]:
 @pytest.fixture
 async def behind(proxy: TcpProxy, settings: Settings) -> AsyncIterator[Database]:
     """A pool behind it, whose statements may take ten minutes."""
-    async with await Database.open(
+    async with await WebLender.open(
         replace(settings, database_url=proxy.url, command_timeout=600), max_size=SIZE
     ) as pool:
         yield pool
@@ -63,7 +64,7 @@ async def test_silent_connections_are_replaced(proxy: TcpProxy, behind: Database
 async def test_black_hole_costs_a_block_the_time_that_it_has(proxy: TcpProxy, settings: Settings, acme: Tenant) -> None:
     """Where nobody answers, not even a new connection, the block fails in the time that it has."""
     impatient = replace(settings, database_url=proxy.url, acquire_timeout=1.0)
-    async with await Database.open(impatient, max_size=SIZE) as database:
+    async with await WebLender.open(impatient, max_size=SIZE) as database:
         await use_all(database, acme)
         proxy.open_black_hole()
 
@@ -78,7 +79,7 @@ async def test_connection_that_falls_silent_while_it_is_opened_is_given_up(
 ) -> None:
     """Its place is free again after the time that connecting may take, also if it was opened without a block."""
     patient = replace(settings, database_url=proxy.url, connect_timeout=1, command_timeout=600, pool_min_size=1)
-    async with await Database.open(patient, max_size=1) as database:
+    async with await WebLender.open(patient, max_size=1) as database:
         proxy.watch()
         # After the login.
         proxy.swallow_at("client", 1)

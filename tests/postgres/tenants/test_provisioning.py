@@ -635,21 +635,6 @@ async def test_schema_name_rests_while_a_transaction_of_then_is_open(
         assert await job.fetchval("SELECT max(description) FROM company_data") == "of the next"
 
 
-@pytest.mark.xfail(strict=True, reason="a block that only reads has no transaction that is open between two reads")
-async def test_schema_name_rests_while_a_block_of_then_reads(
-    database: Database, settings: Settings, acme: Tenant
-) -> None:
-    """A block whose reads are transactions of their own keeps the name as one with an open transaction does."""
-    settings = replace(settings, registry_max_age=-1.0)
-    async with database.tenant_connection(acme) as warm:
-        await warm.fetch("SELECT description FROM company_data")
-    async with database.tenant_connection(acme) as job:
-        await job.fetch("SELECT description FROM company_data")
-        await drop_tenant(database, ACME)
-        with pytest.raises(RecentlyDroppedError):
-            await create_tenant(database, NEWCO, "x", settings=settings, schema=acme.schema)
-
-
 async def test_syntax_error_is_told_with_its_line(new_fleet: Database, settings: Settings, tmp_path: Path) -> None:
     """A migration that is no SQL is named with the line, and one that fails with that of its statement's fault."""
     settings = replace(settings, migrations_dir=tmp_path)

@@ -80,6 +80,8 @@ _MISFIT_ERRORS = (asyncpg.DataError, asyncpg.SyntaxOrAccessError)
 
 Replace: TypeAlias = Callable[[bool], Awaitable["FastConnection"]]
 """Returns another connection, on which the block has begun, or is planned where it is asked for a plain read."""
+AskAgain: TypeAlias = Callable[["FastConnection"], Awaitable[float]]
+"""Asks whether the block's tenant still has its schema; returns until when it has, on the event loop's clock."""
 AskWhetherAlive: TypeAlias = Callable[["FastConnection"], Coroutine[Any, Any, None]]
 """Terminates the connection if its server process is gone, or never got our message."""
 
@@ -120,12 +122,14 @@ class FastConnection(NotingConnection):
     """
 
     __slots__ = (
+        "_ask_again",
         "_begin_within",
         "_beginning",
         "_cache",
         "_described",
         "_effect",
         "_effects",
+        "_known_until",
         "_listener",
         "_names",
         "_outermost",
@@ -175,6 +179,8 @@ class FastConnection(NotingConnection):
         self._beginning = Beginning(())
         self._begin_within: float = 0
         self._replace: Replace = has_no_other
+        self._ask_again: AskAgain = _know_for_ever
+        self._known_until = float("inf")
         self._effect = _READS
         # Savepoints that were asked for, and not made, before the first statement.
         self._savepoints: list[Any] = []
@@ -272,17 +278,28 @@ class FastConnection(NotingConnection):
         """Return a handle for the present block."""
         return LentConnection(self)
 
-    def plan_block(self, beginning: Beginning, within: float, replace: Replace) -> None:
+    def plan_block(
+        self,
+        beginning: Beginning,
+        within: float,
+        replace: Replace,
+        ask_again: AskAgain | None = None,
+        known_until: float = float("inf"),
+    ) -> None:
         """Let a block begin when its first statement comes. Sends nothing.
 
         Args:
             beginning: How the block begins.
             within: Seconds that BEGIN may take.
             replace: Called if this connection turns out to be dead.
+            ask_again: Called before a transaction of the block begins, if that is later than *known_until*.
+            known_until: Until when the tenant has its schema, on the event loop's clock.
         """
         self._state.move(_PLANNED)
         self._turn_to(beginning, within)
         self._replace = replace
+        self._ask_again = ask_again or _know_for_ever
+        self._known_until = known_until
         self._top_xact = self._outermost
 
     async def begin_block(self, beginning: Beginning, first: str, within: float) -> str:
@@ -428,14 +445,38 @@ class FastConnection(NotingConnection):
             DatabaseUnavailableError: No connection has.
         """
         if self._state.current is _INTERRUPTED:
+            await self._make_sure()
+        if self._state.current is _INTERRUPTED:
             await self._begin()
         if self._state.current is not _PLANNED:
             return self
         try:
+            await self._make_sure()
             await self._begin()
         except (TimeoutError, *DRIVER_ERRORS):
             return await self._go_elsewhere(reads=False)
         return self
+
+    async def _make_sure(self) -> None:
+        """Make sure that the tenant still has its schema. Call it before a transaction of a block begins late.
+
+        Raises the driver's errors, and what the block raises if the tenant has it no longer.
+        """
+        if self._loop.time() < self._known_until:
+            return
+        before = self._state.current
+        self._state.move(_READING)
+        self._watch.start()
+        try:
+            if before is _INTERRUPTED:
+                await self._run(ROLLBACK, self._begin_within)
+            self._known_until = await self._ask_again(self)
+        except BaseException:
+            self._state.move(_INTERRUPTED)
+            raise
+        finally:
+            self._watch.stop()
+        self._state.move(_PLANNED)
 
     async def _begin_here(self) -> None:
         """Begin the block by a message of its own, on this connection, if it is not begun.
@@ -554,6 +595,7 @@ class FastConnection(NotingConnection):
         packets = self._packets
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
+        await self._make_sure()
         statement = shared = described = None
         tenant = self._beginning.tenant
         if self._listener is not None:
@@ -775,6 +817,11 @@ async def has_no_other(reads: bool) -> FastConnection:
         DatabaseUnavailableError: Always.
     """
     raise DatabaseUnavailableError("the connection to the database was lost before the block began", lost=True)
+
+
+async def _know_for_ever(driver: FastConnection) -> float:
+    """Believe that a block's schema is its own."""
+    return float("inf")
 
 
 async def _wait_on() -> None:

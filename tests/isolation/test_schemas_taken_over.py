@@ -1,0 +1,190 @@
+"""Promise: a tenant that was dropped reads nothing of the tenant that has its schema's name next."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import asyncpg
+import pytest
+
+from quart_tenants.errors import RecentlyDroppedError, UnknownTenantError
+from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.tenants.provisioning import create_tenant
+from quart_tenants.postgres.tenants.trash import drop_tenant
+from quart_tenants.settings import Settings
+from quart_tenants.tenant import Tenant, parse_slug
+from tests.support.databases import let_names_rest
+from tests.support.timings import WARM
+from tests.support.web_lender import WebLender
+
+LIST_ROWS = "SELECT description FROM company_data"
+ADD_ROW = "INSERT INTO company_data (description) VALUES ('of the next')"
+NEWCO = parse_slug("newco")
+
+
+@pytest.fixture
+async def forgetful(settings: Settings) -> AsyncIterator[Database]:
+    """A pool of one warm connection whose blocks ask again before each transaction that begins later than they did."""
+    async with await WebLender.open(settings, max_size=1, timings=replace(WARM, known=0)) as database:
+        yield database
+
+
+@pytest.fixture
+async def trusting(settings: Settings) -> AsyncIterator[Database]:
+    """A pool of one warm connection whose blocks believe for a minute what they were told."""
+    async with await WebLender.open(settings, max_size=1, timings=WARM) as database:
+        yield database
+
+
+async def take_over(database: Database, settings: Settings, tenant: Tenant) -> Tenant:
+    """Drop *tenant*, and give the name of its schema to another tenant as soon as it is free."""
+    await drop_tenant(database, tenant.slug)
+    await let_names_rest(database)
+    return await create_tenant(database, NEWCO, "x", settings=settings, schema=tenant.schema, first_rows=ADD_ROW)
+
+
+async def fetch(connection: Any) -> str:
+    """Read rows."""
+    return str((await connection.fetch(LIST_ROWS))[0][0])
+
+
+async def fetch_another_text(connection: Any) -> str:
+    """Read by a statement that nobody has prepared."""
+    return str(await connection.fetchval(f"{LIST_ROWS} WHERE description <> $1", "x"))
+
+
+async def fetch_in_transaction(connection: Any) -> str:
+    """Read in a transaction()."""
+    async with connection.transaction():
+        return str(await connection.fetchval(LIST_ROWS))
+
+
+async def write(connection: Any) -> str:
+    """Write, and read what is there."""
+    return str(await connection.fetchval("UPDATE company_data SET description = description RETURNING description"))
+
+
+async def prepare(connection: Any) -> str:
+    """Read by a statement that is prepared first."""
+    return str(await (await connection.prepare(LIST_ROWS)).fetchval())
+
+
+async def copy(connection: Any) -> str:
+    """Read by a copy."""
+    pieces: list[bytes] = []
+
+    async def keep(data: bytes) -> None:
+        pieces.append(data)
+
+    await connection.copy_from_query(LIST_ROWS, output=keep)
+    return b"".join(pieces).decode().strip()
+
+
+async def run_script(connection: Any) -> str:
+    """Read after a script without arguments."""
+    await connection.execute("SELECT 1; SELECT 2")
+    return str(await connection.fetchval(LIST_ROWS))
+
+
+STATEMENTS = (fetch, fetch_another_text, fetch_in_transaction, write, prepare, copy, run_script)
+
+
+@pytest.mark.usefixtures("fast_driver_only")
+@pytest.mark.parametrize("read", STATEMENTS)
+async def test_block_of_reads_reads_nothing_of_the_next_tenant(
+    forgetful: Database,
+    database: Database,
+    settings: Settings,
+    acme: Tenant,
+    read: Callable[[Any], Awaitable[str]],
+) -> None:
+    """A block that only reads has no transaction between two reads, which would keep the name from others."""
+    async with forgetful.tenant_connection(acme) as warm:
+        await warm.fetch(LIST_ROWS)
+    with pytest.raises(UnknownTenantError):
+        async with forgetful.tenant_connection(acme) as connection:
+            assert await connection.fetch(LIST_ROWS) == []
+            new = await take_over(database, settings, acme)
+            for _ in range(2):
+                with pytest.raises(UnknownTenantError):
+                    await read(connection)
+            await read(connection)
+
+    # Nothing is lost: the next block has the connection.
+    async with forgetful.tenant_connection(new) as connection:
+        assert await connection.fetchval(LIST_ROWS) == "of the next"
+    assert forgetful.show_pool().opened == 1
+
+
+@pytest.mark.usefixtures("fast_driver_only")
+@pytest.mark.parametrize("read", STATEMENTS)
+async def test_block_that_does_not_ask_again_reads_the_next_tenants_rows(
+    trusting: Database,
+    database: Database,
+    settings: Settings,
+    acme: Tenant,
+    read: Callable[[Any], Awaitable[str]],
+) -> None:
+    """Negative control: the naive block believes for as long as it lasts what the registry once said."""
+    async with trusting.tenant_connection(acme) as warm:
+        await warm.fetch(LIST_ROWS)
+    async with trusting.tenant_connection(acme) as connection:
+        assert await connection.fetch(LIST_ROWS) == []
+        await take_over(database, settings, acme)
+        assert "of the next" in await read(connection)
+
+
+async def test_tenant_that_was_kept_reads_nothing_of_the_next(
+    database: Database, settings: Settings, acme: Tenant
+) -> None:
+    """A script may have kept a tenant for long, so the server is asked before the first transaction begins."""
+    await take_over(database, settings, acme)
+    async with await Database.open(settings, max_size=1, timings=WARM) as own:
+        for _ in range(2):
+            with pytest.raises(UnknownTenantError):
+                async with own.tenant_connection(acme) as connection:
+                    await connection.fetch(LIST_ROWS)
+        async with own.connection() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+    # Negative control: a caller that says that the registry has just named the tenant is believed.
+    async with database.tenant_connection(acme) as connection:
+        assert await connection.fetchval(LIST_ROWS) == "of the next"
+
+
+async def test_name_rests_while_the_transaction_that_asked_is_open(
+    database: Database, settings: Settings, acme: Tenant
+) -> None:
+    """Between the question and the end of its transaction nobody takes the name."""
+    settings = replace(settings, registry_max_age=-1.0)
+    async with await Database.open(settings, max_size=1) as own, own.tenant_connection(acme) as connection:
+        async with connection.transaction():
+            await connection.fetch(LIST_ROWS)
+        await drop_tenant(database, acme.slug)
+        with pytest.raises(RecentlyDroppedError):
+            await create_tenant(database, NEWCO, "x", settings=settings, schema=acme.schema)
+
+
+@pytest.mark.usefixtures("fast_driver_only")
+async def test_block_that_is_cancelled_while_it_asks_leaves_its_connection_clean(
+    forgetful: Database, direct_url: str, acme: Tenant, globex: Tenant
+) -> None:
+    """The registry may hang. The question is cancelled with the block, and the next block sees its own tables."""
+    async with forgetful.tenant_connection(acme) as warm:
+        await warm.fetch(LIST_ROWS)
+    onlooker = await asyncpg.connect(direct_url)
+    try:
+        lock = onlooker.transaction()
+        await lock.start()
+        await onlooker.execute("LOCK TABLE quart_tenants.tenants IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(TimeoutError):
+            async with forgetful.tenant_connection(acme) as connection, asyncio.timeout(0.05):
+                await connection.fetch(LIST_ROWS)
+        await lock.rollback()
+    finally:
+        await onlooker.close()
+
+    async with forgetful.tenant_connection(globex) as connection:
+        assert await connection.fetchval("SELECT current_schema()") == "globex"
+        assert await connection.fetch(LIST_ROWS) == []
