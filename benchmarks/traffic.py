@@ -9,6 +9,7 @@ import asyncio
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ async def main(plan: Plan, tenants: int, minutes: float) -> int:
     async with running_server() as server:
         bench = Bench(server, plan, await make_tenants(server, tenants, plan.rows), {})
         async with bench.serving(THIS_PROJECT) as running:
-            mistakes = await bench.prepare(running)
+            mistakes = Counter({"while it was prepared": await bench.prepare(running)})
             workers = read_family(running.pid).pids[1:]
             seen: dict[int, list[float]] = {worker: [] for worker in workers}
             requests, largest = 0, 0.0
@@ -39,7 +40,7 @@ async def main(plan: Plan, tenants: int, minutes: float) -> int:
             while time.monotonic() - began < minutes * 60:
                 load = await bench.load(running)
                 requests += load.requests
-                mistakes += load.mistakes
+                mistakes.update({"wrong": load.wrong, "failed": load.failed, **load.refused})
                 if read_family(running.pid).pids[1:] != workers:
                     raise RuntimeError("a worker was replaced: this run says nothing")
                 for worker, megabytes in seen.items():
@@ -51,8 +52,9 @@ async def main(plan: Plan, tenants: int, minutes: float) -> int:
     growth = [measure_growth(megabytes) for megabytes in seen.values()]
     told = ", ".join(f"{share:+.1%}" for share in growth)
     print(f"\nfrom the second quarter to the last one: {told}; at most {_MOST_GROWTH:+.0%} is flat")
-    print(f"largest backend: {largest:.0f} MB; wrong, refused or failed answers: {mistakes}")
-    return 1 if mistakes or max(growth) > _MOST_GROWTH else 0
+    kinds = ", ".join(f"{kind} {count}" for kind, count in mistakes.items())
+    print(f"largest backend: {largest:.0f} MB; answers that were not right, by status: {kinds}")
+    return 1 if mistakes.total() or max(growth) > _MOST_GROWTH else 0
 
 
 def measure_growth(megabytes: Sequence[float]) -> float:
