@@ -1,6 +1,5 @@
 """The example of the tutorial is served by two workers, and used in a real browser."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from tests.support.processes import (
     PROGRAM,
     SECRET_KEY,
     make_environment,
-    run_program,
+    run_warm,
+    run_warm_program,
     wait_for_answer,
     wait_for_line,
 )
@@ -28,16 +28,12 @@ def port(empty_database_url: str, tmp_path: Path) -> Iterator[int]:
     """Where the example is served."""
     environment = {"QUART_TENANTS_DATABASE_URL": empty_database_url, "QUART_SECRET_KEY": SECRET_KEY}
     for command in (["init"], ["migrate"]):
-        subprocess.run(
-            [PROGRAM.with_name("quart"), "--app", "notes", "tenants", *command],
-            cwd=NOTES,
-            env=make_environment(**environment),
-            check=True,
-        )
+        quart = (PROGRAM.with_name("quart"), "--app", "notes", "tenants", *command)
+        run_warm(*quart, cwd=NOTES, env=make_environment(**environment)).check_returncode()
     config, log = tmp_path / "hypercorn.toml", tmp_path / "log"
     config.write_text(CONFIG)
     serve = ("serve", "--app", "notes", "--config", str(config))
-    with run_program(*serve, log=log, cwd=NOTES, **environment) as process:
+    with run_warm_program(*serve, log=log, cwd=NOTES, **environment) as process:
         port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
         wait_for_answer(port)
         yield port

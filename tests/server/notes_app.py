@@ -11,7 +11,7 @@ from quart_tenants.postgres.registry.registry_tables import init_registry
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
-from tests.support.processes import Server, run_program, wait_for_line
+from tests.support.processes import Server, run_warm_program, wait_for_line
 
 NOTES = '''
 """Notes of tenants."""
@@ -85,7 +85,7 @@ def serving(folder: Path, environment: dict[str, str], *command: str) -> Iterato
     """Run *command*, by default `serve --app notes`, in the app's folder."""
     command = command or ("serve", "--app", "notes", "--config", "hypercorn.toml")
     log = folder / "log"
-    with run_program(*command, log=log, cwd=folder, **environment) as process:
+    with run_warm_program(*command, log=log, cwd=folder, **environment) as process:
         port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
         yield Server(process, port, log)
 

@@ -92,11 +92,13 @@ def run_program(
 
 
 @contextmanager
-def run_warm_program(*command: str | Path, log: Path, **environment: str) -> Iterator[WarmProgram]:
+def run_warm_program(
+    *command: str | Path, log: Path, cwd: Path | None = None, **environment: str
+) -> Iterator[WarmProgram]:
     """Do as `run_program` does, by a warm start."""
     with Path(os.devnull).open() as stdin, log.open("w") as stderr, _get_output(log).open("w") as stdout:
         files = (stdin.fileno(), stdout.fileno(), stderr.fileno())
-        process = WarmProgram([PROGRAM, *command], files=files, env=make_environment(**environment))
+        process = WarmProgram([PROGRAM, *command], files=files, env=make_environment(**environment), cwd=cwd)
     try:
         yield process
     finally:
