@@ -28,8 +28,9 @@ def port(empty_database_url: str, tmp_path: Path) -> Iterator[int]:
     """Where the example is served."""
     environment = {"QUART_TENANTS_DATABASE_URL": empty_database_url, "QUART_SECRET_KEY": SECRET_KEY}
     for command in (["init"], ["migrate"]):
-        quart = (PROGRAM.with_name("quart"), "--app", "notes", "tenants", *command)
-        run_warm(*quart, cwd=NOTES, env=make_environment(**environment)).check_returncode()
+        quart = PROGRAM.with_name("quart")
+        done = run_warm(quart, "--app", "notes", "tenants", *command, cwd=NOTES, env=make_environment(**environment))
+        done.check_returncode()
     config, log = tmp_path / "hypercorn.toml", tmp_path / "log"
     config.write_text(CONFIG)
     serve = ("serve", "--app", "notes", "--config", str(config))

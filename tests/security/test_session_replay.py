@@ -24,7 +24,7 @@ from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_ses
 from tests.support.databases import REFERENCE_FILES
 from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds
 from tests.support.patience import DEADLINE, wait_until
-from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server
+from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server, run_warm
 from tests.support.raw_requests import Wire, call, close_all
 from tests.support.sessions import PlainSessions
 from tests.support.tcp_proxy import TcpProxy
@@ -258,13 +258,9 @@ async def log_out(wire: Wire, cookie: str) -> None:
 
 async def log_out_by_command(database_url: str, user: str) -> None:
     """Run `quart-tenants user logout`."""
-    process = await asyncio.create_subprocess_exec(
-        *(PROGRAM, "user", "logout", "company1", user),
-        env=make_environment(QUART_TENANTS_DATABASE_URL=database_url),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert await process.wait() == 0
+    environment = make_environment(QUART_TENANTS_DATABASE_URL=database_url)
+    done = await asyncio.to_thread(run_warm, PROGRAM, "user", "logout", "company1", user, env=environment)
+    done.check_returncode()
 
 
 class Replay:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.patience import DEADLINE
-from tests.support.processes import PROGRAM, SECRET_KEY, make_environment, wait_for_answer, wait_for_line
+from tests.support.processes import PROGRAM, SECRET_KEY, make_environment, run_warm, wait_for_answer, wait_for_line
 
 pytestmark = pytest.mark.slow
 
@@ -90,14 +90,8 @@ def test_socket_that_nobody_gave_is_named(database_url: str, tmp_path: Path, bin
     """A number that is no listening socket is one clear line, and nothing is served."""
     (tmp_path / "hypercorn.toml").write_text(f'bind = ["{bind}"]\n')
 
-    done = subprocess.run(
-        [PROGRAM, "serve", "--config", tmp_path / "hypercorn.toml"],
-        env=make_environment(QUART_TENANTS_DATABASE_URL=database_url, QUART_SECRET_KEY=SECRET_KEY),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    environment = make_environment(QUART_TENANTS_DATABASE_URL=database_url, QUART_SECRET_KEY=SECRET_KEY)
+    done = run_warm(PROGRAM, "serve", "--config", tmp_path / "hypercorn.toml", env=environment)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"Error: bind is '{bind}'")

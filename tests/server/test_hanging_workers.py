@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,8 +10,8 @@ import pytest
 
 from tests.server.notes_app import NOTES, serving, write_notes_app
 from tests.server.test_supervision import find_workers
-from tests.support.patience import DEADLINE, wait_in_thread_until
-from tests.support.processes import SECRET_KEY, wait_for_answer
+from tests.support.patience import wait_in_thread_until
+from tests.support.processes import SECRET_KEY, make_environment, run_warm, run_warm_program, wait_for_answer
 
 pytestmark = pytest.mark.slow
 
@@ -49,14 +47,9 @@ UNWATCHED = """link.say_ready(0.0); time.sleep(0.5)
 
 def live(folder: Path, first_life: str) -> str:
     """Run the supervisor until its end; return what it writes on stderr."""
-    return subprocess.run(
-        [sys.executable, "-c", LIVES % first_life, folder / "lives"],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-        cwd=Path.cwd(),
-    ).stderr
+    script = folder / "script.py"
+    script.write_text(LIVES % first_life)
+    return run_warm(script, folder / "lives", env=make_environment()).stderr
 
 
 @pytest.mark.parametrize(("first_life", "killer"), [(BLOCKED, "SIGABRT"), (STOPPED, "SIGKILL")])
@@ -126,13 +119,13 @@ sys.exit(supervisor.Supervisor(lambda: supervisor.Plan(1, serve, 60.0, 0.1)).run
 )
 def test_time_in_which_nobody_ran_does_not_count(tmp_path: Path, change: str, lives: int) -> None:
     """If the supervisor was stopped together with its workers, no worker is killed for that when they go on."""
-    beats = tmp_path / "beats"
-    supervisor = subprocess.Popen([sys.executable, "-c", BEATING % change, beats, str(PATIENCE)])
-    try:
+    beats, script = tmp_path / "beats", tmp_path / "script.py"
+    script.write_text(BEATING % change)
 
-        def count() -> int:
-            return len(beats.read_text().splitlines()) if beats.exists() else 0
+    def count() -> int:
+        return len(beats.read_text().splitlines()) if beats.exists() else 0
 
+    with run_warm_program(beats, str(PATIENCE), program=script, log=tmp_path / "log") as supervisor:
         wait_in_thread_until(lambda: count() > 10)
         worker = int(beats.read_text().split()[0])
         # The supervisor is the first that goes on: it must not judge before the worker could say anything.
@@ -144,9 +137,6 @@ def test_time_in_which_nobody_ran_does_not_count(tmp_path: Path, change: str, li
         if lives == 1:
             os.kill(worker, signal.SIGCONT)
         wait_in_thread_until(lambda: count() > seen + 50)
-    finally:
-        supervisor.send_signal(signal.SIGTERM)
-        supervisor.wait(DEADLINE)
 
     assert len(set(beats.read_text().split())) == lives
 

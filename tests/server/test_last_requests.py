@@ -4,8 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from quart_tenants.server.worker import _serve_accepted, _stop_accepting
 from tests.server.notes_app import write_notes_app
 from tests.server.test_supervision import find_workers
 from tests.support.patience import DEADLINE, wait_until
-from tests.support.processes import SECRET_KEY, Server, make_environment, wait_for_answer, wait_for_line
+from tests.support.processes import SECRET_KEY, Server, run_warm_program, wait_for_answer, wait_for_line
 
 CLIENTS = 16
 # What `serve` did before: it closed its sockets, whoever had connected to them.
@@ -76,17 +74,13 @@ def serving(folder: Path, database_url: str, change: str = "") -> Iterator[Serve
     """Serve the app `notes` by two workers, with a *change* to the program."""
     (folder / "hypercorn.toml").write_text('bind = "127.0.0.1:0"\nworkers = 2\ngraceful_timeout = 60\n')
     log = folder / "log"
-    environment = make_environment(QUART_TENANTS_DATABASE_URL=database_url, QUART_SECRET_KEY=SECRET_KEY)
-    command = [sys.executable, "-c", change + SERVE, "serve", "--app", "notes", "--config", "hypercorn.toml"]
-    with log.open("w") as stderr, log.with_name("log.out").open("w") as stdout:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout, stderr=stderr, text=True)
-    try:
+    environment = {"QUART_TENANTS_DATABASE_URL": database_url, "QUART_SECRET_KEY": SECRET_KEY}
+    (folder / "serve.py").write_text(change + SERVE)
+    command = ("serve", "--app", "notes", "--config", "hypercorn.toml")
+    with run_warm_program(*command, program=folder / "serve.py", log=log, cwd=folder, **environment) as process:
         port = int(wait_for_line(process, "serving on", log).rpartition(":")[2])
         wait_for_answer(port)
         yield Server(process, port, log)
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
 
 
 class Clients:

@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from tests.support.patience import DEADLINE, wait_in_thread_until, wait_until
-from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server, wait_for_answer
+from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server, run_warm, wait_for_answer
 
 pytestmark = pytest.mark.slow
 
@@ -225,13 +224,8 @@ def crash(link):
 sys.exit(Supervisor(lambda: Plan(1, crash, 60.0, 5.0), lambda: os.write(tell, b"x" * 7)).run())
 """
 
-    done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "deaths"],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
+    (tmp_path / "script.py").write_text(script)
+    done = run_warm(tmp_path / "script.py", tmp_path / "deaths", env=make_environment())
 
     pauses = [
         float(text) for text in re.findall(r"ended with status 3; its replacement starts in ([0-9.]+) s", done.stderr)
@@ -258,9 +252,8 @@ def hang(link):
 sys.exit(supervisor.Supervisor(lambda: supervisor.Plan(1, hang, 60.0, 0.1)).run())
 """
 
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, check=False, cwd=tmp_path
-    )
+    (tmp_path / "script.py").write_text(script)
+    done = run_warm(tmp_path / "script.py", env=make_environment(), cwd=tmp_path)
 
     assert done.returncode == 1
     assert "was killed by SIGKILL" in done.stderr

@@ -77,7 +77,7 @@ def make_environment(**settings: str) -> dict[str, str]:
 
 @contextmanager
 def run_program(
-    *command: str | Path, log: Path, cwd: Path | None = None, **environment: str
+    *command: str | Path, log: Path, cwd: str | Path | None = None, **environment: str
 ) -> Iterator["subprocess.Popen[str]"]:
     """Start `quart-tenants` with *command*, and end it as Ctrl-C does. What it writes lies in *log* and beside it."""
     with log.open("w") as stderr, _get_output(log).open("w") as stdout:
@@ -93,12 +93,12 @@ def run_program(
 
 @contextmanager
 def run_warm_program(
-    *command: str | Path, log: Path, cwd: Path | None = None, **environment: str
+    *command: str | Path, log: Path, cwd: str | Path | None = None, program: str | Path = PROGRAM, **environment: str
 ) -> Iterator[WarmProgram]:
-    """Do as `run_program` does, by a warm start."""
+    """Do as `run_program` does, by a warm start, perhaps with another *program* in Python."""
     with Path(os.devnull).open() as stdin, log.open("w") as stderr, _get_output(log).open("w") as stdout:
         files = (stdin.fileno(), stdout.fileno(), stderr.fileno())
-        process = WarmProgram([PROGRAM, *command], files=files, env=make_environment(**environment), cwd=cwd)
+        process = WarmProgram([program, *command], files=files, env=make_environment(**environment), cwd=cwd)
     try:
         yield process
     finally:

@@ -35,11 +35,16 @@ class WarmProgram:
         *,
         files: tuple[int, int, int],
         env: Mapping[str, str],
-        cwd: Path | None = None,
+        cwd: str | Path | None = None,
     ) -> None:
         """Start *command*, the first word of which is a script. *files* become stdin, stdout and stderr."""
         self.returncode: int | None = None
-        order = {"command": [str(word) for word in command], "env": dict(env), "cwd": str(cwd or Path.cwd())}
+        order = {
+            "command": [str(word) for word in command],
+            "env": dict(env),
+            "cwd": str(cwd or Path.cwd()),
+            "hears_interrupts": signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
+        }
         reader, writer = os.pipe()
         with tempfile.TemporaryFile() as paper:
             paper.write(json.dumps(order).encode())
@@ -107,7 +112,7 @@ def _become_program(orders: socket.socket) -> None:
     # The garbage collector would look through all of it in each program, which so copies the memory of this process: of
     # 155 ms of CPU for the shortest program 110 are saved.
     gc.freeze()
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nobody waits for the processes that wait for programs.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -127,9 +132,10 @@ def _become_program(orders: socket.socket) -> None:
         os.write(report, f"{pid}\n".encode())
         os.write(report, str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
         os._exit(0)
-    signal.signal(signal.SIGINT, on_interrupt)
     with os.fdopen(paper) as text:
         order = json.load(text)
+    if order["hears_interrupts"]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, descriptor in enumerate(files):
         os.dup2(descriptor, number)
     os.closerange(3, _MAX_DESCRIPTOR)

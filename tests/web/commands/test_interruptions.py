@@ -1,7 +1,6 @@
 """Ctrl-C in the middle of a command: nothing is half done, and the exit status says what happened."""
 
 import signal
-import subprocess
 from pathlib import Path
 
 import asyncpg
@@ -9,7 +8,7 @@ import pytest
 
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE, wait_until
-from tests.support.processes import PROGRAM, make_environment, run_warm
+from tests.support.processes import PROGRAM, make_environment, run_warm, run_warm_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("foreground")]
 
@@ -48,45 +47,40 @@ async def test_ctrl_c_leaves_nothing_half_done(
         (files / file.name).write_bytes(file.read_bytes())
     if command == ("migrate",):
         (files / "0002_colour.sql").write_text("ALTER TABLE company_data ADD COLUMN colour text")
-    environment = make_environment(
-        QUART_TENANTS_DATABASE_URL=database_url,
-        QUART_TENANTS_MIGRATIONS_DIR=str(files),
-        QUART_TENANTS_ACQUIRE_TIMEOUT="60",
-        QUART_TENANTS_CONNECT_TIMEOUT="60",
-    )
+    environment = {
+        "QUART_TENANTS_DATABASE_URL": database_url,
+        "QUART_TENANTS_MIGRATIONS_DIR": str(files),
+        "QUART_TENANTS_ACQUIRE_TIMEOUT": "60",
+        "QUART_TENANTS_CONNECT_TIMEOUT": "60",
+    }
     connection = await asyncpg.connect(database_url)
     try:
         await connection.execute("CREATE SCHEMA old")
         if command[0] == "purge":
             for made in (("create", "gone"), ("drop", "gone", "--yes")):
-                run_warm(PROGRAM, *made, env=environment).check_returncode()
+                run_warm(PROGRAM, *made, env=make_environment(**environment)).check_returncode()
         before = await connection.fetchrow(STATE)
         async with connection.transaction():
             # Each of these commands writes here, or into the ledger of migrations, before it commits.
             await connection.execute(
                 "LOCK quart_tenants.tenants, quart_tenants.changes, quart_tenants.applied_migrations IN SHARE MODE"
             )
-            process = subprocess.Popen(
-                [PROGRAM, *command],
-                cwd=tmp_path,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            log = tmp_path / "log"
+            with run_warm_program(*command, log=log, cwd=tmp_path, **environment) as process:
 
-            async def waits() -> bool:
-                assert process.poll() is None, process.communicate()
-                return bool(
-                    await connection.fetchval(
-                        "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = "
-                        "(SELECT oid FROM pg_database WHERE datname = current_database())"
+                async def waits() -> bool:
+                    assert process.poll() is None, log.read_text()
+                    return bool(
+                        await connection.fetchval(
+                            "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = "
+                            "(SELECT oid FROM pg_database WHERE datname = current_database())"
+                        )
                     )
-                )
 
-            await wait_until(waits)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=DEADLINE)
+                await wait_until(waits)
+                process.send_signal(signal.SIGINT)
+                process.wait(DEADLINE)
+            out, err = (tmp_path / "log.out").read_text(), log.read_text()
         after = await connection.fetchrow(STATE)
     finally:
         await connection.close()
