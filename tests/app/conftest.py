@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from quart_tenants.testing.databases import new_database_between_loops
-from tests.support.processes import Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, Server, run_server
 
 
 @pytest.fixture(scope="module")
@@ -18,5 +18,5 @@ def module_database_url(server_url: str, template: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The reference app on Hypercorn, one process."""
-    with run_server(module_database_url, tmp_path_factory.mktemp("server")) as server:
+    with run_server(module_database_url, tmp_path_factory.mktemp("server"), **QUICK_PASSWORDS) as server:
         yield server

@@ -10,7 +10,7 @@ from quart_tenants.postgres.tenants.domains import add_domain
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import parse_slug
-from tests.support.processes import run_server
+from tests.support.processes import QUICK_PASSWORDS, run_server
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ async def test_own_domain_and_old_address_are_served(
     await add_domain(database, parse_slug("company1"), shop, settings=settings, trusted=True)
     await rename_tenant(database, parse_slug("company2"), parse_slug("second"), settings=settings)
 
-    with run_server(database_url, tmp_path, QUART_TENANTS_TRUSTED_PROXIES="127.0.0.1") as server:
+    with run_server(database_url, tmp_path, QUART_TENANTS_TRUSTED_PROXIES="127.0.0.1", **QUICK_PASSWORDS) as server:
         async with server.client("Shop.Example.com:{port}") as client:
             anonymous = await client.get("/data")
             login = await client.post("/login", data=LOGIN)

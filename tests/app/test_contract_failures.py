@@ -19,7 +19,7 @@ from quart_tenants.tenant import parse_slug
 from quart_tenants.testing.databases import FAST_AND_FORGETFUL
 from tests.support.databases import REFERENCE_FILES, fill_template
 from tests.support.patience import measure_until, wait_until
-from tests.support.processes import Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, Server, run_server
 
 pytestmark = pytest.mark.slow
 
@@ -88,7 +88,7 @@ async def test_disconnected_client_leaves_no_connection_behind(small_server: Ser
 
 async def test_slow_statement_gets_503(database_url: str, tmp_path: Path) -> None:
     """A statement that takes longer than the command timeout is cancelled and answered 503."""
-    with run_server(database_url, tmp_path, QUART_TENANTS_COMMAND_TIMEOUT="0.3") as server:
+    with run_server(database_url, tmp_path, QUART_TENANTS_COMMAND_TIMEOUT="0.3", **QUICK_PASSWORDS) as server:
         async with server.member() as client, locked_data(database_url):
             answer = await client.get("/data")
 

@@ -10,7 +10,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.lifecycle import resume_tenant, suspend_tenant
 from quart_tenants.tenant import parse_slug
 from tests.support.patience import measure_until
-from tests.support.processes import Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, Server, run_server
 
 # New connections, of which each worker takes about half: that all of them reach one of two is no chance any more.
 ENOUGH = 20
@@ -34,7 +34,7 @@ async def test_suspension_reaches_every_worker_within_two_seconds(
     config.write_text('bind = "127.0.0.1:0"\nworkers = 2\nworker_class = "uvloop"\n')
     slug = parse_slug("company1")
 
-    with run_server(database_url, tmp_path, "--config", str(config)) as server:
+    with run_server(database_url, tmp_path, "--config", str(config), **QUICK_PASSWORDS) as server:
         async with server.member(1) as member:
             session = f"session={member.cookies['session']}"
         assert await ask_every_worker(server, session) == {httpx.codes.OK}

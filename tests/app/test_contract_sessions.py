@@ -10,7 +10,7 @@ import pytest
 from itsdangerous import URLSafeTimedSerializer
 
 from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_session
-from tests.support.processes import SECRET_KEY, Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, SECRET_KEY, Server, run_server
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +154,7 @@ async def test_session_survives_a_restart(
     module_database_url: str, server: Server, tmp_path: Path, cookie: str
 ) -> None:
     """Any worker with the key knows the session."""
-    with run_server(module_database_url, tmp_path) as another_server:
+    with run_server(module_database_url, tmp_path, **QUICK_PASSWORDS) as another_server:
         async with another_server.tenant("company1") as client:
             answer = await client.get("/data", headers={"Cookie": f"session={cookie}"})
 
@@ -169,6 +169,7 @@ async def behind_proxy(module_database_url: str, tmp_path: Path) -> AsyncIterato
         module_database_url,
         tmp_path,
         QUART_TENANTS_TRUSTED_PROXIES="127.0.0.0/8",
+        **QUICK_PASSWORDS,
     ) as server:
         yield server
 

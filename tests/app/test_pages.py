@@ -18,6 +18,8 @@ from tests.support.visitors import BROWSER, Visitor, read
 
 pytestmark = pytest.mark.slow
 
+# Nothing here depends on how passwords are hashed.
+CONFIG = {"SECRET_KEY": SECRET_KEY, "TENANTS_PASSWORD_SCHEMES": "pbkdf2_sha256"}
 PROBLEM = "application/problem+json"
 USER = {"uname": "user_1", "passwd": "foo"}
 
@@ -25,7 +27,7 @@ USER = {"uname": "user_1", "passwd": "foo"}
 @pytest.fixture
 async def app(database_url: str) -> AsyncIterator[Quart]:
     """The reference app, serving."""
-    app = create_app({"TENANTS_DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY})
+    app = create_app(CONFIG | {"TENANTS_DATABASE_URL": database_url})
     async with app.test_app():
         yield app
 
@@ -152,7 +154,7 @@ async def test_tenants_that_are_not_served_look_alike(database: Database, databa
     await suspend_tenant(database, parse_slug("company1"))
     await drop_tenant(database, parse_slug("company2"))
     await execute(database_url, "DELETE FROM quart_tenants.applied_migrations WHERE schema_name = 'acme'")
-    app = create_app({"TENANTS_DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY})
+    app = create_app(CONFIG | {"TENANTS_DATABASE_URL": database_url})
     async with app.test_app():
 
         async def visit(slug: str) -> Response:
@@ -299,7 +301,7 @@ async def test_form_of_a_program_gets_problem_documents(visit: Callable[..., Vis
 
 async def test_too_many_attempts_are_told_how_long(database_url: str) -> None:
     """429 at the form itself, with the seconds to wait; the right password has to wait, too."""
-    app = create_app({"TENANTS_DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "TENANTS_LOGIN_ATTEMPTS": 1})
+    app = create_app(CONFIG | {"TENANTS_DATABASE_URL": database_url, "TENANTS_LOGIN_ATTEMPTS": 1})
     async with app.test_app():
         visitor = Visitor(app.test_client(), "company1.localhost")
         await visitor.post("/sign-in", uname="user_1", passwd="wrong")

@@ -24,7 +24,7 @@ from tests.support.browsers import (
     open_page,
     run_chromium,
 )
-from tests.support.processes import Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, Server, run_server
 
 pytestmark = [pytest.mark.slow, needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 
@@ -38,7 +38,7 @@ def server(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
     """The reference app, where strangers may sign up."""
     with (
         new_database_between_loops(server_url, template) as url,
-        run_server(url, tmp_path_factory.mktemp("server"), QUART_TENANTS_SIGN_UP="true") as server,
+        run_server(url, tmp_path_factory.mktemp("server"), QUART_TENANTS_SIGN_UP="true", **QUICK_PASSWORDS) as server,
     ):
         yield server
 

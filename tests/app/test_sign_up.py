@@ -27,7 +27,14 @@ TAKEN = "This address is taken. Please choose another one."
 async def serving(database_url: str, *, sign_up: bool = True, **settings: object) -> AsyncIterator[Visitor]:
     """Serve the reference app; yield a browser at the domain itself."""
     app = create_app(
-        {"TENANTS_DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "TENANTS_SIGN_UP": sign_up} | settings
+        {
+            "TENANTS_DATABASE_URL": database_url,
+            "SECRET_KEY": SECRET_KEY,
+            "TENANTS_SIGN_UP": sign_up,
+            # Nothing here depends on how passwords are hashed.
+            "TENANTS_PASSWORD_SCHEMES": "pbkdf2_sha256",
+        }
+        | settings
     )
     async with app.test_app():
         yield Visitor(app.test_client(), "localhost:5000")

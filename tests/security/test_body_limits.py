@@ -9,7 +9,7 @@ import pytest
 
 from quart_tenants.testing.databases import new_database_between_loops
 from tests.support.patience import DEADLINE
-from tests.support.processes import Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, Server, run_server
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ LIMIT = 64 * 1024  # bytes
 def server(server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The reference app."""
     folder = tmp_path_factory.mktemp("server")
-    with new_database_between_loops(server_url, template) as url, run_server(url, folder) as server:
+    with new_database_between_loops(server_url, template) as url, run_server(url, folder, **QUICK_PASSWORDS) as server:
         yield server
 
 

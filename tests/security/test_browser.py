@@ -16,7 +16,7 @@ from quart_tenants.testing.databases import new_database_between_loops
 from quart_tenants.web.guards.origins import refuse_from_elsewhere
 from tests.support.browsers import needs_chromium, run_chromium
 from tests.support.fixed_answers import attackers
-from tests.support.processes import SECRET_KEY, Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, SECRET_KEY, Server, run_server
 from tests.support.serving import serving_here as serving_app_here
 
 # The other tenant, and a stranger. Ports make no other site.
@@ -96,7 +96,9 @@ def server(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
     """The reference app at example.test."""
     with (
         new_database_between_loops(server_url, template) as url,
-        run_server(url, tmp_path_factory.mktemp("server"), QUART_TENANTS_DOMAIN="example.test") as server,
+        run_server(
+            url, tmp_path_factory.mktemp("server"), QUART_TENANTS_DOMAIN="example.test", **QUICK_PASSWORDS
+        ) as server,
     ):
         yield server
 

@@ -23,7 +23,7 @@ from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_ses
 from quart_tenants.web.sessions.tenant_sessions import get_session
 from tests.support.databases import REFERENCE_FILES
 from tests.support.patience import DEADLINE
-from tests.support.processes import SECRET_KEY, Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, SECRET_KEY, Server, run_server
 from tests.support.raw_requests import Header, call
 
 OLD_KEY = "an older key 0123456789"
@@ -37,7 +37,7 @@ def server(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
     """The reference app on Hypercorn, one process."""
     with (
         new_database_between_loops(server_url, template) as url,
-        run_server(url, tmp_path_factory.mktemp("server")) as server,
+        run_server(url, tmp_path_factory.mktemp("server"), **QUICK_PASSWORDS) as server,
     ):
         yield server
 

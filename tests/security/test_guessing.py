@@ -16,7 +16,7 @@ from quart_tenants.testing.databases import new_database_between_loops
 from tests.app.test_passwords import Spy, held, watch
 from tests.support.databases import execute
 from tests.support.patience import DEADLINE
-from tests.support.processes import SECRET_KEY, Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, SECRET_KEY, Server, run_server
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +24,7 @@ ATTEMPTS = 5
 ATTEMPTS_PER_ADDRESS = 6
 RIGHT = {"uname": "user_1", "passwd": "foo"}
 WRONG = {"uname": "user_1", "passwd": "wrong"}
-# A quarter of the work of the default: what is shown here does not depend on the scheme.
-QUICK = {"QUART_TENANTS_PASSWORD_SCHEMES": "pbkdf2_sha256"}
-LIMITS = QUICK | {
+LIMITS = QUICK_PASSWORDS | {
     "QUART_TENANTS_LOGIN_ATTEMPTS": str(ATTEMPTS),
     "QUART_TENANTS_LOGIN_ATTEMPTS_PER_ADDRESS": str(ATTEMPTS_PER_ADDRESS),
 }
@@ -175,7 +173,7 @@ async def test_burst_is_counted_too(database_url: str, tmp_path: Path) -> None:
 
 async def test_burst_without_limits_is_checked(database_url: str, tmp_path: Path) -> None:
     """Negative control: with the limits at their maximum, each of the 200 guesses is checked."""
-    with run_server(database_url, tmp_path, **QUICK, **ROOM) as server:
+    with run_server(database_url, tmp_path, **QUICK_PASSWORDS, **ROOM) as server:
         codes = await burst([server])
 
     assert codes == {"invalid_credentials": BURST}

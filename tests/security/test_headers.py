@@ -36,7 +36,15 @@ HSTS = "strict-transport-security"
 @asynccontextmanager
 async def reference_app(database_url: str, **settings: Any) -> AsyncIterator[Quart]:
     """Yield the reference app, serving."""
-    app = create_app({"TENANTS_DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, **settings})
+    app = create_app(
+        {
+            "TENANTS_DATABASE_URL": database_url,
+            "SECRET_KEY": SECRET_KEY,
+            # Nothing here depends on how passwords are hashed.
+            "TENANTS_PASSWORD_SCHEMES": "pbkdf2_sha256",
+            **settings,
+        }
+    )
     async with app.test_app():
         yield app
 

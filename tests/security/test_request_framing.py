@@ -16,7 +16,7 @@ from hypercorn.config import Config
 
 from quart_tenants.testing.databases import new_database_between_loops
 from tests.support.patience import DEADLINE
-from tests.support.processes import Server, run_server
+from tests.support.processes import QUICK_PASSWORDS, Server, run_server
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,7 @@ def server(server_url: str, template: str, tmp_path_factory: pytest.TempPathFact
     """The reference app."""
     with (
         new_database_between_loops(server_url, template) as url,
-        run_server(url, tmp_path_factory.mktemp("server")) as server,
+        run_server(url, tmp_path_factory.mktemp("server"), **QUICK_PASSWORDS) as server,
     ):
         yield server
 

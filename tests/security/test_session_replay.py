@@ -24,7 +24,15 @@ from quart_tenants.web.sessions.session_cookies import SessionCookies, issue_ses
 from tests.support.databases import REFERENCE_FILES
 from tests.support.feeds import RARE_NEWS, let_news_be_old, stop_feeds
 from tests.support.patience import DEADLINE, wait_until
-from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server, run_warm
+from tests.support.processes import (
+    PROGRAM,
+    QUICK_PASSWORDS,
+    SECRET_KEY,
+    Server,
+    make_environment,
+    run_server,
+    run_warm,
+)
 from tests.support.raw_requests import Wire, call, close_all
 from tests.support.sessions import PlainSessions
 from tests.support.tcp_proxy import TcpProxy
@@ -171,11 +179,15 @@ async def four_workers(database_url: str, folder: Path, **settings: str) -> Asyn
     workers: list[Wires] = []
     async with AsyncExitStack() as stack:
         if in_one_server:
-            server = stack.enter_context(run_server(database_url, folder, "--config", str(config), **settings))
+            server = stack.enter_context(
+                run_server(database_url, folder, "--config", str(config), **QUICK_PASSWORDS, **settings)
+            )
             workers = await connect_to_each_worker(server)
         else:
             for _ in range(WORKERS):
-                server = stack.enter_context(run_server(database_url, folder, "--config", str(config), **settings))
+                server = stack.enter_context(
+                    run_server(database_url, folder, "--config", str(config), **QUICK_PASSWORDS, **settings)
+                )
                 workers.append([await Wire.open(server.port) for _ in range(2)])
         stack.callback(close_all, [wire for wires in workers for wire in wires])
         yield workers

@@ -14,7 +14,15 @@ import h2.connection
 import pytest
 
 from tests.support.patience import DEADLINE
-from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server, wait_for_answer
+from tests.support.processes import (
+    PROGRAM,
+    QUICK_PASSWORDS,
+    SECRET_KEY,
+    Server,
+    make_environment,
+    run_server,
+    wait_for_answer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +200,7 @@ async def test_slow_clients_are_closed_and_slow_handlers_are_not(database_url: s
     shipped = (ROOT / "hypercorn.toml").read_text().replace("127.0.0.1:5000", "127.0.0.1:0")
     config.write_text(shipped.replace("workers = 2", "workers = 0"))
     with (
-        run_server(database_url, tmp_path, "--config", str(config)) as server,
+        run_server(database_url, tmp_path, "--config", str(config), **QUICK_PASSWORDS) as server,
         run_hypercorn(database_url, tmp_path, config) as naive_port,
     ):
         async with server.member() as waiting, kept_connection(server.port) as ask_again:

@@ -15,7 +15,16 @@ import httpx
 import pytest
 
 from tests.support.patience import DEADLINE, wait_in_thread_until, wait_until
-from tests.support.processes import PROGRAM, SECRET_KEY, Server, make_environment, run_server, run_warm, wait_for_answer
+from tests.support.processes import (
+    PROGRAM,
+    QUICK_PASSWORDS,
+    SECRET_KEY,
+    Server,
+    make_environment,
+    run_server,
+    run_warm,
+    wait_for_answer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +36,7 @@ def run_workers(database_url: str, folder: Path, text: str = CONFIG) -> Iterator
     """Run `quart-tenants serve` with two workers."""
     config = folder / "hypercorn.toml"
     config.write_text(text)
-    with run_server(database_url, folder, "--config", str(config)) as server:
+    with run_server(database_url, folder, "--config", str(config), **QUICK_PASSWORDS) as server:
         yield server
 
 

@@ -20,6 +20,8 @@ from tests.support.warm_programs import WarmProgram
 
 PROGRAM = Path(sys.executable).with_name("quart-tenants")
 SECRET_KEY = "only-for-the-tests-0123456789"
+QUICK_PASSWORDS = {"QUART_TENANTS_PASSWORD_SCHEMES": "pbkdf2_sha256"}
+"""For what does not depend on the scheme: a start and a login cost 8 ms of CPU in place of 42 and 65."""
 
 Process = subprocess.Popen[str] | WarmProgram
 """A program that runs, started by Python's own means or by a warm start."""
