@@ -14,7 +14,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.settings import Settings
 from quart_tenants.web.sessions.session_cookies import SessionCookies
-from tests.isolation.test_session_ends import Worker, ask_who, enter, get_tenants, worker
+from tests.isolation.test_session_ends import Worker, ask_who, enter, get_tenants, post, worker
 from tests.support.clocks import DAY, HOUR, Clocks
 from tests.support.feeds import let_news_be_old
 from tests.support.processes import SECRET_KEY
@@ -89,6 +89,56 @@ async def test_end_from_a_wrong_future_locks_nobody_out(
 
     assert await ask_who(app, before) == (200, "nobody")
     assert await ask_who(app, after) == (200, "ada")
+
+
+async def log_out_a_year_before_the_database(worker: Worker, clocks: Clocks) -> str:
+    """Return a cookie that was logged out, by workers whose clock is right, before that of the database went ahead."""
+    clocks.jump_here(-YEAR)
+    app = await worker()
+    cookie = await enter(app)
+    await post(app, "/leave", cookie)
+    await clocks.let_rows_age(YEAR)
+    return cookie
+
+
+async def test_logout_is_not_forgotten_by_a_database_whose_clock_is_ahead(
+    worker: Worker, clocks: Clocks, database: Database, settings: Settings
+) -> None:
+    """A cookie that was logged out opens nothing at a worker that starts then, also not after a purge."""
+    cookie = await log_out_a_year_before_the_database(worker, clocks)
+
+    seen = [await ask_who(await worker(), cookie)]
+    await purge_trash(database, settings=settings)
+    seen.append(await ask_who(await worker(), cookie))
+
+    assert seen == [(200, "nobody")] * 2
+
+
+async def test_purge_by_the_clock_of_the_database_alone_would_bring_a_session_back(
+    worker: Worker, clocks: Clocks, database: Database
+) -> None:
+    """Negative control: what ends the session is deleted while its cookie is still good."""
+    cookie = await log_out_a_year_before_the_database(worker, clocks)
+
+    async with database.connection() as connection:
+        await connection.execute("DELETE FROM quart_tenants.ended_sessions WHERE forget_at < now()")
+
+    assert await ask_who(await worker(), cookie) == (200, "ada")
+
+
+async def test_worker_whose_clock_jumps_forgets_no_logout(worker: Worker, clocks: Clocks) -> None:
+    """A worker counts how long it remembers a logout by the clock that nobody sets."""
+    app, other = await worker(), await worker()
+    cookie = await enter(app)
+    await post(app, "/leave", cookie)
+    await get_tenants(other).registry.refresh()
+
+    clocks.jump_here(2 * YEAR)
+    for each in (app, other):
+        await get_tenants(each).registry.refresh()
+    clocks.jump_here(-2 * YEAR)
+
+    assert [await ask_who(each, cookie) for each in (app, other)] == [(200, "nobody")] * 2
 
 
 @pytest.mark.parametrize("seconds", [YEAR, -YEAR], ids=["forward", "back"])

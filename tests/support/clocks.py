@@ -46,6 +46,14 @@ class Clocks:
 
     async def jump(self, seconds: float) -> None:
         """Set both forward, or back if *seconds* is below 0."""
+        self.jump_here(seconds)
+        await self.let_rows_age(seconds)
+
+    def jump_here(self, seconds: float) -> None:
+        """Set the clock of this process alone."""
         self.ahead += seconds
         self.patch.setattr(time, "time", lambda: self._true() + self.ahead)
+
+    async def let_rows_age(self, seconds: float) -> None:
+        """Let the database have written so long ago what it has written."""
         await execute(self.url, _SHIFT.format(seconds))

@@ -48,26 +48,29 @@ SELECT EXISTS (
     )
 )
 """
-_SELECT_ENDED = """
+# $1 the time of this machine. The clock that is behind counts: with one that is ahead, the end of a session would be
+# forgotten while its cookie is still good.
+_NOW = "least(now(), to_timestamp($1))"
+_SELECT_ENDED = f"""
 SELECT
     tenant_id, username, session_id, generation,
-    extract(epoch FROM ended_at)::float8 AS ended_at, extract(epoch FROM forget_at)::float8 AS forget_at
+    extract(epoch FROM ended_at)::float8 AS ended_at, extract(epoch FROM forget_at - {_NOW})::float8 AS seconds_left
 FROM quart_tenants.ended_sessions
-"""
-_LIST_ENDED = f"{_SELECT_ENDED} WHERE forget_at > now()"
-# $1 the last snapshot. Rows that it did not show are new, as in the feed of changes.
+"""  # noqa: S608  (of our own)
+_LIST_ENDED = f"{_SELECT_ENDED} WHERE forget_at > {_NOW}"
+# $2 the last snapshot. Rows that it did not show are new, as in the feed of changes.
 _LIST_NEWLY_ENDED = f"""{_SELECT_ENDED}
-WHERE transaction >= pg_catalog.pg_snapshot_xmin($1::text::pg_catalog.pg_snapshot)
-    AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $1::text::pg_catalog.pg_snapshot)
+WHERE transaction >= pg_catalog.pg_snapshot_xmin($2::text::pg_catalog.pg_snapshot)
+    AND NOT pg_catalog.pg_visible_in_snapshot(transaction, $2::text::pg_catalog.pg_snapshot)
     AND transaction < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
 """
 # Never waits for a row that another transaction writes: two that waited could wait for each other.
-_PRUNE = """
+_PRUNE = f"""
 DELETE FROM quart_tenants.ended_sessions WHERE (tenant_id, username, session_id) IN (
     SELECT e.tenant_id, e.username, e.session_id FROM quart_tenants.ended_sessions AS e
-    WHERE e.forget_at < now() LIMIT 10000 FOR UPDATE SKIP LOCKED
+    WHERE e.forget_at < {_NOW} LIMIT 10000 FOR UPDATE SKIP LOCKED
 )
-"""
+"""  # noqa: S608  (of our own)
 
 
 class IssuedSession(NamedTuple):
@@ -92,7 +95,7 @@ class EndedSessions:
     """All ended sessions whose cookies may still arrive, in the memory of one worker."""
 
     def __init__(self) -> None:
-        # The time from which each may be forgotten, in seconds since 1970.
+        # When each may be forgotten, by the clock that nobody sets.
         self._sessions: dict[tuple[int, str], float] = {}
         # The newest ended session counter and the time of that end, by tenant and user.
         self._users: dict[tuple[int, str], tuple[int, float]] = {}
@@ -109,29 +112,30 @@ class EndedSessions:
 
     def add(self, session: IssuedSession) -> None:
         """Add an ended session at once, before the feed brings it."""
-        self._sessions[session.tenant_id, session.session_id] = time.time() + _LONGEST_LIFETIME
+        self._sessions[session.tenant_id, session.session_id] = time.monotonic() + _LONGEST_LIFETIME
 
     async def load(self, connection: Connection) -> None:
         """Read all ended sessions."""
-        rows = await connection.fetch(_LIST_ENDED)
+        rows = await connection.fetch(_LIST_ENDED, time.time())
         self._sessions.clear()
         self._users.clear()
         self._put(rows)
 
     async def refresh(self, connection: Connection, snapshot: str) -> None:
         """Read the ended sessions that *snapshot* did not show."""
-        self._put(await connection.fetch(_LIST_NEWLY_ENDED, snapshot))
+        self._put(await connection.fetch(_LIST_NEWLY_ENDED, time.time(), snapshot))
         self._forget()
 
     def _put(self, rows: list[Row]) -> None:
+        now = time.monotonic()
         for row in rows:
             if row["session_id"] == _EVERY_SESSION:
                 self._users[row["tenant_id"], row["username"]] = row["generation"], row["ended_at"]
             else:
-                self._sessions[row["tenant_id"], row["session_id"]] = row["forget_at"]
+                self._sessions[row["tenant_id"], row["session_id"]] = now + row["seconds_left"]
 
     def _forget(self) -> None:
-        now = time.time()
+        now = time.monotonic()
         if now < self._prune_at:
             return
         self._prune_at = now + 60
@@ -225,7 +229,7 @@ async def is_ended(database: Database, session: IssuedSession) -> bool:
 
 async def prune_ended_sessions(connection: Connection) -> None:
     """Delete rows whose sessions are over in any case."""
-    await connection.execute(_PRUNE)
+    await connection.execute(_PRUNE, time.time())
 
 
 async def _prune_now_and_then(connection: Connection) -> None:

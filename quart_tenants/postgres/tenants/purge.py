@@ -60,7 +60,10 @@ _PRUNE_CHANGES = """
 DELETE FROM quart_tenants.changes
 WHERE changed_at < now() - interval '1 day' AND revision < (SELECT max(revision) FROM quart_tenants.changes)
 """
-_PRUNE_REDIRECTS = "DELETE FROM quart_tenants.former_slugs WHERE redirect_until < now() - interval '1 day'"
+# $1 the time of this machine, as above.
+_PRUNE_REDIRECTS = """
+DELETE FROM quart_tenants.former_slugs WHERE redirect_until < least(now(), to_timestamp($1)) - interval '1 day'
+"""
 
 
 async def find_purgeable(
@@ -171,7 +174,7 @@ async def purge_tenants(
                 on_purged(tenant)
     async with database.connection() as connection:
         await connection.execute(_PRUNE_CHANGES)
-        await connection.execute(_PRUNE_REDIRECTS)
+        await connection.execute(_PRUNE_REDIRECTS, time.time())
         await forget_rested_names(connection)
         await prune_ended_sessions(connection)
         await prune_failed_logins(connection)

@@ -327,6 +327,24 @@ async def test_by_the_clock_of_the_server_alone_it_would_be_deleted(database: Da
     assert [tenant.slug for tenant in await purge_trash(database, settings=settings)] == [ACME]
 
 
+@pytest.mark.parametrize(("behind", "left"), [(40 * DAY, 1), (0, 0)], ids=["one clock", "both (negative control)"])
+async def test_clock_of_the_server_that_is_ahead_ends_no_redirect(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, behind: float, left: int
+) -> None:
+    """A former slug leads on to its tenant after a purge, if the time of its redirect is not over by both clocks."""
+    true_time = time.time
+    await rename_tenant(database, ACME, NEWCO, settings=settings, redirect_days=30)
+    await execute(
+        database, "UPDATE quart_tenants.former_slugs SET redirect_until = redirect_until - interval '40 days'"
+    )
+    monkeypatch.setattr(time, "time", lambda: true_time() - behind)
+
+    await purge_trash(database, settings=settings)
+
+    async with database.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM quart_tenants.former_slugs") == left
+
+
 @pytest.mark.parametrize("how", ["drop", "replace"])
 async def test_drop_under_a_clock_that_was_set_back_is_not_old_tomorrow(
     database: Database, settings: Settings, tmp_path: Path, how: str
