@@ -232,33 +232,34 @@ async def test_hypercorn_alone_loses_requests_at_sighup(folder: Path, environmen
     assert load.lost
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "reason"),
-    [
-        ("notes.py", "import nothing_like_it", "No module named 'nothing_like_it'"),
-        ("notes.py", "def create_app(:", "SyntaxError"),
-        ("notes.py", "app = 1", "Failed to find Quart application"),
-        ("notes.py", "raise SystemExit(3)", "SystemExit: 3"),
-        ("notes.py", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
-        ("hypercorn.toml", "wrkers = 3", "did you mean workers"),
-        ("hypercorn.toml", "workers = 0", "workers is 0 now"),
-    ],
-)
-async def test_old_workers_go_on_when_new_ones_cannot(
-    folder: Path, environment: dict[str, str], file: str, text: str, reason: str
-) -> None:
+# What is wrong at a SIGHUP: a file, its text, and what the one line says.
+MISTAKES = [
+    ("notes.py", "import nothing_like_it", "No module named 'nothing_like_it'"),
+    ("notes.py", "def create_app(:", "SyntaxError"),
+    ("notes.py", "app = 1", "Failed to find Quart application"),
+    ("notes.py", "raise SystemExit(3)", "SystemExit: 3"),
+    ("notes.py", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+    ("hypercorn.toml", "wrkers = 3", "did you mean workers"),
+    ("hypercorn.toml", "workers = 0", "workers is 0 now"),
+]
+
+
+async def test_old_workers_go_on_when_new_ones_cannot(folder: Path, environment: dict[str, str]) -> None:
     """At SIGHUP with code or a configuration that is wrong, one line says why, and the old workers serve."""
     with serving(folder, environment) as server:
-        before = server.log.read_text()
-        (folder / file).write_text(text)
-        server.process.send_signal(signal.SIGHUP)
-        await wait_for_log(server, "the old workers go on")
-        async with server.tenant("acme") as client:
-            answer = await client.get("/notes")
+        for number, (file, text, reason) in enumerate(MISTAKES, start=1):
+            before = server.log.read_text()
+            right = (folder / file).read_text()
+            (folder / file).write_text(text)
+            server.process.send_signal(signal.SIGHUP)
+            await wait_for_log(server, "the old workers go on", number)
+            async with server.tenant("acme") as client:
+                answer = await client.get("/notes")
+            (folder / file).write_text(right)
 
-        (line,) = server.log.read_text().removeprefix(before).splitlines()
-        assert reason in line
-        assert answer.json() == {"version": 1, "notes": 0}
+            (line,) = server.log.read_text().removeprefix(before).splitlines()
+            assert reason in line
+            assert answer.json() == {"version": 1, "notes": 0}
     assert server.process.returncode == 0
 
 
