@@ -110,14 +110,15 @@ sys.exit(supervisor.Supervisor(lambda: supervisor.Plan(1, serve, 60.0, 0.1)).run
 
 
 @pytest.mark.parametrize(
-    ("change", "lives"),
+    ("change", "killed"),
     [
-        ("", 1),
-        # Control: a supervisor that holds the whole time against its workers kills one that could not run.
-        ("supervisor.Supervisor._count_silence_anew = lambda *_: None", 2),
+        ("", False),
+        # Control: a supervisor that holds the whole time against its workers kills one that could not run. On a busy
+        # machine it kills the next one, too.
+        ("supervisor.Supervisor._count_silence_anew = lambda *_: None", True),
     ],
 )
-def test_time_in_which_nobody_ran_does_not_count(tmp_path: Path, change: str, lives: int) -> None:
+def test_time_in_which_nobody_ran_does_not_count(tmp_path: Path, change: str, killed: bool) -> None:
     """If the supervisor was stopped together with its workers, no worker is killed for that when they go on."""
     beats, script = tmp_path / "beats", tmp_path / "script.py"
     script.write_text(BEATING % change)
@@ -134,11 +135,11 @@ def test_time_in_which_nobody_ran_does_not_count(tmp_path: Path, change: str, li
         time.sleep(1.5 * PATIENCE)
         os.kill(supervisor.pid, signal.SIGCONT)
         seen = count()
-        if lives == 1:
+        if not killed:
             os.kill(worker, signal.SIGCONT)
         wait_in_thread_until(lambda: count() > seen + 50)
 
-    assert len(set(beats.read_text().split())) == lives
+    assert (len(set(beats.read_text().split())) > 1) is killed
 
 
 async def test_blocked_handler_costs_one_worker(tmp_path: Path, empty_database_url: str) -> None:
