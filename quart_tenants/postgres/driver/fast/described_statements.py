@@ -64,38 +64,60 @@ class DescriptionListener:
         self._waiting = received[at:]
 
 
-class DescribedStatement(NamedTuple):
+class _Description(NamedTuple):
     """A statement that is prepared no longer, and what the server said of its parameters and columns."""
 
     statement: Statement
-    description: bytes
+    heard: bytes
 
 
 class DescribedStatements:
-    """At most *size* statements: those that were used last, each of one tenant at one version."""
+    """At most *size* statements: those that were used last, each of one tenant at one version. One read at a time."""
 
-    __slots__ = ("_kept", "_size")
+    __slots__ = ("_expected", "_kept", "_key", "_listener", "_size")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, listener: DescriptionListener) -> None:
         self._size = size
-        self._kept: OrderedDict[tuple[TenantKey, str], DescribedStatement] = OrderedDict()
+        self._listener = listener
+        self._kept: OrderedDict[tuple[TenantKey, str], _Description] = OrderedDict()
+        # Of the present read.
+        self._key: tuple[TenantKey, str] | None = None
+        self._expected: _Description | None = None
 
-    def find(self, tenant: TenantKey, query: str) -> DescribedStatement | None:
-        """Return the statement of that text, if it is remembered."""
-        found = self._kept.get((tenant, query))
-        if found is not None:
-            self._kept.move_to_end((tenant, query))
-        return found
+    def begin(self, tenant: TenantKey, query: str, *, keeps: bool) -> Statement | None:
+        """Begin a read, which hears the server's description; return its statement, if it is known.
 
-    def keep(self, tenant: TenantKey, query: str, described: DescribedStatement) -> None:
-        """Remember a statement, and forget the one that was not used for the longest time if there are too many."""
-        self._kept[tenant, query] = described
-        if len(self._kept) > self._size:
-            self._kept.popitem(last=False)
+        Args:
+            tenant: Whose read it is.
+            query: Its text.
+            keeps: Whether the statement may be one that was kept, and may be kept.
+        """
+        self._listener.listen()
+        self._key = (tenant, query) if keeps else None
+        self._expected = None if self._key is None else self._kept.get(self._key)
+        return None if self._expected is None else self._expected.statement
 
-    def forget(self, tenant: TenantKey, query: str) -> None:
-        """Forget the statement of that text."""
-        self._kept.pop((tenant, query), None)
+    def is_changed(self) -> bool:
+        """Return whether the server has described the present read's statement in another way than it was known."""
+        return self._expected is not None and self._listener.heard not in (b"", self._expected.heard)
+
+    def end(self, statement: Statement) -> bool:
+        """End the read, whose rows are here; return whether they are right. By an old description they may be wrong."""
+        heard = self._listener.heard
+        if self._expected is not None and heard != self._expected.heard:
+            self.forget()
+            return False
+        if self._key is not None and heard:
+            self._kept[self._key] = self._expected or _Description(statement, heard)
+            self._kept.move_to_end(self._key)
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        return True
+
+    def forget(self) -> None:
+        """Forget the statement of the present read."""
+        if self._key is not None:
+            self._kept.pop(self._key, None)
 
     def forget_all(self) -> None:
         """Forget all: types have other codecs now, or other attributes."""

@@ -30,7 +30,6 @@ from quart_tenants.postgres.driver.block_statements import (
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.postgres.driver.fast.block_states import BlockState, BlockStateMachine
 from quart_tenants.postgres.driver.fast.described_statements import (
-    DescribedStatement,
     DescribedStatements,
     DescriptionListener,
 )
@@ -130,7 +129,6 @@ class FastConnection(NotingConnection):
         "_effect",
         "_effects",
         "_known_until",
-        "_listener",
         "_names",
         "_outermost",
         "_own_path",
@@ -167,8 +165,7 @@ class FastConnection(NotingConnection):
         self._effects = StatementEffects()
         self._cache = StatementCache(0, FoundTypes(0))
         # Behind a pooler, in place of the cache.
-        self._described = DescribedStatements(0)
-        self._listener: DescriptionListener | None = None
+        self._described: DescribedStatements | None = None
         # Names of statements that the server is to forget at the block's end.
         self._names: list[str] = []
         # The tenant whose blocks have only read since the last reset; None after a reset.
@@ -236,8 +233,7 @@ class FastConnection(NotingConnection):
             self._cache = StatementCache(cache_size, found_types)
             self._transport.write(write_preparation())
             return
-        self._described = DescribedStatements(cache_size)
-        self._listener = DescriptionListener(self._protocol, self._transport)
+        self._described = DescribedStatements(cache_size, DescriptionListener(self._protocol, self._transport))
         # Server processes may begin with different paths, such as after an ALTER ROLE.
         self._own_path = None
 
@@ -596,12 +592,10 @@ class FastConnection(NotingConnection):
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
         await self._make_sure()
-        statement = shared = described = None
-        tenant = self._beginning.tenant
-        if self._listener is not None:
-            self._listener.listen()
-            if self._may_use_kept(call) and (described := self._described.find(tenant, call.query)) is not None:
-                statement = described.statement
+        statement = shared = None
+        tenant, described = self._beginning.tenant, self._described
+        if described is not None:
+            statement = described.begin(tenant, call.query, keeps=self._may_use_kept(call))
         elif self._may_use_kept(call):
             statement = self._cache.find(call.query, call.args)
             # A codec that was set in this block is not in the statements of others.
@@ -611,7 +605,8 @@ class FastConnection(NotingConnection):
         before = self._state.current
         undo = (ROLLBACK,) if before is _INTERRUPTED else ()
         first = write_statements(*undo, *self._list_first_statements(), prepared=self.is_alone)
-        packets.put_ahead(write_closes(closing) + first + (write_description(call.query) if described else b""))
+        is_known = described is not None and statement is not None
+        packets.put_ahead(write_closes(closing) + first + (write_description(call.query) if is_known else b""))
         self._state.move(_READING)
         self._watch.start()
         began_at = monotonic()
@@ -635,10 +630,9 @@ class FastConnection(NotingConnection):
                 self._names += closing
             is_unfit = isinstance(error, _OUTDATED_ERRORS)
             if described is not None:
-                self._described.forget(tenant, call.query)
+                described.forget()
                 # What the driver makes of other types than it expects may be an error of any kind.
-                heard = self._listener.heard if self._listener is not None else b""
-                is_unfit |= isinstance(error, _SERVERS_ERRORS) and heard not in (b"", described.description)
+                is_unfit |= isinstance(error, _SERVERS_ERRORS) and described.is_changed()
             if shared is not None and isinstance(error, asyncpg.PostgresError):
                 # A statement of the tenant's own might not have failed. It would have been cancelled all the same.
                 is_unfit = not isinstance(error, asyncpg.QueryCanceledError)
@@ -656,8 +650,7 @@ class FastConnection(NotingConnection):
             raise
         finally:
             self._watch.stop()
-        heard = b"" if self._listener is None else self._listener.heard
-        fits = described is None or heard == described.description
+        fits = described is None or described.end(statement)
         self.record.note(call.query, began_at, len(rows) if fits else 0)
         if self._protocol.is_in_transaction():
             raise asyncpg.InternalClientError("COMMIT was not sent with the statement")
@@ -667,11 +660,7 @@ class FastConnection(NotingConnection):
             self._unreset = tenant.tenant
             return rows
         if not fits:
-            # By the old description the rows may be wrong.
-            self._described.forget(tenant, call.query)
             raise _UnfitStatementError
-        if described is None and heard and self._may_use_kept(call):
-            self._described.keep(tenant, call.query, DescribedStatement(statement, heard))
         return rows
 
     def _check_path(self) -> None:
@@ -746,7 +735,8 @@ class FastConnection(NotingConnection):
     def _drop_local_statement_cache(self) -> None:
         super()._drop_local_statement_cache()  # type: ignore[misc]
         self._cache.forget_tenant()
-        self._described.forget_all()
+        if self._described is not None:
+            self._described.forget_all()
 
     def _drop_global_statement_cache(self) -> None:
         # Other connections find out for themselves, and nothing is wrong with the statements of other tenants.
