@@ -58,7 +58,13 @@ def url(request: pytest.FixtureRequest, small_server: str) -> str:
 @pytest.fixture
 def small_settings(url: str) -> Settings:
     """Settings for a pool that would open more connections than the server has places for."""
-    return Settings(database_url=url, migrations_dir=REFERENCE_FILES, pool_max_size=10, tenant_pool_share=10)
+    return Settings(
+        database_url=url,
+        migrations_dir=REFERENCE_FILES,
+        pool_max_size=10,
+        tenant_pool_share=10,
+        acquire_timeout=DEADLINE,
+    )
 
 
 @asynccontextmanager
