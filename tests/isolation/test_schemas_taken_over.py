@@ -15,6 +15,8 @@ from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.support.databases import let_names_rest
+from tests.support.patience import DEADLINE
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.timings import WARM
 from tests.support.web_lender import WebLender
 
@@ -188,3 +190,73 @@ async def test_block_that_is_cancelled_while_it_asks_leaves_its_connection_clean
     async with forgetful.tenant_connection(globex) as connection:
         assert await connection.fetchval("SELECT current_schema()") == "globex"
         assert await connection.fetch(LIST_ROWS) == []
+
+
+async def read_late(
+    read: Callable[[Any], Awaitable[str]],
+    known: float,
+    url: str,
+    settings: Settings,
+    tenant: Tenant,
+    do_meanwhile: Callable[[], Awaitable[object]],
+) -> str:
+    """Return what *read* sees in a block whose next message arrives after *do_meanwhile*, and after *known* seconds."""
+    gate = asyncio.Event()
+    async with TcpProxy(url) as proxy:
+        far = replace(settings, database_url=proxy.url, acquire_timeout=DEADLINE, command_timeout=DEADLINE)
+        async with await WebLender.open(far, max_size=1, timings=replace(WARM, known=known)) as own:
+            async with own.tenant_connection(tenant) as warm:
+                await warm.fetch(LIST_ROWS)
+
+            async def work() -> str:
+                async with own.tenant_connection(tenant) as connection:
+                    return await read(connection)
+
+            proxy.hold_until(gate)
+            working = asyncio.create_task(work())
+            try:
+                await proxy.held.wait()
+                is_late = asyncio.Event()
+                asyncio.get_running_loop().call_later(min(known, 1), is_late.set)
+                await do_meanwhile()
+                await is_late.wait()
+            finally:
+                gate.set()
+            return await working
+
+
+@pytest.mark.parametrize("read", STATEMENTS)
+async def test_statement_that_arrives_late_reads_nothing_of_the_next_tenant(
+    direct_url: str, database: Database, settings: Settings, acme: Tenant, read: Callable[[Any], Awaitable[str]]
+) -> None:
+    """A message may wait for longer than a name rests: in a pooler's queue, or while the network is cut."""
+    with pytest.raises(UnknownTenantError):
+        await read_late(read, 0.05, direct_url, settings, acme, lambda: take_over(database, settings, acme))
+
+
+@pytest.mark.parametrize("read", [fetch, write])
+async def test_late_statement_that_is_believed_reads_the_next_tenants_rows(
+    direct_url: str, database: Database, settings: Settings, acme: Tenant, read: Callable[[Any], Awaitable[str]]
+) -> None:
+    """Negative control: the naive block asks nobody when the answer comes."""
+    seen = await read_late(read, 60, direct_url, settings, acme, lambda: take_over(database, settings, acme))
+
+    assert "of the next" in seen
+
+
+@pytest.mark.parametrize("read", STATEMENTS)
+async def test_late_statement_of_a_living_tenant_is_done(
+    direct_url: str, database: Database, settings: Settings, acme: Tenant, read: Callable[[Any], Awaitable[str]]
+) -> None:
+    """A transaction that has begun twice is like any other: the level of its isolation can still be set."""
+
+    async def read_serializable(connection: Any) -> str:
+        if read is not fetch:
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+        return await read(connection)
+
+    async with database.tenant_connection(acme) as connection:
+        await connection.execute(ADD_ROW)
+    seen = await read_late(read_serializable, 0.05, direct_url, settings, acme, lambda: asyncio.sleep(0))
+
+    assert "of the next" in seen

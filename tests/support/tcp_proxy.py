@@ -58,6 +58,7 @@ class TcpProxy:
 
     Attributes:
         counts: Messages since `watch`, by who sent them.
+        held: Set when a message has met the gate of `hold_until`.
     """
 
     def __init__(self, url: str) -> None:
@@ -68,6 +69,8 @@ class TcpProxy:
         self._counting = False
         self._hole = False
         self._connection_delay = self._message_delay = 0.0
+        self._gate: asyncio.Event | None = None
+        self.held = asyncio.Event()
         self._plan: tuple[Direction, int, Callable[[Link], object]] | None = None
         self.counts: Counter[Direction] = Counter()
         self.url = ""
@@ -117,6 +120,10 @@ class TcpProxy:
     def hold_back(self, seconds: float) -> None:
         """Let the next message of a client take so long until it reaches the server."""
         self._message_delay = seconds
+
+    def hold_until(self, gate: asyncio.Event) -> None:
+        """Let the next message of a client, and all that it sends after that, wait for *gate*."""
+        self._gate = gate
 
     def open_black_hole(self) -> None:
         """Swallow everything, on the connections of now for ever and on new ones until `close_black_hole`."""
@@ -179,6 +186,10 @@ class TcpProxy:
                 if direction == "client" and self._message_delay:
                     delay, self._message_delay = self._message_delay, 0.0
                     await asyncio.sleep(delay)
+                if direction == "client" and self._gate is not None:
+                    gate, self._gate = self._gate, None
+                    self.held.set()
+                    await gate.wait()
                 if not link.swallowed:
                     writer.write(head + body)
                     await writer.drain()

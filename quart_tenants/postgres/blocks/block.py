@@ -193,18 +193,29 @@ class Block:
     def _plan(self, driver: FastConnection, replace: Replace) -> None:
         driver.plan_block(self._beginning, self._timeout, replace, self._ask_again, self._known_until)
 
-    async def _ask_again(self, driver: BlockConnection, within: float | None = None) -> float:
+    async def _ask_again(self, driver: BlockConnection, begun: bool = False, within: float | None = None) -> float:
         """Return until when the tenant has its schema; ask the registry if nobody did so lately.
 
         A name rests for a while after a drop, or while a transaction of then is open. A block that only reads has no
         transaction open between two reads, and whoever gave us the tenant may have kept it for long.
+
+        Args:
+            driver: The connection of the block.
+            begun: Whether the block's transaction is open. Its BEGIN may have waited on its way for longer than a name
+                rests, so the server begins it once more, at once after it was asked.
+            within: Seconds that the answer may take; default: those of the block.
 
         Raises:
             UnknownTenantError: The tenant has its schema no longer.
         """
         now = self._pool.clock()
         if now >= self._known_until and self._tenant is not None:
-            if not await driver.finds(_ask_for_schema(self._tenant), within or self._timeout):
+            question, seconds = _ask_for_schema(self._tenant), within or self._timeout
+            if begun:
+                found = await driver.begins_again(self._beginning, question, seconds)
+            else:
+                found = await driver.finds(question, seconds)
+            if not found:
                 raise UnknownTenantError(self._tenant.slug)
             self._known_until = now + self._pool.timings.known
         return self._known_until
@@ -286,8 +297,10 @@ class Block:
             seconds = max(deadline - self._pool.clock(), 0.001)
             try:
                 within = min(self._pool.timings.silence, seconds / 2) if quick else seconds
-                await self._ask_again(driver, within)
+                await self._ask_again(driver, within=within)
                 self.status = await driver.begin_block(self._beginning, self._first, within)
+                if not self._first:
+                    await self._ask_again(driver, begun=True, within=within)
             except BaseException as error:
                 if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, driver):
                     # The server is well, and refuses what the caller sends with BEGIN.
@@ -301,7 +314,10 @@ class Block:
                     self._take(await self._pool.replace(self._pooled, deadline))
                     continue
                 if isinstance(error, UnknownTenantError):
-                    self._give_back()
+                    if driver.is_in_transaction():
+                        await self._roll_back()
+                    else:
+                        self._give_back()
                     raise
                 # Also on cancellation: nobody knows how far BEGIN came.
                 self._pool.discard(self._pooled)

@@ -11,7 +11,7 @@ import asyncpg
 
 from quart_tenants.measures.block_record import BlockRecord
 from quart_tenants.measures.counts import Measures
-from quart_tenants.postgres.driver.block_statements import TenantKey
+from quart_tenants.postgres.driver.block_statements import BEGIN, COMMIT, ROLLBACK, Beginning, TenantKey
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.postgres.driver.timings import Timings
 
@@ -65,6 +65,23 @@ class NotingConnection(_AsyncpgConnection):
         Raises the driver's errors.
         """
         return await asyncpg.Connection.execute(self, question, timeout=within) != "SELECT 0"
+
+    async def begins_again(self, beginning: Beginning, question: str, within: float) -> bool:
+        """Begin the open transaction, in which nothing was done, once more; return whether *question* finds a row.
+
+        All goes in one message, so that nothing can happen in between, however long that message is on its way. The
+        transaction itself has no query yet. If there is no row, it has failed.
+
+        Raises the driver's errors.
+        """
+        # A script has no way to end early but an error.
+        check = f"SELECT 1 / pg_catalog.count(*) FROM ({question}) AS found"  # noqa: S608  (of our own)
+        script = "; ".join((ROLLBACK, BEGIN, check, COMMIT, *beginning.statements))
+        try:
+            await asyncpg.Connection.execute(self, script, timeout=within)
+        except asyncpg.DivisionByZeroError:
+            return False
+        return True
 
     async def _run_noted(self, query: str, running: Awaitable[T], count_rows: Callable[[T], int] | None = None) -> T:
         """Return what *running* returns, and note the statement in the block's record, well ended or not."""

@@ -79,8 +79,11 @@ _MISFIT_ERRORS = (asyncpg.DataError, asyncpg.SyntaxOrAccessError)
 
 Replace: TypeAlias = Callable[[bool], Awaitable["FastConnection"]]
 """Returns another connection, on which the block has begun, or is planned where it is asked for a plain read."""
-AskAgain: TypeAlias = Callable[["FastConnection"], Awaitable[float]]
-"""Asks whether the block's tenant still has its schema; returns until when it has, on the event loop's clock."""
+AskAgain: TypeAlias = Callable[["FastConnection", bool], Awaitable[float]]
+"""Asks whether the block's tenant still has its schema; returns until when it has, on the event loop's clock.
+
+Takes whether the block's transaction is open, and is to be begun once more.
+"""
 AskWhetherAlive: TypeAlias = Callable[["FastConnection"], Coroutine[Any, Any, None]]
 """Terminates the connection if its server process is gone, or never got our message."""
 
@@ -288,7 +291,8 @@ class FastConnection(NotingConnection):
             beginning: How the block begins.
             within: Seconds that BEGIN may take.
             replace: Called if this connection turns out to be dead.
-            ask_again: Called before a transaction of the block begins, if that is later than *known_until*.
+            ask_again: Called before a transaction of the block begins, and after BEGIN or a plain read was answered,
+                if that is later than *known_until*.
             known_until: Until when the tenant has its schema, on the event loop's clock.
         """
         self._state.move(_PLANNED)
@@ -432,6 +436,8 @@ class FastConnection(NotingConnection):
             self._watch.stop()
             self.record.statement_seconds += monotonic() - began_at
         self._state.move(_OPEN)
+        if self._loop.time() >= self._known_until:
+            self._known_until = await self._ask_again(self, True)
         return status
 
     async def _begin_or_replace(self) -> "FastConnection":
@@ -454,7 +460,7 @@ class FastConnection(NotingConnection):
         return self
 
     async def _make_sure(self) -> None:
-        """Make sure that the tenant still has its schema. Call it before a transaction of a block begins late.
+        """Make sure that the tenant still has its schema. Call it before a transaction of a block, and after it.
 
         Raises the driver's errors, and what the block raises if the tenant has it no longer.
         """
@@ -466,7 +472,7 @@ class FastConnection(NotingConnection):
         try:
             if before is _INTERRUPTED:
                 await self._run(ROLLBACK, self._begin_within)
-            self._known_until = await self._ask_again(self)
+            self._known_until = await self._ask_again(self, False)
         except BaseException:
             self._state.move(_INTERRUPTED)
             raise
@@ -568,6 +574,7 @@ class FastConnection(NotingConnection):
                 if not isinstance(unfit.__cause__, asyncpg.InvalidSQLStatementNameError):
                     return await self._read_at_once(call, again=True)
                 # Perhaps all prepared statements are gone, those of BEGIN and ROLLBACK among them.
+                await self._make_sure()
                 await self._begin()
                 return await self._run_call(call)
         except DRIVER_ERRORS:
@@ -658,9 +665,10 @@ class FastConnection(NotingConnection):
         if self.is_alone:
             self._check_path()
             self._unreset = tenant.tenant
-            return rows
-        if not fits:
+        elif not fits:
             raise _UnfitStatementError
+        # The message may have waited on its way for longer than a name rests.
+        await self._make_sure()
         return rows
 
     def _check_path(self) -> None:
@@ -809,7 +817,7 @@ async def has_no_other(reads: bool) -> FastConnection:
     raise DatabaseUnavailableError("the connection to the database was lost before the block began", lost=True)
 
 
-async def _know_for_ever(driver: FastConnection) -> float:
+async def _know_for_ever(driver: FastConnection, begun: bool) -> float:
     """Believe that a block's schema is its own."""
     return float("inf")
 
