@@ -40,6 +40,7 @@ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = session_user A
 UNION ALL
 SELECT pg_catalog.format('ALTER DEFAULT PRIVILEGES FOR ROLE %I REVOKE ALL ON ROUTINES FROM PUBLIC', $1::text)
 """
+_GET_SCHEMA = "SELECT schema_name FROM quart_tenants.tenants WHERE id = $1"
 # A catalogue that was never analyzed looks small to the planner. It would choose loops, whose time grows with the
 # square of the number of tenants.
 DO_NOT_LOOP = "SET LOCAL enable_nestloop TO off; SET LOCAL jit TO off"
@@ -53,7 +54,7 @@ class TenantWithoutRole:
     Attributes:
         id: The registry's number.
         slug: Its subdomain.
-        schema: The name of its schema now.
+        schema: The name of its schema when it was listed.
         open: Whether it has no role, or its schema has another owner. Otherwise only an object in it has.
     """
 
@@ -192,6 +193,10 @@ async def _build(database: Database, owner: RoleName, tenant: TenantWithoutRole)
     while True:
         async with tries.try_once() as connection:
             await lock_until_commit(connection, tenant.id, tenant.slug)
-            await give_tenant_role(connection, tenant.id, tenant.schema, owner)
+            # In the time since the tenant was listed it may have been dropped, and its schema's name may be another's.
+            schema = await connection.fetchval(_GET_SCHEMA, tenant.id)
+            if schema is None:
+                return
+            await give_tenant_role(connection, tenant.id, SchemaName(schema), owner)
             await announce_changes(connection, tenant.id)
             return

@@ -19,7 +19,7 @@ from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.doctor.catalogue_checks import refuse_leaks
 from quart_tenants.postgres.fleet.fleet_plan import plan_fleet
 from quart_tenants.postgres.fleet.migrate_fleet import migrate_fleet
-from quart_tenants.postgres.fleet.role_setup import give_roles, make_owner
+from quart_tenants.postgres.fleet.role_setup import give_roles, list_without_role, make_owner
 from quart_tenants.postgres.registry.registry_tables import get_tenant
 from quart_tenants.postgres.roles.owner_role import get_owner
 from quart_tenants.postgres.tenants.lifecycle import rename_tenant
@@ -29,12 +29,15 @@ from quart_tenants.postgres.tenants.trash import drop_tenant, undrop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, SchemaName, Slug, Tenant, parse_slug
 from quart_tenants.testing.databases import name_database
-from tests.support.databases import REFERENCE_FILES, execute
+from tests.support.databases import REFERENCE_FILES, execute, let_names_rest
 from tests.support.roles import dropping_roles, set_up_roles
 
 pytestmark = pytest.mark.slow
 
 _ADD_ROW = "INSERT INTO company_data (description) VALUES ($1)"
+_LIST_WHO_LOOKS_IN = """
+SELECT slug FROM quart_tenants.tenants WHERE has_schema_privilege(role_name, $1::text, 'USAGE') ORDER BY slug
+"""
 _LIST_ROWS = "SELECT description FROM company_data"
 _SECOND_FILE = """
 CREATE TABLE notes (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, maker text NOT NULL DEFAULT current_user);
@@ -238,6 +241,26 @@ async def test_init_repairs_what_lacks(roles_database: Database, roles_settings:
     for tenant, other in ((acme, globex), (globex, acme)):
         await assert_has_role(roles_database, tenant, other)
     await refuse_leaks(roles_database, settings=roles_settings)
+
+
+async def test_init_that_takes_long_opens_no_schema_of_the_next_tenant(
+    settings: Settings, server_url: str, database_url: str
+) -> None:
+    """A tenant that was dropped since `init` has listed it gets a role for what it has in the trash, and no more."""
+    with_roles = replace(settings, role_per_tenant=True)
+    async with dropping_roles(server_url, database_url), await Database.open(with_roles, max_size=1) as database:
+        owner, without = await make_owner(database)
+        acme = await drop_tenant(database, parse_slug("acme"))
+        await let_names_rest(database)
+        await create_tenant(database, parse_slug("newco"), "x", settings=with_roles, schema=acme.schema)
+
+        await give_roles(database, owner, without, on_done=lambda *_: None)
+
+        async with database.connection() as connection:
+            # The negative control: newco's own role.
+            seen = await connection.fetch(_LIST_WHO_LOOKS_IN, acme.schema.name)
+            assert [row["slug"] for row in seen] == ["newco"]
+            assert [tenant.id for tenant in await list_without_role(connection, owner)] == []
 
 
 async def test_roles_can_be_switched_off_and_on(login_settings: Settings) -> None:
