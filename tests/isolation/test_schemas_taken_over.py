@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from quart_tenants.errors import RecentlyDroppedError, UnknownTenantError
+from quart_tenants.errors import DatabaseUnavailableError, RecentlyDroppedError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant
@@ -183,6 +183,12 @@ async def test_block_that_is_cancelled_while_it_asks_leaves_its_connection_clean
         with pytest.raises(TimeoutError):
             async with forgetful.tenant_connection(acme) as connection, asyncio.timeout(0.05):
                 await connection.fetch(LIST_ROWS)
+        # The question itself has a limit.
+        forgetful._settings = replace(forgetful._settings, acquire_timeout=0.05)
+        with pytest.raises(DatabaseUnavailableError, match="did not say in time whether the tenant exists"):
+            async with forgetful.tenant_connection(acme) as connection:
+                await connection.fetch(LIST_ROWS)
+        forgetful._settings = replace(forgetful._settings, acquire_timeout=DEADLINE)
         await lock.rollback()
     finally:
         await onlooker.close()

@@ -473,8 +473,11 @@ class FastConnection(NotingConnection):
             if before is _INTERRUPTED:
                 await self._run(ROLLBACK, self._begin_within)
             self._known_until = await self._ask_again(self, False)
-        except BaseException:
+        except BaseException as error:
             self._state.move(_INTERRUPTED)
+            if isinstance(error, TimeoutError):
+                # No statement of the handler's has taken too long.
+                raise DatabaseUnavailableError("the database did not say in time whether the tenant exists") from error
             raise
         finally:
             self._watch.stop()
