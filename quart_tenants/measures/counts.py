@@ -170,6 +170,9 @@ class Measures:
                         raise ValueError(f"{name!r} is no name of a figure: small letters, digits and underscores")
                     if len(collected) >= _MOST_FIGURES and name not in collected:
                         raise ValueError(f"there are more than {_MOST_FIGURES} figures")
+                    if not math.isfinite(value):
+                        # JSON has no such number, and a sum with it would be none, either.
+                        raise ValueError(f"{name} is {value}")
                     collected[name] = float(value)
             except Exception as error:
                 # An app's mistake here must not hide all other figures.

@@ -16,7 +16,7 @@ import msgspec
 from quart_tenants.measures.stats import Stats
 from quart_tenants.measures.sums import Worker
 
-_PLACE = 1 << 20
+_PLACE = 1 << 21
 """Bytes for each worker. The system gives memory only for those that are written."""
 # How often a worker was started in this place, how often something was written, when it was last, how long that is, and
 # its checksum.
@@ -50,8 +50,8 @@ class FigureBoard:
 
     def begin(self, number: int) -> Stats | None:
         """Take the place *number* as a worker that was just started; return what those before it have left there."""
-        starts, writes, _, *written = _HEAD.unpack_from(self._memory, number * _PLACE)
-        _HEAD.pack_into(self._memory, number * _PLACE, starts + 1, writes, 0.0, *written)
+        starts, writes, _, *written = self._read_head(number)
+        self._write_head(number, starts + 1, writes, 0.0, *written)
         left = self._take(number)[2]
         return msgspec.json.decode(left, type=_Left).stats if left else None
 
@@ -97,25 +97,33 @@ class FigureBoard:
     def _put(self, number: int, written: bytes) -> None:
         if len(written) > _ROOM:
             raise ValueError(f"the figures of a worker take {len(written)} bytes, and there is room for {_ROOM}")
-        starts, writes, *_ = _HEAD.unpack_from(self._memory, number * _PLACE)
+        starts, writes, *_ = self._read_head(number)
         # Into the half that nobody reads: a worker that is killed just then leaves what it had written before.
         begin = _find_half(number, writes + 1)
         self._memory[begin : begin + len(written)] = written
         # The monotonic clock is that of the whole system.
-        head = (starts, writes + 1, time.monotonic(), len(written), zlib.crc32(written))
-        _HEAD.pack_into(self._memory, number * _PLACE, *head)
+        self._write_head(number, starts, writes + 1, time.monotonic(), len(written), zlib.crc32(written))
 
     def _take(self, number: int) -> tuple[int, bool, bytes]:
         """Return how often a worker was started in the place *number*, whether it is well, and what was left there."""
         starts = 0
         for _ in range(_TRIES):
-            starts, writes, written_at, length, checksum = _HEAD.unpack_from(self._memory, number * _PLACE)
+            starts, writes, written_at, length, checksum = self._read_head(number)
             begin = _find_half(number, writes)
             written = self._memory[begin : begin + min(length, _ROOM)]
             # Another process may have been writing just then.
             if zlib.crc32(written) == checksum:
                 return starts, time.monotonic() - written_at <= FRESH, written
         return starts, False, b""
+
+    def _read_head(self, number: int) -> tuple[int, int, float, int, int]:
+        return _HEAD.unpack_from(self._memory, number * _PLACE)
+
+    def _write_head(self, number: int, *head: float) -> None:
+        # Not by pack_into, which first fills the place with zeros: a reader would take that for a place in which
+        # nothing was ever left, and would lose it if the writer was killed just then.
+        begin = number * _PLACE
+        self._memory[begin : begin + _HEAD.size] = _HEAD.pack(*head)
 
 
 def _find_half(number: int, writes: int) -> int:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from quart_tenants.errors import SettingError
 from quart_tenants.measures.counts import Measures
 from quart_tenants.measures.elections import Election
+from quart_tenants.measures.metric_names import TOTAL
 from quart_tenants.measures.stats import Stats
 from quart_tenants.measures.sums import add_up
 from quart_tenants.server.addresses import listen_at, name_address
@@ -94,6 +95,7 @@ def begin_leaving(
     """
     # What workers before it have counted stays in the numbers, because a sum of all workers must not go down.
     before = board.begin(number)
+    totals: dict[str, float] = {}
     table = measures.tenants
     # One worker decides for all. While it is being replaced, the names stay.
     election = Election(measures.named_tenants, clock, board.read_names()) if number == 0 else None
@@ -105,6 +107,9 @@ def begin_leaving(
         names = board.read_names()
         table.name(names)
         stats = get_stats()
+        # The same for a number of the app's own that is missing now, such as because its function has raised.
+        totals.update({name: value for name, value in stats.figures.items() if name.endswith(TOTAL)})
+        stats = replace(stats, figures=totals | stats.figures)
         if before is not None:
             # A tenant whose name is gone begins at 0 when it gets the name again, here as in the table.
             before = replace(before, tenants=tuple(tenant for tenant in before.tenants if tenant.slug in names))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -175,15 +176,17 @@ async def test_slow_block_is_told_without_its_parameters(
 
 
 async def test_mistake_in_the_apps_own_figures_hides_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
-    """A function that raises, or names a figure wrongly, is logged, and the others are shown."""
+    """A function that raises, names a figure wrongly or returns no number is logged, and the others are shown."""
 
     def fail() -> dict[str, float]:
         raise LookupError("no figures today")
 
-    measures = Measures(figures=[fail, lambda: {"<script>": 1}, lambda: {"orders_total": 3}])
+    wrong = [fail, lambda: {"<script>": 1}, lambda: {"mean": math.nan}]
+    measures = Measures(figures=[*wrong, lambda: {"orders_total": 3}])
 
     figures = measures.collect_figures()
 
     assert figures == {"orders_total": 3.0}
     assert "no figures today" in caplog.text
     assert "is no name of a figure" in caplog.text
+    assert "mean is nan" in caplog.text

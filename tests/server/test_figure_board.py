@@ -1,15 +1,19 @@
 """The memory in which workers leave their figures: its sums never go down, whoever dies and whoever is named."""
 
 import random
+import struct
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quart_tenants.measures.counts import STATUS_CLASSES, Measures
 from quart_tenants.measures.metric_families import write_metrics
+from quart_tenants.measures.stats import TENANT_FIGURES, Stats, TenantStats
 from quart_tenants.measures.tenant_table import TenantTable
 from quart_tenants.server import figure_board
 from quart_tenants.server.figure_board import FigureBoard
@@ -29,13 +33,18 @@ class Fleet:
         self.board = FigureBoard(WORKERS)
         self.measures = [Measures(named_tenants=named) for _ in range(WORKERS)]
         self.named = named
+        self.figures = {"orders_total": 3.0, "mails_waiting": 2.0}
         self.leave = [self.start(number) for number in range(WORKERS)]
 
     def start(self, number: int) -> Callable[[], None]:
         """Start a worker at its place, where another one may have been; return what leaves its figures."""
         self.measures[number] = measures = Measures(named_tenants=self.named)
         measures.tenants = TenantTable(self.named, self.clock)
-        return begin_leaving(self.board, number, measures, lambda: make_stats(measures), self.clock)
+        return begin_leaving(self.board, number, measures, lambda: self.get_stats(measures), self.clock)
+
+    def get_stats(self, measures: Measures) -> Stats:
+        """Return the figures of a worker."""
+        return replace(make_stats(measures), figures=dict(self.figures))
 
     def serve(self, number: int, slug: str) -> None:
         """Let a worker answer a request of a tenant."""
@@ -115,28 +124,81 @@ def test_naive_sum_goes_down(naive: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert fallen > 0
 
 
-def test_worker_that_is_killed_while_it_writes_loses_nothing() -> None:
+def write_and_die(board: FigureBoard, moment: str) -> None:
+    """Begin to write something else as the figures of the first worker, and end in the middle of it."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises((ArithmeticError, struct.error)):
+        if moment == "figures":
+            patch.setattr(zlib, "crc32", lambda _: 1 // 0)
+        else:
+            patch.setattr(time, "monotonic", lambda: "no number")
+        board._put(0, b"x" * 100)
+
+
+@pytest.mark.parametrize("moment", ["figures", "head"])
+def test_worker_that_is_killed_while_it_writes_loses_nothing(moment: str) -> None:
     """What it had written before is there: the new figures are beside it until they are whole."""
     fleet = Fleet(5)
     fleet.serve(0, "acme")
     fleet.leave[0]()
     whole = fleet.scrape()
     fleet.serve(0, "acme")
-    board = fleet.board
-    rest = b"x" * 100
 
-    class Killed(BaseException):
-        pass
-
-    def fail(_: bytes) -> int:
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(zlib, "crc32", fail)
-        board._put(0, rest)
+    write_and_die(fleet.board, moment)
 
     assert fleet.scrape() == whole
-    assert all(worker.is_up for worker in board.read()[:1])
+    assert all(worker.is_up for worker in fleet.board.read()[:1])
+
+
+def test_head_that_is_written_field_by_field_loses_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: `pack_into` fills the place with zeros first, which look like those of a place that is new."""
+    fleet = Fleet(5)
+    fleet.serve(0, "acme")
+    fleet.leave[0]()
+    head = figure_board._HEAD
+    monkeypatch.setattr(
+        FigureBoard,
+        "_write_head",
+        lambda board, number, *fields: head.pack_into(board._memory, number * figure_board._PLACE, *fields),
+    )
+
+    write_and_die(fleet.board, "head")
+
+    assert fleet.board.read()[0].stats is None
+
+
+def test_sum_of_an_apps_own_stays_while_a_worker_cannot_tell_it() -> None:
+    """A function that raises once in one worker lowers no sum, which would look like a peak as soon as it is back."""
+    fleet = Fleet(5)
+    for leave in fleet.leave:
+        leave()
+
+    fleet.figures = {}
+    fleet.leave[1]()
+
+    told = fleet.scrape()
+    assert told["quart_tenants_app_orders_total", "", "[]"] == WORKERS * 3
+    worker = fleet.board.read()[1]
+    assert worker.stats is not None
+    assert worker.stats.figures == {"orders_total": 3.0}
+
+
+def test_largest_figures_have_room() -> None:
+    """With as many names as the settings allow, each as long as it may be, a worker can tell its figures."""
+    most = 1000
+    slugs = [f"{number:063}" for number in range(2 * most)]
+    stats = make_stats(Measures())
+    large = TenantStats("", *[10**12 + 0.123456789] * len(TENANT_FIGURES))
+    stats = replace(
+        stats,
+        tenants=tuple(replace(large, slug=slug) for slug in slugs[:most]),
+        registry=replace(stats.registry, behind_slugs=tuple(slugs[:most])),
+        figures={f"{number:056}_total": 10**12 + 0.123456789 for number in range(100)},
+    )
+    board = FigureBoard(1)
+
+    board.write(0, stats, dict.fromkeys(slugs, 10**12 + 0.123456789))
+
+    assert board.read_votes(without=1)[0].keys() == set(slugs)
 
 
 def test_silent_worker_is_down_and_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:
