@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from quart_tenants.errors import PoolExhaustedError, TenantOverShareError
-from quart_tenants.measures.counts import Measures
+from quart_tenants.measures.counts import Figures, Measures
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant
@@ -181,7 +181,7 @@ async def test_mistake_in_the_apps_own_figures_hides_nothing_else(caplog: pytest
     def fail() -> dict[str, float]:
         raise LookupError("no figures today")
 
-    wrong = [fail, lambda: {"<script>": 1}, lambda: {"mean": math.nan}]
+    wrong: list[Figures] = [fail, lambda: {"<script>": 1}, lambda: {"mean": math.nan}]
     measures = Measures(figures=[*wrong, lambda: {"orders_total": 3}])
 
     figures = measures.collect_figures()

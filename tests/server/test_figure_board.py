@@ -7,6 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -187,10 +188,10 @@ def test_largest_figures_have_room() -> None:
     most = 1000
     slugs = [f"{number:063}" for number in range(2 * most)]
     stats = make_stats(Measures())
-    large = TenantStats("", *[10**12 + 0.123456789] * len(TENANT_FIGURES))
+    counted: dict[str, Any] = dict.fromkeys(TENANT_FIGURES, 10**12 + 0.123456789)
     stats = replace(
         stats,
-        tenants=tuple(replace(large, slug=slug) for slug in slugs[:most]),
+        tenants=tuple(TenantStats(slug, **counted) for slug in slugs[:most]),
         registry=replace(stats.registry, behind_slugs=tuple(slugs[:most])),
         figures={f"{number:056}_total": 10**12 + 0.123456789 for number in range(100)},
     )
