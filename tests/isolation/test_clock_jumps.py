@@ -11,6 +11,7 @@ import pytest
 from quart_tenants import Tenant, end_user_sessions
 from quart_tenants.admin import suspend_tenant
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.sessions import session_ends
 from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.settings import Settings
 from quart_tenants.web.sessions.session_cookies import SessionCookies
@@ -124,6 +125,28 @@ async def test_purge_by_the_clock_of_the_database_alone_would_bring_a_session_ba
         await connection.execute("DELETE FROM quart_tenants.ended_sessions WHERE forget_at < now()")
 
     assert await ask_who(await worker(), cookie) == (200, "ada")
+
+
+@pytest.mark.parametrize("is_naive", [False, True], ids=["two clocks", "the database's alone (negative control)"])
+async def test_logout_under_a_database_whose_clock_is_behind_lasts(
+    worker: Worker, clocks: Clocks, database: Database, monkeypatch: pytest.MonkeyPatch, is_naive: bool
+) -> None:
+    """What ends a session is kept as long as its cookie is good, once the clock of the database is right again."""
+    if is_naive:
+        naive = session_ends._END_SESSION.replace("greatest(now(), to_timestamp($5))", "least(now(), to_timestamp($5))")
+        monkeypatch.setattr(session_ends, "_END_SESSION", naive)
+    clocks.jump_here(YEAR)
+    app = await worker()
+    cookie = await enter(app)
+    await post(app, "/leave", cookie)
+
+    # A purge, now that both clocks are what that of the workers is.
+    async with database.connection() as connection:
+        await connection.execute(
+            "DELETE FROM quart_tenants.ended_sessions WHERE forget_at < to_timestamp($1)", time.time()
+        )
+
+    assert await ask_who(await worker(), cookie) == (200, "ada" if is_naive else "nobody")
 
 
 async def test_worker_whose_clock_jumps_forgets_no_logout(worker: Worker, clocks: Clocks) -> None:

@@ -21,14 +21,17 @@ _EVERY_SESSION = ""
 _NEVER = 0, 0.0
 _PRUNING_CHANCE = 0.01
 
+# $5 the time of this machine. The clock that is ahead counts: by one that is behind, the row would be too old as soon
+# as that is right again.
 _END_SESSION = """
 INSERT INTO quart_tenants.ended_sessions (tenant_id, username, session_id, forget_at)
-VALUES ($1, $2, $3, now() + make_interval(secs => $4)) ON CONFLICT DO NOTHING
+VALUES ($1, $2, $3, greatest(now(), to_timestamp($5)) + make_interval(secs => $4)) ON CONFLICT DO NOTHING
 """
 # Each call gets a new number, so that it also ends sessions that began after the last call.
+# $4 the time of this machine.
 _END_USER_SESSIONS = """
 INSERT INTO quart_tenants.ended_sessions (tenant_id, username, session_id, forget_at)
-VALUES ($1, $2, '', now() + make_interval(secs => $3))
+VALUES ($1, $2, '', greatest(now(), to_timestamp($4)) + make_interval(secs => $3))
 ON CONFLICT (tenant_id, username, session_id) DO UPDATE
 SET
     generation = DEFAULT, ended_at = excluded.ended_at,
@@ -151,7 +154,9 @@ async def end_session_in(connection: Connection, session: IssuedSession, seconds
         session: The session.
         seconds: How long its cookie could still be used.
     """
-    await connection.execute(_END_SESSION, session.tenant_id, session.username, session.session_id, seconds + _SLACK)
+    await connection.execute(
+        _END_SESSION, session.tenant_id, session.username, session.session_id, seconds + _SLACK, time.time()
+    )
     await _prune_now_and_then(connection)
 
 
@@ -195,7 +200,9 @@ async def end_user_sessions_in(connection: Connection, tenant_id: int, username:
     """
     check_username(username)
     await connection.execute(_LOCK_GENERATION)
-    generation: int = await connection.fetchval(_END_USER_SESSIONS, tenant_id, username, _LONGEST_LIFETIME + _SLACK)
+    generation: int = await connection.fetchval(
+        _END_USER_SESSIONS, tenant_id, username, _LONGEST_LIFETIME + _SLACK, time.time()
+    )
     await _prune_now_and_then(connection)
     return generation
 
