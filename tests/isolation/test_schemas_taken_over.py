@@ -1,6 +1,7 @@
 """Promise: a tenant that was dropped reads nothing of the tenant that has its schema's name next."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -8,14 +9,21 @@ from typing import Any
 import asyncpg
 import pytest
 
-from quart_tenants.errors import DatabaseUnavailableError, RecentlyDroppedError, UnknownTenantError
+from quart_tenants.errors import (
+    DatabaseUnavailableError,
+    RecentlyDroppedError,
+    TenantError,
+    UnknownTenantError,
+)
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.driver import noting_connection
 from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
 from tests.support.databases import let_names_rest
 from tests.support.patience import DEADLINE
+from tests.support.pgbouncer import SWALLOWS_PATH, empty_default_path, needs_pgbouncer, run_pgbouncer
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.timings import WARM
 from tests.support.web_lender import WebLender
@@ -266,3 +274,28 @@ async def test_late_statement_of_a_living_tenant_is_done(
     seen = await read_late(read_serializable, 0.05, direct_url, settings, acme, lambda: asyncio.sleep(0))
 
     assert "of the next" in seen
+
+
+@needs_pgbouncer
+@pytest.mark.parametrize("mode", ["auto", "plain"])
+@pytest.mark.parametrize("resets", [True, False], ids=["resets", "negative control: does not"])
+async def test_role_that_somebody_left_behind_a_pooler_does_not_answer(
+    direct_url: str, settings: Settings, acme: Tenant, monkeypatch: pytest.MonkeyPatch, mode: str, resets: bool
+) -> None:
+    """The question is asked as the login, whatever another client has left on the server process."""
+    if not resets:
+        monkeypatch.setattr(noting_connection, "RESET_AHEAD", ())
+    await empty_default_path(direct_url)
+    async with run_pgbouncer(direct_url, default_pool_size="1", **SWALLOWS_PATH) as bouncer:
+        own = replace(settings, database_url=bouncer.url(direct_url), driver_mode=mode)
+        async with await Database.open(own, max_size=1, timings=WARM) as behind:
+            async with behind.connection() as warm:
+                await warm.fetch("SELECT 1")
+            other = await asyncpg.connect(bouncer.url(direct_url), statement_cache_size=0)
+            try:
+                await other.execute("SET ROLE pg_monitor")
+                with contextlib.nullcontext() if resets else pytest.raises((TenantError, asyncpg.PostgresError)):
+                    async with behind.tenant_connection(acme) as connection:
+                        assert await connection.fetch(LIST_ROWS) == []
+            finally:
+                await other.close()

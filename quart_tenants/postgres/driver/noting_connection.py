@@ -11,7 +11,14 @@ import asyncpg
 
 from quart_tenants.measures.block_record import BlockRecord
 from quart_tenants.measures.counts import Measures
-from quart_tenants.postgres.driver.block_statements import BEGIN, COMMIT, ROLLBACK, Beginning, TenantKey
+from quart_tenants.postgres.driver.block_statements import (
+    BEGIN,
+    COMMIT,
+    RESET_AHEAD,
+    ROLLBACK,
+    Beginning,
+    TenantKey,
+)
 from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS
 from quart_tenants.postgres.driver.timings import Timings
 
@@ -64,7 +71,9 @@ class NotingConnection(_AsyncpgConnection):
 
         Raises the driver's errors.
         """
-        return await asyncpg.Connection.execute(self, question, timeout=within) != "SELECT 0"
+        # Behind a pooler somebody else may have left a role on the server process that may not read the registry.
+        script = question if self.is_alone else "; ".join((*RESET_AHEAD, question))
+        return await asyncpg.Connection.execute(self, script, timeout=within) != "SELECT 0"
 
     async def begins_again(self, beginning: Beginning, question: str, within: float) -> bool:
         """Begin the open transaction, in which nothing was done, once more; return whether *question* finds a row.
