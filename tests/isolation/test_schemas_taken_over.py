@@ -12,6 +12,7 @@ import pytest
 from quart_tenants.errors import (
     DatabaseUnavailableError,
     RecentlyDroppedError,
+    RegistryNotReadyError,
     TenantError,
     UnknownTenantError,
 )
@@ -21,9 +22,11 @@ from quart_tenants.postgres.tenants.provisioning import create_tenant
 from quart_tenants.postgres.tenants.trash import drop_tenant
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Tenant, parse_slug
+from quart_tenants.testing.databases import name_database
 from tests.support.databases import let_names_rest
 from tests.support.patience import DEADLINE
 from tests.support.pgbouncer import SWALLOWS_PATH, empty_default_path, needs_pgbouncer, run_pgbouncer
+from tests.support.roles import new_login
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.timings import WARM
 from tests.support.web_lender import WebLender
@@ -161,6 +164,20 @@ async def test_tenant_that_was_kept_reads_nothing_of_the_next(
     # Negative control: a caller that says that the registry has just named the tenant is believed.
     async with database.tenant_connection(acme) as connection:
         assert await connection.fetchval(LIST_ROWS) == "of the next"
+
+
+async def test_login_that_may_not_read_the_registry_is_told_so(
+    server_url: str, direct_url: str, settings: Settings, acme: Tenant
+) -> None:
+    """Nobody is believed without an answer, and the connection is not taken for a dead one."""
+    async with new_login(server_url, "") as login:
+        url = name_database(login, direct_url.partition("?")[0].rpartition("/")[2])
+        async with await Database.open(replace(settings, database_url=url), max_size=1) as own:
+            for _ in range(2):
+                with pytest.raises(RegistryNotReadyError, match="permission denied for schema quart_tenants"):
+                    async with own.tenant_connection(acme) as connection:
+                        await connection.fetch(LIST_ROWS)
+            assert own.show_pool().opened == 1
 
 
 async def test_name_rests_while_the_transaction_that_asked_is_open(

@@ -10,6 +10,7 @@ from quart_tenants.errors import (
     DatabaseFullError,
     DatabaseTimeoutError,
     DatabaseUnavailableError,
+    RegistryNotReadyError,
     RolesNotReadyError,
     TenantError,
     TransactionLostError,
@@ -46,6 +47,12 @@ _MISSING_ERRORS = (
     asyncpg.UndefinedFunctionError,
     asyncpg.UndefinedObjectError,
     asyncpg.InvalidSchemaNameError,
+)
+# Of a registry that is missing, or that this role may not read.
+_NO_REGISTRY_ERRORS = (
+    asyncpg.UndefinedTableError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.InsufficientPrivilegeError,
 )
 # A role that is missing, and one that is not ours to enter.
 _NO_ROLE_ERRORS = (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError)
@@ -207,6 +214,7 @@ class Block:
 
         Raises:
             UnknownTenantError: The tenant has its schema no longer.
+            RegistryNotReadyError: There is no registry, or this role may not read it.
         """
         now = self._pool.clock()
         if now >= self._known_until and self._tenant is not None:
@@ -214,7 +222,13 @@ class Block:
             if begun:
                 found = await driver.begins_again(self._beginning, question, seconds)
             else:
-                found = await driver.finds(question, seconds)
+                try:
+                    found = await driver.finds(question, seconds)
+                except _NO_REGISTRY_ERRORS as error:
+                    raise RegistryNotReadyError(
+                        f"this role cannot ask whether tenant {self._tenant.slug!r} still has its schema: "
+                        f"{describe_refusal(error)}; run quart-tenants doctor, which says what the registry lacks"
+                    ) from error
             if not found:
                 raise UnknownTenantError(self._tenant.slug)
             self._known_until = now + self._pool.timings.known
@@ -313,7 +327,7 @@ class Block:
                     quick = quick and not isinstance(error, TimeoutError)
                     self._take(await self._pool.replace(self._pooled, deadline))
                     continue
-                if isinstance(error, UnknownTenantError):
+                if isinstance(error, UnknownTenantError | RegistryNotReadyError):
                     if driver.is_in_transaction():
                         await self._roll_back()
                     else:

@@ -184,6 +184,7 @@ class Database:
                 timed out, and this one got no answer in two seconds.
             TransactionLostError: The block ended without an error, but nothing could be saved.
             UnknownTenantError: The tenant was dropped. Its schema may be another tenant's by now.
+            RegistryNotReadyError: There is no registry to ask about that, or the login may not read it.
             RolesNotReadyError: Tenants have roles of their own, and this one has none, or it cannot be entered.
         """
         with_role = self._settings.role_per_tenant and not without_role
