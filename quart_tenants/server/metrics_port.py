@@ -1,6 +1,7 @@
 """Answer Prometheus on a port of its own, where no tenant is served."""
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -61,7 +62,7 @@ def open_metrics_port(settings: Settings) -> socket.socket | None:
 async def leave_figures(
     board: FigureBoard, number: int, measures: Measures, get_stats: Callable[[], Stats]
 ) -> NoReturn:
-    """Leave the figures of the worker *number* on *board* again and again, until it is cancelled."""
+    """Leave the figures of the worker *number* on *board* again and again, and once more when it is cancelled."""
     failed = False
     leave = begin_leaving(board, number, measures, get_stats)
     while True:
@@ -74,7 +75,13 @@ async def leave_figures(
             failed = True
         else:
             failed = False
-        await asyncio.sleep(_LEFT_EVERY)
+        try:
+            await asyncio.sleep(_LEFT_EVERY)
+        except asyncio.CancelledError:
+            # The worker ends. The sums of those after it would lack what it has done since the last time.
+            with contextlib.suppress(Exception):
+                leave()
+            raise
 
 
 def begin_leaving(

@@ -1,5 +1,6 @@
 """The memory in which workers leave their figures: its sums never go down, whoever dies and whoever is named."""
 
+import asyncio
 import random
 import struct
 import time
@@ -18,7 +19,7 @@ from quart_tenants.measures.stats import TENANT_FIGURES, Stats, TenantStats
 from quart_tenants.measures.tenant_table import TenantTable
 from quart_tenants.server import figure_board
 from quart_tenants.server.figure_board import FigureBoard
-from quart_tenants.server.metrics_port import begin_leaving
+from quart_tenants.server.metrics_port import begin_leaving, leave_figures
 from tests.measures.test_metric_families import make_stats
 from tests.measures.test_tenant_table import Clock, make_tenant
 
@@ -181,6 +182,23 @@ def test_sum_of_an_apps_own_stays_while_a_worker_cannot_tell_it() -> None:
     worker = fleet.board.read()[1]
     assert worker.stats is not None
     assert worker.stats.figures == {"orders_total": 3.0}
+
+
+async def test_worker_that_ends_leaves_what_it_did_last() -> None:
+    """What a worker did since it left its figures is in the sums, too, if it ends and is not killed."""
+    fleet = Fleet(5)
+    measures = fleet.measures[0]
+    leaving = asyncio.create_task(leave_figures(fleet.board, 0, measures, lambda: fleet.get_stats(measures)))
+    await asyncio.sleep(0)
+    before = fleet.scrape()
+    fleet.serve(0, "acme")
+
+    leaving.cancel()
+    await asyncio.wait([leaving])
+
+    count = "quart_tenants_answer_delay_seconds_count", "", "[]"
+    assert (before[count], fleet.scrape()[count]) == (0, 1)
+    assert leaving.cancelled()
 
 
 def test_largest_figures_have_room() -> None:
