@@ -329,7 +329,8 @@ async def test_refused_argument_of_the_first_statement_harms_nobody(far: Databas
 
 
 SLOW = "SELECT count(*) FROM generate_series(1, 2000000)"
-IMPATIENT = Timings(fresh=60, known=60, tidy_every=60, silence=0.001)
+# Twice as long a server process may need to begin on a busy machine. The read takes longer.
+IMPATIENT = Timings(fresh=60, known=60, tidy_every=60, silence=0.05)
 
 
 async def test_slow_first_read_keeps_its_connection(settings: Settings, acme: Tenant) -> None:
