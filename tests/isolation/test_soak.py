@@ -1,5 +1,6 @@
 """Promise: however many tenants share a connection and however their requests end, nothing crosses over or is lost."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from tests.isolation.lenders import (
     reset_like_the_driver,
     set_path_and_forget,
 )
-from tests.isolation.soak import Mix, Soak, count_misplaced_stamps, make_stamps
+from tests.isolation.soak import Findings, Mix, Soak, count_misplaced_stamps, make_stamps
 from tests.support.pgbouncer import PgBouncer
 from tests.support.web_lender import WebLender
 
@@ -47,10 +48,17 @@ async def test_disturbed_blocks_leak_nothing_and_lose_no_connection(
     size = POOL_SIZE if pooler is None else 2
     own = replace(settings, pool_max_size=size, acquire_timeout=0.1, tenant_pool_queue=2)
     mix = Mix(abort=0.01, kill_every=100, exhaust_every=500)
-    async with await WebLender.open(own) as database:
-        soak = Soak(database.tenant_connection, tenants, url=direct_url, size=size, seed=1, mix=mix)
-        findings = await soak.run(BLOCKS)
-        shares = database._shares
+    # PgBouncer 1.18 may end itself where a server process is killed (its issue 801). Then the run says nothing of lost
+    # connections, and is done again.
+    for _ in range(10):
+        async with await WebLender.open(own) as database:
+            soak = Soak(database.tenant_connection, tenants, url=direct_url, size=size, seed=1, mix=mix)
+            findings = await run_while_served(soak, pooler)
+            shares = database._shares
+        assert soak.findings.foreign_rows == 0
+        if findings is not None:
+            break
+    assert findings is not None
     print(findings)  # noqa: T201  (shown by pytest -n 0 -s)
 
     assert findings.first is None
@@ -61,6 +69,19 @@ async def test_disturbed_blocks_leak_nothing_and_lose_no_connection(
     # Each of the disturbances did happen.
     assert min(findings.cancelled, findings.failed, findings.probed) > BLOCKS / 50
     assert min(findings.lost, findings.refused, findings.killed, findings.aborted) > 0
+
+
+async def run_while_served(soak: Soak, pooler: PgBouncer | None) -> Findings | None:
+    """Return the findings of *soak*, or None if *pooler* has ended by itself meanwhile. It is started again then."""
+    running = asyncio.create_task(soak.run(BLOCKS))
+    while not running.done() and not (pooler is not None and pooler.has_ended):
+        await asyncio.wait([running], timeout=0.2)
+    if pooler is None or not pooler.has_ended:
+        return running.result()
+    running.cancel()
+    await asyncio.wait([running])
+    await pooler.revive()
+    return None
 
 
 @pytest.mark.parametrize(

@@ -95,9 +95,14 @@ class PgBouncer:
             self._process.wait(DEADLINE)
             self._process = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     async def revive(self) -> None:
         """Start it again if it has ended by itself, as 1.18 may at a cancellation, so that it ends one test only."""
-        if self._process is not None and self._process.poll() is not None:
+        if self.has_ended:
             _logger.error("PgBouncer has ended by itself: %s", self._log.read_text()[-1000:])
             await self.start()
 
