@@ -26,33 +26,22 @@ from quart_tenants.postgres.driver.connection_types import (
     describe,
     is_drivers,
 )
-from quart_tenants.postgres.driver.fast.fast_connection import FastConnection, Replace, has_no_other
+from quart_tenants.postgres.driver.fast.fast_connection import FastConnection, has_no_other
 from quart_tenants.postgres.driver.fast.lent_connection import LentConnection
 from quart_tenants.postgres.driver.opening import BlockConnection
 from quart_tenants.postgres.driver.refusals import describe_refusal
+from quart_tenants.postgres.driver.schema_check import NO_REGISTRY_ERRORS, SchemaCheck
 from quart_tenants.postgres.pool.connection_pool import ConnectionPool
 from quart_tenants.postgres.pool.pooled_connection import PooledConnection
-from quart_tenants.tenant import Tenant, quote_literal
+from quart_tenants.tenant import Tenant
 
 _LIST_PATH = "SELECT pg_catalog.current_schemas(false)::text[]"
-# The operator may have dropped the schema by hand.
-_HAS_SCHEMA = """
-SELECT FROM quart_tenants.tenants AS t JOIN pg_catalog.pg_namespace AS n ON n.nspname = t.schema_name
-WHERE t.id = {id:d} AND t.schema_name = {schema}
-"""
-
 # What is missing where the path leads to no schema any more.
 _MISSING_ERRORS = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
     asyncpg.UndefinedObjectError,
     asyncpg.InvalidSchemaNameError,
-)
-# Of a registry that is missing, or that this role may not read.
-_NO_REGISTRY_ERRORS = (
-    asyncpg.UndefinedTableError,
-    asyncpg.InvalidSchemaNameError,
-    asyncpg.InsufficientPrivilegeError,
 )
 # A role that is missing, and one that is not ours to enter.
 _NO_ROLE_ERRORS = (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError)
@@ -87,10 +76,7 @@ class Block:
         self._tenant = tenant
         self._first = first
         self._shares = shares
-        # Until when the tenant surely has its schema, by the pool's clock. One with the number 0 is in no registry.
-        self._known_until = float("-inf" if tenant is not None and tenant.id else "inf")
-        if is_known and tenant is not None:
-            self._known_until = pool.clock() + pool.timings.known
+        self._check = SchemaCheck(tenant, pool.clock, pool.timings.known, is_known=is_known)
         # Of the last statement in the message that began the transaction, such as "INSERT 0 1".
         self.status = ""
         self._entered = False
@@ -125,7 +111,7 @@ class Block:
             # asyncpg has every connection pass for an instance of every class of connections.
             if type(driver) is FastConnection and not self._first and now - pooled.used_at < self._pool.timings.fresh:
                 # It has answered a moment ago. The block begins with the first statement.
-                self._plan(driver, self._replace_connection)
+                driver.plan_block(self._beginning, self._timeout, self._replace_connection, self._check)
             else:
                 await self._begin(deadline)
         except BaseException as error:
@@ -197,43 +183,6 @@ class Block:
         if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.with_role:
             await self._check_role()
 
-    def _plan(self, driver: FastConnection, replace: Replace) -> None:
-        driver.plan_block(self._beginning, self._timeout, replace, self._ask_again, self._known_until)
-
-    async def _ask_again(self, driver: BlockConnection, begun: bool = False, within: float | None = None) -> float:
-        """Return until when the tenant has its schema; ask the registry if nobody did so lately.
-
-        A name rests for a while after a drop, or while a transaction of then is open. A block that only reads has no
-        transaction open between two reads, and whoever gave us the tenant may have kept it for long.
-
-        Args:
-            driver: The connection of the block.
-            begun: Whether the block's transaction is open. Its BEGIN may have waited on its way for longer than a name
-                rests, so the server begins it once more, at once after it was asked.
-            within: Seconds that the answer may take; default: those of the block.
-
-        Raises:
-            UnknownTenantError: The tenant has its schema no longer.
-            RegistryNotReadyError: There is no registry, or this role may not read it.
-        """
-        now = self._pool.clock()
-        if now >= self._known_until and self._tenant is not None:
-            question, seconds = _ask_for_schema(self._tenant), within or self._timeout
-            if begun:
-                found = await driver.begins_again(self._beginning, question, seconds)
-            else:
-                try:
-                    found = await driver.finds(question, seconds)
-                except _NO_REGISTRY_ERRORS as error:
-                    raise RegistryNotReadyError(
-                        f"this role cannot ask whether tenant {self._tenant.slug!r} still has its schema: "
-                        f"{describe_refusal(error)}; run quart-tenants doctor, which says what the registry lacks"
-                    ) from error
-            if not found:
-                raise UnknownTenantError(self._tenant.slug)
-            self._known_until = now + self._pool.timings.known
-        return self._known_until
-
     def _is_fresh(self, pooled: PooledConnection) -> bool:
         return self._pool.clock() - pooled.used_at < self._pool.timings.fresh
 
@@ -287,7 +236,7 @@ class Block:
         self._take(await self._pool.replace(self._pooled, deadline))
         driver = self._pooled.driver
         if reads and type(driver) is FastConnection and self._is_fresh(self._pooled):
-            self._plan(driver, has_no_other)
+            driver.plan_block(self._beginning, self._timeout, has_no_other, self._check)
         else:
             await self._begin(deadline)
             driver = self._pooled.driver
@@ -311,10 +260,10 @@ class Block:
             seconds = max(deadline - self._pool.clock(), 0.001)
             try:
                 within = min(self._pool.timings.silence, seconds / 2) if quick else seconds
-                await self._ask_again(driver, within=within)
+                await self._check.ask_if_due(driver, within)
                 self.status = await driver.begin_block(self._beginning, self._first, within)
                 if not self._first:
-                    await self._ask_again(driver, begun=True, within=within)
+                    await self._check.ask_if_due(driver, within, self._beginning)
             except BaseException as error:
                 if self._first and isinstance(error, asyncpg.PostgresError) and not _is_gone(error, driver):
                     # The server is well, and refuses what the caller sends with BEGIN.
@@ -363,13 +312,13 @@ class Block:
 
     async def _is_gone(self) -> bool:
         """Return whether the tenant was dropped, which this worker may not have heard of yet."""
-        if self._tenant is None or not self._tenant.id:
+        question = self._check.question
+        if not question:
             return False
         try:
             async with Block(self._pool, Beginning((BEGIN_READ_ONLY,)), self._timeout) as connection:
-                return await connection.fetchrow(_ask_for_schema(self._tenant)) is None
-        except (TenantError, asyncpg.UndefinedTableError):
-            # The second where there is no registry.
+                return await connection.fetchrow(question) is None
+        except (TenantError, *NO_REGISTRY_ERRORS):
             return False
 
     async def _commit(self) -> None:
@@ -419,10 +368,6 @@ class Block:
                 raise
         else:
             self._give_back()
-
-
-def _ask_for_schema(tenant: Tenant) -> str:
-    return _HAS_SCHEMA.format(id=tenant.id, schema=quote_literal(tenant.schema.name))
 
 
 def _translate(error: BaseException, driver: BlockConnection) -> TenantError | None:

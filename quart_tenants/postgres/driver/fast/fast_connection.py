@@ -45,6 +45,7 @@ from quart_tenants.postgres.driver.fast.silence import SilenceWatch
 from quart_tenants.postgres.driver.fast.statement_cache import FoundTypes, StatementCache
 from quart_tenants.postgres.driver.fast.statement_effects import Effect, StatementEffects
 from quart_tenants.postgres.driver.noting_connection import NotingConnection, make_name
+from quart_tenants.postgres.driver.schema_check import UNCHECKED, SchemaCheck
 from quart_tenants.postgres.driver.server_process import GET_SERVER_PROCESS, has_to_itself
 from quart_tenants.postgres.driver.timings import Timings
 
@@ -79,11 +80,6 @@ _MISFIT_ERRORS = (asyncpg.DataError, asyncpg.SyntaxOrAccessError)
 
 Replace: TypeAlias = Callable[[bool], Awaitable["FastConnection"]]
 """Returns another connection, on which the block has begun, or is planned where it is asked for a plain read."""
-AskAgain: TypeAlias = Callable[["FastConnection", bool], Awaitable[float]]
-"""Asks whether the block's tenant still has its schema; returns until when it has, on the event loop's clock.
-
-Takes whether the block's transaction is open, and is to be begun once more.
-"""
 AskWhetherAlive: TypeAlias = Callable[["FastConnection"], Coroutine[Any, Any, None]]
 """Terminates the connection if its server process is gone, or never got our message."""
 
@@ -124,14 +120,13 @@ class FastConnection(NotingConnection):
     """
 
     __slots__ = (
-        "_ask_again",
         "_begin_within",
         "_beginning",
         "_cache",
+        "_check",
         "_described",
         "_effect",
         "_effects",
-        "_known_until",
         "_names",
         "_outermost",
         "_own_path",
@@ -179,8 +174,7 @@ class FastConnection(NotingConnection):
         self._beginning = Beginning(())
         self._begin_within: float = 0
         self._replace: Replace = has_no_other
-        self._ask_again: AskAgain = _know_for_ever
-        self._known_until = float("inf")
+        self._check = UNCHECKED
         self._effect = _READS
         # Savepoints that were asked for, and not made, before the first statement.
         self._savepoints: list[Any] = []
@@ -282,8 +276,7 @@ class FastConnection(NotingConnection):
         beginning: Beginning,
         within: float,
         replace: Replace,
-        ask_again: AskAgain | None = None,
-        known_until: float = float("inf"),
+        check: SchemaCheck = UNCHECKED,
     ) -> None:
         """Let a block begin when its first statement comes. Sends nothing.
 
@@ -291,15 +284,12 @@ class FastConnection(NotingConnection):
             beginning: How the block begins.
             within: Seconds that BEGIN may take.
             replace: Called if this connection turns out to be dead.
-            ask_again: Called before a transaction of the block begins, and after BEGIN or a plain read was answered,
-                if that is later than *known_until*.
-            known_until: Until when the tenant has its schema, on the event loop's clock.
+            check: Asked before a transaction of the block begins, and after BEGIN or a plain read was answered.
         """
         self._state.move(_PLANNED)
         self._turn_to(beginning, within)
         self._replace = replace
-        self._ask_again = ask_again or _know_for_ever
-        self._known_until = known_until
+        self._check = check
         self._top_xact = self._outermost
 
     async def begin_block(self, beginning: Beginning, first: str, within: float) -> str:
@@ -436,8 +426,7 @@ class FastConnection(NotingConnection):
             self._watch.stop()
             self.record.statement_seconds += monotonic() - began_at
         self._state.move(_OPEN)
-        if self._loop.time() >= self._known_until:
-            self._known_until = await self._ask_again(self, True)
+        await self._check.ask_if_due(self, self._begin_within, self._beginning)
         return status
 
     async def _begin_or_replace(self) -> "FastConnection":
@@ -464,7 +453,7 @@ class FastConnection(NotingConnection):
 
         Raises the driver's errors, and what the block raises if the tenant has it no longer.
         """
-        if self._loop.time() < self._known_until:
+        if not self._check.is_due:
             return
         before = self._state.current
         self._state.move(_READING)
@@ -472,7 +461,7 @@ class FastConnection(NotingConnection):
         try:
             if before is _INTERRUPTED:
                 await self._run(ROLLBACK, self._begin_within)
-            self._known_until = await self._ask_again(self, False)
+            await self._check.ask_if_due(self, self._begin_within)
         except BaseException as error:
             self._state.move(_INTERRUPTED)
             if isinstance(error, TimeoutError):
@@ -818,11 +807,6 @@ async def has_no_other(reads: bool) -> FastConnection:
         DatabaseUnavailableError: Always.
     """
     raise DatabaseUnavailableError("the connection to the database was lost before the block began", lost=True)
-
-
-async def _know_for_ever(driver: FastConnection, begun: bool) -> float:
-    """Believe that a block's schema is its own."""
-    return float("inf")
 
 
 async def _wait_on() -> None:
