@@ -1,12 +1,13 @@
 """Add up the figures of several workers, or those of one and of the worker that it has replaced."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from quart_tenants.measures.metric_names import TOTAL
 from quart_tenants.measures.stats import NOW, Stats, TenantStats
 
-_COUNTED = ("requests", "pool", "blocks", "registry", "sessions", "logins", "other_tenants")
+# The parts with numbers of their own. Tenants and the app's own numbers are added by name.
+_COUNTED = tuple(part.name for part in fields(Stats) if is_dataclass(part.type))
 
 
 @dataclass(frozen=True, slots=True)
