@@ -78,7 +78,7 @@ async def measure_registry(url: str, settings: Settings, tenants: int) -> None:
 async def _visit(database: Database, tenant: Tenant, answers: list[str], errors: list[str]) -> None:
     while True:
         try:
-            async with database.tenant_connection(tenant) as connection:
+            async with database.tenant_connection(tenant, is_known=True) as connection:
                 await connection.fetchrow(READ)
         except TenantError as error:
             errors.append(error.code)
