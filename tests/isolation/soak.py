@@ -348,27 +348,31 @@ class Soak:
 
     async def _use_all_connections(self) -> None:
         """Hold every connection of the pool at the same time, each for another tenant, and look at each."""
+        outcomes: list[BaseException | None] = []
+        try:
+            async with asyncio.timeout(DEADLINE):
+                # On a busy machine a new connection, or an answer of the registry, may take longer than a block waits.
+                # Then all begin again: whoever did so alone would wait for the others for ever.
+                while not outcomes or any(isinstance(outcome, DatabaseUnavailableError) for outcome in outcomes):
+                    outcomes = await self._hold_all_connections()
+        except TimeoutError as error:
+            outcomes.append(error)
+        for outcome in outcomes:
+            if outcome is not None:
+                self.findings.lost_slots += 1
+                self.findings.find(f"a lost connection: {outcome!r}")
+
+    async def _hold_all_connections(self) -> list[BaseException | None]:
         together = asyncio.Barrier(self._size)
 
         async def look(tenant: Tenant) -> None:
             try:
-                async with asyncio.timeout(DEADLINE):
-                    while True:
-                        # On a busy machine a new connection may take longer than a block waits for one.
-                        with contextlib.suppress(DatabaseUnavailableError):
-                            async with self._lend(tenant) as connection:
-                                await together.wait()
-                                await self._probe(connection, tenant)
-                                return
+                async with self._lend(tenant) as connection:
+                    await together.wait()
+                    await self._probe(connection, tenant)
             except BaseException:
                 # The others need not wait for this one.
                 await together.abort()
                 raise
 
-        outcomes = await asyncio.gather(
-            *(look(tenant) for tenant in self._tenants[: self._size]), return_exceptions=True
-        )
-        for outcome in outcomes:
-            if outcome is not None:
-                self.findings.lost_slots += 1
-                self.findings.find(f"a lost connection: {outcome!r}")
+        return await asyncio.gather(*(look(tenant) for tenant in self._tenants[: self._size]), return_exceptions=True)
