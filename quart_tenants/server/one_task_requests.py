@@ -8,7 +8,7 @@ answered as Quart does it.
 
 import asyncio
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import copy_context
 from typing import Any
 
@@ -46,10 +46,10 @@ class OneTaskRequest(ASGIHTTPConnection):
         handling: Any = asyncio.current_task()
         is_answered = is_gone = False
 
-        async def send_and_note(event: Any) -> None:
+        def send_and_note(event: Any) -> Awaitable[None]:
             nonlocal is_answered
             is_answered = event["type"] == "http.response.body" and not event.get("more_body")
-            await send(event)
+            return send(event)
 
         def break_off() -> None:
             nonlocal is_gone

@@ -17,7 +17,7 @@ from quart_tenants.connection import Connection
 from quart_tenants.errors import NoTenantError, OtherTenantError, SchemaBehindError, TenantError, UnknownTenantError
 from quart_tenants.tenant import Slug, Tenant, parse_slug
 from quart_tenants.web.hosts import read_host
-from quart_tenants.web.state import TenantState, get_state
+from quart_tenants.web.state import TenantState, get_state, see_through
 
 # The characters that a path may contain beside letters and digits, the percent sign of escapes included
 # (RFC 3986, section 3.3).
@@ -35,11 +35,6 @@ _worked_for: ContextVar[Tenant | None] = ContextVar("quart_tenants_worked_for", 
 
 reads_only: ContextVar[bool] = ContextVar("quart_tenants_reads_only", default=False)
 """Whether every block that is lent here is read-only."""
-
-
-def see_through(proxy: Any) -> object:
-    """Return the object that one of Quart's proxies stands for at the moment."""
-    return proxy._get_current_object()  # noqa: SLF001  (Werkzeug documents this name for its proxies.)
 
 
 def find_request() -> Request | Websocket | None:

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from quart import Quart, current_app, has_app_context
 
@@ -132,6 +133,11 @@ def list_setting_values(app: Quart) -> dict[str, object]:
     return {key: value for key, value in app.config.items() if key.startswith(PREFIX)}
 
 
+def see_through(proxy: Any) -> Any:
+    """Return the object that one of Quart's proxies stands for at the moment."""
+    return proxy._get_current_object()  # noqa: SLF001  (Werkzeug documents this name for its proxies.)
+
+
 def find_state(app: Quart) -> TenantState | None:
     """Return the state of *app*, or None if it has no tenants."""
     state: TenantState | None = app.extensions.get(EXTENSION_NAME)
@@ -149,7 +155,7 @@ def get_state() -> TenantState:
             "there is no current app: use `async with app.app_context()` around this; "
             "in a generator that an answer sends, use Quart's stream_with_context()"
         )
-    state = find_state(current_app)
+    state = find_state(see_through(current_app))
     if state is None:
         raise NoTenantError("this app has no tenants: call QuartTenants(app)")
     return state

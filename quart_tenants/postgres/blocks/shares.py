@@ -125,7 +125,8 @@ class Shares:
         """
         share = self._by_tenant[tenant.id]
         self._apart_used -= apart
-        if timed_out is not None:
+        # An answer ends what time-outs have begun, and is no news where there were none.
+        if timed_out or (timed_out is False and (share.timeouts or self._silences)):
             was_stuck = share.timeouts >= self._stuck_after
             share.timeouts = share.timeouts + 1 if timed_out else 0
             if (share.timeouts >= self._stuck_after) != was_stuck:

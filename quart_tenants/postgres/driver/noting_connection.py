@@ -59,7 +59,7 @@ class NotingConnection(_AsyncpgConnection):
         self.record = BlockRecord(Measures(), None)
         self._timings = Timings()
         # Of each tenant, and of the shared tables, in its last block here.
-        self._versions: dict[int, tuple[int, int]] = {}
+        self._versions: dict[int, TenantKey] = {}
 
     @property
     def itself(self) -> Self:
@@ -115,8 +115,8 @@ class NotingConnection(_AsyncpgConnection):
         a value by the old names, and write it in the old order.
         """
         before = self._versions.get(tenant.tenant)
-        self._versions[tenant.tenant] = tenant.versions
-        return before is not None and before != tenant.versions
+        self._versions[tenant.tenant] = tenant
+        return before is not None and before != tenant
 
     async def prepare(self, query: str, *, name: str | None = None, **options: Any) -> Any:
         """Prepare *query*, as asyncpg does it; the server has it under a name until the block's end."""

@@ -12,7 +12,7 @@ import hypercorn.asyncio.run
 import hypercorn.protocol
 import hypercorn.protocol.h2
 from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
-from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.h2 import H2Protocol
 
 from quart_tenants.server.protocols.http1 import HeadOfAnswer, Http1Protocol
@@ -86,18 +86,19 @@ class LimitedConnection(TCPServer):
         if hasattr(self, "protocol"):
             self._closing = self.loop.create_task(self._initiate_server_close())
 
-    async def protocol_send(self, event: Event) -> None:
+    async def protocol_send(self, event: Any) -> None:
         """Send for the protocol, and follow whether it is busy."""
         # Hypercorn's events are abstract classes, of which `isinstance` is slow.
-        if type(event) is HeadOfAnswer:
+        kind = type(event)
+        if kind is HeadOfAnswer:
             self._held = event.data
             self.loop.call_soon(self._send_held)
-        elif type(event) is RawData:
+        elif kind is RawData:
             # The end of a body whose length was said before is no byte at all.
             if event.data:
                 data, self._held = self._held + event.data, b""
                 await super().protocol_send(RawData(data))
-        elif not isinstance(event, Updated):
+        elif kind is not Updated:
             await super().protocol_send(event)
         elif event.idle:
             await self.idle_task.restart()

@@ -1,5 +1,6 @@
 """Speak HTTP/1 with one client: read its requests one after the other, and write the answers of the app."""
 
+import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -70,7 +71,7 @@ class Http1Protocol:
         self._state = connection_state
         self._send = send
         # Set when the answer is done that the next request waits for.
-        self._can_read = context.event_class()
+        self._can_read = asyncio.Event()
         self._reader = RequestReader(config.h11_max_incomplete_size)
         self._answer = Answer("GET", "1.1", closes=False)
         self._reads_body = False
@@ -109,7 +110,7 @@ class Http1Protocol:
     async def stop_reading(self) -> None:
         """Begin no other request, also where one waits for the answer before it."""
         self._is_over = True
-        await self._can_read.set()
+        self._can_read.set()
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Write what the app answers.
@@ -166,7 +167,7 @@ class Http1Protocol:
         await self._close_stream()
         is_last = self._answer.closes or self._is_websocket or self._is_over or self._context.terminated.is_set()
         if self._answer.is_done and not self._reads_body and not is_last:
-            await self._can_read.set()
+            self._can_read.set()
             await self._send(_IDLE)
         else:
             await self.stop_reading()
@@ -184,7 +185,7 @@ class Http1Protocol:
                 await self._read_body()
             elif self.stream is not None:
                 # The next request waits, and nothing more is read from the socket.
-                await self._can_read.clear()
+                self._can_read.clear()
                 await self._can_read.wait()
             elif not await self._read_head():
                 return
@@ -300,6 +301,16 @@ class RequestStream(HTTPStream):
         receive = RequestReceive(self.config.max_app_queue_size, has_body=head.has_body)
         self.app_put = receive.put
         self.task_group.spawn(self._run, app, receive)
+
+    async def handle(self, event: StreamEvent) -> None:
+        """Take what the client has sent, or the end of a request that was answered."""
+        if self.state is not _AFTER or type(event) is not StreamClosed:
+            await super().handle(event)
+        elif not self.closed:
+            # Hypercorn would first compare its abstract classes one by one.
+            self.closed = True
+            if self.app_put is not None:
+                await self.app_put({"type": "http.disconnect"})
 
     async def app_send(self, message: Any) -> None:
         """Do with the app's *message* what Hypercorn does."""

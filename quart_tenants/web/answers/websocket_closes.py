@@ -1,5 +1,6 @@
 """Close a websocket that an error has ended by a code that says which kind of error it was."""
 
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any
 
@@ -31,16 +32,15 @@ class WebsocketCloses:
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
         """Pass the request on."""
         if scope["type"] != "websocket":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)  # type: ignore[no-any-return]
         about: Any = scope
 
-        async def send_close(event: ASGISendEvent) -> None:
+        def send_close(event: ASGISendEvent) -> Awaitable[None]:
             if event["type"] == "websocket.close" and event["code"] == _NORMAL and _CLOSE in about:
                 event["code"], event["reason"] = about[_CLOSE]
-            await send(event)
+            return send(event)
 
-        await self._app(scope, receive, send_close)
+        return self._app(scope, receive, send_close)  # type: ignore[no-any-return]

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
 
@@ -12,9 +13,6 @@ from quart_tenants.web.answers.problems import make_tenant_problem
 from quart_tenants.web.context import likes_html
 from quart_tenants.web.guards.direct_answers import send_answer
 from quart_tenants.web.logs.log_fields import get_request_id
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +95,12 @@ class _LimitedRequest:
         finally:
             self._limits.discard(limit)
 
-    async def send(self, event: ASGISendEvent) -> None:
+    def send(self, event: ASGISendEvent) -> Awaitable[None]:
         """Pass *event* on. The time limit ends with the beginning of the answer."""
         if event["type"] == "http.response.start":
             self.has_begun = True
             self.end_limit()
-        await self._send(event)
+        return self._send(event)
 
     def end_limit(self) -> None:
         """Let the request take as long as it likes from now on."""

@@ -6,6 +6,7 @@ module is for those that reach an app from Hypercorn, and for servers that are m
 """
 
 import functools
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,28 +30,30 @@ class RequestFraming:
     def __init__(self, app: Any) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
         """Pass the request on, if it is clear where it ends and which host it is for."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        about: Any = scope
+            return self._app(scope, receive, send)  # type: ignore[no-any-return]
         hosts, unclear = _read_head(scope)
-        if not unclear:
-            if hosts and not _can_be_encoded(hosts[0]):
-                headers = [(name, b"" if name == b"host" else value) for name, value in scope["headers"]]
-                about = {**about, "headers": headers}
-            await self._app(about, receive, send)
-            return
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1002, "reason": None})
-            return
-        problem = make_problem(HTTPStatus.BAD_REQUEST, _DETAIL, "bad_request")
-        problem.headers["Cache-Control"] = "no-store"
-        if scope["http_version"].startswith("1"):
-            # What follows on the connection may be the body of the refused request.
-            problem.headers["Connection"] = "close"
-        await send_answer(problem, receive, send)
+        if unclear:
+            return _refuse(scope, receive, send)
+        about: Any = scope
+        if hosts and not _can_be_encoded(hosts[0]):
+            headers = [(name, b"" if name == b"host" else value) for name, value in scope["headers"]]
+            about = {**about, "headers": headers}
+        return self._app(about, receive, send)  # type: ignore[no-any-return]
+
+
+async def _refuse(scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1002, "reason": None})
+        return
+    problem = make_problem(HTTPStatus.BAD_REQUEST, _DETAIL, "bad_request")
+    problem.headers["Cache-Control"] = "no-store"
+    if scope["http_version"].startswith("1"):
+        # What follows on the connection may be the body of the refused request.
+        problem.headers["Connection"] = "close"
+    await send_answer(problem, receive, send)
 
 
 def has_body(scope: Any) -> bool:

@@ -5,6 +5,7 @@ of the request are still on their way, the system resets the connection, and man
 """
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
@@ -25,11 +26,10 @@ class LingeringClose:
         self._app = app
         self._max_body_bytes = max_body_bytes
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
         """Pass the request on, and watch where it ends."""
         if scope["type"] != "http" or not has_body(scope):
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)  # type: ignore[no-any-return]
         ended = asyncio.Event()
 
         received = 0
@@ -63,4 +63,4 @@ class LingeringClose:
                 event = {**event, "body": b""}
             await send(event)
 
-        await self._app(scope, receive_and_watch, send_and_linger)
+        return self._app(scope, receive_and_watch, send_and_linger)  # type: ignore[no-any-return]

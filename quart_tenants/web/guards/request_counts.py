@@ -1,5 +1,6 @@
 """Count requests and answers, for the app and for each tenant."""
 
+from collections.abc import Awaitable
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
@@ -28,7 +29,7 @@ class RequestCounts:
         began_at = monotonic()
         status = size = 0
 
-        async def send_counted(event: ASGISendEvent) -> None:
+        def send_counted(event: ASGISendEvent) -> Awaitable[None]:
             nonlocal status, size
             kind = event["type"]
             if kind == "http.response.body":
@@ -37,7 +38,7 @@ class RequestCounts:
             elif kind == "http.response.start":
                 status = event["status"]  # type: ignore[typeddict-item]
                 measures.until_answer.add(monotonic() - began_at)
-            await send(event)
+            return send(event)
 
         measures.requests_in_progress += 1
         try:

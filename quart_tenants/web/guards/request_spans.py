@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from quart import request
 
-from quart_tenants.web.context import TENANT_OF_SCOPE, see_through
+from quart_tenants.web.context import TENANT_OF_SCOPE
 from quart_tenants.web.logs.log_fields import BEHIND_PROXY, REQUEST_ID
+from quart_tenants.web.state import see_through
 
 if TYPE_CHECKING:
     from quart_tenants.measures.spans import Spans

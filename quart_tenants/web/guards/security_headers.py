@@ -1,6 +1,6 @@
 """Add the security headers to every answer, also to errors, redirects and static files."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -35,14 +35,13 @@ class SecurityHeaders:
         self._plain += more
         self._secure += more
 
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
         """Pass the request on, and add the headers to its answer."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)  # type: ignore[no-any-return]
         wanted = self._secure if scope["scheme"] in _SECURE_SCHEMES else self._plain
 
-        async def send_completed(event: ASGISendEvent) -> None:
+        def send_completed(event: ASGISendEvent) -> Awaitable[None]:
             if event["type"] in _STARTS:
                 start: Any = event
                 start["headers"] = headers = list(start["headers"])
@@ -51,6 +50,6 @@ class SecurityHeaders:
                 if start["status"] >= HTTPStatus.BAD_REQUEST and b"x-request-id" not in names:
                     request_id = get_request_id(scope)  # type: ignore[arg-type]
                     headers.append((b"x-request-id", request_id.encode("ascii")))
-            await send(event)
+            return send(event)
 
-        await self._app(scope, receive, send_completed)
+        return self._app(scope, receive, send_completed)  # type: ignore[no-any-return]

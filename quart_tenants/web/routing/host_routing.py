@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from quart import Quart, current_app
+from quart import Quart, current_app, session
 from quart.wrappers import Request, Response, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import NotFound
@@ -23,15 +23,15 @@ from quart_tenants.web.context import (
     find_request,
     find_requested_slug,
     find_tenant,
-    get_current_tenant,
+    find_tenant_of,
     get_sent_target,
     look_again,
     may_be_tenants,
     remember_request,
 )
 from quart_tenants.web.hosts import HostPatterns, get_port, read_host
-from quart_tenants.web.sessions.tenant_sessions import find_session
-from quart_tenants.web.state import TenantState, get_state
+from quart_tenants.web.sessions.tenant_sessions import TenantSession
+from quart_tenants.web.state import TenantState, get_state, see_through
 
 # How the names of the extension's own endpoints begin.
 _OUR_ENDPOINT = "quart_tenants_"
@@ -138,54 +138,56 @@ async def enter_tenant() -> Response | None:
     asked = remember_request()
     if asked is None:
         return None
+    state = get_state()
     arguments = asked.view_args or {}
     for_tenant = _TENANT_ARGUMENT in arguments
     if for_tenant or asked.routing_exception is not None:
         try:
-            redirect = _enter(asked, for_tenant=for_tenant)
+            redirect = _enter(asked, state, for_tenant=for_tenant)
         except (NotFound, UnknownTenantError, SchemaBehindError):
             # Another worker may have created the tenant a moment ago, or migrated it, or given it this domain.
             if not may_be_tenants(asked.host):
                 raise
             await look_again(asked)
-            redirect = _enter(asked, for_tenant=for_tenant)
+            redirect = _enter(asked, state, for_tenant=for_tenant)
         if redirect is not None:
             return redirect
     elif _ANY_ARGUMENT in arguments and _is_apps_own(asked) and may_be_tenants(asked.host) and find_tenant() is None:
         # A page of every host may ask who is here, and is served also if that cannot be known.
         with contextlib.suppress(RegistryStaleError):
             await look_again(asked)
-    session = find_session()
-    if session is not None:
-        await session.ask_if_needed()
+    current = see_through(session)
+    if isinstance(current, TenantSession):
+        await current.ask_if_needed()
     for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT, _RESERVED_ARGUMENT):
         arguments.pop(argument, None)
     return None
 
 
-def _enter(asked: Request | Websocket, *, for_tenant: bool) -> Response | None:
+def _enter(asked: Request | Websocket, state: TenantState, *, for_tenant: bool) -> Response | None:
     """Check the host of *asked*, and its tenant if the route is *for_tenant*. Return the redirect of a renamed tenant.
 
     Raises the errors of `enter_tenant`.
     """
-    if not _is_our_host(asked):
+    if not _is_our_host(asked, state):
         # Always the same answer. A wrong method (405) or a missing slash (308) would tell which paths there are.
         raise ForeignHostError(asked.host)
-    if for_tenant or _is_www(asked):
+    if for_tenant or _is_www(asked, state):
         try:
-            get_current_tenant()
+            tenant = find_tenant_of(asked, state)
         except UnknownTenantError:
             # A websocket is not redirected: no browser would follow.
-            redirect = _find_redirect(asked) if isinstance(asked, Request) else None
+            redirect = _find_redirect(asked, state) if isinstance(asked, Request) else None
             if redirect is None:
                 raise
             return redirect
+        if tenant is None:
+            raise ForeignHostError(asked.host)
     return None
 
 
-def _is_www(asked: Request | Websocket) -> bool:
+def _is_www(asked: Request | Websocket, state: TenantState) -> bool:
     """Return whether the host is `www` of the domain, where the routes of the domain itself are not found."""
-    state = get_state()
     return find_requested_slug(asked, state) == _WWW and _WWW in state.settings.reserved_slugs
 
 
@@ -195,17 +197,15 @@ def _is_apps_own(asked: Request | Websocket) -> bool:
     return endpoint is not None and not endpoint.startswith(_OUR_ENDPOINT) and not endpoint.endswith(STATIC_ENDING)
 
 
-def _is_our_host(asked: BaseRequestWebsocket) -> bool:
+def _is_our_host(asked: BaseRequestWebsocket, state: TenantState) -> bool:
     """Return whether the host of *asked* is a tenant's address, used or not, or the domain itself."""
-    state = get_state()
     return find_requested_slug(asked, state) is not None or read_host(asked.host, state.settings.domain).is_apex
 
 
-def _find_redirect(asked: Request) -> Response | None:
+def _find_redirect(asked: Request, state: TenantState) -> Response | None:
     """Return the redirect from `www` to the domain itself, or to the tenant that was renamed from this address."""
-    state = get_state()
     slug = find_requested_slug(asked, state)
-    if _is_www(asked) and (asked.path == "/" or _TENANT_ARGUMENT not in (asked.view_args or {})):
+    if _is_www(asked, state) and (asked.path == "/" or _TENANT_ARGUMENT not in (asked.view_args or {})):
         # People type it from habit. A page of tenants is none of the domain's, and www is no tenant.
         prefix = ""
     else:

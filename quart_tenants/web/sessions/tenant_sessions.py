@@ -19,10 +19,10 @@ from quart_tenants.postgres.sessions.session_ends import (
     get_generation,
     is_ended,
 )
-from quart_tenants.web.context import find_request, find_tenant_of, see_through
+from quart_tenants.web.context import find_request, find_tenant_of
 from quart_tenants.web.sessions.secret_keys import explain_missing_key
 from quart_tenants.web.sessions.session_cookies import SessionCookies, SignedSession, issue_session
-from quart_tenants.web.state import TenantState, get_state
+from quart_tenants.web.state import TenantState, get_state, see_through
 
 _NO_TENANT = 0
 _NOBODY = ""
@@ -197,12 +197,10 @@ class TenantSession(SessionMixin):
         """Return whether the cookie has to be set or deleted."""
         if self._signed is None:
             return self.modified
-        state = self._state
-        if self._signed.issued in state.registry.ended_sessions:
-            # Another request has ended it meanwhile, and its answer may have set a new cookie.
-            return False
         idle = time.time() - self._signed.signed_at
-        return self.modified or idle > _RENEWAL * state.settings.session_idle_lifetime
+        is_due = self.modified or idle > _RENEWAL * self._state.settings.session_idle_lifetime
+        # Another request may have ended it meanwhile, and its answer may have set a new cookie.
+        return is_due and self._signed.issued not in self._state.registry.ended_sessions
 
     def __getitem__(self, key: str) -> Any:
         return self._load()[key]

@@ -605,7 +605,9 @@ class FastConnection(NotingConnection):
         undo = (ROLLBACK,) if before is _INTERRUPTED else ()
         first = write_statements(*undo, *self._list_first_statements(), prepared=self.is_alone)
         is_known = described is not None and statement is not None
-        packets.put_ahead(write_closes(closing) + first + (write_description(call.query) if is_known else b""))
+        if closing:
+            packets.put_ahead(write_closes(closing))
+        packets.put_ahead(first + write_description(call.query) if is_known else first)
         self._state.move(_READING)
         self._watch.start()
         began_at = monotonic()
