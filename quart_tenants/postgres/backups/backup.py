@@ -29,14 +29,12 @@ from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Restoratio
 from quart_tenants.postgres.backups.rows_only import plan_rows_only
 from quart_tenants.postgres.backups.verifying import take_picture, verify_backup
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.registry.tenant_locks import lock_tenant
+from quart_tenants.postgres.registry.tenant_locks import lock_tenant, stay_open
 from quart_tenants.postgres.roles.owner_role import find_owner
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Slug, Tenant
 
-# This connection is idle while pg_dump or psql works.
-WAIT_FOR_EVER = "SET LOCAL idle_in_transaction_session_timeout TO 0"
 _GZIP = 31  # zlib's name for a whole gzip file
 GET_SERVER_VERSION = "SELECT pg_catalog.current_setting('server_version_num')::integer"
 # The hash of a value of an enum, or of an array of them, is another one after a restore.
@@ -143,7 +141,8 @@ async def backup_tenant(
     async with database.connection() as connection:
         # The lock comes first: the snapshot must not show a migration that is half done.
         tenant = await lock_tenant(connection, slug)
-        await connection.execute(WAIT_FOR_EVER)
+        # This connection is idle while pg_dump or psql works.
+        await stay_open(connection)
         version = await connection.fetchval(GET_SERVER_VERSION)
         programs = await find_client_programs(version // 10000)
         await _check_carried(connection, tenant, settings)

@@ -19,7 +19,7 @@ from quart_tenants.errors import (
     BackupFileError,
     TenantBusyError,
 )
-from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, WAIT_FOR_EVER, backup_tenant
+from quart_tenants.postgres.backups.backup import GET_SERVER_VERSION, backup_tenant
 from quart_tenants.postgres.backups.backup_files import get_reader_version, open_backup
 from quart_tenants.postgres.backups.client_programs import build_environment, find_client_programs
 from quart_tenants.postgres.backups.manifests import Backup
@@ -30,7 +30,7 @@ from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Replaced, 
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.migrations.migration_files import Migration, describe_newest, get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry
-from quart_tenants.postgres.registry.tenant_locks import lock_tenant
+from quart_tenants.postgres.registry.tenant_locks import lock_tenant, stay_open
 from quart_tenants.postgres.roles.owner_role import find_owner, get_owner
 from quart_tenants.postgres.roles.schema_access import name_role
 from quart_tenants.postgres.tenants.dependents import Dependent, check_dependents
@@ -192,7 +192,7 @@ async def _restore_file(
         environment = build_environment(await database.get_own_url("a restore"), os.environ)
         async with database.connection() as connection:
             await check_registry(connection)
-            await connection.execute(WAIT_FOR_EVER)
+            await stay_open(connection)
             server_version = await connection.fetchval(GET_SERVER_VERSION)
             _check_age(backup, source, slug, server_version, settings)
             # The programs that wrote the file may have been newer than the server.

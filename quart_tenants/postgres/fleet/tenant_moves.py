@@ -11,7 +11,7 @@ from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.citus.cluster import Node, has_citus, list_nodes, list_places, list_sizes
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry, get_tenant, list_tenants
-from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_until_commit
+from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_until_commit, stay_open
 from quart_tenants.tenant import Slug, Tenant
 
 # Rows of such a table cannot be told apart while they are copied and changed at the same time. $1 the schema.
@@ -102,6 +102,7 @@ async def move_tenant(
     async with database.plain_session() as guard, guard.transaction():
         async with database.connection() as connection:
             node = await _find_target(connection, node_name)
+            await stay_open(guard)
             await lock_until_commit(guard, tenant.id, slug)
             tenant = await get_living_tenant(connection, tenant.id, slug)
             if await _check_movable(connection, tenant) == node.number:

@@ -9,7 +9,7 @@ from quart_tenants.postgres.blocks.short_waits import ShortWaits
 from quart_tenants.postgres.migrations.migration_files import Migration
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import check_registry
-from quart_tenants.postgres.registry.tenant_locks import lock_until_commit, tries_on
+from quart_tenants.postgres.registry.tenant_locks import lock_until_commit, stay_open, tries_on
 from quart_tenants.postgres.tenants.new_tenant import NewTenant, finish, make_schema, run_files, wait_for_turn
 from quart_tenants.postgres.tenants.purge import purge_tenants
 from quart_tenants.postgres.tenants.trash import list_trash
@@ -52,6 +52,7 @@ async def create_in_steps(database: Database, new: NewTenant, *, settings: Setti
     try:
         # The lock says that the tenant is still being made. A transaction holds it, also behind a pooler.
         async with database.plain_session() as guard, guard.transaction():
+            await stay_open(guard)
             await lock_until_commit(guard, tenant.id, tenant.slug)
             # This closes the driver's last statement. Its snapshot would hold up every index build until the end.
             await guard.execute("SELECT")

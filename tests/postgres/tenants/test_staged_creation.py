@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import MigrationFailedError, TenantBusyError, UnknownTenantError
+from quart_tenants.errors import MigrationFailedError, TenantBusyError, TenantError, UnknownTenantError
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry import tenant_locks
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.registry.registry_tables import get_tenant, list_tenants
-from quart_tenants.postgres.tenants import provisioning
+from quart_tenants.postgres.tenants import provisioning, staged_creation
 from quart_tenants.postgres.tenants.provisioning import create_tenant, create_tenants
 from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import list_trash
@@ -189,6 +190,50 @@ async def test_failure_in_a_later_transaction_leaves_nothing(
     assert await list_traces(database) == []
     (folder / "0004_more.sql").write_text(FILES["0004_more.sql"])
     assert (await create_tenant(database, NEWCO, "Newco", settings=settings)).version == 4
+
+
+async def create_slowly_under_a_limit(url: str, database: Database, settings: Settings) -> None:
+    """Create a tenant where a new session may be idle in a transaction for 50 ms."""
+    await execute(
+        url,
+        """
+        DO $$ BEGIN
+            EXECUTE format('ALTER DATABASE %I SET idle_in_transaction_session_timeout TO 50', current_database());
+        END $$
+        """,
+    )
+
+    async def fill(connection: Connection) -> None:
+        # The session of this connection is older than the limit.
+        await connection.execute("SELECT pg_sleep(0.3)")
+
+    await create_tenant(database, NEWCO, "Newco", settings=settings, fill=fill)
+
+
+async def test_limit_for_idle_transactions_ends_no_creation(
+    made_in: tuple[Database, Settings], empty_registry_url: str
+) -> None:
+    """The transaction that holds the lock may be idle for as long as the tables are being made."""
+    database, settings = made_in
+
+    await create_slowly_under_a_limit(empty_registry_url, database, settings)
+
+    assert (await get_tenant(database, NEWCO)).version == 4
+
+
+async def test_naive_lock_is_lost_to_the_limit(
+    made_in: tuple[Database, Settings], empty_registry_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: without `stay_open` the server ends that transaction, and its lock is gone."""
+    database, settings = made_in
+
+    async def leave_limits(connection: object) -> None:
+        pass
+
+    monkeypatch.setattr(staged_creation, "stay_open", leave_limits)
+
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, TenantError)):
+        await create_slowly_under_a_limit(empty_registry_url, database, settings)
 
 
 async def test_cancellation_leaves_nothing(made_in: tuple[Database, Settings]) -> None:
