@@ -73,5 +73,5 @@ def create_app(config: Mapping[str, Any] | None = None, *, tracer_provider: "Tra
         await hasher.warm()
 
     app.after_serving(hasher.close)
-    app.asgi_app = LingeringClose(app.asgi_app, app.config["MAX_CONTENT_LENGTH"])  # type: ignore[method-assign, assignment]
+    app.asgi_app = LingeringClose(app.asgi_app, app.config["MAX_CONTENT_LENGTH"])  # type: ignore[method-assign]
     return app

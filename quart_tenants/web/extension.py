@@ -162,7 +162,8 @@ class QuartTenants(TenantState):
             self.measures.spans = _make_spans(self._tracer_provider)
             counted = RequestSpans(counted, self.measures.spans)
             app.before_request(note_route)
-        app.asgi_app = TrustedProxies(counted, self.settings)  # type: ignore[method-assign, assignment]
+        # Libraries that wrap an app ask whether its `__call__` is a coroutine function, as this one's is.
+        app.asgi_app = TrustedProxies(counted, self.settings)  # type: ignore[method-assign]
         self.commands = tenant_commands()
         app.cli.add_command(self.commands)
 

@@ -353,8 +353,12 @@ class Soak:
             async with asyncio.timeout(DEADLINE):
                 # On a busy machine a new connection, or an answer of the registry, may take longer than a block waits.
                 # Then all begin again: whoever did so alone would wait for the others for ever.
-                while not outcomes or any(isinstance(outcome, DatabaseUnavailableError) for outcome in outcomes):
+                passing = DatabaseUnavailableError, asyncio.BrokenBarrierError
+                while not outcomes or (
+                    any(outcomes) and all(outcome is None or isinstance(outcome, passing) for outcome in outcomes)
+                ):
                     outcomes = await self._hold_all_connections()
+                    await asyncio.sleep(0.01)
         except TimeoutError as error:
             outcomes.append(error)
         for outcome in outcomes:

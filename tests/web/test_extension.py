@@ -1,10 +1,13 @@
 """What an adopting developer types: the extension on an app of one's own."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import pytest
+from hypercorn.utils import is_asgi
 from quart import Quart, ResponseReturnValue, session, url_for, websocket
 from quart.testing import WebsocketResponseError
 
@@ -18,6 +21,7 @@ from quart_tenants import (
     login_attempt,
     tenant_connection,
 )
+from quart_tenants import app as reference
 from quart_tenants.admin import parse_slug, rename_tenant
 from quart_tenants.errors import (
     InvalidCredentialsError,
@@ -462,3 +466,18 @@ def test_secret_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     app, _ = make_app(None)
 
     assert app.secret_key == "a key of a decent length"
+
+
+@pytest.mark.parametrize("make", ["an app", "the reference app"])
+def test_libraries_that_wrap_an_app_take_it_for_one_of_asgi_3(make: str) -> None:
+    """They ask whether `__call__` is a coroutine function: Hypercorn and Uvicorn, asgiref, OpenTelemetry and Sentry."""
+    if make == "an app":
+        app = Quart(__name__, host_matching=True, static_folder=None)
+        app.config.update(TENANTS_DATABASE_URL="postgresql://localhost/unused")
+        QuartTenants(app)
+    else:
+        app = reference.create_app({"TENANTS_DATABASE_URL": "postgresql://localhost/unused"})
+
+    outermost: Any = app.asgi_app
+    assert is_asgi(outermost)
+    assert inspect.iscoroutinefunction(outermost.__call__)

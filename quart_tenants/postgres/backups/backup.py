@@ -29,7 +29,8 @@ from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Restoratio
 from quart_tenants.postgres.backups.rows_only import plan_rows_only
 from quart_tenants.postgres.backups.verifying import take_picture, verify_backup
 from quart_tenants.postgres.blocks.database import Database
-from quart_tenants.postgres.registry.tenant_locks import lock_tenant, stay_open
+from quart_tenants.postgres.blocks.long_work import stay_open
+from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner
 from quart_tenants.resources import read_statement
 from quart_tenants.settings import Settings

@@ -28,9 +28,10 @@ from quart_tenants.postgres.backups.pipes import Pipe, open_dump
 from quart_tenants.postgres.backups.pouring import Dump, run_restoration
 from quart_tenants.postgres.backups.restore_scripts import GET_PLACE, Replaced, Restoration
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.long_work import stay_open
 from quart_tenants.postgres.migrations.migration_files import Migration, describe_newest, get_tenant_migrations
 from quart_tenants.postgres.registry.registry_tables import check_registry
-from quart_tenants.postgres.registry.tenant_locks import lock_tenant, stay_open
+from quart_tenants.postgres.registry.tenant_locks import lock_tenant
 from quart_tenants.postgres.roles.owner_role import find_owner, get_owner
 from quart_tenants.postgres.roles.schema_access import name_role
 from quart_tenants.postgres.tenants.dependents import Dependent, check_dependents

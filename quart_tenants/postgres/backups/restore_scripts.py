@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quart_tenants.postgres.backups.manifests import AppliedMigration, RowsOnly
+from quart_tenants.postgres.blocks.long_work import LIFT_LIMITS
 from quart_tenants.postgres.blocks.short_waits import LONGEST_WAIT, MOST_TRIES
 from quart_tenants.postgres.citus.cluster import LIST_DISTRIBUTION
 from quart_tenants.postgres.citus.settings_of_citus import KEEP_LOCAL, list_limits
@@ -142,7 +143,7 @@ def write_script(*statements: str) -> str:
 _BEGIN = (
     "BEGIN;\nSET LOCAL search_path TO '';\n"
     # On Citus a dump is poured into a plain schema, which is distributed at the end with all its rows.
-    + write_script(*list_limits(lock=5, statement=0), KEEP_LOCAL)
+    + write_script(LIFT_LIMITS, *list_limits(lock=5, statement=0), KEEP_LOCAL)
 )
 # The dump has changed settings of the session, and behind a pooler other clients use the same session.
 _GO_ON = f"RESET ALL;{_BEGIN.removeprefix('BEGIN;')}"

@@ -20,6 +20,7 @@ from quart_tenants.postgres.backups.migrated_shapes import (
 )
 from quart_tenants.postgres.backups.restore_scripts import SAME_TEXTS, write_script
 from quart_tenants.postgres.blocks.database import enter_schema
+from quart_tenants.postgres.blocks.long_work import LIFT_LIMITS
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import SchemaName, Tenant, quote_literal
 
@@ -75,6 +76,7 @@ SELECT EXISTS (
 """
 _BEGIN_READING = """BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET TRANSACTION SNAPSHOT {snapshot};
+{lift};
 SET LOCAL search_path TO {path};
 SET LOCAL row_security TO off;
 SET LOCAL statement_timeout TO 0;
@@ -179,7 +181,8 @@ async def plan_rows_only(
 
 def begin_reading(snapshot: str, path: str) -> str:
     """Return the script for psql that begins to read what *snapshot* shows, with *path* as SQL of a path."""
-    return _BEGIN_READING.format(snapshot=quote_literal(snapshot), path=path) + write_script(*SAME_TEXTS)
+    begin = _BEGIN_READING.format(snapshot=quote_literal(snapshot), lift=LIFT_LIMITS, path=path)
+    return begin + write_script(*SAME_TEXTS)
 
 
 def write_head(schema: SchemaName) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import asyncpg
 
 from quart_tenants.errors import DatabaseRefusedError, DatabaseUnavailableError, SettingError
+from quart_tenants.postgres.blocks.long_work import LIFT_LIMITS_OF_SESSION
 from quart_tenants.postgres.driver.connection_types import (
     DRIVER_ERRORS,
     DriverConnection,
@@ -35,7 +36,8 @@ async def open_own_session(
 ) -> DriverConnection:
     """Return a connection that has a server process to itself, in the database of `TENANTS_DATABASE_URL`.
 
-    It is opened at `TENANTS_DIRECT_DATABASE_URL`, if that is set. A cancellation leaves no connection open.
+    No limit of the server for idle sessions or for long transactions ends it. It is opened at
+    `TENANTS_DIRECT_DATABASE_URL`, if that is set. A cancellation leaves no connection open.
 
     Args:
         settings: The addresses, and how long connecting may take.
@@ -63,6 +65,7 @@ async def open_own_session(
             )
         if settings.direct_database_url is not None:
             await _compare(connection, settings, defaults, purpose)
+        await connection.execute(LIFT_LIMITS_OF_SESSION)
     except BaseException as error:
         connection.terminate()
         if isinstance(error, DRIVER_ERRORS):

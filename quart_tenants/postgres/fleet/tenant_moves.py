@@ -9,9 +9,10 @@ from quart_tenants.connection import Connection
 from quart_tenants.errors import DatabaseRefusedError
 from quart_tenants.long_lists import name_some
 from quart_tenants.postgres.blocks.database import Database
+from quart_tenants.postgres.blocks.long_work import stay_open
 from quart_tenants.postgres.citus.cluster import Node, has_citus, list_nodes, list_places, list_sizes
 from quart_tenants.postgres.registry.registry_tables import announce_changes, check_registry, get_tenant, list_tenants
-from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_until_commit, stay_open
+from quart_tenants.postgres.registry.tenant_locks import get_living_tenant, lock_until_commit
 from quart_tenants.tenant import Slug, Tenant
 
 # Rows of such a table cannot be told apart while they are copied and changed at the same time. $1 the schema.
@@ -28,6 +29,7 @@ _ANSWERS = "SELECT pg_catalog.citus_check_connection_to_node($1, $2)"
 _MOVE = "SELECT pg_catalog.citus_schema_move($1::text::regnamespace, $2::text, $3::integer)"
 # Without it the server notices that a command was killed only when the move is over.
 _NOTICE_OUR_END = "SET client_connection_check_interval TO 1000"
+_TAKE_YOUR_TIME = "SET statement_timeout TO 0"
 _GET_PROGRESS = """
 SELECT
     coalesce(pg_catalog.sum(target_shard_size), 0)::bigint AS done,
@@ -100,15 +102,16 @@ async def move_tenant(
     tenant = await get_tenant(database, slug)
     # The lock lies in a transaction of its own, because the move is a statement outside of any.
     async with database.plain_session() as guard, guard.transaction():
+        await stay_open(guard)
         async with database.connection() as connection:
             node = await _find_target(connection, node_name)
-            await stay_open(guard)
             await lock_until_commit(guard, tenant.id, slug)
             tenant = await get_living_tenant(connection, tenant.id, slug)
             if await _check_movable(connection, tenant) == node.number:
                 return tenant, False
         async with database.session(tenant.schema) as mover:
             await mover.execute(_NOTICE_OUR_END)
+            await mover.execute(_TAKE_YOUR_TIME)
             moving = asyncio.create_task(mover.execute(_MOVE, tenant.schema.quoted, node.host, node.port))
             try:
                 while not (await asyncio.wait([moving], timeout=look_every))[0]:

@@ -22,8 +22,9 @@ GRACE = 10.0
 _FIRST_PAUSE = 0.5  # seconds; it doubles after each further try
 _LONGEST_PAUSE = 30.0
 
-# Times are in milliseconds. The last setting lets the server notice that a command was killed: without it the server
-# looks at its client only between statements. A server on Windows cannot do that.
+# Times are in milliseconds. The third setting lets the server notice that a command was killed: without it the server
+# looks at its client only between statements. A server on Windows cannot do that. The last one would end a migration
+# that takes long in all, and exists from PostgreSQL 17 on.
 _LIMITS = """
 SELECT
     pg_catalog.set_config('lock_timeout', '{lock:d}', {local}),
@@ -32,6 +33,10 @@ SELECT
         'client_connection_check_interval',
         CASE WHEN pg_catalog.version() ~* 'windows|mingw|visual' THEN '0' ELSE '1000' END,
         {local}
+    ),
+    (
+        SELECT pg_catalog.set_config(name, '0', {local}) FROM pg_catalog.pg_settings
+        WHERE name = 'transaction_timeout'
     )
 """
 _PASSING_ERRORS = (

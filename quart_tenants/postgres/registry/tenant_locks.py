@@ -20,12 +20,6 @@ _TRY_UNTIL_COMMIT = f"SELECT pg_catalog.pg_try_advisory_xact_lock({LOCK_KEY.form
 _TRY_FOR_SESSION = f"SELECT pg_catalog.pg_try_advisory_lock({LOCK_KEY.format('$1')})"
 _PAUSE = 0.1  # seconds between two tries
 
-# The second one exists from PostgreSQL 17 on.
-_LIFT_LIMITS = """
-SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings
-WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
-"""
-
 PATIENCE = 5.0
 """How many seconds a command waits for a tenant's lock.
 
@@ -85,14 +79,6 @@ async def lock_until_commit(connection: Connection | DriverConnection, tenant_id
         TenantBusyError: Another process holds it.
     """
     await _try_for(connection, _TRY_UNTIL_COMMIT, tenant_id, slug, PATIENCE)
-
-
-async def stay_open(connection: Connection | DriverConnection) -> None:
-    """Let the transaction on *connection* be open, and idle, for as long as what is done beside it takes.
-
-    The server may have limits for that. A transaction that they end gives its locks and its snapshot away.
-    """
-    await connection.execute(_LIFT_LIMITS)
 
 
 async def lock_session(connection: DriverConnection, tenant_id: int, slug: Slug, seconds: float) -> None:

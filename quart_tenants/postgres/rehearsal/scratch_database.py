@@ -61,7 +61,9 @@ async def scratch_database(database: Database, *, settings: Settings) -> AsyncIt
                 await migrate_shared(scratch, settings=own)
                 yield scratch, own
         finally:
-            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            # The server may have a limit for sessions that are idle, as the first one was all the time.
+            async with database.plain_session() as last:
+                await last.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 async def _drop_forgotten(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

@@ -3,13 +3,21 @@
 import contextlib
 from collections.abc import Collection, Sequence
 
-from quart_tenants.errors import MigrationFailedError, TenantBusyError, TenantError, TenantExistsError
+from quart_tenants.errors import (
+    DatabaseUnavailableError,
+    MigrationFailedError,
+    TenantBusyError,
+    TenantError,
+    TenantExistsError,
+)
 from quart_tenants.postgres.blocks.database import Database, enter_schema
+from quart_tenants.postgres.blocks.long_work import stay_open
 from quart_tenants.postgres.blocks.short_waits import ShortWaits
+from quart_tenants.postgres.driver.connection_types import DRIVER_ERRORS, DriverConnection, describe
 from quart_tenants.postgres.migrations.migration_files import Migration
 from quart_tenants.postgres.migrations.transactions import count_committed_first, take_together
 from quart_tenants.postgres.registry.registry_tables import check_registry
-from quart_tenants.postgres.registry.tenant_locks import lock_until_commit, stay_open, tries_on
+from quart_tenants.postgres.registry.tenant_locks import lock_until_commit, tries_on
 from quart_tenants.postgres.tenants.new_tenant import NewTenant, finish, make_schema, run_files, wait_for_turn
 from quart_tenants.postgres.tenants.purge import purge_tenants
 from quart_tenants.postgres.tenants.trash import list_trash
@@ -51,12 +59,18 @@ async def create_in_steps(database: Database, new: NewTenant, *, settings: Setti
     tenant = Tenant(tenant_id, new.slug, new.schema, new.name, len(new.migrations))
     try:
         # The lock says that the tenant is still being made. A transaction holds it, also behind a pooler.
-        async with database.plain_session() as guard, guard.transaction():
+        async with database.plain_session() as guard:
+            holding = guard.transaction()
+            await holding.start()
             await stay_open(guard)
             await lock_until_commit(guard, tenant.id, tenant.slug)
             # This closes the driver's last statement. Its snapshot would hold up every index build until the end.
             await guard.execute("SELECT")
-            return await _create(database, new, tenant, settings)
+            tenant = await _create(database, new, tenant, settings, guard)
+            # The tenant exists now, whatever becomes of the lock.
+            with contextlib.suppress(*DRIVER_ERRORS):
+                await holding.rollback()
+            return tenant
     except BaseException:
         # If this fails, too, the error that is told is the first one.
         with contextlib.suppress(TenantError):
@@ -87,7 +101,9 @@ async def _run_together(tries: ShortWaits, tenant: Tenant, migrations: Sequence[
             return
 
 
-async def _create(database: Database, new: NewTenant, tenant: Tenant, settings: Settings) -> Tenant:
+async def _create(
+    database: Database, new: NewTenant, tenant: Tenant, settings: Settings, guard: DriverConnection
+) -> Tenant:
     async with database.connection() as connection:
         if await connection.fetchval(_ADD_UNFINISHED, tenant.id, tenant.slug, tenant.schema.name, tenant.name) is None:
             raise TenantExistsError(tenant.slug, tenant.schema.name)
@@ -105,6 +121,13 @@ async def _create(database: Database, new: NewTenant, tenant: Tenant, settings: 
         else:
             left = left[len(together) :]
             together = take_together(left, new_tables=True)
+    try:
+        await guard.execute("SELECT")
+    except DRIVER_ERRORS as error:
+        raise DatabaseUnavailableError(
+            f"the connection that held the lock of tenant {tenant.slug!r} was lost before it was complete: "
+            f"{describe(error)}"
+        ) from error
     while True:
         async with tries.try_once() as connection:
             if await connection.fetchval(_COMPLETE, tenant.id) is None:

@@ -5,7 +5,6 @@ of the request are still on their way, the system resets the connection, and man
 """
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGIReceiveEvent, ASGISendCallable, ASGISendEvent, Scope
@@ -26,10 +25,11 @@ class LingeringClose:
         self._app = app
         self._max_body_bytes = max_body_bytes
 
-    def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Pass the request on, and watch where it ends."""
         if scope["type"] != "http" or not has_body(scope):
-            return self._app(scope, receive, send)  # type: ignore[no-any-return]
+            await self._app(scope, receive, send)
+            return
         ended = asyncio.Event()
 
         received = 0
@@ -63,4 +63,4 @@ class LingeringClose:
                 event = {**event, "body": b""}
             await send(event)
 
-        return self._app(scope, receive_and_watch, send_and_linger)  # type: ignore[no-any-return]
+        await self._app(scope, receive_and_watch, send_and_linger)

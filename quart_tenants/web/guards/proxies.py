@@ -4,7 +4,7 @@ import functools
 import ipaddress
 import logging
 import re
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
@@ -41,7 +41,7 @@ class TrustedProxies:
         self._hops = settings.trusted_proxy_hops
         self._warned = False
 
-    def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Pass the request on, with the forwarded values if its peer is one of our proxies."""
         if scope["type"] == "http" or scope["type"] == "websocket":
             headers = scope["headers"]
@@ -52,7 +52,7 @@ class TrustedProxies:
                 scope = self._follow(scope, headers, peer)
             elif not self._warned and any(name == b"x-forwarded-for" for name, _ in headers):
                 self._warn(peer)
-        return self._app(scope, receive, send)  # type: ignore[no-any-return]
+        await self._app(scope, receive, send)
 
     def _follow(self, scope: Any, headers: _Headers, peer: _Address | None) -> Any:
         """Return *scope* as the proxies saw the request."""

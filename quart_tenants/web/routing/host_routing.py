@@ -16,7 +16,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter, Map
 
-from quart_tenants.errors import RegistryStaleError, SchemaBehindError, SettingError, UnknownTenantError
+from quart_tenants.errors import NoTenantError, RegistryStaleError, SchemaBehindError, SettingError, UnknownTenantError
 from quart_tenants.settings import PREFIX
 from quart_tenants.tenant import Tenant
 from quart_tenants.web.context import (
@@ -182,7 +182,7 @@ def _enter(asked: Request | Websocket, state: TenantState, *, for_tenant: bool) 
                 raise
             return redirect
         if tenant is None:
-            raise ForeignHostError(asked.host)
+            raise NoTenantError(f"the route has an argument {_TENANT_ARGUMENT!r}, which only TENANT_HOST may have")
     return None
 
 

@@ -42,7 +42,7 @@ def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T |
             return "only for users of this tenant"
         ```
     """
-    # Quart makes a task of a thread of any other function.
+    # Quart runs any other function in a thread.
     is_async = inspect.iscoroutinefunction(view)
 
     @functools.wraps(view)

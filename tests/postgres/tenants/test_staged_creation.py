@@ -6,17 +6,23 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import asyncpg
 import pytest
 
 from quart_tenants.connection import Connection
-from quart_tenants.errors import MigrationFailedError, TenantBusyError, TenantError, UnknownTenantError
+from quart_tenants.errors import (
+    DatabaseUnavailableError,
+    MigrationFailedError,
+    TenantBusyError,
+    UnknownTenantError,
+)
 from quart_tenants.postgres.blocks.database import Database
 from quart_tenants.postgres.registry import tenant_locks
 from quart_tenants.postgres.registry.registry import Registry
 from quart_tenants.postgres.registry.registry_tables import get_tenant, list_tenants
 from quart_tenants.postgres.tenants import provisioning, staged_creation
+from quart_tenants.postgres.tenants.new_tenant import run_files
 from quart_tenants.postgres.tenants.provisioning import create_tenant, create_tenants
 from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import list_trash
@@ -43,6 +49,19 @@ UNION ALL SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname = 'newco'
 UNION ALL SELECT 'role ' || rolname FROM pg_roles
 WHERE rolname LIKE (SELECT left(owner_name, 23) FROM quart_tenants.role_setup) || '_t%' AND rolname NOT IN
     (SELECT role_name FROM quart_tenants.living_tenants)
+"""
+# The lock of a tenant is the only advisory lock that a session holds here beside the one that asks.
+IS_LOCKED = """
+SELECT EXISTS (
+    SELECT FROM pg_locks
+    WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND granted AND pid <> pg_backend_pid()
+)
+"""
+END_LOCKS = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_locks
+WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+AND granted AND pid NOT IN (SELECT pid FROM pg_locks WHERE relation IS NOT NULL)
 """
 CREATE_AND_WAIT = """
 import asyncio, sys
@@ -192,8 +211,8 @@ async def test_failure_in_a_later_transaction_leaves_nothing(
     assert (await create_tenant(database, NEWCO, "Newco", settings=settings)).version == 4
 
 
-async def create_slowly_under_a_limit(url: str, database: Database, settings: Settings) -> None:
-    """Create a tenant where a new session may be idle in a transaction for 50 ms."""
+async def create_under_a_limit(url: str, database: Database, settings: Settings) -> list[bool]:
+    """Create a tenant where a new session may be idle in a transaction for 50 ms; return whether its lock held."""
     await execute(
         url,
         """
@@ -202,12 +221,15 @@ async def create_slowly_under_a_limit(url: str, database: Database, settings: Se
         END $$
         """,
     )
+    held = []
 
     async def fill(connection: Connection) -> None:
         # The session of this connection is older than the limit.
         await connection.execute("SELECT pg_sleep(0.3)")
+        held.append(await connection.fetchval(IS_LOCKED))
 
     await create_tenant(database, NEWCO, "Newco", settings=settings, fill=fill)
+    return held
 
 
 async def test_limit_for_idle_transactions_ends_no_creation(
@@ -216,15 +238,13 @@ async def test_limit_for_idle_transactions_ends_no_creation(
     """The transaction that holds the lock may be idle for as long as the tables are being made."""
     database, settings = made_in
 
-    await create_slowly_under_a_limit(empty_registry_url, database, settings)
-
-    assert (await get_tenant(database, NEWCO)).version == 4
+    assert await create_under_a_limit(empty_registry_url, database, settings) == [True]
 
 
-async def test_naive_lock_is_lost_to_the_limit(
+async def test_tenant_exists_whatever_becomes_of_the_lock_after_it_is_complete(
     made_in: tuple[Database, Settings], empty_registry_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The negative control: without `stay_open` the server ends that transaction, and its lock is gone."""
+    """The negative control: without `stay_open` the lock is lost. What was complete by then is no error."""
     database, settings = made_in
 
     async def leave_limits(connection: object) -> None:
@@ -232,8 +252,26 @@ async def test_naive_lock_is_lost_to_the_limit(
 
     monkeypatch.setattr(staged_creation, "stay_open", leave_limits)
 
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, TenantError)):
-        await create_slowly_under_a_limit(empty_registry_url, database, settings)
+    assert await create_under_a_limit(empty_registry_url, database, settings) == [False]
+    assert (await get_tenant(database, NEWCO)).version == 4
+
+
+async def test_lock_that_is_lost_before_the_end_is_told(
+    made_in: tuple[Database, Settings], empty_registry_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else was kept from purging the half-made tenant, so it is not completed, and nothing is left of it."""
+    database, settings = made_in
+
+    async def run_and_end_locks(*arguments: Any, **options: Any) -> None:
+        await run_files(*arguments, **options)
+        await execute(empty_registry_url, END_LOCKS)
+
+    monkeypatch.setattr(staged_creation, "run_files", run_and_end_locks)
+
+    with pytest.raises(DatabaseUnavailableError, match="the connection that held the lock of tenant 'newco' was lost"):
+        await create_tenant(database, NEWCO, "Newco", settings=settings)
+
+    assert await list_traces(database) == []
 
 
 async def test_cancellation_leaves_nothing(made_in: tuple[Database, Settings]) -> None:

@@ -236,3 +236,15 @@ def test_no_inner_function_is_replaced(get: Callable[[Quart], object]) -> None:
     covered = {name for name in vars(made) if callable(getattr(type(made), name, None))}
 
     assert covered <= {"asgi_app", "url_rule_class"}
+
+
+async def test_argument_of_tenants_in_a_path_is_an_error_that_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    """A route of the domain itself with `<tenant>` in its path is a slip of the app, and no page that is not there."""
+    app = make_app()
+    tenants = app.extensions["quart_tenants"]
+    app.add_url_rule("/customers/<tenant>", "customers", view, host=tenants.apex_host)
+
+    answer = await app.test_client().get("/customers/acme", headers={"Host": "localhost"})
+
+    assert answer.status_code == 500
+    assert "the route has an argument 'tenant', which only TENANT_HOST may have" in caplog.text
