@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         made(app, *arguments, **options)
         serve_requests(app)
         guarded = RequestFraming(RequestDeadlines(StreamEnds(app.asgi_app), _REQUEST_TIMEOUT))
-        app.asgi_app = guarded  # type: ignore[method-assign]
+        app.asgi_app = guarded  # type: ignore[method-assign, assignment]
 
     Quart.__init__ = make  # type: ignore[method-assign, assignment]
 
