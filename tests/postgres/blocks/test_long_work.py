@@ -23,9 +23,11 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
 from tests.support.databases import execute
 
+# Milliseconds. On a busy machine a process may wait for its turn for longer than half of it.
+SHORT = 1000
 LIMITS = ("idle_in_transaction_session_timeout", "idle_session_timeout", "transaction_timeout")
 GET_LIMITS = "SELECT name, setting FROM pg_settings WHERE name = ANY ($1::text[])"
-WAIT = "DO 'BEGIN PERFORM pg_catalog.pg_sleep(0.5); END'"
+WAIT = "DO 'BEGIN PERFORM pg_catalog.pg_sleep(1.3); END'"
 GET_VERSION = "SELECT current_setting('server_version_num')::int"
 
 
@@ -104,7 +106,7 @@ async def test_backup_and_restore_take_longer_than_a_transaction_may(
         monkeypatch.setattr(rows_only, "LIFT_LIMITS", f"{lift};\n{WAIT}")
         begin = restore_scripts._BEGIN.replace(LIFT_LIMITS, lift)
         monkeypatch.setattr(restore_scripts, "_BEGIN", f"{begin}{WAIT};\n")
-        await limit(database_url, transaction_timeout=300)
+        await limit(database_url, transaction_timeout=SHORT)
         with contextlib.suppress(TenantError):
             await backup_tenant(database, acme.slug, second, settings=settings)
             done.append("backup")
@@ -121,9 +123,9 @@ async def test_rehearsal_leaves_no_database_where_idle_sessions_end(
 ) -> None:
     """Its first session is idle all the time, so the database is dropped by another one."""
     async with await Database.open(settings, max_size=1) as database:
-        await limit(database_url, idle_session_timeout=100)
+        await limit(database_url, idle_session_timeout=SHORT)
         async with scratch_database(database, settings=settings), database.connection() as connection:
-            await connection.execute("SELECT pg_sleep(0.4)")
+            await connection.execute("SELECT pg_sleep(1.3)")
         async with database.connection() as connection:
             left = await connection.fetch(
                 "SELECT datname FROM pg_database WHERE datname LIKE 'quart_tenants_rehearsal%'"
@@ -148,7 +150,7 @@ async def test_migration_takes_longer_than_a_transaction_may(
     if not is_lifted:
         limits = migration_tries._LIMITS.replace("transaction_timeout", "no setting")
         monkeypatch.setattr(migration_tries, "_LIMITS", limits)
-    await limit(database_url, transaction_timeout=300)
+    await limit(database_url, transaction_timeout=SHORT)
     async with await Database.open(settings, max_size=1) as database:
         if is_lifted:
             assert (await migrate_tenant(database, acme, migrations, settings=settings)).version == acme.version + 1

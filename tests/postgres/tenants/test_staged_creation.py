@@ -212,12 +212,12 @@ async def test_failure_in_a_later_transaction_leaves_nothing(
 
 
 async def create_under_a_limit(url: str, database: Database, settings: Settings) -> list[bool]:
-    """Create a tenant where a new session may be idle in a transaction for 50 ms; return whether its lock held."""
+    """Create a tenant where a new session may be idle in a transaction for a second; return whether its lock held."""
     await execute(
         url,
         """
         DO $$ BEGIN
-            EXECUTE format('ALTER DATABASE %I SET idle_in_transaction_session_timeout TO 50', current_database());
+            EXECUTE format('ALTER DATABASE %I SET idle_in_transaction_session_timeout TO 1000', current_database());
         END $$
         """,
     )
@@ -225,7 +225,7 @@ async def create_under_a_limit(url: str, database: Database, settings: Settings)
 
     async def fill(connection: Connection) -> None:
         # The session of this connection is older than the limit.
-        await connection.execute("SELECT pg_sleep(0.3)")
+        await connection.execute("SELECT pg_sleep(1.3)")
         held.append(await connection.fetchval(IS_LOCKED))
 
     await create_tenant(database, NEWCO, "Newco", settings=settings, fill=fill)
