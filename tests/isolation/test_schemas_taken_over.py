@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -273,6 +274,23 @@ async def test_late_statement_that_is_believed_reads_the_next_tenants_rows(
     seen = await read_late(read, 60, direct_url, settings, acme, lambda: take_over(database, settings, acme))
 
     assert "of the next" in seen
+
+
+async def fail_at_a_row(connection: Any) -> str:
+    """Read rows in a way that fails. PostgreSQL's error tells what is in the row."""
+    return str(await connection.fetchval("SELECT description::int FROM company_data"))
+
+
+@pytest.mark.parametrize("known", [0.05, 60], ids=["late", "negative control: believed"])
+async def test_late_error_tells_nothing_of_the_next_tenant(
+    direct_url: str, database: Database, settings: Settings, acme: Tenant, known: float
+) -> None:
+    """An error of PostgreSQL may quote a row, and is logged."""
+    with pytest.raises(UnknownTenantError if known < 1 else asyncpg.DataError) as caught:
+        await read_late(fail_at_a_row, known, direct_url, settings, acme, lambda: take_over(database, settings, acme))
+
+    told = "".join(traceback.format_exception(caught.value))
+    assert ("of the next" in told) is (known > 1)
 
 
 @pytest.mark.parametrize("read", STATEMENTS)
