@@ -10,20 +10,31 @@ ELECT_EVERY = 10.0
 
 
 class Election:
-    """Remembers who is named. It names others after some seconds, or at once while there is room for more."""
+    """Remembers who is named. It names others after some seconds, or at once while there is room for more.
 
-    def __init__(self, size: int, clock: Callable[[], float] = monotonic, named: Sequence[str] = ()) -> None:
+    Attributes:
+        held_at: When it last named others, by its clock.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        clock: Callable[[], float] = monotonic,
+        named: Sequence[str] = (),
+        held_at: float | None = None,
+    ) -> None:
         """Begin with the slugs in *named*.
 
         Args:
             size: How many tenants are named at most.
             clock: Returns seconds.
             named: Who was named by an election before this one.
+            held_at: When that was held, by the same clock. Default: now.
         """
         self._size = size
         self._clock = clock
         self._named = list(named)
-        self._held_at = clock()
+        self.held_at = clock() if held_at is None else held_at
 
     def hold(self, votes: Iterable[Mapping[str, float]]) -> list[str]:
         """Return the slugs of those who are named now.
@@ -37,7 +48,7 @@ class Election:
             for slug, weight in vote.items():
                 busy[slug] += weight
         now = self._clock()
-        if now - self._held_at >= ELECT_EVERY or len(self._named) < min(self._size, len(busy)):
+        if now - self.held_at >= ELECT_EVERY or len(self._named) < min(self._size, len(busy)):
             self._named = nlargest(self._size, busy, key=busy.__getitem__)
-            self._held_at = now
+            self.held_at = now
         return self._named

@@ -8,7 +8,6 @@ import mmap
 import struct
 import time
 import zlib
-from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
@@ -39,6 +38,19 @@ class _Left(_Vote):
     stats: Stats
 
 
+class Names(msgspec.Struct):
+    """Which tenants are named.
+
+    Attributes:
+        slugs: Theirs.
+        held_at: When they were elected, by the monotonic clock; None for never. The next worker in the place of the one
+            that decides goes on from there. If it began anew, workers that die again and again would elect nobody.
+    """
+
+    slugs: list[str] = msgspec.field(default_factory=list)
+    held_at: float | None = None
+
+
 class FigureBoard:
     """A place for the figures of each worker. Each writes its own, and any of them reads all."""
 
@@ -67,7 +79,7 @@ class FigureBoard:
 
     def read(self) -> list[Worker]:
         """Return all workers, with the tenants that are named now."""
-        named = set(self.read_names())
+        named = set(self.read_names().slugs)
         return [self._read(number, named) for number in range(self._count)]
 
     def read_votes(self, without: int) -> list[dict[str, float]]:
@@ -75,14 +87,14 @@ class FigureBoard:
         found = [self._take(number) for number in range(self._count) if number != without]
         return [msgspec.json.decode(left, type=_Vote).busiest for _, is_fresh, left in found if is_fresh and left]
 
-    def write_names(self, slugs: Sequence[str]) -> None:
-        """Let all workers name the tenants *slugs*. One worker alone may call this."""
-        self._put(self._count, msgspec.json.encode(slugs))
+    def write_names(self, names: Names) -> None:
+        """Let all workers name these tenants. One worker alone may call this."""
+        self._put(self._count, msgspec.json.encode(names))
 
-    def read_names(self) -> list[str]:
-        """Return the slugs of the tenants that are named."""
+    def read_names(self) -> Names:
+        """Return the tenants that are named."""
         left = self._take(self._count)[2]
-        return msgspec.json.decode(left, type=list[str]) if left else []
+        return msgspec.json.decode(left, type=Names) if left else Names()
 
     def _read(self, number: int, named: set[str]) -> Worker:
         starts, is_fresh, left = self._take(number)

@@ -19,7 +19,7 @@ from quart_tenants.measures.metric_names import TOTAL
 from quart_tenants.measures.stats import Stats
 from quart_tenants.measures.sums import add_up
 from quart_tenants.server.addresses import listen_at, name_address
-from quart_tenants.server.figure_board import FigureBoard
+from quart_tenants.server.figure_board import FigureBoard, Names
 from quart_tenants.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -105,13 +105,17 @@ def begin_leaving(
     totals: dict[str, float] = {}
     table = measures.tenants
     # One worker decides for all. While it is being replaced, the names stay.
-    election = Election(measures.named_tenants, clock, board.read_names()) if number == 0 else None
+    election = None
+    if number == 0:
+        known = board.read_names()
+        election = Election(measures.named_tenants, clock, known.slugs, known.held_at)
 
     def leave() -> None:
         nonlocal before
         if election is not None:
-            board.write_names(election.hold([table.find_busiest(), *board.read_votes(without=number)]))
-        names = board.read_names()
+            slugs = election.hold([table.find_busiest(), *board.read_votes(without=number)])
+            board.write_names(Names(slugs, election.held_at))
+        names = board.read_names().slugs
         table.name(names)
         stats = get_stats()
         # The same for a number of the app's own that is missing now, such as because its function has raised.

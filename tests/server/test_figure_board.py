@@ -17,8 +17,8 @@ from quart_tenants.measures.counts import STATUS_CLASSES, Measures
 from quart_tenants.measures.metric_families import write_metrics
 from quart_tenants.measures.stats import TENANT_FIGURES, Stats, TenantStats
 from quart_tenants.measures.tenant_table import TenantTable
-from quart_tenants.server import figure_board
-from quart_tenants.server.figure_board import FigureBoard
+from quart_tenants.server import figure_board, metrics_port
+from quart_tenants.server.figure_board import FigureBoard, Names
 from quart_tenants.server.metrics_port import begin_leaving, leave_figures
 from tests.measures.test_metric_families import make_stats
 from tests.measures.test_tenant_table import Clock, make_tenant
@@ -124,6 +124,26 @@ def test_naive_sum_goes_down(naive: str, monkeypatch: pytest.MonkeyPatch) -> Non
     fallen, _, _ = play(Fleet(5))
 
     assert fallen > 0
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_worker_that_dies_again_and_again_names_the_busiest(naive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one goes on with the time of the last election. Negative control: it begins anew, and never elects."""
+    if naive:
+        monkeypatch.setattr(metrics_port, "Names", lambda slugs, _: Names(slugs))
+    fleet = Fleet(1)
+    fleet.serve(0, "before")
+    fleet.leave[0]()
+
+    for _ in range(6):
+        for _ in range(20):
+            fleet.serve(1, "now")
+        fleet.leave[1]()
+        fleet.leave[0] = fleet.start(0)
+        fleet.clock.now += 3
+        fleet.leave[0]()
+
+    assert fleet.board.read_names().slugs == (["before"] if naive else ["now"])
 
 
 def write_and_die(board: FigureBoard, moment: str) -> None:
