@@ -42,6 +42,13 @@ async def execute(url: str, *statements: str) -> None:
         await connection.close()
 
 
+async def set_default(url: str, name: str, value: str) -> None:
+    """Let new sessions of the database at *url* begin with a setting."""
+    await execute(
+        url, f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {name} TO %L', current_database(), '{value}'); END $$"
+    )
+
+
 async def drop_for_good(database: Database, slug: Slug) -> None:
     """Drop and purge a tenant, and let that be long ago, so that its name is free."""
     await drop_tenant(database, slug)

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
+from tests.support.databases import set_default
 from tests.support.patience import DEADLINE, wait_until
 
 _logger = logging.getLogger(__name__)
@@ -145,9 +146,4 @@ def _find_free_port() -> int:
 
 async def empty_default_path(database_url: str) -> None:
     """Give every new connection to *database_url* an empty path, as docs/pooler.md says."""
-    connection = await asyncpg.connect(database_url)
-    try:
-        name = await connection.fetchval("SELECT current_database()::text")
-        await connection.execute(f"ALTER DATABASE \"{name}\" SET search_path TO ''")
-    finally:
-        await connection.close()
+    await set_default(database_url, "search_path", "")

@@ -1,5 +1,6 @@
 """Make a span of each request, in which its blocks and the app's own spans are."""
 
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
@@ -35,11 +36,11 @@ class RequestSpans:
         status = 0
         raised: BaseException | None = None
 
-        async def send_and_note(event: ASGISendEvent) -> None:
+        def send_and_note(event: ASGISendEvent) -> Awaitable[None]:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = event["status"]
-            await send(event)
+            return send(event)
 
         try:
             await self._app(scope, receive, send_and_note)

@@ -1,7 +1,6 @@
 """Let only visitors who have logged in see a view."""
 
 import functools
-import inspect
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import ParamSpec, TypeVar
@@ -42,13 +41,11 @@ def login_required(view: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T |
             return "only for users of this tenant"
         ```
     """
-    # Quart runs any other function in a thread.
-    is_async = inspect.iscoroutinefunction(view)
 
     @functools.wraps(view)
     async def guarded(*args: P.args, **kwargs: P.kwargs) -> T | Response | WerkzeugResponse:
         if get_session().user is not None:
-            return await (view if is_async else current_app.ensure_async(view))(*args, **kwargs)
+            return await current_app.ensure_async(view)(*args, **kwargs)
         asked, endpoint = find_request(), get_state().sign_in_endpoint
         if endpoint is None or not isinstance(asked, Request) or not prefers_html(asked):
             raise NotLoggedInError

@@ -21,23 +21,14 @@ from quart_tenants.postgres.migrations.migration_files import Migration, get_ten
 from quart_tenants.postgres.rehearsal.scratch_database import scratch_database
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug, Tenant
-from tests.support.databases import execute
+from tests.support.databases import set_default
 
-# Milliseconds. On a busy machine a process may wait for its turn for longer than half of it.
-SHORT = 1000
+# On a busy machine a process may wait for its turn for longer than half of it.
+SHORT = "1s"
 LIMITS = ("idle_in_transaction_session_timeout", "idle_session_timeout", "transaction_timeout")
 GET_LIMITS = "SELECT name, setting FROM pg_settings WHERE name = ANY ($1::text[])"
 WAIT = "DO 'BEGIN PERFORM pg_catalog.pg_sleep(1.3); END'"
 GET_VERSION = "SELECT current_setting('server_version_num')::int"
-
-
-async def limit(url: str, **limits: int) -> None:
-    """Give new sessions of the database at *url* limits, in milliseconds."""
-    for name, milliseconds in limits.items():
-        await execute(
-            url,
-            f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {name} TO {milliseconds}', current_database()); END $$",
-        )
 
 
 async def read_limits(connection: Connection | DriverConnection) -> dict[str, str]:
@@ -60,7 +51,8 @@ async def limited(
     """What lends a connection under all limits that the server has, for which an hour is set."""
     async with await Database.open(settings, max_size=1) as database, database.connection() as connection:
         names = await read_limits(connection)
-    await limit(database_url, **dict.fromkeys(names, 3_600_000))
+    for name in names:
+        await set_default(database_url, name, "1h")
     async with await Database.open(settings, max_size=1) as database:
         yield database.connection if request.param == "a block" else database.plain_session
 
@@ -85,7 +77,7 @@ async def test_stay_open_lifts_the_limits_of_its_transaction(
 @pytest.mark.slow
 async def test_session_of_our_own_has_no_limits(database_url: str, settings: Settings, alone_only: None) -> None:
     """A session that waits for messages, or builds an index, lives as long as it likes."""
-    await limit(database_url, idle_session_timeout=3_600_000)
+    await set_default(database_url, "idle_session_timeout", "1h")
     async with await Database.open(settings, max_size=1) as database, database.session() as connection:
         assert set((await read_limits(connection)).values()) == {"0"}
 
@@ -106,7 +98,7 @@ async def test_backup_and_restore_take_longer_than_a_transaction_may(
         monkeypatch.setattr(rows_only, "LIFT_LIMITS", f"{lift};\n{WAIT}")
         begin = restore_scripts._BEGIN.replace(LIFT_LIMITS, lift)
         monkeypatch.setattr(restore_scripts, "_BEGIN", f"{begin}{WAIT};\n")
-        await limit(database_url, transaction_timeout=SHORT)
+        await set_default(database_url, "transaction_timeout", SHORT)
         with contextlib.suppress(TenantError):
             await backup_tenant(database, acme.slug, second, settings=settings)
             done.append("backup")
@@ -123,7 +115,7 @@ async def test_rehearsal_leaves_no_database_where_idle_sessions_end(
 ) -> None:
     """Its first session is idle all the time, so the database is dropped by another one."""
     async with await Database.open(settings, max_size=1) as database:
-        await limit(database_url, idle_session_timeout=SHORT)
+        await set_default(database_url, "idle_session_timeout", SHORT)
         async with scratch_database(database, settings=settings), database.connection() as connection:
             await connection.execute("SELECT pg_sleep(1.3)")
         async with database.connection() as connection:
@@ -141,7 +133,6 @@ async def test_migration_takes_longer_than_a_transaction_may(
     database_url: str,
     settings: Settings,
     acme: Tenant,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     is_lifted: bool,
 ) -> None:
@@ -150,7 +141,7 @@ async def test_migration_takes_longer_than_a_transaction_may(
     if not is_lifted:
         limits = migration_tries._LIMITS.replace("transaction_timeout", "no setting")
         monkeypatch.setattr(migration_tries, "_LIMITS", limits)
-    await limit(database_url, transaction_timeout=SHORT)
+    await set_default(database_url, "transaction_timeout", SHORT)
     async with await Database.open(settings, max_size=1) as database:
         if is_lifted:
             assert (await migrate_tenant(database, acme, migrations, settings=settings)).version == acme.version + 1

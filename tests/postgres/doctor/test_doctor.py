@@ -21,7 +21,7 @@ from quart_tenants.settings import Settings
 from quart_tenants.tenant import RoleName, Tenant
 from quart_tenants.testing.databases import new_database
 from tests.postgres.conftest import Role
-from tests.support.pgbouncer import SWALLOWS_PATH, needs_pgbouncer, run_pgbouncer
+from tests.support.pgbouncer import SWALLOWS_PATH, empty_default_path, needs_pgbouncer, run_pgbouncer
 from tests.support.pooler import naive_pooler
 
 pytestmark = pytest.mark.slow
@@ -117,7 +117,7 @@ async def test_naive_pooler_is_found_out_and_harmless_to_blocks(
 
 async def test_own_sessions_are_looked_for(settings: Settings, server_url: str, direct_url: str) -> None:
     """Behind a pooler the other URL has to be set, and to lead to the same database."""
-    await _run(direct_url, _EMPTY_PATH)
+    await empty_default_path(direct_url)
     async with naive_pooler(direct_url) as url, new_database(server_url) as elsewhere:
         pooled = replace(settings, database_url=url)
         unset, right, wrong = [
@@ -134,21 +134,13 @@ async def test_own_sessions_are_looked_for(settings: Settings, server_url: str, 
 @pytest.mark.parametrize(("mode", "state"), [("transaction", State.OK), ("session", State.WARNING)])
 async def test_mode_of_pgbouncer_is_seen(settings: Settings, direct_url: str, mode: str, state: State) -> None:
     """In transaction mode nothing leaks, and the doctor is content; session mode is named by what it does."""
-    await _run(direct_url, _EMPTY_PATH)
+    await empty_default_path(direct_url)
     async with run_pgbouncer(direct_url, pool_mode=mode, default_pool_size="4", **SWALLOWS_PATH) as bouncer:
         findings = await examine_all(replace(settings, database_url=bouncer.url(direct_url), driver_mode="auto"))
 
     assert list_checks(findings, State.LEAK, State.FAILED) == set()
     assert findings["pooler"].state is state
     assert ("set pool_mode = transaction" in findings["pooler"].remedy) is (mode == "session")
-
-
-async def _run(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 class RememberingDatabase:

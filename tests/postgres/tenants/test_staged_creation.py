@@ -28,7 +28,7 @@ from quart_tenants.postgres.tenants.purge import purge_trash
 from quart_tenants.postgres.tenants.trash import list_trash
 from quart_tenants.settings import Settings
 from quart_tenants.tenant import Slug
-from tests.support.databases import execute
+from tests.support.databases import execute, set_default
 from tests.support.roles import dropping_roles, set_up_roles
 
 pytestmark = pytest.mark.slow
@@ -213,14 +213,7 @@ async def test_failure_in_a_later_transaction_leaves_nothing(
 
 async def create_under_a_limit(url: str, database: Database, settings: Settings) -> list[bool]:
     """Create a tenant where a new session may be idle in a transaction for a second; return whether its lock held."""
-    await execute(
-        url,
-        """
-        DO $$ BEGIN
-            EXECUTE format('ALTER DATABASE %I SET idle_in_transaction_session_timeout TO 1000', current_database());
-        END $$
-        """,
-    )
+    await set_default(url, "idle_in_transaction_session_timeout", "1s")
     held = []
 
     async def fill(connection: Connection) -> None:
