@@ -24,8 +24,8 @@ _LONGEST_PAUSE = 30.0
 
 # Times are in milliseconds. The third setting lets the server notice that a command was killed: without it the server
 # looks at its client only between statements. A server on Windows cannot do that. The last one would end a migration
-# that takes long in all, and exists from PostgreSQL 17 on. `LIFT_LIMITS` cannot do it here: the limits go in one message with
-# other statements, and a DO block must not on Citus.
+# that takes long in all, and exists from PostgreSQL 17 on. `LIFT_LIMITS` cannot do it here: the limits share a message
+# with other statements, and on Citus a DO block must not.
 _LIMITS = """
 SELECT
     pg_catalog.set_config('lock_timeout', '{lock:d}', {local}),
