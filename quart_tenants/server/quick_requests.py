@@ -1,7 +1,7 @@
 """Let an app find by one look what Quart and Werkzeug find by many steps in every request."""
 
 import functools
-import inspect
+from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any
 
 from quart import Quart
@@ -44,8 +44,7 @@ class QuickRequest(Request):
     @cached_property
     def content_length(self) -> int | None:
         """How many bytes the body has, or None if that was not said."""
-        is_said = any(name == b"content-length" for name, _ in self.scope["headers"])
-        return super().content_length if is_said else None
+        return super().content_length if b"content-length" in dict(self.scope["headers"]) else None
 
     @cached_property
     def host(self) -> str:
@@ -62,7 +61,7 @@ def _know_coroutines(app: Quart) -> None:
 
     def ensure_async(function: Any) -> Any:
         code = getattr(function, "__code__", None)
-        return function if code is not None and code.co_flags & inspect.CO_COROUTINE else ensure(function)
+        return function if code is not None and code.co_flags & CO_COROUTINE else ensure(function)
 
     app.ensure_async = ensure_async  # type: ignore[method-assign, assignment]
 

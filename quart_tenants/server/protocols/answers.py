@@ -2,12 +2,13 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # RFC 9110, sections 5.1 and 5.5. A value with a line's end would be two headers, and a part of one could be a body.
 _LINE = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+: [\t\x20-\x7e\x80-\xff]*\r\n")
 _LENGTH = re.compile(rb"[0-9]{1,20}")
 _SPECIAL = frozenset((b"content-length", b"transfer-encoding", b"connection", b"host"))
+_LENGTH_ONLY = frozenset((b"content-length",))
 # These answers never have a body, whatever their headers say (RFC 9110, sections 15.3.5 and 15.4.5).
 _WITHOUT_BODY = (204, 304)
 
@@ -68,32 +69,41 @@ class Answer:
             self._fail("an answer has one head")
         if not 200 <= status < 1000:
             raise AnswerError(f"{status} is no status of an answer")
+        checked = _check_all(headers)
+        sent = dict(checked)
+        has_no_body = status in _WITHOUT_BODY or self._method == "HEAD"
+        if len(sent) == len(checked) and sent.keys() & _SPECIAL == _LENGTH_ONLY and not self.closes:
+            # Nearly every answer is of this kind.
+            self._state = _COUNTED
+            self._left = 0 if has_no_body else int(_read_value(sent[b"content-length"]))
+            return _write_head(status, sent.values())
+        return self._begin_special(status, checked, has_no_body=has_no_body)
+
+    def _begin_special(self, status: int, checked: list[tuple[bytes, bytes]], *, has_no_body: bool) -> bytes:
+        """Do what `begin` does where headers are there more than once, or more than the length is special."""
         lines: list[bytes] = []
         length: bytes | None = None
         is_chunked = False
         connection: set[bytes] = set()
-        for lower, line in _check_all(headers):
-            if lower not in _SPECIAL:
-                lines.append(line)
-                continue
-            name, _, value = line[:-2].partition(b": ")
+        for lower, line in checked:
             if lower == b"content-length":
                 if length is None:
-                    length = _parse_length(value)
-                    lines.append(b"%b: %b\r\n" % (name, length))
-                elif length != _parse_length(value):
+                    length = _read_value(line)
+                    lines.append(line)
+                elif length != _read_value(line):
                     raise AnswerError("an answer has one Content-Length")
             elif lower == b"transfer-encoding":
-                if is_chunked or value.lower() != b"chunked":
+                if is_chunked or _read_value(line).lower() != b"chunked":
                     raise AnswerError("an answer's only Transfer-Encoding is chunked")
                 is_chunked = True
             elif lower == b"connection":
-                connection.update(token.strip().lower() for token in value.split(b","))
+                connection.update(token.strip().lower() for token in _read_value(line).split(b","))
                 if not self.closes:
                     lines.append(line)
-            else:
+            elif lower == b"host":
                 lines.insert(0, line)
-        has_no_body = status in _WITHOUT_BODY or self._method == "HEAD"
+            else:
+                lines.append(line)
         is_counted = status in _WITHOUT_BODY or (length is not None and not is_chunked)
         if not is_counted:
             lines = [line for line in lines if not line.lower().startswith(b"content-length:")]
@@ -156,6 +166,8 @@ def _parse_length(value: bytes) -> bytes:
 def _check(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
     """Return the name of *header* in lower case, and its line."""
     name, value = (bytes(part).strip() for part in header)
+    if name.lower() == b"content-length":
+        value = _parse_length(value)
     line = b"%b: %b\r\n" % (name, value)
     if not _LINE.fullmatch(line):
         raise AnswerError(f"{name!r} with the value {value[:80]!r} is no header")
@@ -174,5 +186,9 @@ def _check_all(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, byte
         return list(map(_check, headers))
 
 
-def _write_head(status: int, lines: list[bytes]) -> bytes:
+def _read_value(line: bytes) -> bytes:
+    return line.partition(b": ")[2][:-2]
+
+
+def _write_head(status: int, lines: Iterable[bytes]) -> bytes:
     return b"HTTP/1.1 %d \r\n%b\r\n" % (status, b"".join(lines))

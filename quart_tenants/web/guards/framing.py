@@ -64,7 +64,8 @@ def has_body(scope: Any) -> bool:
     """
     if scope["method"] not in _WITHOUT_BODY or not scope["http_version"].startswith("1"):
         return True
-    return any(name == b"content-length" or name == b"transfer-encoding" for name, _ in scope["headers"])
+    sent = dict(scope["headers"])
+    return b"content-length" in sent or b"transfer-encoding" in sent
 
 
 def _read_head(scope: Any) -> tuple[list[bytes], bool]:

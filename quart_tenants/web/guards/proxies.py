@@ -50,7 +50,7 @@ class TrustedProxies:
             peer = _find_peer(client[0]) if client else None
             if self._trusts_sockets if _is_socket(scope) else self._is_ours(peer):
                 scope = self._follow(scope, headers, peer)
-            elif not self._warned and any(name == b"x-forwarded-for" for name, _ in headers):
+            elif not self._warned and b"x-forwarded-for" in dict(headers):
                 self._warn(peer)
         await self._app(scope, receive, send)
 
