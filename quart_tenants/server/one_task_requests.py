@@ -8,7 +8,7 @@ answered as Quart does it.
 
 import asyncio
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Coroutine, Generator
 from contextvars import copy_context
 from typing import Any
 
@@ -36,6 +36,10 @@ def serve_requests(app: Quart) -> None:
 class OneTaskRequest(ASGIHTTPConnection):
     """One request, whose handler is cancelled when its client goes away before the end of the answer."""
 
+    _is_answered = False
+    _is_broken_off = False
+    _task: Any
+
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Answer the request."""
         if not isinstance(receive, RequestReceive) or receive.has_body:
@@ -43,38 +47,30 @@ class OneTaskRequest(ASGIHTTPConnection):
             return
         request = self._create_request_from_scope(send)
         request.body.set_complete()
-        handling: Any = asyncio.current_task()
-        is_answered = is_gone = False
-
-        def send_and_note(event: Any) -> Awaitable[None]:
-            nonlocal is_answered
-            is_answered = event["type"] == "http.response.body" and not event.get("more_body")
-            return send(event)
-
-        def break_off() -> None:
-            nonlocal is_gone
-            if not is_gone:
-                is_gone = True
-                handling.cancel()
-
-        def leave() -> None:
-            # After the answer, too, the server says that the client has gone, and goes on in this task.
-            if not is_answered:
-                break_off()
-
-        receive.watch_client(leave)
+        self._task = asyncio.current_task()
+        receive.watch_client(self._leave)
         try:
-            await _run_in_copied_context(self._answer(request, send_and_note, break_off))
+            await _run_in_copied_context(self._answer(request, send))
         except asyncio.CancelledError:
             # Cancelled more than once: somebody else wants the server's task to end, too.
-            if not is_gone or handling.cancelling() > 1:
+            if not self._is_broken_off or self._task.cancelling() > 1:
                 raise
         finally:
             receive.watch_client(None)
-            if is_gone:
-                handling.uncancel()
+            if self._is_broken_off:
+                self._task.uncancel()
 
-    async def _answer(self, request: Request, send: ASGISendCallable, break_off: Callable[[], None]) -> None:
+    def _leave(self) -> None:
+        # After the answer, too, the server says that the client has gone, and goes on in this task.
+        if not self._is_answered:
+            self._break_off()
+
+    def _break_off(self) -> None:
+        if not self._is_broken_off:
+            self._is_broken_off = True
+            self._task.cancel()
+
+    async def _answer(self, request: Request, send: ASGISendCallable) -> None:
         """Answer *request* as Quart's `handle_request` does, which on Python 3.11 sends the answer in another task."""
         try:
             response = await self.app.handle_request(request)
@@ -87,7 +83,7 @@ class OneTaskRequest(ASGIHTTPConnection):
             seconds = self.app.config["RESPONSE_TIMEOUT"]
         if seconds is not None and seconds <= 0:
             return
-        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, break_off)
+        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, self._break_off)
         try:
             await self._send_response(send, response)
         finally:
@@ -98,11 +94,17 @@ class OneTaskRequest(ASGIHTTPConnection):
         """Send *response*, in one piece if it is in memory. Quart sends the end apart."""
         body = response.response
         if type(body) is not DataBody:
-            await super()._send_response(send, response)
+
+            def send_and_note(event: Any) -> Awaitable[None]:
+                self._is_answered = event["type"] == "http.response.body" and not event.get("more_body")
+                return send(event)
+
+            await super()._send_response(send_and_note, response)
             return
         headers = encode_headers(response.headers)
         start: Any = {"type": "http.response.start", "status": response.status_code, "headers": headers}
         await send(start)
+        self._is_answered = True
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
 

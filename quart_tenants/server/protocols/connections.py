@@ -90,14 +90,15 @@ class LimitedConnection(TCPServer):
         """Send for the protocol, and follow whether it is busy."""
         # Hypercorn's events are abstract classes, of which `isinstance` is slow.
         kind = type(event)
-        if kind is HeadOfAnswer:
+        if kind is RawData:
+            if self._held and event.data:
+                await self._send_with_held(event.data)
+            elif event.data:
+                # The end of a body whose length was said before is no byte at all.
+                await super().protocol_send(event)
+        elif kind is HeadOfAnswer:
             self._held = event.data
             self.loop.call_soon(self._send_held)
-        elif kind is RawData:
-            # The end of a body whose length was said before is no byte at all.
-            if event.data:
-                data, self._held = self._held + event.data, b""
-                await super().protocol_send(RawData(data))
         elif kind is not Updated:
             await super().protocol_send(event)
         elif event.idle:
@@ -141,6 +142,15 @@ class LimitedConnection(TCPServer):
         self._deadline = None
         self.close_soon()
 
+    async def _send_with_held(self, data: bytes) -> None:
+        """Send the head of an answer with the first of its body. Nothing else is sent meanwhile: this is HTTP/1."""
+        data, self._held = self._held + data, b""
+        try:
+            self.writer.write(data)
+            await self.writer.drain()
+        except (ConnectionError, RuntimeError):
+            await self.protocol.handle(Closed())
+
     def _send_held(self) -> None:
         if self._held and not self.writer.is_closing():
             self.writer.write(self._held)
@@ -178,7 +188,8 @@ class _IdleTimer:
 
     async def restart(self, *_: object) -> None:
         """Start to wait."""
-        await self.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         connection = self._connection
         is_ending = connection.context.terminated.is_set()
         seconds = LAST_REQUEST_ARRIVES_WITHIN if is_ending else connection.config.keep_alive_timeout

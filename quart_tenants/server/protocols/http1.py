@@ -37,8 +37,14 @@ def _list_server_headers(config: Config, _second: int) -> list[tuple[bytes, byte
     return config.response_headers("h11")
 
 
-class HeadOfAnswer(RawData):
-    """Bytes that may wait until the end of this turn of the event loop, so that they go out with what comes next."""
+class HeadOfAnswer(Event):
+    """Bytes that may wait until the end of this turn of the event loop, so that they go out with what comes next.
+
+    Hypercorn's own events are frozen dataclasses, which take several times as long to make.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
 class Http1Protocol:
@@ -63,11 +69,10 @@ class Http1Protocol:
     ) -> None:
         self.stream: HTTPStream | WSStream | None = None
         self.keep_alive_requests = 0
-        self._arguments = (ssl, client, server, self.stream_send, _STREAM_ID)
+        self._arguments = (app, config, context, task_group, ssl, client, server, self.stream_send, _STREAM_ID)
         self._app = app
         self._config = config
         self._context = context
-        self._tasks = task_group
         self._state = connection_state
         self._send = send
         # Set when the answer is done that the next request waits for.
@@ -213,15 +218,14 @@ class Http1Protocol:
         self._is_last, self._is_websocket = head.is_last, head.is_websocket
         self._reads_body = not head.is_websocket
         headers = head.raw_headers if self._config.h11_pass_raw_headers else head.headers
-        arguments = (self._app, self._config, self._context, self._tasks, *self._arguments)
         if head.is_websocket or not isinstance(self._app, ASGIWrapper):
-            self.stream = (WSStream if head.is_websocket else HTTPStream)(*arguments)
+            self.stream = (WSStream if head.is_websocket else HTTPStream)(*self._arguments)
             await self.stream.handle(Request(_STREAM_ID, headers, head.version, head.method, head.target, self._state))
         else:
             # A `RequestStream` knows from the beginning whether there is a body.
             self._reads_body = head.has_body
             self._is_over = self._is_over or (head.is_last and not head.has_body)
-            self.stream = stream = RequestStream(self, *arguments)
+            self.stream = stream = RequestStream(self, *self._arguments)
             await stream.begin(head, headers, self._state, self._app.app)
         self.keep_alive_requests += 1
         await self._context.mark_request()
@@ -314,7 +318,7 @@ class RequestStream(HTTPStream):
 
     async def app_send(self, message: Any) -> None:
         """Do with the app's *message* what Hypercorn does."""
-        kind = None if message is None else message["type"]
+        kind = message and message["type"]
         if kind == "http.response.start" and self.state is _BEFORE:
             self.response = message
             await self._protocol.begin_answer(int(message["status"]), message.get("headers", []))
@@ -339,4 +343,5 @@ class RequestStream(HTTPStream):
         except Exception:  # noqa: BLE001  (As Hypercorn does: an error of the app ends its request, not the server.)
             await self.config.log.exception("Error in ASGI Framework")
         finally:
-            await self.app_send(None)
+            if not self.closed:
+                await self.app_send(None)
