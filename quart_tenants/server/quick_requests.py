@@ -15,7 +15,8 @@ from quart_tenants.web.hosts import LONGEST_HOST
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Addresses whose routes are remembered, and the characters that such an address may have. A stranger can ask for any.
+# Addresses whose routes are remembered, and hosts; and the characters that an address may have. A stranger can ask for
+# any.
 _MOST_ADDRESSES = 4096
 _LONGEST_PATH = 256
 _AS_QUART_ASKS = {"return_rule": True}
@@ -91,21 +92,35 @@ class _QuickAdapter(MapAdapter):
 
 
 def _remember_routes(app: Quart) -> None:
-    """Let *app* remember which route an address has, until it gets another route."""
+    """Let *app* remember which route an address has, until it gets another route, and what Werkzeug makes of a host."""
     create: Any = app.create_url_adapter
     add: Any = app.url_map.add
     known: dict[Any, Any] = {}
+    hosts: dict[Any, dict[str, Any]] = {}
 
     def add_rule(rule: Any) -> None:
         add(rule)
         known.clear()
 
     def create_url_adapter(request: Any) -> MapAdapter | None:
-        adapter: MapAdapter | None = create(request)
-        if request is not None and type(adapter) is MapAdapter:
-            adapter.__class__ = _QuickAdapter
-            adapter.known = known  # type: ignore[attr-defined]
-        return adapter
+        if request is None:
+            return create(None)  # type: ignore[no-any-return]
+        host = request.scheme, request.host, request.root_path
+        bound = hosts.get(host)
+        if bound is None:
+            adapter: Any = create(request)
+            if type(adapter) is not MapAdapter:
+                return adapter  # type: ignore[no-any-return]
+            bound = {**vars(adapter), "known": known}
+            if len(hosts) >= _MOST_ADDRESSES:
+                hosts.clear()
+            if len(request.host) <= LONGEST_HOST:
+                hosts[host] = bound
+        adapter = _QuickAdapter.__new__(_QuickAdapter)
+        vars(adapter).update(
+            bound, path_info=request.path, default_method=request.method, query_args=request.query_string.decode()
+        )
+        return adapter  # type: ignore[no-any-return]
 
     app.url_map.add = add_rule  # type: ignore[method-assign, assignment]
     app.create_url_adapter = create_url_adapter  # type: ignore[method-assign]

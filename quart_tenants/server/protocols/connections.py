@@ -105,7 +105,7 @@ class LimitedConnection(TCPServer):
             await self.idle_task.restart()
             self._watch()
         else:
-            await self.idle_task.stop()
+            self.idle_task.note_use()
             self._stop_watch()
 
     async def _read_data(self) -> None:
@@ -174,32 +174,57 @@ class LimitedConnection(TCPServer):
 class _IdleTimer:
     """Closes a connection that nobody uses for `keep_alive_timeout`.
 
-    It has the methods of what Hypercorn has here, which starts a task for each request.
+    It has the methods of what Hypercorn has here, which starts a task for each request. The timer is armed anew only
+    after it went off.
     """
 
     def __init__(self, connection: LimitedConnection) -> None:
         self._connection = connection
+        # Since when nobody uses the connection, by the event loop's clock; None while somebody does.
+        self._since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def is_running(self) -> bool:
         """Whether nobody uses the connection now."""
-        return self._timer is not None
+        return self._since is not None
 
     async def restart(self, *_: object) -> None:
         """Start to wait."""
-        if self._timer is not None:
-            self._timer.cancel()
-        connection = self._connection
-        is_ending = connection.context.terminated.is_set()
-        seconds = LAST_REQUEST_ARRIVES_WITHIN if is_ending else connection.config.keep_alive_timeout
-        self._timer = connection.loop.call_later(seconds, connection.close_soon)
+        self._since = self._connection.loop.time()
+        if self._connection.context.terminated.is_set():
+            self._arm(LAST_REQUEST_ARRIVES_WITHIN)
+        elif self._timer is None:
+            self._arm(self._connection.config.keep_alive_timeout)
+
+    def note_use(self) -> None:
+        """Note that somebody uses the connection again."""
+        self._since = None
 
     async def stop(self) -> None:
-        """Stop to wait."""
+        """Stop to wait, for good."""
+        self._since = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _arm(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._connection.loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._since is None:
+            return
+        connection = self._connection
+        is_ending = connection.context.terminated.is_set()
+        patience = LAST_REQUEST_ARRIVES_WITHIN if is_ending else connection.config.keep_alive_timeout
+        rest = self._since + patience - connection.loop.time()
+        if rest > 0:
+            self._arm(rest)
+        else:
+            connection.close_soon()
 
 
 def _has_begun(protocol: Http1Protocol | H2Protocol) -> bool:

@@ -67,6 +67,10 @@ class SessionCookies:
         """Return a cookie for *session*, signed now."""
         return str(self._serializer.dumps({**session.content, _ISSUED: [*session.issued, session.ends_at]}))
 
+    def remembers(self, cookie: str) -> bool:
+        """Return whether *cookie* was verified lately. Then it is one cookie, without quotation marks or blanks."""
+        return cookie in self._verified
+
     def list_signed(self, cookies: Sequence[str]) -> list[SignedSession]:
         """Return what our own cookies among *cookies* say. All other cookies are ignored."""
         if len(cookies) > _MAX_COOKIES:

@@ -1,6 +1,5 @@
 """Let Quart open each request's session from its cookie, and save it into one."""
 
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,9 +13,6 @@ from quart_tenants.errors import TenantError
 from quart_tenants.web.sessions.session_cookies import SessionCookies
 from quart_tenants.web.sessions.tenant_sessions import TenantSession
 from quart_tenants.web.state import TenantState
-
-# A Cookie header with one cookie that looks like ours: without quotation marks and escapes.
-_ONLY_COOKIE = re.compile(r"([A-Za-z0-9_-]+)=([A-Za-z0-9_.-]+)")
 
 
 class TenantSessionInterface(SessionInterface):
@@ -37,12 +33,13 @@ class TenantSessionInterface(SessionInterface):
         if not app.secret_key:
             return None
         secure = request.scheme in ("https", "wss")
+        cookies = self._get_cookies(app)
 
         def find_sent() -> list[str]:
-            return _find_cookies(request, get_cookie_name(app, secure=secure))
+            return _find_sent(request, get_cookie_name(app, secure=secure), cookies)
 
         answered = not isinstance(request, Request)
-        return TenantSession(self._state, request, self._get_cookies(app), find_sent, secure=secure, answered=answered)
+        return TenantSession(self._state, request, cookies, find_sent, secure=secure, answered=answered)
 
     async def save_session(
         self, app: Quart, session: SessionMixin, response: Response | WerkzeugResponse | None
@@ -99,11 +96,15 @@ class TenantSessionInterface(SessionInterface):
         return self._cookies
 
 
-def _find_cookies(request: BaseRequestWebsocket, name: str) -> list[str]:
+def _find_sent(request: BaseRequestWebsocket, name: str, cookies: SessionCookies) -> list[str]:
+    """Return the cookies that are called *name*."""
     headers = request.headers.getlist("Cookie")
-    only = _ONLY_COOKIE.fullmatch(headers[0]) if len(headers) == 1 else None
-    # Parsing takes longer than everything else that a session needs.
-    return [only[2]] if only is not None and only[1] == name else request.cookies.getlist(name)
+    if len(headers) == 1:
+        only, _, cookie = headers[0].partition("=")
+        # Parsing takes longer than everything else that a session needs.
+        if only == name and cookies.remembers(cookie):
+            return [cookie]
+    return request.cookies.getlist(name)
 
 
 def get_cookie_name(app: Quart, *, secure: bool) -> str:

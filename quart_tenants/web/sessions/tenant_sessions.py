@@ -257,10 +257,10 @@ class TenantSession(SessionMixin):
         return found
 
     def _is_over(self, signed: SignedSession) -> bool:
-        state = self._state
-        if signed.issued in state.registry.ended_sessions:
+        registry, settings = self._state.registry, self._state.settings
+        if signed.issued in registry.ended_sessions:
             return True
-        now, settings = time.time(), state.settings
+        now = time.time()
         if now >= min(signed.ends_at, signed.issued.began_at + settings.session_lifetime, self._idle_until):
             return True
         if signed.issued.began_at > now + CLOCK_SLACK:
@@ -270,9 +270,9 @@ class TenantSession(SessionMixin):
         tenant = find_tenant_of(self._asked, self._state)
         if tenant is not None:
             # In a websocket the tenant may have been suspended or dropped since the handshake.
-            state.registry.get_present(tenant)
-        age = min(state.registry.get_age(), time.monotonic() - self._asked_at)
-        if age > state.settings.session_ask_after:
+            registry.get_present(tenant)
+        age = min(registry.get_age(), time.monotonic() - self._asked_at)
+        if age > settings.session_ask_after:
             raise SessionUncheckedError(f"no news of ended sessions for {age:.1f} s, and no answer from the database")
         return False
 

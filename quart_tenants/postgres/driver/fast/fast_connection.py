@@ -435,26 +435,25 @@ class FastConnection(NotingConnection):
         Raises:
             DatabaseUnavailableError: No connection has.
         """
-        if self._state.current is _INTERRUPTED:
+        if self._state.current is _INTERRUPTED and self._check.is_due:
             await self._make_sure()
         if self._state.current is _INTERRUPTED:
             await self._begin()
         if self._state.current is not _PLANNED:
             return self
         try:
-            await self._make_sure()
+            if self._check.is_due:
+                await self._make_sure()
             await self._begin()
         except (TimeoutError, *DRIVER_ERRORS):
             return await self._go_elsewhere(reads=False)
         return self
 
     async def _make_sure(self) -> None:
-        """Make sure that the tenant still has its schema. Call it before a transaction of a block, and after it.
+        """Make sure that the tenant still has its schema. Call it where that is due, before a transaction or after it.
 
         Raises the driver's errors, and what the block raises if the tenant has it no longer.
         """
-        if not self._check.is_due:
-            return
         before = self._state.current
         self._state.move(_READING)
         self._watch.start()
@@ -511,22 +510,26 @@ class FastConnection(NotingConnection):
             if effect > self._effect:
                 self._effect = effect
 
-    async def _execute(
+    def _execute(
         self,
         query: str,
         args: Any,
         limit: int,
-        timeout: float | None,  # noqa: ASYNC109  (asyncpg's)
+        timeout: float | None,
         *,
         return_status: bool = False,
         ignore_custom_codec: bool = False,
         record_class: Any = None,
-    ) -> Any:
+    ) -> Awaitable[Any]:
         """Run *query*, as asyncpg does it: what fetch(), fetchrow(), fetchval() and execute() with arguments call."""
         self._note(query, reads=not return_status)
         call = _Call(query, args, limit, timeout, return_status, ignore_custom_codec, record_class)
         if self._state.current is _PLANNED and self._effect is _READS and not self._query_loggers:
-            return await self._read(call)
+            return self._read(call)
+        return self._begin_and_run(call)
+
+    async def _begin_and_run(self, call: _Call) -> Any:
+        """Do *call* in the transaction of the block, which begins with it if it has not begun."""
         driver = await self._begin_or_replace()
         if driver is not self:
             return await call.pass_to(driver._execute)  # noqa: SLF001  (of its own class)
@@ -566,7 +569,8 @@ class FastConnection(NotingConnection):
                 if not isinstance(unfit.__cause__, asyncpg.InvalidSQLStatementNameError):
                     return await self._read_at_once(call, again=True)
                 # Perhaps all prepared statements are gone, those of BEGIN and ROLLBACK among them.
-                await self._make_sure()
+                if self._check.is_due:
+                    await self._make_sure()
                 await self._begin()
                 return await self._run_call(call)
         except DRIVER_ERRORS:
@@ -590,7 +594,8 @@ class FastConnection(NotingConnection):
         packets = self._packets
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
-        await self._make_sure()
+        if self._check.is_due:
+            await self._make_sure()
         statement = shared = None
         tenant, described = self._beginning.tenant, self._described
         if described is not None:
@@ -661,8 +666,9 @@ class FastConnection(NotingConnection):
             self._unreset = tenant.tenant
         elif not fits:
             raise _UnfitStatementError
-        # The message may have waited on its way for longer than a name rests.
-        await self._make_sure()
+        if self._check.is_due:
+            # The message may have waited on its way for longer than a name rests.
+            await self._make_sure()
         return rows
 
     def _check_path(self) -> None:
