@@ -152,16 +152,23 @@ def make_routed_app(*, is_quick: bool) -> Quart:
     return app
 
 
-def find_route(app: Quart, host: str, path: str, method: str, kind: type[BaseRequestWebsocket] = Request) -> Any:
-    """Return the endpoint and the arguments of an address, or what is raised for it."""
+def make_adapter(
+    app: Quart, host: str, path: str, method: str, kind: type[BaseRequestWebsocket] = Request, query: bytes = b""
+) -> Any:
+    """Return what *app* finds routes with and builds addresses with, in a request of that address."""
     headers = Headers({"Host": host})
     scope: Any = {"type": "http", "headers": [(b"host", host.encode())]}
     asked: Any = (
-        Request(method, "http", path, b"", headers, "", "1.1", scope, send_push_promise=never_push)
+        Request(method, "http", path, query, headers, "", "1.1", scope, send_push_promise=never_push)
         if kind is Request
-        else Websocket(path, b"", "ws", headers, "", "1.1", [], None, None, None, None, scope)  # type: ignore[arg-type]
+        else Websocket(path, query, "ws", headers, "", "1.1", [], None, None, None, None, scope)  # type: ignore[arg-type]
     )
-    adapter: Any = app.create_url_adapter(asked)
+    return app.create_url_adapter(asked)
+
+
+def find_route(app: Quart, host: str, path: str, method: str, kind: type[BaseRequestWebsocket] = Request) -> Any:
+    """Return the endpoint and the arguments of an address, or what is raised for it."""
+    adapter = make_adapter(app, host, path, method, kind)
     try:
         rule, values = adapter.match(return_rule=True)
     except (HTTPException, RoutingException) as error:
@@ -181,6 +188,20 @@ def test_remembered_route_is_the_one_of_werkzeug(host: str) -> None:
             for method in ("GET", "PUT", "POST", "OPTIONS"):
                 assert find_route(quick, host, path, method) == find_route(plain, host, path, method)
             assert find_route(quick, host, path, "GET", Websocket) == find_route(plain, host, path, "GET", Websocket)
+
+
+@pytest.mark.parametrize("host", ["a.localhost", "B.LocalHost:8000", "b.localhost:80", "bücher.localhost", "elsewhere"])
+def test_request_at_a_remembered_host_builds_the_addresses_of_werkzeug(host: str) -> None:
+    """What Werkzeug makes of a host is remembered; path, method and query are those of each request."""
+    quick, plain = make_routed_app(is_quick=True), make_routed_app(is_quick=False)
+
+    for path, method, query in (("/shop/", "GET", b""), ("/notes/7", "PUT", b"a=1"), ("/shop/", "POST", b"b=%20")):
+        for kind in (Request, Websocket):
+            ours, theirs = (vars(make_adapter(app, host, path, method, kind, query)) for app in (quick, plain))
+            assert {name: value for name, value in ours.items() if name not in ("map", "known")} == {
+                name: value for name, value in theirs.items() if name != "map"
+            }
+            assert ours["map"] is quick.url_map
 
 
 def test_arguments_of_a_remembered_route_belong_to_one_request() -> None:
@@ -219,13 +240,17 @@ def test_strangers_cannot_make_an_app_remember_without_end(monkeypatch: pytest.M
     """As many addresses are remembered as were set, and no long paths or hosts."""
     monkeypatch.setattr(quick_requests, "_MOST_ADDRESSES", 10)
     app = make_routed_app(is_quick=True)
-    known = inspect.getclosurevars(app.create_url_adapter).nonlocals["known"]
+    kept = inspect.getclosurevars(app.create_url_adapter).nonlocals
+    known, hosts = kept["known"], kept["hosts"]
 
     for number in range(100):
         find_route(app, "b.localhost", f"/notes/{number}", "GET")
         find_route(app, "b.localhost", f"/files/{number}{'x' * 300}", "GET")
         find_route(app, f"{number}{('.' + 'x' * 60) * 5}.localhost", "/shop/", "GET")
+        find_route(app, f"{number}.localhost", "/shop/", "GET")
         assert len(known) <= 10
+        assert len(hosts) <= 10
+    assert all(len(host) < 300 for _, host, _ in hosts)
     assert all(len(address[0]) < 300 and len(address[2]) < 300 for address in known)
 
 

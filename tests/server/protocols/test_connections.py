@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import Callable
+from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +103,71 @@ async def test_idle_connection_is_closed(plain: bool) -> None:
         answered = await reader.read()
 
     assert answered.endswith(b"\r\n\r\nok" if plain else b"0\r\n\r\n")
+
+
+class Clock:
+    """An event loop's clock that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        """Return the time."""
+        return self.now
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> SimpleNamespace:
+        """Call *callback* after so many seconds, unless what is returned is cancelled."""
+        call = self.now + seconds, callback
+        self.calls.append(call)
+        return SimpleNamespace(cancel=lambda: self.calls.remove(call) if call in self.calls else None)
+
+    def go_on(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        end = self.now + seconds
+        while self.calls and min(self.calls, key=itemgetter(0))[0] <= end:
+            call = min(self.calls, key=itemgetter(0))
+            self.calls.remove(call)
+            self.now = call[0]
+            call[1]()
+        self.now = end
+
+
+async def test_connection_is_closed_after_its_last_use_and_not_after_an_earlier_one() -> None:
+    """Each request begins the wait anew, and a server that ends shortens it."""
+    clock, closed, ends = Clock(), Waiting(), Waiting()
+    connection: Any = SimpleNamespace(
+        loop=clock,
+        config=SimpleNamespace(keep_alive_timeout=10),
+        context=SimpleNamespace(terminated=ends.entered),
+        close_soon=closed.entered.set,
+    )
+    timer = connections._IdleTimer(connection)
+
+    for _ in range(5):
+        await timer.restart()
+        clock.go_on(9)
+        assert not closed.entered.is_set()
+        timer.note_use()
+        clock.go_on(30)
+        assert not closed.entered.is_set()
+    await timer.restart()
+    clock.go_on(9.9)
+    assert not closed.entered.is_set()
+    clock.go_on(0.2)
+    assert closed.entered.is_set()
+
+    closed.entered.clear()
+    await timer.restart()
+    ends.entered.set()
+    await timer.restart()
+    clock.go_on(connections.LAST_REQUEST_ARRIVES_WITHIN)
+    assert closed.entered.is_set()
+
+    closed.entered.clear()
+    await timer.restart()
+    await timer.stop()
+    assert clock.calls == []
 
 
 @pytest.mark.parametrize("plain", [True, False])
