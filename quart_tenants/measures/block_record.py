@@ -95,19 +95,15 @@ class BlockRecord:
         measures.share_wait_seconds += shared_at - self._asked_at
         measures.connection_wait_seconds += lent_at - shared_at
         measures.block_durations.add(seconds)
-        measures.statements += self.statements
-        measures.statement_seconds += self.statement_seconds
         measures.round_trips += self.round_trips
-        measures.rows += self.rows
         if error is not None:
             self._count_failure(error)
-        if tenant is not None:
-            counts = measures.tenants.get(tenant)
-            counts.blocks += 1
-            counts.block_seconds += seconds
-            counts.statements += self.statements
-            counts.statement_seconds += self.statement_seconds
-            counts.rows += self.rows
+        counts = measures.tenants.get(tenant)
+        counts.blocks += 1
+        counts.block_seconds += seconds
+        counts.statements += self.statements
+        counts.statement_seconds += self.statement_seconds
+        counts.rows += self.rows
         if self._span is not None:
             waits = shared_at - self._asked_at, lent_at - shared_at
             self._span.end(self.rows, self.round_trips, *waits, error)

@@ -58,7 +58,7 @@ class Measures:
     Attributes:
         slow_block: Seconds. A block that takes so long gets a line in the log.
         named_tenants: How many tenants are told by name.
-        tenants: By tenant.
+        tenants: By tenant. What each did stands here only: statements, rows, bytes.
         figures: What returns the app's own.
         spans: Tells each request, block and statement to OpenTelemetry; None if nobody wants that.
     """
@@ -76,7 +76,6 @@ class Measures:
         self.answers = [0] * len(STATUS_CLASSES)
         self.requests_in_progress = 0
         self.until_answer = Durations()
-        self.answer_bytes = 0
         self.retried = 0
 
         self.share_wait_seconds = 0.0
@@ -90,10 +89,7 @@ class Measures:
         self.block_durations = Durations()
         self.failed_blocks = 0
         self.slow_blocks = 0
-        self.statements = 0
-        self.statement_seconds = 0.0
         self.round_trips = 0
-        self.rows = 0
         self.open_blocks: set[_Block] = set()
 
         self.unknown_lookups = 0
@@ -120,20 +116,21 @@ class Measures:
             by_status=dict(zip(STATUS_CLASSES, self.answers, strict=True)),
             in_progress=self.requests_in_progress,
             until_answer=_show(self.until_answer),
-            bytes=self.answer_bytes,
+            bytes=self.tenants.sum_up().bytes,
             retried=self.retried,
         )
 
     def show_blocks(self) -> BlockStats:
         """Return what was counted of blocks."""
+        total = self.tenants.sum_up()
         return BlockStats(
             ended=_show(self.block_durations),
             failed=self.failed_blocks,
             slow=self.slow_blocks,
-            statements=self.statements,
-            statement_seconds=self.statement_seconds,
+            statements=total.statements,
+            statement_seconds=total.statement_seconds,
             round_trips=self.round_trips,
-            rows=self.rows,
+            rows=total.rows,
         )
 
     def show_sessions(self) -> SessionStats:

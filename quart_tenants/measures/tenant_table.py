@@ -1,12 +1,14 @@
 """Count for each tenant what it did: by its name while it is named, and else in one sum of all others.
 
+What belongs to no tenant is counted, too, and only in the sum of everything.
+
 A name begins at 0 whenever it is given, and the sum of all others never goes down. So the numbers of several workers
 may be added up: Prometheus takes a number that is lower than before for that of a program which was started anew, and
 would show a peak that never was.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from operator import itemgetter
 from time import monotonic
@@ -59,7 +61,19 @@ class TenantCounts:
 class TenantTable:
     """The counts of the named tenants, and those of all others together. Its size does not grow with the fleet."""
 
-    __slots__ = ("_aged_at", "_busy", "_clock", "_election", "_known", "_named", "_new", "_others", "_size")
+    __slots__ = (
+        "_aged_at",
+        "_busy",
+        "_clock",
+        "_election",
+        "_everything",
+        "_known",
+        "_named",
+        "_new",
+        "_nobodys",
+        "_others",
+        "_size",
+    )
 
     def __init__(self, named: int, clock: Callable[[], float] = monotonic) -> None:
         """Make an empty table.
@@ -76,6 +90,9 @@ class TenantTable:
         self._busy: dict[str, float] = {}
         self._named: dict[str, TenantCounts] = {}
         self._others = TenantCounts()
+        self._nobodys = TenantCounts()
+        # Of all tenants, up to the last look.
+        self._everything = TenantCounts()
         self._aged_at = clock()
         self._election: Election | None = Election(named, clock)
 
@@ -83,8 +100,14 @@ class TenantTable:
         """Return how many entries the table has at most for its tenants."""
         return max(len(self._new), len(self._busy))
 
-    def get(self, tenant: Tenant) -> TenantCounts:
-        """Return the counts of *tenant*, to be added to at once. They may be gone after the next call."""
+    def get(self, tenant: Tenant | None) -> TenantCounts:
+        """Return the counts of *tenant*, to be added to at once. They may be gone after the next call.
+
+        Args:
+            tenant: Whose counts; None for those of what belongs to no tenant.
+        """
+        if tenant is None:
+            return self._nobodys
         found = self._new.get(tenant.slug)
         if found is None:
             if len(self._new) >= self._known:
@@ -111,6 +134,13 @@ class TenantTable:
         self._file()
         return tuple(counts.show(slug) for slug, counts in self._named.items()), self._others.show("")
 
+    def sum_up(self) -> TenantCounts:
+        """Return the counts of all tenants and of no tenant together."""
+        self._file()
+        total = replace(self._everything)
+        total.add(self._nobodys)
+        return total
+
     def _name(self, slugs: Iterable[str]) -> None:
         self._named = {slug: self._named.get(slug) or TenantCounts() for slug in slugs}
 
@@ -123,6 +153,7 @@ class TenantTable:
         for slug, counts in self._new.items():
             self._busy[slug] = self._busy.get(slug, 0.0) + counts.get_weight()
             self._named.get(slug, self._others).add(counts)
+            self._everything.add(counts)
         self._new.clear()
         if len(self._busy) > 2 * self._known:
             self._busy = dict(nlargest(self._known, self._busy.items(), key=itemgetter(1)))

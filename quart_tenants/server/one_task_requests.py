@@ -36,9 +36,9 @@ def serve_requests(app: Quart) -> None:
 class OneTaskRequest(ASGIHTTPConnection):
     """One request, whose handler is cancelled when its client goes away before the end of the answer."""
 
-    _is_answered = False
-    _is_broken_off = False
     _task: Any
+    _is_answered: bool
+    _is_broken_off: bool
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Answer the request."""
@@ -48,6 +48,7 @@ class OneTaskRequest(ASGIHTTPConnection):
         request = self._create_request_from_scope(send)
         request.body.set_complete()
         self._task = asyncio.current_task()
+        self._is_answered = self._is_broken_off = False
         receive.watch_client(self._leave)
         try:
             await _run_in_copied_context(self._answer(request, send))

@@ -179,7 +179,7 @@ class Block:
                 raise asyncio.CancelledError from translated
             raise translated from exc
         # What was said late may be about the rows of another tenant, which has the schema now.
-        is_late = isinstance(exc, asyncpg.PostgresError) and self._check.is_due
+        is_late = isinstance(exc, asyncpg.PostgresError) and self._check.must_ask()
         if (is_late or isinstance(exc, _MISSING_ERRORS)) and self._tenant is not None and await self._is_gone():
             raise UnknownTenantError(self._tenant.slug) from (None if is_late else exc)
         if isinstance(exc, _NO_ROLE_ERRORS) and self._beginning.with_role:

@@ -65,9 +65,8 @@ class SchemaCheck:
             return ""
         return _HAS_SCHEMA.format(id=self._tenant.id, schema=quote_literal(self._tenant.schema.name))
 
-    @property
-    def is_due(self) -> bool:
-        """Whether it has to be asked."""
+    def must_ask(self) -> bool:
+        """Return whether the server has to be asked."""
         return self._clock() >= self._known_until
 
     async def ask_if_due(self, driver: NotingConnection, within: float, begun: Beginning | None = None) -> None:

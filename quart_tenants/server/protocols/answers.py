@@ -65,7 +65,7 @@ class Answer:
         Raises:
             AnswerError: The status is none, a header is none, or the headers contradict each other.
         """
-        if self.has_begun:
+        if self._state != _HEAD:
             self._fail("an answer has one head")
         if not 200 <= status < 1000:
             raise AnswerError(f"{status} is no status of an answer")

@@ -1,7 +1,7 @@
 """Read requests of HTTP/1 with llhttp, by httptools, and refuse what llhttp forgives."""
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import httptools
 
@@ -26,7 +26,8 @@ class RequestError(Exception):
         self.status = status
 
 
-class Head(NamedTuple):
+@dataclass(slots=True)
+class Head:
     """What comes before the body of a request.
 
     Attributes:

@@ -357,10 +357,10 @@ async def test_table_that_was_changed_by_hand_is_read_by_its_new_types(pooled: D
     before = [await read(pooled, acme, "SELECT value FROM measured") for _ in range(2)]
     await change_by_hand(pooled, acme)
 
-    rows = pooled._pool.measures.rows
+    rows = pooled._pool.measures.show_blocks().rows
     after = [await read(pooled, acme, "SELECT value FROM measured") for _ in range(2)]
 
-    assert pooled._pool.measures.rows - rows == 2
+    assert pooled._pool.measures.show_blocks().rows - rows == 2
     assert before == [([15], 2), ([15], 1)]
     assert after == [([1.5], 3), ([1.5], 1)]
 

@@ -10,8 +10,9 @@ out whether asyncpg still has them. Where it has not, `PlainConnection` serves.
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from time import monotonic
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 
@@ -88,7 +89,8 @@ class _UnfitStatementError(Exception):
     """A kept statement does not fit the tables as they are now. It has done nothing."""
 
 
-class _Call(NamedTuple):
+@dataclass(slots=True)
+class _Call:
     """What fetch(), fetchrow(), fetchval(), and execute() with arguments, pass on inside asyncpg."""
 
     query: str
@@ -435,14 +437,14 @@ class FastConnection(NotingConnection):
         Raises:
             DatabaseUnavailableError: No connection has.
         """
-        if self._state.current is _INTERRUPTED and self._check.is_due:
+        if self._state.current is _INTERRUPTED and self._check.must_ask():
             await self._make_sure()
         if self._state.current is _INTERRUPTED:
             await self._begin()
         if self._state.current is not _PLANNED:
             return self
         try:
-            if self._check.is_due:
+            if self._check.must_ask():
                 await self._make_sure()
             await self._begin()
         except (TimeoutError, *DRIVER_ERRORS):
@@ -569,7 +571,7 @@ class FastConnection(NotingConnection):
                 if not isinstance(unfit.__cause__, asyncpg.InvalidSQLStatementNameError):
                     return await self._read_at_once(call, again=True)
                 # Perhaps all prepared statements are gone, those of BEGIN and ROLLBACK among them.
-                if self._check.is_due:
+                if self._check.must_ask():
                     await self._make_sure()
                 await self._begin()
                 return await self._run_call(call)
@@ -594,7 +596,7 @@ class FastConnection(NotingConnection):
         packets = self._packets
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
-        if self._check.is_due:
+        if self._check.must_ask():
             await self._make_sure()
         statement = shared = None
         tenant, described = self._beginning.tenant, self._described
@@ -666,7 +668,7 @@ class FastConnection(NotingConnection):
             self._unreset = tenant.tenant
         elif not fits:
             raise _UnfitStatementError
-        if self._check.is_due:
+        if self._check.must_ask():
             # The message may have waited on its way for longer than a name rests.
             await self._make_sure()
         return rows

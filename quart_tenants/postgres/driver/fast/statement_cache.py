@@ -18,8 +18,9 @@ anything silently, and none is used for an argument that its parameter might cut
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from quart_tenants.postgres.driver.block_statements import NOBODY, TenantKey
 from quart_tenants.postgres.driver.fast.statement_effects import LONGEST
@@ -82,7 +83,8 @@ class FoundTypes:
         self._found.pop((tenant, query), None)
 
 
-class _Kept(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Kept:
     statement: Statement
     # The Python types that each parameter takes as they are.
     parameters: tuple[tuple[type, ...], ...]
