@@ -91,7 +91,7 @@ class TenantTable:
         self._named: dict[str, TenantCounts] = {}
         self._others = TenantCounts()
         self._nobodys = TenantCounts()
-        # Of all tenants, up to the last look.
+        # Of all tenants, without what is new.
         self._everything = TenantCounts()
         self._aged_at = clock()
         self._election: Election | None = Election(named, clock)
@@ -136,9 +136,9 @@ class TenantTable:
 
     def sum_up(self) -> TenantCounts:
         """Return the counts of all tenants and of no tenant together."""
-        self._file()
         total = replace(self._everything)
-        total.add(self._nobodys)
+        for counts in (self._nobodys, *self._new.values()):
+            total.add(counts)
         return total
 
     def _name(self, slugs: Iterable[str]) -> None:

@@ -44,6 +44,23 @@ def test_table_does_not_grow_with_the_fleet() -> None:
     assert others.requests + sum(tenant.requests for tenant in shown) == 10_000
 
 
+def test_sum_of_everything_is_whole_whoever_is_named() -> None:
+    """It has what belongs to no tenant, too, and what was counted under a name that is not told any more."""
+    table = TenantTable(2)
+
+    for number in range(1, 1001):
+        table.get(make_tenant(number % 5)).requests += 1
+        table.get(None).requests += 1
+        if number % 7 == 0:
+            table.name([f"t{number % 3}"])
+        if number % 11 == 0:
+            table.show()
+        assert table.sum_up().requests == 2 * number
+    shown, others = table.show()
+
+    assert others.requests + sum(tenant.requests for tenant in shown) < 1000
+
+
 def test_busiest_tenants_are_named() -> None:
     """A tenant with more requests than others is named, also among thousands that ask once."""
     table = TenantTable(3)
