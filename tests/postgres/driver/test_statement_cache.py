@@ -190,7 +190,11 @@ async def test_statement_that_takes_any_argument_cuts_it(
     one_connection_database: Database, database: Database, acme: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Negative control: a kept statement that is used for whatever comes stores 1 where it was given 1.5."""
-    monkeypatch.setattr(StatementCache, "find", lambda cache, query, _: (cache._own.kept.get(query) or [None])[0])
+    monkeypatch.setattr(
+        StatementCache,
+        "find",
+        lambda cache, query, _: cache._own.kept[query].statement if query in cache._own.kept else None,
+    )
     await run(one_connection_database, acme, "CREATE TABLE drifting (value bigint)")
     for number in (7, 7, Decimal("1.5")):
         async with one_connection_database.tenant_connection(acme) as connection:
