@@ -105,13 +105,14 @@ class EndedSessions:
         self._prune_at = 0.0
 
     def __contains__(self, session: IssuedSession) -> bool:
-        if (session.tenant_id, session.session_id) in self._sessions:
+        tenant_id, username, session_id, generation, began_at = session
+        if (tenant_id, session_id) in self._sessions:
             return True
-        generation, ended_at = self._users.get((session.tenant_id, session.username), _NEVER)
-        if generation > session.generation:
+        users_generation, ended_at = self._users.get((tenant_id, username), _NEVER)
+        if users_generation > generation:
             return True
         # An end in the future was written before a clock was set back. Its time would lock the user out until then.
-        return session.began_at + CLOCK_SLACK < ended_at <= time.time() + CLOCK_SLACK
+        return began_at + CLOCK_SLACK < ended_at <= time.time() + CLOCK_SLACK
 
     def add(self, session: IssuedSession) -> None:
         """Add an ended session at once, before the feed brings it."""

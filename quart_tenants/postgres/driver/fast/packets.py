@@ -17,12 +17,13 @@ _SYNC = b"S\0\0\0\4"
 _OFTEN = ("call_at", "call_later", "call_soon", "create_future", "create_task", "time")
 
 
-class PacketTransport:
-    """A transport that can add messages to the next packet."""
+class PacketTransport(asyncio.Transport):
+    """A transport that can add messages to the next packet. All else is passed on to the real one."""
 
     __slots__ = ("_ahead", "_before_sync", "_transport", "_write")
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
+        super().__init__()
         self._transport = transport
         self._write = transport.write
         self._ahead = b""
@@ -53,8 +54,18 @@ class PacketTransport:
             self._ahead = b""
         self._write(data)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+
+def _pass_on(name: str) -> Callable[..., Any]:
+    def call(transport: PacketTransport, *args: Any, **options: Any) -> Any:
+        return getattr(transport._transport, name)(*args, **options)  # noqa: SLF001  (a method of its own)
+
+    return call
+
+
+# Not by a `__getattr__`: a class that has one looks up all its attributes slowly.
+for _name in vars(asyncio.BaseTransport) | vars(asyncio.ReadTransport) | vars(asyncio.WriteTransport):
+    if not _name.startswith("_") and _name not in vars(PacketTransport):
+        setattr(PacketTransport, _name, _pass_on(_name))
 
 
 class PacketLoop:
