@@ -129,17 +129,22 @@ class TenantTable:
 
     def show(self) -> tuple[tuple[TenantStats, ...], TenantStats]:
         """Return the named tenants, and all others together."""
-        if self._election is not None:
-            self._name(self._election.hold([self.find_busiest()]))
-        self._file()
+        self._take_in()
         return tuple(counts.show(slug) for slug, counts in self._named.items()), self._others.show("")
 
     def sum_up(self) -> TenantCounts:
-        """Return the counts of all tenants and of no tenant together."""
+        """Return the counts of all tenants and of no tenant together. None of them is ever lower than before."""
+        # A sum of what is filed and what is new would be rounded in another way when that is filed, too.
+        self._take_in()
         total = replace(self._everything)
-        for counts in (self._nobodys, *self._new.values()):
-            total.add(counts)
+        total.add(self._nobodys)
         return total
+
+    def _take_in(self) -> None:
+        """File what is new, under the names that are told now."""
+        if self._election is not None:
+            self._name(self._election.hold([self.find_busiest()]))
+        self._file()
 
     def _name(self, slugs: Iterable[str]) -> None:
         self._named = {slug: self._named.get(slug) or TenantCounts() for slug in slugs}

@@ -5,6 +5,7 @@ from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any
 
 from quart import Quart
+from quart.routing import QuartMap
 from quart.wrappers import Request
 from werkzeug.routing import MapAdapter, Rule
 from werkzeug.sansio.utils import get_host
@@ -30,7 +31,8 @@ def quicken(app: Quart) -> None:
         app.request_class = QuickRequest
     if type(app).ensure_async is Quart.ensure_async:
         _know_coroutines(app)
-    if type(app).create_url_adapter is Quart.create_url_adapter:
+    is_plain = type(app).create_url_adapter is Quart.create_url_adapter and "create_url_adapter" not in vars(app)
+    if is_plain and type(app.url_map) is QuartMap:
         _remember_routes(app)
 
 
@@ -105,7 +107,8 @@ def _remember_routes(app: Quart) -> None:
     def create_url_adapter(request: Any) -> MapAdapter | None:
         if request is None:
             return create(None)  # type: ignore[no-any-return]
-        host = request.scheme, request.host, request.root_path
+        # All that Quart looks at, but for the path, the method and the query.
+        host = app.config["SERVER_NAME"], request.scheme, request.host, request.root_path
         bound = hosts.get(host)
         if bound is None:
             adapter: Any = create(request)
@@ -114,7 +117,7 @@ def _remember_routes(app: Quart) -> None:
             bound = {**vars(adapter), "known": known}
             if len(hosts) >= _MOST_ADDRESSES:
                 hosts.clear()
-            if len(request.host) <= LONGEST_HOST:
+            if len(request.host) <= LONGEST_HOST and len(request.root_path) <= _LONGEST_PATH:
                 hosts[host] = bound
         adapter = _QuickAdapter.__new__(_QuickAdapter)
         vars(adapter).update(

@@ -127,6 +127,20 @@ async def test_header_of_a_view_is_neither_doubled_nor_replaced(database_url: st
     assert_protected(refused.value.response, EVERYWHERE)
 
 
+async def test_header_that_is_added_twice_is_sent_twice(database_url: str) -> None:
+    """Browsers obey all policies of an answer together: a second one must not take the first away."""
+    app = Quart(__name__, host_matching=True, static_folder=None)
+    app.config.update(TENANTS_MIGRATIONS_DIR=REFERENCE_FILES, TENANTS_DATABASE_URL=database_url)
+    tenants = QuartTenants(app)
+    tenants.answer_headers.add({"Content-Security-Policy": "default-src 'self'"})
+    tenants.answer_headers.add({"Content-Security-Policy": "frame-ancestors 'none'"})
+
+    async with app.test_app():
+        answer = await app.test_client().get("/", headers={"Host": "localhost"})
+
+    assert answer.headers.getlist("Content-Security-Policy") == ["default-src 'self'", "frame-ancestors 'none'"]
+
+
 async def test_request_id_is_a_proxys_or_our_own(database_url: str) -> None:
     """A sane id that a trusted proxy has given is kept; strangers' and odd ones are replaced."""
     async with reference_app(database_url, TENANTS_TRUSTED_PROXIES="192.0.2.1") as app:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from quart import Quart
-from quart.routing import QuartRule
+from quart.routing import QuartMap, QuartRule
 from quart.wrappers import Request, Websocket
 from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.datastructures import Headers
@@ -153,13 +153,19 @@ def make_routed_app(*, is_quick: bool) -> Quart:
 
 
 def make_adapter(
-    app: Quart, host: str, path: str, method: str, kind: type[BaseRequestWebsocket] = Request, query: bytes = b""
+    app: Quart,
+    host: str,
+    path: str,
+    method: str,
+    kind: type[BaseRequestWebsocket] = Request,
+    query: bytes = b"",
+    root_path: str = "",
 ) -> Any:
     """Return what *app* finds routes with and builds addresses with, in a request of that address."""
     headers = Headers({"Host": host})
     scope: Any = {"type": "http", "headers": [(b"host", host.encode())]}
     asked: Any = (
-        Request(method, "http", path, query, headers, "", "1.1", scope, send_push_promise=never_push)
+        Request(method, "http", path, query, headers, root_path, "1.1", scope, send_push_promise=never_push)
         if kind is Request
         else Websocket(path, query, "ws", headers, "", "1.1", [], None, None, None, None, scope)  # type: ignore[arg-type]
     )
@@ -248,9 +254,10 @@ def test_strangers_cannot_make_an_app_remember_without_end(monkeypatch: pytest.M
         find_route(app, "b.localhost", f"/files/{number}{'x' * 300}", "GET")
         find_route(app, f"{number}{('.' + 'x' * 60) * 5}.localhost", "/shop/", "GET")
         find_route(app, f"{number}.localhost", "/shop/", "GET")
+        make_adapter(app, "b.localhost", "/shop/", "GET", root_path=f"/{number}{'x' * 300}")
         assert len(known) <= 10
         assert len(hosts) <= 10
-    assert all(len(host) < 300 for _, host, _ in hosts)
+    assert all(len(host) < 300 and len(root_path) < 300 for _, _, host, root_path in hosts)
     assert all(len(address[0]) < 300 and len(address[2]) < 300 for address in known)
 
 
@@ -264,6 +271,44 @@ def test_route_that_is_added_later_is_found() -> None:
     app.add_url_rule("/about", "about")
 
     assert find_route(app, "localhost", "/about", "GET") == ("about", {})
+
+
+def test_app_that_binds_routes_in_a_way_of_its_own_is_left_alone() -> None:
+    """It may look at more than the host, such as at a header, and would be given what another request had."""
+
+    def give_label(adapter: Any, asked: Any) -> Any:
+        adapter.server_name = asked.method
+        return adapter
+
+    class OwnMap(QuartMap):
+        def bind_to_request(self, *arguments: Any) -> Any:
+            """Bind to the method."""
+            return give_label(super().bind_to_request(*arguments), arguments[0])
+
+    class OwnApp(Quart):
+        url_map_class = OwnMap
+
+    mapped, wrapped = OwnApp(__name__, host_matching=True, static_folder=None), make_routed_app(is_quick=False)
+    create: Any = wrapped.create_url_adapter
+    wrapped.create_url_adapter = lambda asked: give_label(create(asked), asked)  # type: ignore[assignment, method-assign]
+
+    for app in (mapped, wrapped):
+        quicken(app)
+        names = [make_adapter(app, "a.localhost", "/shop/", method).server_name for method in ("GET", "PUT", "GET")]
+        assert names == ["GET", "PUT", "GET"]
+
+
+def test_name_of_the_server_may_be_set_later() -> None:
+    """A test may do so between two requests."""
+    app = Quart(__name__, static_folder=None, subdomain_matching=True)
+    app.add_url_rule("/", "customer", subdomain="<name>")
+    app.add_url_rule("/", "root")
+    quicken(app)
+    assert find_route(app, "acme.localhost", "/", "GET")[0] == "root"
+
+    app.config["SERVER_NAME"] = "localhost"
+
+    assert find_route(app, "acme.localhost", "/", "GET") == ("customer", {"name": "acme"})
 
 
 def test_subdomains_have_routes_of_their_own() -> None:

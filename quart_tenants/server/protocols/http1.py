@@ -332,8 +332,7 @@ class RequestStream(HTTPStream):
             is_suppressed = suppress_body(self.scope["method"], int(self.response["status"]))
             await self._protocol.end_answer(b"" if is_suppressed else bytes(message.get("body", b"")))
             self.state = _AFTER
-            if self.config.log.access_logger is not None:
-                await self.config.log.access(self.scope, self.response, time.time() - self.start_time)
+            await self.config.log.access(self.scope, self.response, time.time() - self.start_time)
             await self._protocol.end_request()
         else:
             await super().app_send(message)

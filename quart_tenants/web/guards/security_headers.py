@@ -24,18 +24,21 @@ class SecurityHeaders:
 
     def __init__(self, app: Any, hsts_seconds: int) -> None:
         self._app = app
-        self._plain: dict[bytes, bytes] = {}
+        self._plain: list[tuple[bytes, bytes]] = []
         # Over http anybody could have sent the header, so browsers must ignore HSTS there (RFC 6797, section 8.1).
-        self._secure: dict[bytes, bytes] = {}
+        self._secure: list[tuple[bytes, bytes]] = []
         if hsts_seconds:
-            self._secure[b"strict-transport-security"] = f"max-age={hsts_seconds}".encode()
+            self._secure.append((b"strict-transport-security", f"max-age={hsts_seconds}".encode()))
+        # Of all of them.
+        self._names = {name for name, _ in self._secure}
         self.add(EVERYWHERE)
 
     def add(self, headers: Mapping[str, str]) -> None:
-        """Add *headers* to every answer as well. Call this before the app serves."""
-        more = {name.lower().encode("latin-1"): value.encode("latin-1") for name, value in headers.items()}
-        self._plain |= more
-        self._secure |= more
+        """Add *headers* to every answer as well, beside those of the same names. Call this before the app serves."""
+        more = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self._plain += more
+        self._secure += more
+        self._names.update(name for name, _ in more)
 
     def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
         """Pass the request on, and add the headers to its answer."""
@@ -48,10 +51,10 @@ class SecurityHeaders:
                 start: Any = event
                 start["headers"] = headers = list(start["headers"])
                 present = dict(headers)
-                if wanted.keys().isdisjoint(present):
-                    headers += wanted.items()
+                if self._names.isdisjoint(present):
+                    headers += wanted
                 else:
-                    headers += [header for header in wanted.items() if header[0] not in present]
+                    headers += [header for header in wanted if header[0] not in present]
                 if start["status"] >= _FAILED and b"x-request-id" not in present:
                     request_id = get_request_id(scope)  # type: ignore[arg-type]
                     headers.append((b"x-request-id", request_id.encode("ascii")))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypercorn.logging import Logger
 from hypercorn.protocol.http_stream import HTTPStream
 
 from quart_tenants.server.protocols import connections
@@ -51,6 +52,22 @@ async def test_answer_says_its_date_and_the_end_of_its_connection(app: App) -> N
     assert all(head.count(b"\r\ndate: ") == 1 for head in heads)
     assert [b"\r\nconnection: close" in head.lower() for head in heads] == [False, True]
     assert rest == b""
+
+
+async def test_loggers_of_hypercorn_hear_of_each_request() -> None:
+    """Also where there is no access log: that of Hypercorn for StatsD sends its figures without one."""
+    heard: list[int] = []
+
+    class Listening(Logger):
+        async def access(self, request: Any, response: Any, request_time: float) -> None:
+            """Keep the status."""
+            heard.append(response["status"])
+
+    async with serving(answer_plainly, logger_class=Listening) as served, connected(served.port) as (reader, writer):
+        for _ in range(3):
+            await ask(reader, writer)
+
+    assert heard == [200, 200, 200]
 
 
 async def test_head_does_not_wait_for_a_late_body() -> None:
