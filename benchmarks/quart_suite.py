@@ -42,18 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def clone_tests(folder: Path) -> Path:
     """Return the tests of the installed version of Quart, fetched into *folder*."""
-    command = [
-        "git",
-        "clone",
-        "--quiet",
-        "--depth",
-        "1",
-        "--branch",
-        version("quart"),
-        _REPOSITORY,
-        str(folder / "quart"),
-    ]
-    subprocess.run([*command, _REPOSITORY, folder / "quart"], check=True)
+    command = ["git", "clone", "-q", "--depth", "1", "--branch", version("quart"), _REPOSITORY, str(folder / "quart")]
+    subprocess.run(command, check=True)
     return folder / "quart" / "tests"
 
 
