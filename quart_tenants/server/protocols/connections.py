@@ -192,10 +192,9 @@ class _IdleTimer:
     async def restart(self, *_: object) -> None:
         """Start to wait."""
         self._since = self._connection.loop.time()
-        if self._connection.context.terminated.is_set():
-            self._arm(LAST_REQUEST_ARRIVES_WITHIN)
-        elif self._timer is None:
-            self._arm(self._connection.config.keep_alive_timeout)
+        is_ending = self._connection.context.terminated.is_set()
+        if is_ending or self._timer is None:
+            self._arm(self._get_patience(is_ending))
 
     def note_use(self) -> None:
         """Note that somebody uses the connection again."""
@@ -217,14 +216,15 @@ class _IdleTimer:
         self._timer = None
         if self._since is None:
             return
-        connection = self._connection
-        is_ending = connection.context.terminated.is_set()
-        patience = LAST_REQUEST_ARRIVES_WITHIN if is_ending else connection.config.keep_alive_timeout
-        rest = self._since + patience - connection.loop.time()
+        patience = self._get_patience(self._connection.context.terminated.is_set())
+        rest = self._since + patience - self._connection.loop.time()
         if rest > 0:
             self._arm(rest)
         else:
-            connection.close_soon()
+            self._connection.close_soon()
+
+    def _get_patience(self, is_ending: bool) -> float:
+        return LAST_REQUEST_ARRIVES_WITHIN if is_ending else self._connection.config.keep_alive_timeout
 
 
 def _has_begun(protocol: Http1Protocol | H2Protocol) -> bool:
