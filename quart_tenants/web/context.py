@@ -325,7 +325,7 @@ def _get_known(given: Tenant | str, current: Tenant | None, state: TenantState) 
     # Asked again each time: a websocket or a job may be older than a drop or a new name of its tenant.
     registry = state.registry
     known = registry.get_tenant(parse_slug(given)) if isinstance(given, str) else registry.get_present(given)
-    for expected in (given,) if given is current else (given, current):
+    for expected in (given, current):
         if isinstance(expected, Tenant) and expected.id != known.id:
             raise OtherTenantError(
                 f"a request or job of tenant {expected.slug!r} (number {expected.id}) asked for {known.slug!r}"

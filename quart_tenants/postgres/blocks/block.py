@@ -211,8 +211,6 @@ class Block:
 
     def _has_timed_out(self, error: BaseException | None) -> bool | None:
         """Return whether the server gave no answer in time, or None if nobody knows."""
-        if error is None:
-            return False if self._record.statements else None
         if isinstance(error, DatabaseTimeoutError):
             return True
         if isinstance(error, asyncio.CancelledError):

@@ -38,17 +38,16 @@ class Slots(Generic[T]):
 
     def take(self, preferred: int) -> tuple[int, T | None] | None:
         """Return a slot and its connection, or a slot for which one is to be opened; None if all are taken."""
-        idle, free = self._idle, self._free
-        slot = preferred % self.size
-        for _ in idle:
-            found = idle[slot]
+        size = self.size
+        for number in range(preferred, preferred + size):
+            slot = number % size
+            found = self._idle[slot]
             if found is not None:
-                idle[slot] = None
+                self._idle[slot] = None
                 return slot, found
-            if free[slot]:
-                free[slot] = False
+            if self._free[slot]:
+                self._free[slot] = False
                 return slot, None
-            slot = (slot + 1) % self.size
         return None
 
     async def wait(self, deadline: float) -> tuple[int, T | None]:

@@ -132,8 +132,7 @@ class Registry:
             SchemaBehindError: Its tables, or those that all tenants share, are older than the app needs.
             RegistryStaleError: The registry could not be read for too long.
         """
-        if time.monotonic() - self._read_at > self._settings.registry_max_age:
-            raise _explain_staleness()
+        self._refuse_stale()
         tenant = self._by_slug.get(slug)
         if tenant is None or tenant.suspended:
             raise UnknownTenantError(slug)
@@ -150,8 +149,7 @@ class Registry:
             RegistryStaleError: The registry could not be read for too long.
         """
         # Also if there is none.
-        if self.get_age() > self._settings.registry_max_age:
-            raise _explain_staleness()
+        self._refuse_stale()
         served = []
         for slug in sorted(self._by_slug):
             with contextlib.suppress(UnknownTenantError, SchemaBehindError):
@@ -186,6 +184,10 @@ class Registry:
     def get_age(self) -> float:
         """Return how many seconds ago the registry was read. Something may have changed since."""
         return time.monotonic() - self._read_at
+
+    def _refuse_stale(self) -> None:
+        if self.get_age() > self._settings.registry_max_age:
+            raise RegistryStaleError("the feed of changes could not be read lately")
 
     def find_slug_by_domain(self, domain: str) -> Slug | None:
         """Return the slug of the tenant that owns *domain*, or None. `get_tenant` says whether it may be served."""
@@ -359,7 +361,3 @@ class Registry:
         for slug in former_slugs:
             if self._moved.get(slug, (0, 0.0))[0] == tenant_id:
                 del self._moved[slug]
-
-
-def _explain_staleness() -> RegistryStaleError:
-    return RegistryStaleError("the feed of changes could not be read lately")

@@ -29,8 +29,6 @@ class SecurityHeaders:
         self._secure: list[tuple[bytes, bytes]] = []
         if hsts_seconds:
             self._secure.append((b"strict-transport-security", f"max-age={hsts_seconds}".encode()))
-        # Of all of them.
-        self._names = {name for name, _ in self._secure}
         self.add(EVERYWHERE)
 
     def add(self, headers: Mapping[str, str]) -> None:
@@ -38,7 +36,6 @@ class SecurityHeaders:
         more = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         self._plain += more
         self._secure += more
-        self._names.update(name for name, _ in more)
 
     def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> Awaitable[None]:
         """Pass the request on, and add the headers to its answer."""
@@ -51,10 +48,7 @@ class SecurityHeaders:
                 start: Any = event
                 start["headers"] = headers = list(start["headers"])
                 present = dict(headers)
-                if self._names.isdisjoint(present):
-                    headers += wanted
-                else:
-                    headers += [header for header in wanted if header[0] not in present]
+                headers += [header for header in wanted if header[0] not in present]
                 if start["status"] >= _FAILED and b"x-request-id" not in present:
                     request_id = get_request_id(scope)  # type: ignore[arg-type]
                     headers.append((b"x-request-id", request_id.encode("ascii")))

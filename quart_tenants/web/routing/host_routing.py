@@ -159,11 +159,7 @@ async def enter_tenant() -> Response | None:
     current = see_through(session)
     if isinstance(current, TenantSession):
         await current.ask_if_needed()
-    if for_tenant:
-        # A route has only one of these arguments.
-        del arguments[_TENANT_ARGUMENT]
-        return None
-    for argument in (_APEX_ARGUMENT, _ANY_ARGUMENT, _RESERVED_ARGUMENT):
+    for argument in (_TENANT_ARGUMENT, _APEX_ARGUMENT, _ANY_ARGUMENT, _RESERVED_ARGUMENT):
         arguments.pop(argument, None)
     return None
 

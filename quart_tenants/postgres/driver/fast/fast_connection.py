@@ -437,25 +437,26 @@ class FastConnection(NotingConnection):
         Raises:
             DatabaseUnavailableError: No connection has.
         """
-        if self._state.current is _INTERRUPTED and self._check.must_ask():
+        if self._state.current is _INTERRUPTED:
             await self._make_sure()
         if self._state.current is _INTERRUPTED:
             await self._begin()
         if self._state.current is not _PLANNED:
             return self
         try:
-            if self._check.must_ask():
-                await self._make_sure()
+            await self._make_sure()
             await self._begin()
         except (TimeoutError, *DRIVER_ERRORS):
             return await self._go_elsewhere(reads=False)
         return self
 
     async def _make_sure(self) -> None:
-        """Make sure that the tenant still has its schema. Call it where that is due, before a transaction or after it.
+        """Make sure that the tenant still has its schema. Call it before a transaction of a block, and after it.
 
         Raises the driver's errors, and what the block raises if the tenant has it no longer.
         """
+        if not self._check.must_ask():
+            return
         before = self._state.current
         self._state.move(_READING)
         self._watch.start()
@@ -571,8 +572,7 @@ class FastConnection(NotingConnection):
                 if not isinstance(unfit.__cause__, asyncpg.InvalidSQLStatementNameError):
                     return await self._read_at_once(call, again=True)
                 # Perhaps all prepared statements are gone, those of BEGIN and ROLLBACK among them.
-                if self._check.must_ask():
-                    await self._make_sure()
+                await self._make_sure()
                 await self._begin()
                 return await self._run_call(call)
         except DRIVER_ERRORS:
@@ -596,8 +596,7 @@ class FastConnection(NotingConnection):
         packets = self._packets
         if packets is None:
             raise RuntimeError("a connection without a PacketTransport was taken for a fast one")
-        if self._check.must_ask():
-            await self._make_sure()
+        await self._make_sure()
         statement = shared = None
         tenant, described = self._beginning.tenant, self._described
         if described is not None:
@@ -668,9 +667,8 @@ class FastConnection(NotingConnection):
             self._unreset = tenant.tenant
         elif not fits:
             raise _UnfitStatementError
-        if self._check.must_ask():
-            # The message may have waited on its way for longer than a name rests.
-            await self._make_sure()
+        # The message may have waited on its way for longer than a name rests.
+        await self._make_sure()
         return rows
 
     def _check_path(self) -> None:
